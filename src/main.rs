@@ -1,0 +1,21 @@
+//! `netlink_port`: an Erlang port program that opens AF_NETLINK sockets in other network
+//! namespaces and forwards their datagrams. It speaks `<packet,4>` External Term Format on
+//! standard input and output; docs/protocol.md is the specification.
+
+mod error;
+mod etf;
+mod frame;
+mod netlink;
+mod netns;
+mod options;
+mod protocol;
+mod reactor;
+mod sockets;
+mod start;
+mod sys;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    start::main(std::env::args_os().skip(1))
+}

@@ -1,0 +1,248 @@
+//! One netlink socket: made, bound, tied to the kernel; options; datagrams out and in. netlink(7).
+
+use crate::error::{At, Failure, Stage};
+use crate::netns::{Home, Identity, Target};
+use crate::options::{self, Name, Value};
+use crate::sys;
+use byteorder::{ByteOrder, NativeEndian};
+use nix::errno::Errno;
+use nix::sys::socket::{bind, connect, getsockname, send, sendto, MsgFlags, NetlinkAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// The word of `SO_MEMINFO` that counts dropped datagrams (`SK_MEMINFO_DROPS`,
+/// include/uapi/linux/sock_diag.h).
+const MEMINFO_DROPS: usize = 8;
+
+/// How a socket shall be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Where.
+    pub target: Target,
+    /// `NETLINK_ROUTE` and so on.
+    pub protocol: i32,
+    /// The port id to bind to, 0 for one the kernel picks; `None` for no bind(2).
+    pub bind: Option<u32>,
+    /// Whether processes of user space may speak to it, too.
+    pub user_peers: bool,
+    /// Options set before it is bound, in this order.
+    pub options: Vec<(Name, Value)>,
+}
+
+/// Where a socket really is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The namespace it was opened for.
+    pub identity: Identity,
+    /// `SO_NETNS_COOKIE`, where the kernel has it.
+    pub cookie: Option<u64>,
+    /// Whether the kernel has confirmed the namespace (`SIOCGSKNS`).
+    pub verified: bool,
+}
+
+/// One datagram's story, as the loop needs it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// A datagram lies in the buffer.
+    Datagram(sys::Received),
+    /// It came from user space, and was dropped and counted.
+    Foreign,
+    /// It was longer than the buffer; this is its real length.
+    Truncated(usize),
+    /// Nothing waits any more. This many were lost since the last time, before what comes next.
+    Drained(u32),
+    /// The kernel has begun to drop; what waits is older than the gap.
+    Overrun,
+    /// recvmsg(2) failed.
+    Failed(Errno),
+}
+
+/// A netlink socket.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    place: Place,
+    port_id: u32,
+    user_peers: bool,
+    pktinfo: bool,
+    all_nsid: bool,
+    drops: u32,
+    foreign: u64,
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Socket {
+    /// Makes a socket in its namespace, proves where it is, and sets, binds and connects it.
+    pub fn open(home: &Home, spec: &Spec) -> Result<Self, Failure> {
+        let (fd, identity) = home.visit(&spec.target, || {
+            sys::netlink_socket(spec.protocol).at(Stage::Socket)
+        })?;
+        let place = prove(&fd, identity)?;
+        let mut socket = Self {
+            fd,
+            place,
+            port_id: 0,
+            user_peers: spec.user_peers,
+            pktinfo: false,
+            all_nsid: false,
+            drops: 0,
+            foreign: 0,
+        };
+        for (name, value) in &spec.options {
+            socket.set(*name, value)?;
+        }
+        if let Some(port_id) = spec.bind {
+            socket.bind(port_id, 0)?;
+        }
+        if !socket.user_peers {
+            connect(socket.fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).at(Stage::Connect)?;
+        }
+        socket.port_id = socket.name()?;
+        socket.drops = socket.dropped();
+        Ok(socket)
+    }
+
+    /// `bind(2)`. A socket the kernel has already bound is bound again to its own port id, since a
+    /// second bind to 0 is EINVAL.
+    pub fn bind(&mut self, port_id: u32, groups: u32) -> Result<(), Failure> {
+        let port_id = match port_id {
+            0 => self.name()?,
+            other => other,
+        };
+        bind(self.fd.as_raw_fd(), &NetlinkAddr::new(port_id, groups)).at(Stage::Bind)?;
+        self.port_id = self.name()?;
+        Ok(())
+    }
+
+    /// `getsockname(2)`: the port id the socket is bound to, 0 for none.
+    fn name(&self) -> Result<u32, Failure> {
+        let address: NetlinkAddr = getsockname(self.fd.as_raw_fd()).at(Stage::Info)?;
+        Ok(address.pid())
+    }
+
+    /// `setsockopt(2)` by name.
+    pub fn set(&mut self, name: Name, value: &Value) -> Result<(), Failure> {
+        options::set(&self.fd, name, value)?;
+        let on = *value != Value::Integer(0);
+        match name {
+            Name::Pktinfo => self.pktinfo = on,
+            Name::ListenAllNsid => self.all_nsid = on,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// `getsockopt(2)` by name.
+    pub fn get(&self, name: Name) -> Result<Value, Failure> {
+        match options::get(&self.fd, name) {
+            // Not every kernel lets this one be read back.
+            Err(_) if name == Name::ListenAllNsid => Ok(Value::Integer(self.all_nsid.into())),
+            other => other,
+        }
+    }
+
+    /// `sendmsg(2)` of one datagram to the kernel, or to `peer`.
+    pub fn send(&self, datagram: &[u8], peer: Option<(u32, u32)>) -> Result<(), Failure> {
+        let fd = self.fd.as_raw_fd();
+        let (port_id, groups) = peer.unwrap_or((0, 0));
+        sys::retry(|| {
+            if self.user_peers {
+                let to = NetlinkAddr::new(port_id, groups);
+                sendto(fd, datagram, &to, MsgFlags::empty())
+            } else if (port_id, groups) == (0, 0) {
+                send(fd, datagram, MsgFlags::empty())
+            } else {
+                Err(Errno::EISCONN)
+            }
+        })
+        .map(drop)
+        .at(Stage::Send)
+    }
+
+    /// `recvmsg(2)` of one datagram into `buffer`.
+    pub fn receive(&mut self, buffer: &mut [u8]) -> Arrival {
+        let room = buffer.len();
+        match sys::retry(|| sys::receive(&self.fd, buffer)) {
+            Ok(received) if received.sender != 0 && !self.user_peers => {
+                self.foreign += 1;
+                Arrival::Foreign
+            }
+            Ok(received) if received.length > room => Arrival::Truncated(received.length),
+            Ok(received) => Arrival::Datagram(received),
+            Err(Errno::EAGAIN) => {
+                let dropped = self.dropped();
+                let lost = dropped.wrapping_sub(self.drops);
+                self.drops = dropped;
+                Arrival::Drained(lost)
+            }
+            Err(Errno::ENOBUFS) => Arrival::Overrun,
+            Err(errno) => Arrival::Failed(errno),
+        }
+    }
+
+    /// The kernel's count of datagrams dropped on this socket; it wraps.
+    fn dropped(&self) -> u32 {
+        let mut words = [0; 4 * 16];
+        match sys::getsockopt(&self.fd, libc::SOL_SOCKET, sys::SO_MEMINFO, &mut words) {
+            Ok(length) if length > 4 * MEMINFO_DROPS => words
+                .get(4 * MEMINFO_DROPS..)
+                .map_or(self.drops, NativeEndian::read_u32),
+            _ => self.drops,
+        }
+    }
+
+    /// Whether datagrams are told with metadata: where someone has asked for it, and where the
+    /// sender matters.
+    pub fn metadata(&self) -> bool {
+        self.pktinfo || self.all_nsid || self.user_peers
+    }
+
+    /// Where the socket is.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The port id it is bound to.
+    pub fn port_id(&self) -> u32 {
+        self.port_id
+    }
+
+    /// How many datagrams the kernel has dropped, as far as has been told.
+    pub fn drops(&self) -> u32 {
+        self.drops
+    }
+
+    /// How many datagrams from user space were refused.
+    pub fn foreign(&self) -> u64 {
+        self.foreign
+    }
+}
+
+/// Asks the kernel which namespace a new socket is in. Where it may not tell (EPERM) or cannot
+/// (an old kernel), the socket is taken on trust and says so.
+fn prove(fd: &OwnedFd, wanted: Identity) -> Result<Place, Failure> {
+    let verified = match sys::socket_namespace(fd) {
+        Ok(file) if Identity::of(&file).at(Stage::Info)? == wanted => true,
+        Ok(_) => {
+            return Err(Failure {
+                detail: "opened in another namespace",
+                ..Failure::new(Stage::Socket, Errno::EXDEV)
+            })
+        }
+        Err(Errno::EPERM | Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP) => false,
+        Err(errno) => return Err(Failure::new(Stage::Socket, errno)),
+    };
+    let mut cookie = [0; 8];
+    let cookie = sys::getsockopt(fd, libc::SOL_SOCKET, sys::SO_NETNS_COOKIE, &mut cookie)
+        .ok()
+        .map(|_| NativeEndian::read_u64(&cookie));
+    Ok(Place {
+        identity: wanted,
+        cookie,
+        verified,
+    })
+}

@@ -1,0 +1,171 @@
+//! Network namespaces: finding one, entering it, and coming home. setns(2), network_namespaces(7).
+//!
+//! Invariant: outside [`Home::visit`] the one thread of this program is in its home namespace. A
+//! visit that cannot return ends the program, since every later socket would be in the wrong place.
+
+use crate::error::{At, Exit, Failure, Stage};
+use crate::sys;
+use nix::errno::Errno;
+use nix::fcntl::{open, OFlag};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sched::{setns, CloneFlags};
+use nix::sys::stat::{fstat, Mode};
+use nix::sys::statfs::{fstatfs, FsType};
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// The file system that namespace files live in (`NSFS_MAGIC`, include/uapi/linux/magic.h).
+const NSFS: FsType = FsType(0x6e73_6673);
+/// Longest path the kernel takes, its NUL included (`PATH_MAX`, include/uapi/linux/limits.h).
+const PATH_MAX: usize = 4096;
+
+/// Which namespace a socket shall be opened in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The namespace this program was started in.
+    Host,
+    /// The namespace a file stands for.
+    Path(Vec<u8>),
+    /// The namespace of a process.
+    Pid(i32),
+}
+
+/// What tells two namespaces apart: device and inode number of their file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+impl Identity {
+    /// `fstat(2)` of a namespace file.
+    pub fn of(file: impl AsFd) -> Result<Self, Errno> {
+        let stat = fstat(file)?;
+        Ok(Self {
+            device: stat.st_dev as u64,
+            inode: stat.st_ino as u64,
+        })
+    }
+}
+
+/// The namespace this program was started in, and the way back to it.
+#[derive(Debug)]
+pub struct Home {
+    file: OwnedFd,
+    identity: Identity,
+    may_leave: bool,
+}
+
+impl Home {
+    /// Opens the home namespace and tries the way back. Where setns(2) into home is refused, this
+    /// program never leaves it.
+    pub fn find() -> Result<Self, Errno> {
+        let file = open(
+            "/proc/self/ns/net",
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let identity = Identity::of(&file)?;
+        let may_leave = setns(&file, CloneFlags::CLONE_NEWNET).is_ok();
+        Ok(Self {
+            file,
+            identity,
+            may_leave,
+        })
+    }
+
+    /// The identity of the home namespace.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Whether this program may enter other namespaces at all.
+    pub fn may_leave(&self) -> bool {
+        self.may_leave
+    }
+
+    /// Runs `work` in `target` and comes home. Returns what `work` returned and the identity of
+    /// the namespace it ran in. Ends the program where the way home is closed.
+    pub fn visit<T>(
+        &self,
+        target: &Target,
+        work: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<(T, Identity), Failure> {
+        let file = match target {
+            Target::Host => return Ok((work()?, self.identity)),
+            Target::Path(path) => open_path(path)?,
+            Target::Pid(pid) => open_pid(*pid)?,
+        };
+        let identity = Identity::of(&file).at(Stage::Setns)?;
+        if !self.may_leave {
+            return Err(Failure::new(Stage::Setns, Errno::EPERM));
+        }
+        setns(&file, CloneFlags::CLONE_NEWNET).at(Stage::Setns)?;
+        let result = work();
+        if setns(&self.file, CloneFlags::CLONE_NEWNET).is_err() {
+            sys::exit_now(Exit::LostHome as i32);
+        }
+        Ok((result?, identity))
+    }
+}
+
+/// Opens a namespace file. Nothing but a file of nsfs is ever really opened: a device or a FIFO
+/// named by mistake is looked at through O_PATH alone, so that its driver does not notice.
+fn open_path(path: &[u8]) -> Result<OwnedFd, Failure> {
+    if path.len() >= PATH_MAX {
+        return Err(Failure::new(Stage::Open, Errno::ENAMETOOLONG));
+    }
+    let path = CString::new(path).map_err(|_| Failure::new(Stage::Open, Errno::EINVAL))?;
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let place = sys::retry(|| open(path.as_c_str(), flags, Mode::empty())).at(Stage::Open)?;
+    if fstatfs(&place).at(Stage::Open)?.filesystem_type() != NSFS {
+        return Err(Failure::new(Stage::Setns, Errno::EINVAL));
+    }
+    let again = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    sys::retry(|| open(again.as_str(), flags, Mode::empty())).at(Stage::Open)
+}
+
+/// Opens the network namespace of a process. The pidfd is held across the open: if the process is
+/// still alive afterwards, `/proc/<pid>` was its own all the while and not that of a successor.
+fn open_pid(pid: i32) -> Result<OwnedFd, Failure> {
+    if pid < 1 {
+        return Err(Failure::new(Stage::Open, Errno::ESRCH));
+    }
+    let process = sys::pidfd_open(pid).at(Stage::Open)?;
+    let file = open_path(format!("/proc/{pid}/ns/net").as_bytes());
+    let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    match sys::retry(|| poll(&mut ended, PollTimeout::ZERO)).at(Stage::Open)? {
+        0 => file,
+        _ => Err(Failure::new(Stage::Open, Errno::ESRCH)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_namespace_files_are_opened() {
+        let fails = |path: &[u8]| open_path(path).map(drop).map_err(|f| (f.stage, f.errno));
+        assert_eq!(fails(b"/dev/null"), Err((Stage::Setns, Errno::EINVAL)));
+        assert_eq!(fails(b"/"), Err((Stage::Setns, Errno::EINVAL)));
+        assert_eq!(fails(b""), Err((Stage::Open, Errno::ENOENT)));
+        assert_eq!(fails(b"/nowhere"), Err((Stage::Open, Errno::ENOENT)));
+        assert_eq!(fails(b"/a\0b"), Err((Stage::Open, Errno::EINVAL)));
+        let long = [b'a'; PATH_MAX];
+        assert_eq!(fails(&long), Err((Stage::Open, Errno::ENAMETOOLONG)));
+        assert_eq!(fails(b"/proc/self/ns/net"), Ok(()));
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_esrch() {
+        for pid in [0, -1, i32::MAX] {
+            let failure = open_pid(pid).map(drop);
+            assert_eq!(failure, Err(Failure::new(Stage::Open, Errno::ESRCH)));
+        }
+        assert!(open_pid(std::process::id() as i32).is_ok());
+    }
+}

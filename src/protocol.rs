@@ -1,0 +1,583 @@
+//! Commands and events, to and from terms. docs/protocol.md is the specification; its vectors are
+//! tested here and in Elixir. Pure.
+//!
+//! Frames that carry a datagram have a fixed prefix, so that neither side builds a term for them:
+//!
+//! ```text
+//! send   131 104 4 97 1 98 <ref:32> 98 <handle:32> 109 <length:32> datagram
+//! data   131 104 3 97 1 98 <handle:32> 109 <length:32> datagram
+//! data   131 104 6 97 2 98 <handle:32> 98 <group:32> 98 <nsid:32> 98 <sender:32> 109 <length:32> datagram
+//! ```
+
+use crate::error::Failure;
+use crate::etf::{self, Malformed, Term};
+use crate::frame::HEADER;
+use crate::netlink::{Place, Spec};
+use crate::netns::{Identity, Target};
+use crate::options::{Name, Value};
+use crate::sys::Received;
+use byteorder::{BigEndian, ByteOrder};
+
+/// Version of the protocol; `hello` names it.
+pub const VERSION: u8 = 1;
+/// Length of the fixed prefix of a `send` frame.
+const SEND_PREFIX: usize = 20;
+/// Stands for "not told" where a metadata field of a datagram is absent.
+const ABSENT: i32 = i32::MIN;
+
+/// A socket's name on the wire: never used twice in the life of the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Handle(pub u32);
+
+/// What an answer is matched to its command by. 0 asks for no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reference(pub u32);
+
+/// What standard input may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// Open a socket, with its first window in bytes.
+    Open(Handle, Box<Spec>, u64),
+    /// Close a socket.
+    Close(Handle),
+    /// Bind a socket to a port id and a mask of groups.
+    Bind(Handle, u32, u32),
+    /// Set an option.
+    Set(Handle, Name, Value),
+    /// Read an option.
+    Get(Handle, Name),
+    /// Send a datagram to the kernel.
+    Send(Handle, &'a [u8]),
+    /// Send a datagram to a process of user space: its port id, or a mask of groups.
+    SendTo(Handle, u32, u32, Vec<u8>),
+    /// Tell of one socket.
+    SocketInfo(Handle),
+    /// Tell of the program.
+    Info,
+    /// Raise the window of one socket to this many bytes since it was opened.
+    Grant(Handle, u64),
+    /// Raise the window of the whole program to this many bytes since its start.
+    GrantAll(u64),
+    /// Answer.
+    Ping,
+    /// Answer, and end.
+    Stop,
+}
+
+/// Decodes one frame. A malformed term has no reference to answer to; a term that is no command
+/// has, if its second element is one.
+pub fn parse(frame: &[u8]) -> Result<(Reference, Result<Command<'_>, Failure>), Malformed> {
+    if let Some((reference, handle, datagram)) = parse_send(frame) {
+        return Ok((reference, Ok(Command::Send(handle, datagram))));
+    }
+    let term = etf::decode(frame)?;
+    let elements = etf::as_tuple(&term).unwrap_or_default();
+    let reference = match elements {
+        [name, ..] if etf::as_atom(name) == Some("grant") => None,
+        [_, reference, ..] => unsigned(reference).filter(|value| *value <= i32::MAX as u32),
+        _ => None,
+    };
+    let command = command(elements);
+    Ok((Reference(reference.unwrap_or(0)), command))
+}
+
+/// The fast path of [`parse`]: a `send` frame, whole and exact.
+fn parse_send(frame: &[u8]) -> Option<(Reference, Handle, &[u8])> {
+    let (prefix, datagram) = frame.split_at_checked(SEND_PREFIX)?;
+    match prefix {
+        [131, 104, 4, 97, 1, 98, reference @ .., 98, _, _, _, _, 109, _, _, _, _]
+            if reference.len() == 4 =>
+        {
+            let [.., h0, h1, h2, h3, _, l0, l1, l2, l3] = *prefix else {
+                return None;
+            };
+            let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+            let reference = BigEndian::read_u32(reference);
+            let handle = u32::from_be_bytes([h0, h1, h2, h3]);
+            (length == datagram.len()).then_some((Reference(reference), Handle(handle), datagram))
+        }
+        _ => None,
+    }
+}
+
+fn command<'a>(elements: &[Term]) -> Result<Command<'a>, Failure> {
+    let (name, arguments) = elements
+        .split_first()
+        .ok_or(Failure::protocol("not a tuple"))?;
+    let name = etf::as_atom(name).ok_or(Failure::protocol("no name"))?;
+    let parsed = match (name, arguments) {
+        ("open", [_, handle, target, protocol, bind, user_peers, window, options]) => {
+            open(handle, target, protocol, bind, user_peers, window, options)
+        }
+        ("close", [_, handle]) => handle_of(handle).map(Command::Close),
+        ("bind", [_, handle, port_id, groups]) => (|| {
+            let handle = handle_of(handle)?;
+            Some(Command::Bind(handle, unsigned(port_id)?, unsigned(groups)?))
+        })(),
+        ("set", [_, handle, name, value]) => (|| {
+            let (name, value) = option(name, value)?;
+            Some(Command::Set(handle_of(handle)?, name, value))
+        })(),
+        ("get", [_, handle, name]) => (|| {
+            let name = Name::from_atom(etf::as_atom(name)?)?;
+            Some(Command::Get(handle_of(handle)?, name))
+        })(),
+        ("send_to", [_, handle, port_id, groups, Term::Binary(datagram)]) => (|| {
+            let (handle, port_id) = (handle_of(handle)?, unsigned(port_id)?);
+            let groups = unsigned(groups)?;
+            Some(Command::SendTo(handle, port_id, groups, datagram.clone()))
+        })(),
+        ("info", [_, handle]) => handle_of(handle).map(Command::SocketInfo),
+        ("info", [_]) => Some(Command::Info),
+        ("grant", [handle, bytes]) => {
+            (|| Some(Command::Grant(handle_of(handle)?, window_of(bytes)?)))()
+        }
+        ("grant", [bytes]) => window_of(bytes).map(Command::GrantAll),
+        ("ping", [_]) => Some(Command::Ping),
+        ("stop", [_]) => Some(Command::Stop),
+        _ => return Err(Failure::protocol("unknown command")),
+    };
+    parsed.ok_or(Failure::protocol("wrong argument"))
+}
+
+fn open<'a>(
+    handle: &Term,
+    target: &Term,
+    protocol: &Term,
+    bind: &Term,
+    user_peers: &Term,
+    window: &Term,
+    options: &Term,
+) -> Option<Command<'a>> {
+    let bind = match etf::as_atom(bind) {
+        Some("false") => None,
+        Some(_) => return None,
+        None => Some(unsigned(bind)?),
+    };
+    let spec = Spec {
+        target: target_of(target)?,
+        protocol: i32::try_from(etf::as_integer(protocol)?).ok()?,
+        bind,
+        user_peers: boolean(user_peers)?,
+        options: options_of(options)?,
+    };
+    let window = window_of(window)?;
+    Some(Command::Open(handle_of(handle)?, Box::new(spec), window))
+}
+
+fn target_of(term: &Term) -> Option<Target> {
+    match etf::as_tuple(term) {
+        None => (etf::as_atom(term)? == "host").then_some(Target::Host),
+        Some([kind, Term::Binary(path)]) if etf::as_atom(kind) == Some("path") => {
+            Some(Target::Path(path.clone()))
+        }
+        Some([kind, pid]) if etf::as_atom(kind) == Some("pid") => {
+            let pid = i32::try_from(etf::as_integer(pid)?).ok()?;
+            Some(Target::Pid(pid))
+        }
+        Some(_) => None,
+    }
+}
+
+fn options_of(term: &Term) -> Option<Vec<(Name, Value)>> {
+    match term {
+        Term::Nil => Some(Vec::new()),
+        Term::List(pairs) => pairs
+            .iter()
+            .map(|pair| match etf::as_tuple(pair)? {
+                [name, value] => option(name, value),
+                _ => None,
+            })
+            .collect(),
+        _ => None,
+    }
+}
+
+fn option(name: &Term, value: &Term) -> Option<(Name, Value)> {
+    let value = match value {
+        Term::Binary(program) => Value::Program(program.clone()),
+        other => match etf::as_atom(other) {
+            Some(_) => Value::Integer(boolean(other)?.into()),
+            None => Value::Integer(unsigned(other)?),
+        },
+    };
+    Some((Name::from_atom(etf::as_atom(name)?)?, value))
+}
+
+fn boolean(term: &Term) -> Option<bool> {
+    match etf::as_atom(term)? {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
+}
+
+fn unsigned(term: &Term) -> Option<u32> {
+    u32::try_from(etf::as_integer(term)?).ok()
+}
+
+fn handle_of(term: &Term) -> Option<Handle> {
+    let handle = unsigned(term)?;
+    (handle <= i32::MAX as u32).then_some(Handle(handle))
+}
+
+fn window_of(term: &Term) -> Option<u64> {
+    u64::try_from(etf::as_integer(term)?).ok()
+}
+
+/// Answers a command that has succeeded.
+pub fn ok(reference: Reference, value: Option<Term>) -> Vec<u8> {
+    let mut elements = vec![etf::atom("ok"), etf::integer(reference.0)];
+    elements.extend(value);
+    etf::encode(etf::tuple(elements))
+}
+
+/// Answers a command that has failed.
+pub fn error(reference: Reference, failure: &Failure) -> Vec<u8> {
+    etf::encode(etf::tuple(vec![
+        etf::atom("error"),
+        etf::integer(reference.0),
+        etf::atom(failure.stage.atom()),
+        etf::integer(failure.errno as i32),
+        etf::binary(failure.detail.as_bytes()),
+    ]))
+}
+
+/// Tells that something failed on a socket without a command that waits for it. `length` is the
+/// real length of a datagram that was cut, 0 otherwise.
+pub fn failed(handle: Handle, failure: &Failure, length: usize) -> Vec<u8> {
+    etf::encode(etf::tuple(vec![
+        etf::atom("failed"),
+        etf::integer(handle.0),
+        etf::atom(failure.stage.atom()),
+        etf::integer(failure.errno as i32),
+        etf::integer(length as u64),
+    ]))
+}
+
+/// Tells how many datagrams a socket has lost before the next one.
+pub fn overrun(handle: Handle, dropped: u32) -> Vec<u8> {
+    etf::encode(etf::tuple(vec![
+        etf::atom("overrun"),
+        etf::integer(handle.0),
+        etf::integer(dropped),
+    ]))
+}
+
+/// Tells of a frame that is no term of this protocol.
+pub fn malformed(reason: Malformed) -> Vec<u8> {
+    etf::encode(etf::tuple(vec![
+        etf::atom("malformed"),
+        etf::atom(reason.atom()),
+    ]))
+}
+
+/// What the first frame says of the program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Its process id.
+    pub os_pid: u32,
+    /// Its home namespace.
+    pub home: Identity,
+    /// Whether it can enter other namespaces.
+    pub may_leave: bool,
+    /// Its effective capabilities, by number, capability.h.
+    pub capabilities: Vec<u8>,
+    /// The longest frame it takes.
+    pub max_frame: usize,
+    /// How many descriptors it may have open.
+    pub max_fds: u64,
+}
+
+/// The first frame.
+pub fn hello(hello: &Hello) -> Vec<u8> {
+    let capabilities = hello.capabilities.iter().map(|c| etf::integer(*c));
+    etf::encode(etf::tuple(vec![
+        etf::atom("hello"),
+        etf::integer(VERSION),
+        etf::list(vec![
+            property("program", etf::binary(env!("CARGO_PKG_VERSION").as_bytes())),
+            property("os_pid", etf::integer(hello.os_pid)),
+            property("home", identity(hello.home)),
+            property("may_leave", etf::boolean(hello.may_leave)),
+            property("capabilities", etf::list(capabilities.collect())),
+            property("max_frame", etf::integer(hello.max_frame as u64)),
+            property("max_fds", etf::integer(hello.max_fds)),
+        ]),
+    ]))
+}
+
+/// One property of a list of properties.
+pub fn property(name: &str, value: Term) -> Term {
+    etf::tuple(vec![etf::atom(name), value])
+}
+
+/// A namespace, as `{Device, Inode}`.
+pub fn identity(identity: Identity) -> Term {
+    let Identity { device, inode } = identity;
+    etf::tuple(vec![etf::integer(device), etf::integer(inode)])
+}
+
+/// Where a socket is, as properties.
+pub fn place(place: Place) -> Vec<Term> {
+    let cookie = place.cookie.map_or_else(|| etf::atom("nil"), etf::integer);
+    vec![
+        property("namespace", identity(place.identity)),
+        property("cookie", cookie),
+        property("verified", etf::boolean(place.verified)),
+    ]
+}
+
+/// The value of an option, as a term.
+pub fn value(value: Value) -> Term {
+    match value {
+        Value::Integer(value) => etf::integer(value),
+        Value::Program(program) => etf::binary(&program),
+        Value::Groups(groups) => etf::list(groups.into_iter().map(etf::integer).collect()),
+    }
+}
+
+/// The prefix of a frame that carries a datagram, the frame's header included.
+#[derive(Debug)]
+pub struct Prefix {
+    bytes: [u8; Self::METADATA],
+    length: usize,
+}
+
+impl Prefix {
+    /// Length of the prefix without metadata.
+    pub const PLAIN: usize = HEADER + 15;
+    /// Length of the prefix with metadata.
+    pub const METADATA: usize = HEADER + 30;
+
+    /// The length the prefix will have.
+    pub fn length(metadata: bool) -> usize {
+        if metadata {
+            Self::METADATA
+        } else {
+            Self::PLAIN
+        }
+    }
+
+    /// The prefix of one datagram.
+    pub fn of(handle: Handle, metadata: bool, received: &Received) -> Self {
+        let mut prefix = Self {
+            bytes: [0; Self::METADATA],
+            length: 0,
+        };
+        let total = Self::length(metadata) - HEADER + received.length;
+        prefix.put(&(total as u32).to_be_bytes());
+        if metadata {
+            prefix.put(&[131, 104, 6, 97, 2]);
+        } else {
+            prefix.put(&[131, 104, 3, 97, 1]);
+        }
+        prefix.put_integer(handle.0 as i32);
+        if metadata {
+            prefix.put_integer(received.group.map_or(ABSENT, |group| group as i32));
+            prefix.put_integer(received.nsid.unwrap_or(ABSENT));
+            prefix.put_integer(received.sender as i32);
+        }
+        prefix.put(&[109]);
+        prefix.put(&(received.length as u32).to_be_bytes());
+        prefix
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+
+    fn put_integer(&mut self, value: i32) {
+        self.put(&[98]);
+        self.put(&value.to_be_bytes());
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        let end = self.length + bytes.len();
+        if let Some(room) = self.bytes.get_mut(self.length..end) {
+            room.copy_from_slice(bytes);
+            self.length = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Stage;
+    use nix::errno::Errno;
+
+    /// The vectors of docs/vectors.txt: `name: hex`, one a line.
+    fn vector(wanted: &str) -> Vec<u8> {
+        let line = include_str!("../docs/vectors.txt")
+            .lines()
+            .find_map(|line| line.strip_prefix(wanted)?.strip_prefix(':'))
+            .unwrap_or_else(|| panic!("no vector {wanted}"));
+        let digits: Vec<u8> = line.bytes().filter(u8::is_ascii_hexdigit).collect();
+        let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16);
+        digits.chunks(2).map(|p| pair(p).unwrap()).collect()
+    }
+
+    fn parsed(name: &str, reference: u32, expected: Command<'_>) {
+        let frame = vector(name);
+        let answer = parse(&frame).unwrap();
+        assert_eq!(answer, (Reference(reference), Ok(expected)), "{name}");
+    }
+
+    #[test]
+    fn commands_match_their_vectors() {
+        let spec = Spec {
+            target: Target::Path(b"/run/netns/blue".to_vec()),
+            protocol: 0,
+            bind: Some(0),
+            user_peers: false,
+            options: vec![
+                (Name::ExtAck, Value::Integer(1)),
+                (Name::AddMembership, Value::Integer(33)),
+                (Name::Filter, Value::Program(vec![0, 6, 0, 0, 0, 4, 0, 0])),
+            ],
+        };
+        parsed(
+            "open path",
+            1,
+            Command::Open(Handle(7), Box::new(spec.clone()), 1 << 20),
+        );
+        let spec = Spec {
+            target: Target::Pid(4242),
+            protocol: 16,
+            bind: None,
+            user_peers: true,
+            options: vec![],
+        };
+        parsed(
+            "open pid",
+            2,
+            Command::Open(Handle(8), Box::new(spec.clone()), 1 << 40),
+        );
+        let spec = Spec {
+            target: Target::Host,
+            bind: Some(0xFFFF_FFFF),
+            protocol: -1,
+            user_peers: false,
+            ..spec
+        };
+        parsed("open host", 3, Command::Open(Handle(9), Box::new(spec), 0));
+        parsed("close", 4, Command::Close(Handle(7)));
+        parsed("bind", 5, Command::Bind(Handle(7), 0, 0x8000_0001));
+        parsed(
+            "set",
+            6,
+            Command::Set(Handle(7), Name::Rcvbuf, Value::Integer(1 << 20)),
+        );
+        parsed("get", 7, Command::Get(Handle(7), Name::Memberships));
+        parsed("send", 0, Command::Send(Handle(7), b"\x00\x01\x02\xff"));
+        parsed(
+            "send answered",
+            0x7FFF_FFFF,
+            Command::Send(Handle(0x7FFF_FFFF), b""),
+        );
+        parsed(
+            "send_to",
+            8,
+            Command::SendTo(Handle(7), 0, 1, b"hi".to_vec()),
+        );
+        parsed("info socket", 9, Command::SocketInfo(Handle(7)));
+        parsed("info", 10, Command::Info);
+        parsed("grant", 0, Command::Grant(Handle(7), 1 << 33));
+        parsed("grant all", 0, Command::GrantAll(1 << 23));
+        parsed("ping", 11, Command::Ping);
+        parsed("stop", 12, Command::Stop);
+    }
+
+    #[test]
+    fn events_match_their_vectors() {
+        let failure = Failure {
+            stage: Stage::Setsockopt,
+            errno: Errno::EPERM,
+            detail: "listen_all_nsid",
+        };
+        let reference = Reference(300);
+        assert_eq!(ok(reference, None), vector("ok"));
+        let listed = value(Value::Groups(vec![1, 33, 70_000]));
+        assert_eq!(ok(reference, Some(listed)), vector("ok groups"));
+        assert_eq!(error(reference, &failure), vector("error"));
+        let failure = Failure::new(Stage::Recv, Errno::EMSGSIZE);
+        assert_eq!(failed(Handle(7), &failure, 5_000_000), vector("failed"));
+        assert_eq!(overrun(Handle(7), 3_000_000_000), vector("overrun"));
+        assert_eq!(malformed(Malformed::Tag), vector("malformed"));
+    }
+
+    #[test]
+    fn datagrams_match_their_vectors() {
+        let received = Received {
+            length: 4,
+            sender: 0,
+            group: None,
+            nsid: None,
+        };
+        let frame = |metadata, received: &Received| {
+            let mut frame = Prefix::of(Handle(7), metadata, received).bytes().to_vec();
+            assert_eq!(frame.len(), Prefix::length(metadata));
+            frame.extend(b"\x00\x01\x02\xff");
+            frame.split_off(HEADER)
+        };
+        assert_eq!(frame(false, &received), vector("data"));
+        assert_eq!(frame(true, &received), vector("data metadata absent"));
+        let received = Received {
+            length: 4,
+            sender: 0xFFFF_FFFE,
+            group: Some(33),
+            nsid: Some(-1),
+        };
+        assert_eq!(frame(true, &received), vector("data metadata"));
+    }
+
+    #[test]
+    fn hello_matches_its_vector() {
+        let told = hello(&Hello {
+            os_pid: 4242,
+            home: Identity {
+                device: 4,
+                inode: 4_026_531_840,
+            },
+            may_leave: true,
+            capabilities: vec![12, 21],
+            max_frame: 16_777_280,
+            max_fds: 1024,
+        });
+        assert_eq!(told, vector("hello"));
+    }
+
+    #[test]
+    fn what_is_no_command_is_refused_with_its_reference() {
+        let refused = |term: Term| {
+            let frame = etf::encode(term);
+            let (reference, outcome) = parse(&frame).unwrap();
+            (reference.0, outcome.unwrap_err().detail)
+        };
+        let named = |name, rest: Vec<Term>| {
+            let mut elements = vec![etf::atom(name), etf::integer(5)];
+            elements.extend(rest);
+            etf::tuple(elements)
+        };
+        assert_eq!(refused(etf::integer(1)), (0, "not a tuple"));
+        assert_eq!(refused(etf::tuple(vec![])), (0, "not a tuple"));
+        assert_eq!(refused(named("dance", vec![])), (5, "unknown command"));
+        assert_eq!(refused(named("close", vec![])), (5, "unknown command"));
+        let too_large = vec![etf::integer(1_u64 << 31)];
+        assert_eq!(refused(named("close", too_large)), (5, "wrong argument"));
+        let unknown = vec![etf::integer(7), etf::atom("frobnicate"), etf::integer(1)];
+        assert_eq!(refused(named("set", unknown)), (5, "wrong argument"));
+    }
+
+    #[test]
+    fn a_send_frame_with_a_wrong_length_is_no_send() {
+        let mut frame = vector("send");
+        frame.pop();
+        assert_eq!(parse(&frame), Err(Malformed::Truncated));
+        let mut frame = vector("send");
+        frame.push(0);
+        assert_eq!(parse(&frame), Err(Malformed::Trailing));
+    }
+}

@@ -1,0 +1,157 @@
+//! Start-up: the command line, the private wire, limits and signals, and the way into the loop.
+//! Only here may anything be printed: after [`reactor::Reactor::run`] begins, standard error could
+//! be a full pipe.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use crate::error::{Exit, Fatal, EXIT_CODES};
+use crate::frame::MAX_FRAME;
+use crate::netns::Home;
+use crate::protocol::{self, Hello};
+use crate::reactor::{Reactor, Wire};
+use crate::sys;
+use nix::errno::Errno;
+use nix::fcntl::{fcntl, open, FcntlArg, OFlag};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{getrlimit, setrlimit, Resource};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::{dup2_stdin, dup2_stdout, pipe};
+use std::ffi::OsString;
+use std::io::{stderr, stdin, stdout, IsTerminal, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+/// Size the pipes to the VM are given, in bytes: the most an ordinary user may ask for.
+const PIPE: i32 = 1 << 20;
+
+/// The whole program: from its arguments to its exit code.
+pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let exit = match (arguments.next(), arguments.next()) {
+        (None, _) => port(),
+        (Some(flag), None) if flag == "--help" || flag == "-h" => {
+            print!("{}", help());
+            Exit::Done
+        }
+        (Some(flag), None) if flag == "--version" || flag == "-V" => {
+            println!("netlink_port {}", env!("CARGO_PKG_VERSION"));
+            Exit::Done
+        }
+        (Some(flag), _) => {
+            eprintln!("netlink_port: unknown argument {flag:?}; try --help");
+            Exit::Usage
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn help() -> String {
+    let mut text = format!(
+        "netlink_port {}\n\n\
+         AF_NETLINK sockets in other network namespaces, for Erlang and Elixir.\n\n\
+         This program is started by NetlinkPort.start_link/1 as an Erlang port and speaks\n\
+         <packet,4> External Term Format (protocol {}) on standard input and output. It ends\n\
+         when its standard input does. To enter namespaces it needs CAP_SYS_ADMIN; to change\n\
+         anything there, CAP_NET_ADMIN.\n\n\
+         usage: netlink_port [--help | --version]\n\n\
+         exit codes:\n",
+        env!("CARGO_PKG_VERSION"),
+        protocol::VERSION
+    );
+    for (exit, meaning) in EXIT_CODES {
+        text.push_str(&format!("  {:>2}  {meaning}\n", exit as u8));
+    }
+    text
+}
+
+/// Runs as a port.
+fn port() -> Exit {
+    if stdin().is_terminal() || stdout().is_terminal() {
+        eprintln!(
+            "netlink_port: this is an Erlang port program, to be started by \
+             NetlinkPort.start_link/1 in Elixir and not by hand; try --help"
+        );
+        return Exit::Usage;
+    }
+    end_on_panic();
+    match prepare() {
+        Ok(mut reactor) => reactor.run(),
+        Err(fatal) => {
+            eprintln!("netlink_port: {fatal}");
+            fatal.exit
+        }
+    }
+}
+
+/// A panic is a bug. It ends the program by a named exit code, after one line to standard error
+/// if that takes it without waiting.
+fn end_on_panic() {
+    use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+    std::panic::set_hook(Box::new(|info| {
+        let stderr = stderr();
+        let mut writable = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        if poll(&mut writable, PollTimeout::ZERO) == Ok(1) {
+            let _ = writeln!(stderr.lock(), "netlink_port: bug: {info}");
+        }
+        sys::exit_now(Exit::Software as i32);
+    }));
+}
+
+fn prepare() -> Result<Reactor, Fatal> {
+    let wire = take_wire()?;
+    sys::ignore_signals();
+    set_pdeathsig(Signal::SIGKILL).map_err(Fatal::system("prctl(PR_SET_PDEATHSIG)"))?;
+    let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
+    let home = Home::find().map_err(Fatal::system("cannot open /proc/self/ns/net"))?;
+    let hello = protocol::hello(&Hello {
+        os_pid: std::process::id(),
+        home: home.identity(),
+        may_leave: home.may_leave(),
+        capabilities: capabilities(),
+        max_frame: MAX_FRAME,
+        max_fds,
+    });
+    Reactor::new(wire, home, &hello)
+}
+
+/// Moves the two pipes off descriptors 0 and 1, so that nothing but the loop can reach them: four
+/// stray bytes on the wire would be a length to the VM.
+fn take_wire() -> Result<Wire, Fatal> {
+    let system = Fatal::system;
+    let private = |fd: std::os::fd::BorrowedFd<'_>| {
+        fd.try_clone_to_owned()
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+    };
+    let input = private(stdin().as_fd()).map_err(system("standard input"))?;
+    let output = private(stdout().as_fd()).map_err(system("standard output"))?;
+    dup2_stdin(nothing().map_err(system("/dev/null"))?).map_err(system("dup2"))?;
+    dup2_stdout(stderr()).map_err(system("dup2"))?;
+    for pipe in [&input, &output] {
+        // Only a request: pipes of a user over the limit, and sockets, stay as they are.
+        let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
+        let flags = fcntl(pipe, FcntlArg::F_GETFL).map_err(system("fcntl(F_GETFL)"))?;
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+        fcntl(pipe, FcntlArg::F_SETFL(flags)).map_err(system("fcntl(F_SETFL)"))?;
+    }
+    Ok(Wire { input, output })
+}
+
+/// A descriptor that reads as empty: /dev/null, or where there is none a pipe nobody writes to.
+fn nothing() -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    open("/dev/null", flags, Mode::empty()).or_else(|_| pipe().map(|(reader, _)| reader))
+}
+
+/// Raises the soft limit of descriptors to the hard one.
+fn raise_fd_limit() -> Result<u64, Errno> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+/// The numbers of the effective capabilities; none where they cannot be read.
+fn capabilities() -> Vec<u8> {
+    let held = caps::read(None, caps::CapSet::Effective).unwrap_or_default();
+    let mut numbers: Vec<u8> = held.into_iter().map(|c| c.index()).collect();
+    numbers.sort_unstable();
+    numbers
+}

@@ -1,0 +1,231 @@
+//! The system calls that no crate wraps in the form needed here, and all of the program's `unsafe`.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use std::mem::{size_of, MaybeUninit};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+/// `SO_MEMINFO` of include/uapi/asm-generic/socket.h.
+pub const SO_MEMINFO: i32 = 55;
+/// `SO_NETNS_COOKIE` of include/uapi/asm-generic/socket.h.
+pub const SO_NETNS_COOKIE: i32 = 71;
+/// `SIOCGSKNS` of include/uapi/linux/sockios.h.
+const SIOCGSKNS: libc::Ioctl = 0x894C;
+/// `NETLINK_LISTEN_ALL_NSID`, also the type of the control message that carries the nsid.
+const NETLINK_LISTEN_ALL_NSID: i32 = 8;
+
+/// Calls `call` again for as long as a signal interrupts it.
+pub fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Takes ownership of a descriptor that a system call has just returned.
+fn owned(fd: libc::c_long) -> Result<OwnedFd, Errno> {
+    let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: every caller passes the return value of a call that creates a descriptor; it is not
+    // negative (checked above), open, and known to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol)`, netlink(7). Unlike
+/// nix's, it takes any protocol number.
+pub fn netlink_socket(protocol: i32) -> Result<OwnedFd, Errno> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket(2) takes integers alone.
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) };
+    owned(fd.into())
+}
+
+/// `pidfd_open(pid, 0)`, pidfd_open(2).
+pub fn pidfd_open(pid: libc::pid_t) -> Result<OwnedFd, Errno> {
+    // SAFETY: pidfd_open(2) takes integers alone.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    owned(fd)
+}
+
+/// `ioctl(fd, SIOCGSKNS)`: a descriptor of the network namespace a socket is in. Needs
+/// CAP_NET_ADMIN over that namespace.
+pub fn socket_namespace(socket: impl AsFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: this ioctl has no argument.
+    let fd = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) };
+    owned(fd.into())
+}
+
+/// `setsockopt(2)` with the bytes of the option's value.
+pub fn setsockopt(socket: impl AsFd, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: `value` is readable for `length` bytes, which is its own length.
+    let done = unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), length) };
+    Errno::result(done).map(drop)
+}
+
+/// `getsockopt(2)` into `value`; returns the length the kernel reports, which for lists may be
+/// more than there was room for.
+pub fn getsockopt(
+    socket: impl AsFd,
+    level: i32,
+    name: i32,
+    value: &mut [u8],
+) -> Result<usize, Errno> {
+    let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: `value` is writable for `length` bytes, which is its own length, and `length` is a
+    // socklen_t of this frame.
+    let done = unsafe { libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &mut length) };
+    Errno::result(done)?;
+    Ok(length as usize)
+}
+
+/// `setsockopt(SOL_SOCKET, SO_ATTACH_FILTER)` with a classic BPF program, socket(7).
+pub fn attach_filter(socket: impl AsFd, program: &mut [libc::sock_filter]) -> Result<(), Errno> {
+    let prog = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?,
+        filter: program.as_mut_ptr(),
+    };
+    let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: `prog` points to `prog.len` instructions of `program`, which outlives the call; the
+    // kernel copies them.
+    let done = unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            ptr::from_ref(&prog).cast(),
+            length,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+/// `getsockopt(SOL_SOCKET, SO_GET_FILTER)`: the attached classic BPF program, empty without one.
+/// The length of this option counts instructions, not bytes.
+pub fn attached_filter(socket: impl AsFd) -> Result<Vec<libc::sock_filter>, Errno> {
+    let fd = socket.as_fd().as_raw_fd();
+    let mut count: libc::socklen_t = 0;
+    // SAFETY: with a length of 0 the kernel only stores the number of instructions in `count`.
+    let done = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_GET_FILTER,
+            ptr::null_mut(),
+            &mut count,
+        )
+    };
+    Errno::result(done)?;
+    let empty = libc::sock_filter {
+        code: 0,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    };
+    let mut program = vec![empty; count as usize];
+    if !program.is_empty() {
+        // SAFETY: `program` has room for `count` instructions, the unit this option counts in.
+        let done = unsafe {
+            libc::getsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_GET_FILTER,
+                program.as_mut_ptr().cast(),
+                &mut count,
+            )
+        };
+        Errno::result(done)?;
+    }
+    Ok(program)
+}
+
+/// What recvmsg(2) tells of one datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// The datagram's real length, also where it did not fit.
+    pub length: usize,
+    /// The sender's port id; 0 is the kernel.
+    pub sender: u32,
+    /// The multicast group, with NETLINK_PKTINFO on; 0 for unicast.
+    pub group: Option<u32>,
+    /// The namespace id of the origin, with NETLINK_LISTEN_ALL_NSID on, where it is not our own.
+    pub nsid: Option<i32>,
+}
+
+/// Room for the control messages of one datagram, aligned as CMSG_FIRSTHDR(3) wants it.
+#[repr(C, align(8))]
+struct Control([u8; 128]);
+
+/// `recvmsg(fd, …, MSG_TRUNC)`: one datagram into `buffer`, with its sender and its control
+/// messages. A datagram longer than `buffer` is cut, and `length` says by how much.
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
+    let fd = socket.as_fd().as_raw_fd();
+    let mut sender = MaybeUninit::<libc::sockaddr_nl>::zeroed();
+    let mut control = Control([0; 128]);
+    let mut vector = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: all zeroes is a valid msghdr: null pointers with lengths of 0.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_name = sender.as_mut_ptr().cast();
+    message.msg_namelen = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    message.msg_iov = &mut vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = control.0.len() as _;
+    // SAFETY: `message` points to the sender, the vector over `buffer` and the control room of
+    // this frame, each with its own length.
+    let length = unsafe { libc::recvmsg(fd, &mut message, libc::MSG_TRUNC) };
+    let length = usize::try_from(Errno::result(length)?).map_err(|_| Errno::EIO)?;
+    // SAFETY: it was zeroed, and all zeroes is a valid sockaddr_nl; the kernel only adds to it.
+    let sender = unsafe { sender.assume_init() };
+    let mut received = Received {
+        length,
+        sender: sender.nl_pid,
+        group: None,
+        nsid: None,
+    };
+    // SAFETY: `message` describes the control room that recvmsg(2) has filled.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&message) };
+    while !header.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return null or an aligned header within the room.
+        let cmsg = unsafe { ptr::read_unaligned(header) };
+        // SAFETY: `header` is a header within the room, as above.
+        let data = unsafe { libc::CMSG_DATA(header) };
+        // SAFETY: it takes an integer alone.
+        let wanted = unsafe { libc::CMSG_LEN(4) };
+        if cmsg.cmsg_level == libc::SOL_NETLINK && cmsg.cmsg_len as usize >= wanted as usize {
+            // SAFETY: the header says that four bytes of data follow it in the room.
+            let word = unsafe { ptr::read_unaligned(data.cast::<u32>()) };
+            match cmsg.cmsg_type {
+                libc::NETLINK_PKTINFO => received.group = Some(word),
+                NETLINK_LISTEN_ALL_NSID => received.nsid = Some(word as i32),
+                _ => {}
+            }
+        }
+        // SAFETY: `message` and `header` are those of this loop.
+        header = unsafe { libc::CMSG_NXTHDR(&message, header) };
+    }
+    Ok(received)
+}
+
+/// Ignores SIGTERM, SIGINT, SIGHUP and SIGPIPE, signal(7). Init systems and terminals signal the
+/// whole group; this program ends when its standard input does.
+pub fn ignore_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE] {
+        // SAFETY: SIG_IGN installs no handler, so no code of ours runs in signal context.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// `_exit(2)`: ends at once, without destructors, output or unwinding.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) takes an integer and does not return.
+    unsafe { libc::_exit(code) }
+}
