@@ -24,7 +24,7 @@ pub struct Spec {
     pub bind: Option<u32>,
     /// Whether processes of user space may speak to it, too.
     pub user_peers: bool,
-    /// Options set before it is bound, in this order.
+    /// Options set after it is bound, in this order.
     pub options: Vec<(Name, Value)>,
 }
 
@@ -76,7 +76,7 @@ impl AsFd for Socket {
 }
 
 impl Socket {
-    /// Makes a socket in its namespace, proves where it is, and sets, binds and connects it.
+    /// Makes a socket in its namespace, proves where it is, and binds, connects and sets it up.
     pub fn open(home: &Home, spec: &Spec) -> Result<Self, Failure> {
         let (fd, identity) = home.visit(&spec.target, || {
             sys::netlink_socket(spec.protocol).at(Stage::Socket)
@@ -92,9 +92,6 @@ impl Socket {
             drops: 0,
             foreign: 0,
         };
-        for (name, value) in &spec.options {
-            socket.set(*name, value)?;
-        }
         if let Some(port_id) = spec.bind {
             socket.bind(port_id, 0)?;
         }
@@ -102,6 +99,10 @@ impl Socket {
             connect(socket.fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).at(Stage::Connect)?;
         }
         socket.port_id = socket.name()?;
+        // After bind(2), which would take back the memberships.
+        for (name, value) in &spec.options {
+            socket.set(*name, value)?;
+        }
         socket.drops = socket.dropped();
         Ok(socket)
     }

@@ -1,0 +1,470 @@
+defmodule NetlinkPort do
+  @moduledoc """
+  AF_NETLINK sockets in other network namespaces, out of the VM.
+
+  A `NetlinkPort` is a supervised process that owns a helper, a small Rust program. The helper enters
+  namespaces, holds the sockets and forwards datagrams; the VM needs no privileges, runs no native
+  code, and never has a thread in the wrong namespace. Add one to a supervision tree:
+
+      children = [{NetlinkPort, name: MyApp.Netlink}]
+
+  and open sockets, as many as are needed, in any namespace:
+
+      {:ok, socket} = NetlinkPort.open(MyApp.Netlink, :route, netns: {:name, "blue"}, groups: [1])
+
+      receive do
+        {:netlink, ^socket, datagram} -> datagram
+      end
+
+  Datagrams are binaries as the kernel writes them, one or more messages each (netlink(7)); this
+  module moves them and does not look inside.
+
+  ## Messages to the owner
+
+  The process that opens a socket owns it, unless `owner:` names another. While the socket is active
+  (see `setopts/2`) its owner is sent:
+
+    * `{:netlink, socket, datagram}`, and with `pktinfo`, `listen_all_nsid` or `user_peers` on
+      `{:netlink, socket, datagram, metadata}`, see `t:metadata/0`;
+    * `{:netlink_passive, socket}` when a count of `active` has run out;
+    * `{:netlink_overrun, socket, dropped}` when the kernel has dropped that many datagrams, after
+      everything older than the gap;
+    * `{:netlink_error, socket, error}` when a `send/3` has failed after it returned, or the kernel
+      has reported an error on the socket;
+    * `{:netlink_closed, socket, reason}` once, active or not, when the helper or its server has
+      ended. See `t:closed_reason/0`.
+
+  Errors and overruns use up neither `:once` nor a count. On a passive socket `recv/2` returns them, in
+  the same order.
+
+  ## Memory
+
+  A socket's datagrams cost at most its `window:` in the VM as long as it is passive, `:once` or
+  counted: when that is used up the helper stops reading this socket, and no other. With
+  `active: true` whatever arrives is sent to the owner at once, as with `:gen_udp`: an owner that falls
+  behind has a mailbox without bound.
+
+  ## When the helper ends
+
+  The server ends with it and is restarted by its supervisor. Every owner is told
+  `:netlink_closed`, every pending call is answered with an error, and the sockets are gone: open
+  them again. A handle is never given twice, so nothing that is left over reaches a new socket.
+  """
+
+  alias NetlinkPort.{Client, Error, Options, Protocol, Server, Socket}
+
+  @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
+  @type protocol ::
+          integer()
+          | :route
+          | :unused
+          | :usersock
+          | :firewall
+          | :sock_diag
+          | :nflog
+          | :xfrm
+          | :selinux
+          | :iscsi
+          | :audit
+          | :fib_lookup
+          | :connector
+          | :netfilter
+          | :ip6_fw
+          | :dnrtmsg
+          | :kobject_uevent
+          | :generic
+          | :scsitransport
+          | :ecryptfs
+          | :rdma
+          | :crypto
+          | :smc
+
+  @typedoc """
+  A network namespace: the helper's own, the one a file stands for, the one `ip netns` calls by a
+  name (`/run/netns/name`), or that of a process.
+  """
+  @type netns :: :host | {:path, Path.t()} | {:name, String.t()} | {:pid, pos_integer()}
+
+  @typedoc "The meaning of `:inet.setopts/2`: messages for ever, one, so many, or none."
+  @type active :: boolean() | :once | 1..32_767
+
+  @typedoc """
+  What is known of a datagram: the multicast group it was sent to, 0 for none (with `pktinfo`), the
+  namespace id it comes from, where that is not the socket's own (with `listen_all_nsid`), and the
+  port id of its sender, where that is not the kernel (with `user_peers`). `nil` is not told.
+  """
+  @type metadata :: Protocol.metadata()
+
+  @typedoc """
+  Why sockets were closed: the exit status of the helper (128 and the signal's number, if one killed
+  it) or what its port told, a helper that did not answer, or the exit reason of the server.
+  """
+  @type closed_reason :: {:helper_exit, non_neg_integer() | term()} | :stuck | term()
+
+  @typedoc "What `setopts/2` and `getopts/2` know."
+  @type option ::
+          {:active, active() | integer()}
+          | {:pktinfo, boolean()}
+          | {:broadcast_error, boolean()}
+          | {:no_enobufs, boolean()}
+          | {:listen_all_nsid, boolean()}
+          | {:ext_ack, boolean()}
+          | {:cap_ack, boolean()}
+          | {:get_strict_chk, boolean()}
+          | {:rcvbuf, non_neg_integer()}
+          | {:sndbuf, non_neg_integer()}
+          | {:filter, [{0..0xFFFF, 0..0xFF, 0..0xFF, 0..0xFFFFFFFF}] | nil}
+
+  @typedoc "What `open/3` takes beside `t:option/0`."
+  @type open_option ::
+          option()
+          | {:netns, netns()}
+          | {:groups, [pos_integer()]}
+          | {:bind, non_neg_integer() | false}
+          | {:owner, pid()}
+          | {:window, pos_integer()}
+          | {:user_peers, boolean()}
+          | {:timeout, timeout()}
+
+  @type error :: {:error, Error.t()}
+
+  ## The server
+
+  @doc """
+  The specification of a child for a supervisor: `{NetlinkPort, options}`, see `start_link/1`.
+
+      iex> NetlinkPort.child_spec(name: MyApp.Netlink).id
+      MyApp.Netlink
+  """
+  @spec child_spec(keyword()) :: Supervisor.child_spec()
+  def child_spec(opts) do
+    %{
+      id: Keyword.get(opts, :name) || __MODULE__,
+      start: {__MODULE__, :start_link, [opts]},
+      type: :worker
+    }
+  end
+
+  @doc """
+  Starts a helper and its server, linked to the caller. Usually a supervisor does this.
+
+  Options:
+
+    * `:name` - what to register the server as, `NetlinkPort` unless told otherwise; `nil` for no
+      name, under a `PartitionSupervisor` for one.
+    * `:executable` - the path of the helper, the one the build has installed unless told otherwise.
+    * `:call_timeout` - ms a command may take before its caller gets `ETIMEDOUT` and the helper is
+      suspected to be stuck; 15 000. A suspected helper that does not answer one last ping within a
+      second is killed, and the server ends with `:stuck`.
+    * `:hello_timeout` - ms the helper may take to start; 5 000.
+    * `:ping_interval` - ms of silence after which the helper is asked whether it lives; 30 000, and
+      `:infinity` for never.
+
+  Where the helper cannot be started the error says why: it is missing (`ENOENT`), not executable
+  (`EACCES`), of another version or another program altogether (`EPROTO`), or it does not answer
+  (`ETIMEDOUT`).
+  """
+  @spec start_link(keyword()) :: GenServer.on_start()
+  def start_link(opts \\ []), do: Server.start_link(opts)
+
+  ## Sockets
+
+  @doc "Opens a socket of the server `NetlinkPort`. See `open/3`."
+  @spec open(protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
+  def open(protocol, opts \\ []), do: open(__MODULE__, protocol, opts)
+
+  @doc """
+  Opens a netlink socket: `socket(AF_NETLINK, SOCK_RAW, protocol)` in a namespace.
+
+  It comes bound, with a port id the kernel picks, connected to the kernel, and with extended acks on.
+
+  Options, beside those of `setopts/2`:
+
+    * `:netns` - the namespace, `:host` unless told otherwise. See `t:netns/0`.
+    * `:active` - `true` unless told otherwise. See `setopts/2`.
+    * `:groups` - numbers of multicast groups to join, those above 32 too.
+    * `:bind` - the port id to bind to, 0 for one the kernel picks; `false` makes no call of bind(2)
+      (a socket that is connected to the kernel is still given a port id).
+    * `:owner` - the process that gets the messages, and whose end closes the socket; the caller
+      unless told otherwise.
+    * `:window` - bytes, 1 048 576 unless told otherwise: how much the VM keeps of what the owner has
+      not taken. A datagram counts its length and 300.
+    * `:user_peers` - `true` to speak with processes in user space, too (`:usersock`). Otherwise
+      only the kernel is heard: what others send is dropped and counted, see `info/1`.
+    * `:timeout` - ms to wait for server and helper, 15 000 unless told otherwise.
+
+  Errors tell the stage and the errno; `Exception.message/1` says what to do about it.
+  """
+  @spec open(GenServer.server(), protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
+  def open(server, protocol, opts) do
+    with {:ok, options} <- Options.open(protocol, opts) do
+      deadline = Client.deadline(options.timeout)
+
+      case Client.call(server, {:open, options, deadline}, options.timeout) do
+        {:ok, %Socket{} = socket} -> {:ok, socket}
+        {:error, %Error{} = error} -> {:error, error}
+        {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+      end
+    end
+  end
+
+  @doc """
+  The socket of a handle that `NetlinkPort.Native.open_in_netns/3` has given; an error (`EBADF`) for
+  one that is not open.
+  """
+  @spec socket(GenServer.server(), Socket.handle()) :: Socket.t() | error()
+  def socket(server \\ __MODULE__, handle) do
+    case Client.call(server, {:socket, handle}, 15_000) do
+      {:ok, socket} -> socket
+      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+    end
+  end
+
+  @doc """
+  Closes a socket. Always `:ok`, also for one that is closed already; no message is sent. It returns
+  when the helper has closed the descriptor, so that the namespace is free of it.
+  """
+  @spec close(Socket.t()) :: :ok
+  def close(%Socket{handle: handle, link: link}) do
+    _answer = Client.call(link.server, {:close, handle}, link.call_timeout)
+    :ok
+  end
+
+  @doc """
+  Sends one datagram, as iodata, to the kernel.
+
+  It does not wait for the helper. What can be known at once is returned: `EBADF` for a closed socket,
+  `EMSGSIZE` for a datagram beyond 16 MiB, `EPIPE` for a dead helper, and `EAGAIN` where the helper is so
+  far behind that `:timeout` ms (5 000) were not enough to hand it over. A sendmsg(2) that fails later is
+  told as `:netlink_error` or by the next `recv/2`.
+
+  Options:
+
+    * `:wait` - `true` to wait until sendmsg(2) is done, and get its error here.
+    * `:timeout` - ms.
+    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`; it
+      waits as with `:wait`.
+  """
+  @spec send(Socket.t(), iodata(),
+          wait: boolean(),
+          timeout: timeout(),
+          to: {non_neg_integer(), non_neg_integer()}
+        ) :: :ok | error()
+  def send(%Socket{} = socket, datagram, opts \\ []) do
+    Options.known!(Options.keyword!(opts), [:wait, :timeout, :to])
+    timeout = Options.timeout!(Keyword.get(opts, :timeout, 5_000))
+
+    case Keyword.get(opts, :to) do
+      nil -> Client.send(socket, datagram, Keyword.get(opts, :wait, false) == true, timeout)
+      {port_id, groups} -> send_to(socket, port_id, groups, datagram)
+    end
+  end
+
+  defp send_to(socket, port_id, groups, datagram) do
+    Options.uint32!(:port_id, port_id)
+    Options.uint32!(:groups, groups)
+    datagram = IO.iodata_to_binary(datagram)
+
+    if byte_size(datagram) + 64 > socket.link.max_frame do
+      {:error, Error.new(:send, :emsgsize)}
+    else
+      done(Client.request(socket, {:send_to, socket.handle, port_id, groups, datagram}))
+    end
+  end
+
+  @doc """
+  Receives one datagram from a passive socket, within `timeout` ms. Any process may call it; those who
+  wait are served in the order they came.
+
+  Returns `{:ok, datagram}`, or `{:ok, datagram, metadata}` where metadata was asked for.
+
+  Errors: `ETIMEDOUT` when nothing came in time, `EINVAL` on an active socket, `EBADF` when it is closed,
+  `ENOBUFS` with `:dropped` where the kernel has dropped datagrams since the last one, and those that
+  would be `:netlink_error` on an active socket.
+  """
+  @spec recv(Socket.t(), timeout()) :: {:ok, binary()} | {:ok, binary(), metadata()} | error()
+  def recv(%Socket{handle: handle, link: link} = socket, timeout \\ :infinity) do
+    message = {:recv, handle, Options.timeout!(timeout), Client.deadline(timeout)}
+
+    case Client.call(link.server, message, timeout) do
+      {:ok, {datagram, nil}} -> {:ok, datagram}
+      {:ok, {datagram, metadata}} -> {:ok, datagram, metadata}
+      {:error, %Error{} = error} -> {:error, error}
+      {:error, _raw} = failed -> Client.explain(failed, socket)
+    end
+  end
+
+  ## Options
+
+  @doc """
+  Sets options, in their order; the first that fails ends it.
+
+    * `:active` - as with `:inet.setopts/2`: `true` sends every datagram to the owner, `:once` the
+      next one, a count the next so many, `false` none. A count is added to what is left of the
+      last one (it may be negative); beyond 32 767 that is `EINVAL`, and at 0 the socket becomes
+      passive and its owner gets `:netlink_passive`.
+    * `:pktinfo` (`NETLINK_PKTINFO`), `:broadcast_error` (`NETLINK_BROADCAST_ERROR`), `:no_enobufs`
+      (`NETLINK_NO_ENOBUFS`), `:listen_all_nsid` (`NETLINK_LISTEN_ALL_NSID`, needs
+      CAP_NET_BROADCAST), `:ext_ack` (`NETLINK_EXT_ACK`), `:cap_ack` (`NETLINK_CAP_ACK`) and
+      `:get_strict_chk` (`NETLINK_GET_STRICT_CHK`) - booleans, netlink(7).
+    * `:rcvbuf`, `:sndbuf` - bytes. Set beyond the limit of the system where the helper may
+      (`SO_RCVBUFFORCE`), up to it otherwise; `getopts/2` tells the size in force, which the kernel
+      counts double, socket(7).
+    * `:filter` - a classic BPF program (`SO_ATTACH_FILTER`), a list of `{code, jt, jf, k}`; `nil`
+      detaches it.
+
+  An option that is not known raises `ArgumentError`; one that the kernel does not have is an error.
+  """
+  @spec setopts(Socket.t(), [option()]) :: :ok | error()
+  def setopts(%Socket{} = socket, opts) do
+    opts
+    |> Options.set()
+    |> Enum.reduce_while(:ok, fn option, :ok ->
+      case set(socket, option) do
+        {:ok, _value} -> {:cont, :ok}
+        {:error, error} -> {:halt, {:error, error}}
+      end
+    end)
+  end
+
+  defp set(socket, {:active, mode}), do: ask_server(socket, {:set_active, socket.handle, mode})
+
+  defp set(socket, {name, value}), do: Client.request(socket, {:set, socket.handle, name, value})
+
+  @doc "Reads options: a list of names, a keyword list in their order."
+  @spec getopts(Socket.t(), [atom()]) :: {:ok, keyword()} | error()
+  def getopts(%Socket{} = socket, names) do
+    names
+    |> Options.get()
+    |> Enum.reduce_while({:ok, []}, fn name, {:ok, read} ->
+      case get(socket, name) do
+        {:ok, value} -> {:cont, {:ok, [{name, value} | read]}}
+        {:error, error} -> {:halt, {:error, error}}
+      end
+    end)
+    |> case do
+      {:ok, read} -> {:ok, Enum.reverse(read)}
+      failed -> failed
+    end
+  end
+
+  defp get(socket, :active) do
+    with {:ok, told} <- ask_server(socket, {:vm_info, socket.handle}), do: {:ok, told.active}
+  end
+
+  defp get(socket, name) do
+    with {:ok, value} <- Client.request(socket, {:get, socket.handle, name}) do
+      {:ok, Options.read(name, value)}
+    end
+  end
+
+  @doc "Joins a multicast group, by number (`NETLINK_ADD_MEMBERSHIP`)."
+  @spec join(Socket.t(), pos_integer()) :: :ok | error()
+  def join(%Socket{} = socket, group), do: membership(socket, :add_membership, group)
+
+  @doc "Leaves a multicast group (`NETLINK_DROP_MEMBERSHIP`)."
+  @spec leave(Socket.t(), pos_integer()) :: :ok | error()
+  def leave(%Socket{} = socket, group), do: membership(socket, :drop_membership, group)
+
+  defp membership(socket, name, group) do
+    done(Client.request(socket, {:set, socket.handle, name, Options.group!(group)}))
+  end
+
+  @doc "The multicast groups a socket is in (`NETLINK_LIST_MEMBERSHIPS`), in ascending order."
+  @spec memberships(Socket.t()) :: {:ok, [pos_integer()]} | error()
+  def memberships(%Socket{handle: handle} = socket) do
+    Client.request(socket, {:get, handle, :memberships})
+  end
+
+  @doc false
+  # bind(2) with a mask of groups, for NetlinkPort.Native.
+  @spec bind(Socket.t(), non_neg_integer(), non_neg_integer()) :: :ok | error()
+  def bind(%Socket{handle: handle} = socket, port_id, groups) do
+    done(Client.request(socket, {:bind, handle, port_id, groups}))
+  end
+
+  ## Ownership and information
+
+  @doc """
+  Makes another process the owner of a socket. Only its owner may (`EPERM`).
+
+  Messages that are in the owner's mailbox already go to the new owner, before any that arrive later.
+  """
+  @spec controlling_process(Socket.t(), pid()) :: :ok | error()
+  def controlling_process(%Socket{handle: handle} = socket, pid) when is_pid(pid) do
+    if node(pid) == node() and not Process.alive?(pid) do
+      {:error, Error.new(:info, :esrch)}
+    else
+      with {:ok, _value} <- ask_server(socket, {:pause, handle}) do
+        if pid != self(), do: pass_on(socket, pid)
+        done(ask_server(socket, {:give, handle, pid}))
+      end
+    end
+  end
+
+  # The server has stopped sending: what is in the mailbox now is all there is.
+  defp pass_on(socket, pid) do
+    receive do
+      {:netlink, ^socket, _} = message -> pass_on(socket, pid, message)
+      {:netlink, ^socket, _, _} = message -> pass_on(socket, pid, message)
+      {:netlink_passive, ^socket} = message -> pass_on(socket, pid, message)
+      {:netlink_overrun, ^socket, _} = message -> pass_on(socket, pid, message)
+      {:netlink_error, ^socket, _} = message -> pass_on(socket, pid, message)
+    after
+      0 -> :ok
+    end
+  end
+
+  defp pass_on(socket, pid, message) do
+    Kernel.send(pid, message)
+    pass_on(socket, pid)
+  end
+
+  @doc """
+  What is known of a socket, or of a helper.
+
+  Of a socket: `:handle`, `:protocol`, `:netns`, `:owner`, `:active`, `:port_id`; the namespace it is
+  really in, as `:inode` and `:device` of its file and as `:cookie` (`SO_NETNS_COOKIE`, or `nil`);
+  `:verified`, whether the kernel has confirmed that (it tells only those with CAP_NET_ADMIN there);
+  `:drops`, datagrams the kernel has dropped and that were told; `:foreign`, datagrams from user
+  space that were refused; `:kept`, items that wait in the VM.
+
+  Of a server: `:os_pid`, `:executable`, `:program` (its version), `:capabilities`, `:may_leave`
+  (whether it can enter other namespaces), `:home_inode` and `:home_device`, `:sockets`, `:fds` (its
+  open descriptors) and `:max_fds`.
+  """
+  @spec info(Socket.t() | GenServer.server()) :: {:ok, map()} | error()
+  def info(%Socket{handle: handle} = socket) do
+    with {:ok, told} <- Client.request(socket, {:info, handle}),
+         {:ok, known} <- ask_server(socket, {:vm_info, handle}) do
+      told = Map.new(told)
+      {device, inode} = told.namespace
+
+      {:ok,
+       told
+       |> Map.take([:cookie, :verified, :port_id, :drops, :foreign])
+       |> Map.merge(known)
+       |> Map.merge(%{device: device, inode: inode, handle: handle})
+       |> Map.merge(Map.take(socket, [:protocol, :netns]))}
+    end
+  end
+
+  def info(server) do
+    case Client.call(server, :info, 15_000) do
+      {:ok, told} ->
+        {{device, inode}, told} = Map.pop!(told, :home)
+        told = Map.drop(told, [:granted, :charged])
+        {:ok, Map.merge(told, %{home_device: device, home_inode: inode})}
+
+      {:error, {stage, errno, _detail}} ->
+        {:error, Error.new(stage, errno)}
+    end
+  end
+
+  defp ask_server(%Socket{link: link} = socket, message) do
+    Client.explain(Client.call(link.server, message, link.call_timeout), socket)
+  end
+
+  defp done({:ok, _value}), do: :ok
+  defp done({:error, error}), do: {:error, error}
+end

@@ -1,0 +1,237 @@
+defmodule NetlinkPort.Client do
+  @moduledoc false
+  # What runs in the calling process: commanding the port directly, waiting for the answer with a
+  # deadline, and asking the server for what only it knows.
+  #
+  # Nothing here crashes the caller or suspends it for good, whatever becomes of server and helper.
+
+  alias NetlinkPort.{Errno, Error, Helper, Link, Protocol, Socket}
+
+  @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
+
+  # How much longer than the server's own deadline a caller waits for the server, in ms.
+  @grace 5_000
+
+  @doc "When the caller of a server will have given up, for the server to know."
+  @spec deadline(timeout()) :: :infinity | {node(), integer()}
+  def deadline(:infinity), do: :infinity
+  def deadline(timeout), do: {node(), System.monotonic_time(:millisecond) + timeout}
+
+  @doc "How long a deadline is away; one of another node's clock says nothing here."
+  @spec time_left(:infinity | {node(), integer()}, timeout()) :: timeout()
+  def time_left({node, at}, _otherwise) when node == node() do
+    at - System.monotonic_time(:millisecond)
+  end
+
+  def time_left(_deadline, otherwise), do: otherwise
+
+  @doc "Has the helper carry out a command on a socket and waits for its answer."
+  @spec request(Socket.t(), Protocol.command()) :: {:ok, term()} | {:error, Error.t()}
+  def request(%Socket{link: link} = socket, command) do
+    answer =
+      if Link.local?(link) do
+        direct(link, &Protocol.command(&1, command), link.call_timeout)
+      else
+        call(link.server, {:request, command}, link.call_timeout)
+      end
+
+    explain(answer, socket)
+  end
+
+  @doc "Sends a datagram to the kernel: at once, or waiting for sendmsg(2) to be done."
+  @spec send(Socket.t(), iodata(), boolean(), timeout()) :: :ok | {:error, Error.t()}
+  def send(%Socket{link: link, handle: handle} = socket, datagram, wait?, timeout) do
+    size = IO.iodata_length(datagram)
+    # The prefix counts, too.
+    fits? = size + 64 <= link.max_frame
+
+    cond do
+      not fits? ->
+        {:error, Error.new(:send, :emsgsize)}
+
+      not Link.local?(link) ->
+        link.server
+        |> call({:send, handle, IO.iodata_to_binary(datagram), wait?}, timeout)
+        |> done(socket)
+
+      wait? ->
+        link |> direct(&Protocol.send(&1, handle, datagram, size), timeout) |> done(socket)
+
+      true ->
+        post(link, handle, Protocol.send(0, handle, datagram, size), timeout)
+    end
+  end
+
+  defp done(answer, socket) do
+    with {:ok, _value} <- explain(answer, socket), do: :ok
+  end
+
+  defp post(link, handle, frame, timeout) do
+    if Link.open?(link, handle) do
+      case write(link, frame, timeout) do
+        :ok -> :ok
+        {:error, reason} -> {:error, Error.new(stage(reason), reason)}
+      end
+    else
+      {:error, Error.new(:send, :ebadf)}
+    end
+  rescue
+    # The board went with its server.
+    ArgumentError -> {:error, Error.new(:thread, :epipe)}
+  end
+
+  defp stage(:eagain), do: :send
+  defp stage(:epipe), do: :thread
+
+  @doc "Calls the server. Every way it can end becomes a value."
+  @spec call(GenServer.server(), term(), timeout()) :: term()
+  def call(server, message, timeout) do
+    GenServer.call(server, message, plus_grace(timeout))
+  catch
+    :exit, {reason, _call} -> {:error, {:thread, Errno.number(gone(reason)), ""}}
+    :exit, reason -> {:error, {:thread, Errno.number(gone(reason)), ""}}
+  end
+
+  defp plus_grace(:infinity), do: :infinity
+  defp plus_grace(timeout), do: timeout + @grace
+
+  # What the end of the server means to a caller.
+  defp gone(:noproc), do: :esrch
+  defp gone({:nodedown, _node}), do: :esrch
+  defp gone(:timeout), do: :etimedout
+  defp gone(:stuck), do: :etimedout
+  defp gone(_reason), do: :epipe
+
+  @doc "Turns a raw failure into an error that knows its socket, for a person to read."
+  @spec explain(raw(), Socket.t()) :: {:ok, term()} | {:error, Error.t()}
+  def explain({:ok, value}, _socket), do: {:ok, value}
+
+  def explain({:error, {stage, errno, detail}}, %Socket{} = socket) do
+    {:error, error(stage, errno, detail, socket.netns, socket.link.capabilities)}
+  end
+
+  @doc "The error of a raw failure."
+  @spec error(Error.stage(), integer(), binary(), NetlinkPort.netns(), non_neg_integer()) ::
+          Error.t()
+  def error(stage, errno, detail, netns, capabilities) do
+    Error.new(stage, errno,
+      subject: subject(stage, detail, netns),
+      lacks: lacks(stage, errno, detail, capabilities)
+    )
+  end
+
+  defp subject(stage, _detail, {:path, path}) when stage in [:open, :setns], do: printable(path)
+
+  defp subject(stage, _detail, {:name, name}) when stage in [:open, :setns] do
+    printable("/run/netns/" <> name)
+  end
+
+  defp subject(stage, _detail, {:pid, pid}) when stage in [:open, :setns],
+    do: "/proc/#{pid}/ns/net"
+
+  defp subject(_stage, "", _netns), do: nil
+  defp subject(_stage, detail, _netns), do: detail
+
+  defp printable(path), do: if(String.printable?(path), do: path, else: inspect(path))
+
+  @eperm 1
+  @eacces 13
+
+  defp lacks(stage, errno, detail, capabilities) do
+    wanted =
+      case {stage, errno, detail} do
+        {:setns, @eperm, _detail} -> :sys_admin
+        {:open, @eacces, _detail} -> :sys_ptrace
+        {:setsockopt, @eperm, "listen_all_nsid"} -> :net_broadcast
+        {:setsockopt, @eperm, _detail} -> :net_admin
+        {:bind, @eperm, _detail} -> :net_admin
+        {:send, @eperm, _detail} -> :net_admin
+        _other -> nil
+      end
+
+    if wanted && not Helper.capable?(capabilities, wanted), do: wanted
+  end
+
+  # The answer comes from the server, to an alias that ends with the deadline: a late one is dropped
+  # by the VM. The monitor that comes with the alias tells of the server's end.
+  defp direct(link, frame, timeout) do
+    monitor = :erlang.monitor(:process, link.server, alias: :reply_demonitor)
+
+    try do
+      reference = Link.expect(link, {:caller, monitor})
+
+      case write(link, frame.(reference), timeout) do
+        :ok -> await(link, reference, monitor, timeout)
+        {:error, reason} -> forget(link, reference, monitor, stage(reason), reason)
+      end
+    rescue
+      ArgumentError ->
+        Process.demonitor(monitor, [:flush])
+        {:error, {:thread, Errno.number(:epipe), ""}}
+    end
+  end
+
+  defp await(link, reference, monitor, timeout) do
+    receive do
+      {^monitor, answer} ->
+        answer
+
+      {:DOWN, ^monitor, :process, _server, reason} ->
+        {:error, {:thread, Errno.number(gone(reason)), ""}}
+    after
+      timeout ->
+        Kernel.send(link.server, :overdue)
+        forget(link, reference, monitor, :thread, :etimedout)
+    end
+  end
+
+  defp forget(link, reference, monitor, stage, reason) do
+    Process.demonitor(monitor, [:flush])
+    _settled = Link.settle(link, reference)
+
+    receive do
+      {^monitor, answer} -> answer
+    after
+      0 -> {:error, {stage, Errno.number(reason), ""}}
+    end
+  end
+
+  # A port that is busy suspends whoever commands it, for as long as the helper does not read. So
+  # another process is suspended in the caller's place, and is given up at the deadline: it has
+  # either written the whole frame or none of it.
+  defp write(link, frame, timeout) do
+    if Port.command(link.port, frame, [:nosuspend]) do
+      :ok
+    else
+      write_later(link, frame, timeout)
+    end
+  rescue
+    ArgumentError -> {:error, :epipe}
+  end
+
+  defp write_later(%{port: port} = link, frame, timeout) do
+    {writer, monitor} = spawn_monitor(fn -> suspended_command(port, frame) end)
+
+    receive do
+      {:DOWN, ^monitor, :process, ^writer, reason} -> written(reason)
+    after
+      timeout ->
+        Kernel.send(link.server, :overdue)
+        Process.exit(writer, :kill)
+
+        receive do
+          {:DOWN, ^monitor, :process, ^writer, reason} -> written(reason)
+        end
+    end
+  end
+
+  defp suspended_command(port, frame) do
+    Port.command(port, frame)
+  rescue
+    ArgumentError -> exit(:epipe)
+  end
+
+  defp written(:normal), do: :ok
+  defp written(:killed), do: {:error, :eagain}
+  defp written(_reason), do: {:error, :epipe}
+end

@@ -1,0 +1,177 @@
+defmodule NetlinkPort.Delivery do
+  @moduledoc false
+  # What one socket does with what arrives: deliver it to the owner, hand it to a waiting `recv`, or
+  # keep it, by the meaning that inet:setopts/2 gives `active`. And the window that follows from
+  # that: the helper may send on as much as was taken, plus the window. Pure.
+  #
+  # Invariants: items leave in the order they came; while anything is kept nobody waits; what is kept
+  # never costs more than the window plus one datagram (errors, which cost nothing, are few).
+
+  # What a datagram costs beyond its length; the helper counts the same (src/sockets.rs).
+  @overhead 300
+  # Errors of sends, kept for a passive owner: the newest are dropped beyond this.
+  @max_errors 64
+
+  @type item ::
+          {:data, binary(), map() | nil}
+          | {:overrun, non_neg_integer()}
+          | {:error, NetlinkPort.Error.t()}
+  @type waiter :: term()
+  @type effect :: {:deliver, item()} | :passive | {:answer, waiter(), item()}
+
+  @type t :: %__MODULE__{
+          mode: NetlinkPort.active(),
+          kept: :queue.queue(item()),
+          errors: non_neg_integer(),
+          waiters: :queue.queue(waiter()),
+          window: pos_integer(),
+          taken: non_neg_integer(),
+          granted: non_neg_integer()
+        }
+
+  @enforce_keys [:mode, :window, :granted]
+  defstruct [
+    :mode,
+    :window,
+    :granted,
+    kept: :queue.new(),
+    errors: 0,
+    waiters: :queue.new(),
+    taken: 0
+  ]
+
+  @doc "A new socket's state."
+  @spec new(NetlinkPort.active(), pos_integer()) :: t()
+  def new(mode, window), do: %__MODULE__{mode: mode, window: window, granted: window}
+
+  @doc "What a datagram of `size` bytes costs its window."
+  @spec cost(non_neg_integer()) :: pos_integer()
+  def cost(size), do: size + @overhead
+
+  @doc "Something has arrived."
+  @spec arrive(t(), item()) :: {[effect()], t()}
+  def arrive(%{mode: true} = state, item), do: {[{:deliver, item}], take(state, item)}
+
+  def arrive(state, item) do
+    case {state.mode, :queue.out(state.waiters)} do
+      {false, {{:value, waiter}, waiters}} ->
+        {[{:answer, waiter, item}], take(%{state | waiters: waiters}, item)}
+
+      {false, {:empty, _waiters}} ->
+        {[], keep(state, item)}
+
+      {_active, _waiters} ->
+        deliver(state, item)
+    end
+  end
+
+  @doc "Someone wants one item. It is there, or it is not yet; not on an active socket."
+  @spec demand(t()) :: {:item, item(), t()} | :empty | :active
+  def demand(%{mode: mode}) when mode != false, do: :active
+
+  def demand(state) do
+    case pop(state) do
+      {nil, _state} -> :empty
+      {item, state} -> {:item, item, take(state, item)}
+    end
+  end
+
+  @doc "Someone waits for one item, behind those who wait already. `demand/1` has said `:empty`."
+  @spec wait(t(), waiter()) :: t()
+  def wait(state, waiter), do: %{state | waiters: :queue.in(waiter, state.waiters)}
+
+  @doc "Takes those who wait no more out of the line, and returns them."
+  @spec withdraw(t(), (waiter() -> boolean())) :: {[waiter()], t()}
+  def withdraw(state, which) do
+    {gone, rest} = state.waiters |> :queue.to_list() |> Enum.split_with(which)
+    {gone, %{state | waiters: :queue.from_list(rest)}}
+  end
+
+  @doc "Those who wait."
+  @spec waiters(t()) :: [waiter()]
+  def waiters(state), do: :queue.to_list(state.waiters)
+
+  @doc "Changes the mode. A count is added to the present one; beyond 32767 it is refused."
+  @spec set_active(t(), NetlinkPort.active() | integer()) :: {:ok, [effect()], t()} | :einval
+  def set_active(state, change) when is_integer(change) do
+    present = if is_integer(state.mode), do: state.mode, else: 0
+
+    case present + change do
+      sum when sum > 32_767 -> :einval
+      sum when sum <= 0 -> {:ok, [:passive], %{state | mode: false}}
+      sum -> drain(%{state | mode: sum}, [])
+    end
+  end
+
+  def set_active(state, mode), do: drain(%{state | mode: mode}, [])
+
+  @doc "The cumulative grant that is due, if one is: when half the window has been taken."
+  @spec grant(t()) :: {non_neg_integer() | nil, t()}
+  def grant(%{taken: taken, window: window, granted: granted} = state) do
+    due = taken + window
+
+    if 2 * (due - granted) >= window do
+      {due, %{state | granted: due}}
+    else
+      {nil, state}
+    end
+  end
+
+  @doc "How many items are kept."
+  @spec kept(t()) :: non_neg_integer()
+  def kept(state), do: :queue.len(state.kept)
+
+  defp drain(%{mode: false} = state, effects), do: {:ok, Enum.reverse(effects), state}
+
+  defp drain(state, effects) do
+    case pop(state) do
+      {nil, state} ->
+        {:ok, Enum.reverse(effects), state}
+
+      {item, state} ->
+        {new, state} = deliver(state, item)
+        drain(state, Enum.reverse(new, effects))
+    end
+  end
+
+  # Only datagrams count: an error or an overrun is told without using up `:once` or a count.
+  defp deliver(state, {:data, _datagram, _metadata} = item) do
+    state = take(state, item)
+
+    case state.mode do
+      true -> {[{:deliver, item}], state}
+      :once -> {[{:deliver, item}], %{state | mode: false}}
+      1 -> {[{:deliver, item}, :passive], %{state | mode: false}}
+      count -> {[{:deliver, item}], %{state | mode: count - 1}}
+    end
+  end
+
+  defp deliver(state, item), do: {[{:deliver, item}], state}
+
+  defp keep(%{errors: errors} = state, {:error, _error}) when errors >= @max_errors, do: state
+
+  defp keep(state, {:error, _error} = item) do
+    %{state | kept: :queue.in(item, state.kept), errors: state.errors + 1}
+  end
+
+  defp keep(state, item), do: %{state | kept: :queue.in(item, state.kept)}
+
+  defp pop(state) do
+    case :queue.out(state.kept) do
+      {{:value, {:error, _error} = item}, kept} ->
+        {item, %{state | kept: kept, errors: state.errors - 1}}
+
+      {{:value, item}, kept} ->
+        {item, %{state | kept: kept}}
+
+      {:empty, _kept} ->
+        {nil, state}
+    end
+  end
+
+  defp take(state, {:data, datagram, _metadata}) do
+    %{state | taken: state.taken + cost(byte_size(datagram))}
+  end
+
+  defp take(state, _item), do: state
+end

@@ -1,0 +1,162 @@
+defmodule NetlinkPort.Error do
+  @moduledoc """
+  What went wrong, as a value and as an exception.
+
+  Every function of `NetlinkPort` that can fail at run time returns
+  `{:error, %NetlinkPort.Error{}}`. Match on `:stage` and `:reason`; show `Exception.message/1` to
+  a person:
+
+      iex> error = NetlinkPort.Error.new(:setns, :eperm, subject: "/run/netns/blue", lacks: :sys_admin)
+      iex> {error.stage, error.errno, error.reason}
+      {:setns, 1, :eperm}
+      iex> Exception.message(error)
+      "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN"
+
+  ## Fields
+
+    * `:stage` - the step that failed, see `t:stage/0`.
+    * `:errno` - the errno(3) of Linux, a positive integer.
+    * `:reason` - its POSIX atom, as in `t::file.posix/0`: `:eperm` for `EPERM`.
+    * `:subject` - what it failed on: a path, the name of an option; or `nil`.
+    * `:lacks` - the capability whose lack explains the failure, such as `:sys_admin`; or `nil`.
+    * `:dropped` - with `ENOBUFS`: how many datagrams the kernel dropped; or `nil`.
+    * `:length` - with `EMSGSIZE` on receive: the datagram's real length in bytes; or `nil`.
+  """
+
+  alias NetlinkPort.Errno
+
+  @typedoc """
+  The step that failed.
+
+  `:open`, `:setns`, `:socket`, `:bind`, `:connect`, `:setsockopt`, `:getsockopt`, `:send` and
+  `:recv` are the system calls of that name, made by the helper. `:thread` is the helper itself: no
+  server (`ESRCH`), a dead helper (`EPIPE`), one that does not answer (`ETIMEDOUT`). `:info` is a
+  question about a socket, closed ones included (`EBADF`), and `:protocol` a command that the helper
+  did not understand.
+  """
+  @type stage ::
+          :open
+          | :setns
+          | :socket
+          | :bind
+          | :connect
+          | :setsockopt
+          | :getsockopt
+          | :send
+          | :recv
+          | :info
+          | :thread
+          | :protocol
+
+  @type t :: %__MODULE__{
+          stage: stage(),
+          errno: pos_integer(),
+          reason: atom(),
+          subject: String.t() | nil,
+          lacks: atom() | nil,
+          dropped: non_neg_integer() | nil,
+          length: non_neg_integer() | nil
+        }
+
+  @enforce_keys [:stage, :errno, :reason]
+  defexception [:stage, :errno, :reason, :subject, :lacks, :dropped, :length]
+
+  @doc """
+  An error of a stage, by errno or by POSIX atom.
+
+      iex> NetlinkPort.Error.new(:send, 90).reason
+      :emsgsize
+      iex> NetlinkPort.Error.new(:thread, :esrch).errno
+      3
+  """
+  @spec new(stage(), atom() | pos_integer(), keyword()) :: t()
+  def new(stage, errno, fields \\ [])
+
+  def new(stage, errno, fields) when is_integer(errno) do
+    struct!(%__MODULE__{stage: stage, errno: errno, reason: Errno.atom(errno)}, fields)
+  end
+
+  def new(stage, reason, fields) when is_atom(reason) do
+    struct!(%__MODULE__{stage: stage, errno: Errno.number(reason), reason: reason}, fields)
+  end
+
+  @impl true
+  def message(%__MODULE__{} = error) do
+    "#{action(error)}: #{name(error)}: #{explanation(error)}"
+  end
+
+  defp action(%{stage: :open, subject: nil}), do: "open"
+  defp action(%{stage: :open, subject: subject}), do: "open of #{subject}"
+  defp action(%{stage: :setns, subject: nil}), do: "setns"
+  defp action(%{stage: :setns, subject: subject}), do: "setns into #{subject}"
+  defp action(%{stage: :thread, subject: nil}), do: "helper"
+  defp action(%{stage: :thread, subject: subject}), do: "helper #{subject}"
+  defp action(%{stage: stage, subject: nil}), do: Atom.to_string(stage)
+  defp action(%{stage: stage, subject: subject}), do: "#{stage} of #{subject}"
+
+  defp name(%{reason: :unknown, errno: errno}), do: "errno #{errno}"
+  defp name(%{reason: reason}), do: reason |> Atom.to_string() |> String.upcase()
+
+  defp explanation(%{lacks: lacks}) when lacks != nil do
+    "the helper lacks CAP_#{lacks |> Atom.to_string() |> String.upcase()}"
+  end
+
+  defp explanation(%{stage: :open, reason: :enoent}) do
+    "there is no such file; `ip netns list` shows the namespaces that have a name"
+  end
+
+  defp explanation(%{stage: :open, reason: :esrch}), do: "there is no such process"
+
+  defp explanation(%{stage: :open, reason: :eacces}) do
+    "the helper may not open it; for a process of more capabilities it needs CAP_SYS_PTRACE"
+  end
+
+  defp explanation(%{stage: :setns, reason: :einval}), do: "it is not a network namespace"
+
+  defp explanation(%{stage: :setns, reason: :eperm}) do
+    "the helper needs CAP_SYS_ADMIN in its own user namespace and in the one that owns the target"
+  end
+
+  defp explanation(%{stage: stage, reason: :emfile}) when stage in [:open, :socket] do
+    "the helper has no descriptor left; close sockets or raise its RLIMIT_NOFILE"
+  end
+
+  defp explanation(%{stage: :socket, reason: :eprotonosupport}) do
+    "this kernel does not have the protocol"
+  end
+
+  defp explanation(%{stage: :thread, reason: :esrch}) do
+    "no such server is running; start one under a supervisor: {NetlinkPort, name: NetlinkPort}"
+  end
+
+  defp explanation(%{stage: :thread, reason: :epipe}) do
+    "it has ended, and with it all its sockets; open them again once it is restarted"
+  end
+
+  defp explanation(%{stage: :thread, reason: :etimedout}), do: "it did not answer in time"
+  defp explanation(%{stage: :recv, reason: :etimedout}), do: "nothing arrived in time"
+
+  defp explanation(%{stage: :recv, reason: :einval}) do
+    "the socket is active: its datagrams come as messages; set active: false to use recv"
+  end
+
+  defp explanation(%{stage: :recv, reason: :emsgsize, length: length}) when length != nil do
+    "a datagram of #{length} bytes was cut and dropped; the next of its size fits"
+  end
+
+  defp explanation(%{reason: :enobufs, dropped: dropped}) when dropped != nil do
+    "the kernel dropped #{dropped} datagrams; read faster, or raise rcvbuf"
+  end
+
+  defp explanation(%{stage: :send, reason: :eagain}) do
+    "the helper is not keeping up; try again later"
+  end
+
+  defp explanation(%{stage: :send, reason: :emsgsize}) do
+    "longer than the socket's sndbuf or the helper's frame limit"
+  end
+
+  defp explanation(%{reason: :ebadf}), do: "the socket is closed"
+  defp explanation(%{stage: :bind, reason: :eaddrinuse}), do: "another socket has this port id"
+  defp explanation(%{errno: errno}), do: Errno.text(errno)
+end

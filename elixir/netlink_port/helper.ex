@@ -1,0 +1,175 @@
+defmodule NetlinkPort.Helper do
+  @moduledoc false
+  # The helper as an operating system process: starting it, hearing its first word, and making sure
+  # that it is gone.
+
+  alias NetlinkPort.{Error, Protocol}
+
+  # 73 kB in the port's queue make it busy by default; a batch of routes is more than that.
+  @busy_limits {1_048_576, 4_194_304}
+
+  @typedoc "Process id and start time, which together are never reused."
+  @type process :: {os_pid :: pos_integer(), start_time :: String.t()}
+
+  @type hello :: %{
+          program: String.t(),
+          os_pid: pos_integer(),
+          home: {non_neg_integer(), pos_integer()},
+          may_leave: boolean(),
+          capabilities: non_neg_integer(),
+          max_frame: pos_integer(),
+          max_fds: pos_integer()
+        }
+
+  # include/uapi/linux/capability.h
+  @capabilities ~w(chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap
+                   linux_immutable net_bind_service net_broadcast net_admin net_raw ipc_lock
+                   ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin sys_boot
+                   sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write
+                   audit_control setfcap mac_override mac_admin syslog wake_alarm block_suspend
+                   audit_read perfmon bpf checkpoint_restore)a
+
+  @doc "The executable that the build installs."
+  @spec executable() :: Path.t()
+  def executable, do: Application.app_dir(:netlink_port, "priv/netlink_port")
+
+  @doc "Starts the helper."
+  @spec start(Path.t()) :: {:ok, port(), process() | nil} | {:error, Error.t()}
+  def start(executable) do
+    port =
+      Port.open({:spawn_executable, executable}, [
+        :binary,
+        :exit_status,
+        :use_stdio,
+        packet: 4,
+        args: [],
+        busy_limits_port: @busy_limits,
+        busy_limits_msgq: @busy_limits
+      ])
+
+    {:ok, port, process(port)}
+  rescue
+    error in ErlangError -> {:error, Error.new(:thread, posix(error), subject: executable)}
+    _error in ArgumentError -> {:error, Error.new(:thread, :einval, subject: executable)}
+  end
+
+  defp posix(%ErlangError{original: reason}) when is_atom(reason) do
+    _number = NetlinkPort.Errno.number(reason)
+    reason
+  rescue
+    FunctionClauseError -> :eio
+  end
+
+  defp posix(_error), do: :eio
+
+  defp process(port) do
+    with {:os_pid, os_pid} <- Port.info(port, :os_pid),
+         start_time when is_binary(start_time) <- start_time(os_pid) do
+      {os_pid, start_time}
+    else
+      _gone -> nil
+    end
+  end
+
+  @doc """
+  Waits for the first frame. What is wrong is told as a term that `format_error/1` puts in words.
+  """
+  @spec await_hello(port(), timeout()) :: {:ok, hello()} | {:error, term()}
+  def await_hello(port, timeout) do
+    receive do
+      {^port, {:data, frame}} -> greeting(frame)
+      {^port, {:exit_status, status}} -> {:error, {:helper_exit, status}}
+      {:EXIT, ^port, reason} -> {:error, {:helper_exit, reason}}
+    after
+      timeout -> {:error, {:no_hello, timeout}}
+    end
+  end
+
+  defp greeting(frame) do
+    case Protocol.decode(frame) do
+      {:hello, version, properties} ->
+        if version == Protocol.version() do
+          complete(Map.new(properties), frame)
+        else
+          {:error, {:protocol_version, version, Protocol.version()}}
+        end
+
+      _other ->
+        {:error, no_greeting(frame)}
+    end
+  rescue
+    # Properties that are no pairs.
+    ArgumentError -> {:error, no_greeting(frame)}
+  end
+
+  defp complete(hello, frame) do
+    case hello do
+      %{program: _, os_pid: _, home: _, may_leave: _, capabilities: capabilities}
+      when is_integer(hello.max_frame) and is_integer(hello.max_fds) and is_list(capabilities) ->
+        mask = Enum.reduce(capabilities, 0, &Bitwise.bor(&2, Bitwise.bsl(1, &1)))
+        {:ok, %{hello | capabilities: mask}}
+
+      _other ->
+        {:error, no_greeting(frame)}
+    end
+  end
+
+  defp no_greeting(frame), do: {:no_greeting, binary_part(frame, 0, min(byte_size(frame), 64))}
+
+  @doc "The names of the capabilities in a mask."
+  @spec capabilities(non_neg_integer()) :: [atom()]
+  def capabilities(mask), do: for(name <- @capabilities, capable?(mask, name), do: name)
+
+  @doc "Whether a mask holds a capability."
+  @spec capable?(non_neg_integer(), atom()) :: boolean()
+  def capable?(mask, name) do
+    number = Enum.find_index(@capabilities, &(&1 == name))
+    Bitwise.band(mask, Bitwise.bsl(1, number)) != 0
+  end
+
+  @doc "In words, why a helper is not usable."
+  @spec format_error(term()) :: String.t()
+  def format_error({:helper_exit, status}) do
+    "ended with exit status #{inspect(status)} before its first frame"
+  end
+
+  def format_error({:no_hello, timeout}), do: "sent no first frame within #{timeout} ms"
+
+  def format_error({:protocol_version, theirs, ours}) do
+    "speaks protocol version #{theirs}, this library speaks #{ours}: build both from one source"
+  end
+
+  def format_error({:no_greeting, bytes}),
+    do: "is not netlink_port: it began with #{inspect(bytes)}"
+
+  @doc "Whether the process is still there; a zombie is not."
+  @spec alive?(process()) :: boolean()
+  def alive?({os_pid, start_time}), do: start_time(os_pid) == start_time
+
+  @doc """
+  Ends the process with SIGKILL, which it can neither ignore nor miss while it is stopped. OTP has no
+  kill(2), so that a shell does it. Nothing happens where the process is not that one any more.
+  """
+  @spec kill(process() | nil) :: :ok
+  def kill(nil), do: :ok
+
+  def kill({os_pid, _start_time} = process) do
+    if alive?(process), do: :os.cmd(~c"kill -KILL #{os_pid} 2>&1")
+    :ok
+  catch
+    # No descriptor for the shell's pipes, say. The end of its standard input ends it, too.
+    _kind, _reason -> :ok
+  end
+
+  # Field 22 of /proc/<pid>/stat, proc(5), counted from behind the name in parentheses, which may
+  # hold anything. Field 3 is the state.
+  defp start_time(os_pid) do
+    with {:ok, stat} <- File.read("/proc/#{os_pid}/stat"),
+         fields = stat |> String.split(")") |> List.last() |> String.split(),
+         [state | _rest] when state not in ["Z", "X"] <- fields do
+      Enum.at(fields, 19)
+    else
+      _gone -> nil
+    end
+  end
+end

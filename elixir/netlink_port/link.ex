@@ -1,0 +1,76 @@
+defmodule NetlinkPort.Link do
+  @moduledoc false
+  # What a process needs to reach one helper without asking its server: part of every socket, and so
+  # of every message about one; that is why it is small.
+  #
+  # The board is a public table of the server's, with three kinds of rows:
+  #
+  #     {:reference, last}                  the references given to commands
+  #     {reference, who_waits}              commands that are not answered yet
+  #     {{:socket, handle}, owner, socket}  open sockets; only the server writes these
+  #
+  # A link is only of use on the node of its server; elsewhere the server is asked to do the work.
+
+  @type t :: %__MODULE__{
+          server: pid(),
+          port: port(),
+          board: :ets.tid(),
+          max_frame: pos_integer(),
+          call_timeout: timeout(),
+          capabilities: non_neg_integer()
+        }
+
+  @enforce_keys [:server, :port, :board, :max_frame, :call_timeout, :capabilities]
+  defstruct @enforce_keys
+
+  @doc "A new board of the calling server; `heir` gets it when the server ends, however it ends."
+  @spec board(pid()) :: :ets.tid()
+  def board(heir) do
+    board = :ets.new(:netlink_port, [:public, {:heir, heir, :board}, write_concurrency: true])
+    :ets.insert(board, {:reference, 0})
+    board
+  end
+
+  @doc "Whether this process may command the port itself."
+  @spec local?(t()) :: boolean()
+  def local?(%__MODULE__{server: server}), do: node(server) == node()
+
+  @doc "A reference for a command: 1 to 2^31 - 1, then 1 again. Writes down who waits."
+  @spec expect(t(), term()) :: pos_integer()
+  def expect(%__MODULE__{board: board}, who_waits) do
+    reference = :ets.update_counter(board, :reference, {2, 1, 0x7FFFFFFF, 1})
+    :ets.insert(board, {reference, who_waits})
+    reference
+  end
+
+  @doc "Who waits for an answer; they wait no more."
+  @spec settle(t(), pos_integer()) :: {:ok, term()} | :error
+  def settle(%__MODULE__{board: board}, reference) do
+    case :ets.take(board, reference) do
+      [{^reference, who_waits}] -> {:ok, who_waits}
+      [] -> :error
+    end
+  end
+
+  @doc "Whether a socket is open, as far as is known here."
+  @spec open?(t(), NetlinkPort.Socket.handle()) :: boolean()
+  def open?(%__MODULE__{board: board}, handle), do: :ets.member(board, {:socket, handle})
+
+  @doc "Puts a socket on the board, or changes its owner."
+  @spec put_socket(t(), NetlinkPort.Socket.t(), pid()) :: true
+  def put_socket(%__MODULE__{board: board}, socket, owner) do
+    :ets.insert(board, {{:socket, NetlinkPort.Socket.handle(socket)}, owner, socket})
+  end
+
+  @doc "Takes a socket off the board."
+  @spec delete_socket(t(), NetlinkPort.Socket.handle()) :: true
+  def delete_socket(%__MODULE__{board: board}, handle) do
+    :ets.delete(board, {:socket, handle})
+  end
+
+  @doc "Owners and sockets on a board."
+  @spec sockets(:ets.tid()) :: [{pid(), NetlinkPort.Socket.t()}]
+  def sockets(board) do
+    for [owner, socket] <- :ets.match(board, {{:socket, :_}, :"$1", :"$2"}), do: {owner, socket}
+  end
+end

@@ -1,0 +1,308 @@
+defmodule NetlinkPort.Options do
+  @moduledoc false
+  # Checks arguments in the caller: what is wrong raises ArgumentError, before anything is sent.
+
+  alias NetlinkPort.Error
+
+  # include/uapi/linux/netlink.h
+  @protocols %{
+    route: 0,
+    unused: 1,
+    usersock: 2,
+    firewall: 3,
+    sock_diag: 4,
+    nflog: 5,
+    xfrm: 6,
+    selinux: 7,
+    iscsi: 8,
+    audit: 9,
+    fib_lookup: 10,
+    connector: 11,
+    netfilter: 12,
+    ip6_fw: 13,
+    dnrtmsg: 14,
+    kobject_uevent: 15,
+    generic: 16,
+    scsitransport: 18,
+    ecryptfs: 19,
+    rdma: 20,
+    crypto: 21,
+    smc: 22
+  }
+
+  @flags [
+    :pktinfo,
+    :broadcast_error,
+    :no_enobufs,
+    :listen_all_nsid,
+    :ext_ack,
+    :cap_ack,
+    :get_strict_chk
+  ]
+  @sizes [:rcvbuf, :sndbuf]
+  @server_side [:active]
+  @settable @flags ++ @sizes ++ [:filter]
+  @open_only [:netns, :groups, :bind, :owner, :window, :user_peers, :timeout]
+  @max_path 4096
+  @default_window 1_048_576
+  @max_uint32 0xFFFFFFFF
+
+  @type open :: %{
+          protocol: NetlinkPort.protocol(),
+          number: integer(),
+          netns: NetlinkPort.netns(),
+          target: NetlinkPort.Protocol.target(),
+          active: NetlinkPort.active(),
+          bind: non_neg_integer() | false,
+          user_peers: boolean(),
+          owner: pid(),
+          window: pos_integer(),
+          timeout: timeout(),
+          options: [{atom(), term()}]
+        }
+
+  @doc "The options that `setopts/2` and `getopts/2` know."
+  @spec names() :: [atom()]
+  def names, do: @server_side ++ @settable
+
+  @doc "Everything `open/3` takes, checked, with defaults filled in."
+  @spec open(NetlinkPort.protocol(), keyword()) :: {:ok, open()} | {:error, Error.t()}
+  def open(protocol, opts) do
+    keyword!(opts)
+    known!(opts, @open_only ++ names())
+    netns = Keyword.get(opts, :netns, :host)
+
+    with {:ok, target} <- target(netns) do
+      {:ok,
+       %{
+         protocol: protocol,
+         number: protocol!(protocol),
+         netns: netns,
+         target: target,
+         active: active!(Keyword.get(opts, :active, true)),
+         bind: bind!(Keyword.get(opts, :bind, 0)),
+         user_peers: boolean!(:user_peers, Keyword.get(opts, :user_peers, false)),
+         owner: pid!(:owner, Keyword.get(opts, :owner, self())),
+         window: positive!(:window, Keyword.get(opts, :window, @default_window)),
+         timeout: timeout!(Keyword.get(opts, :timeout, 15_000)),
+         options: socket_options(opts) ++ memberships(Keyword.get(opts, :groups, []))
+       }}
+    end
+  end
+
+  # Extended acks are on unless told otherwise.
+  defp socket_options(opts) do
+    opts = Keyword.put_new(opts, :ext_ack, true)
+    for {name, value} <- opts, name in @settable, do: {name, value!(name, value)}
+  end
+
+  defp memberships(groups), do: for(group <- groups!(groups), do: {:add_membership, group})
+
+  @doc "The number of a protocol."
+  @spec protocol!(NetlinkPort.protocol()) :: integer()
+  def protocol!(number) when is_integer(number) and number in -0x80000000..0x7FFFFFFF, do: number
+  # No kernel has such a protocol: it answers as it does to any other it does not know.
+  def protocol!(number) when is_integer(number), do: -1
+
+  def protocol!(name) when is_map_key(@protocols, name), do: Map.fetch!(@protocols, name)
+
+  def protocol!(other) do
+    raise ArgumentError,
+          "expected a netlink protocol, an integer or one of " <>
+            "#{inspect(Map.keys(@protocols))}, got: #{inspect(other)}"
+  end
+
+  @doc "Where a namespace is to be found by the helper."
+  @spec target(NetlinkPort.netns()) ::
+          {:ok, NetlinkPort.Protocol.target()} | {:error, Error.t()}
+  def target(:host), do: {:ok, :host}
+
+  def target({:path, path}) when is_binary(path) do
+    cond do
+      String.contains?(path, <<0>>) -> {:error, Error.new(:open, :einval, subject: inspect(path))}
+      byte_size(path) >= @max_path -> {:error, Error.new(:open, :enametoolong)}
+      true -> {:ok, {:path, path}}
+    end
+  end
+
+  def target({:name, name}) when is_binary(name) do
+    if name in ["", ".", ".."] or String.contains?(name, ["/", <<0>>]) do
+      raise ArgumentError,
+            "expected the name of a namespace, a single file name in /run/netns, " <>
+              "got: #{inspect(name)}"
+    end
+
+    target({:path, "/run/netns/" <> name})
+  end
+
+  def target({:pid, pid}) when is_integer(pid) and pid in 1..0x7FFFFFFF, do: {:ok, {:pid, pid}}
+
+  def target(other) do
+    raise ArgumentError,
+          "expected netns: to be :host, {:path, path}, {:name, name} or {:pid, os_pid}, " <>
+            "got: #{inspect(other)}"
+  end
+
+  @doc "The options of `setopts/2`, checked, in their order, as the helper or the server takes them."
+  @spec set(keyword()) :: [{atom(), term()}]
+  def set(opts) do
+    keyword!(opts)
+    known!(opts, names())
+
+    for {name, value} <- opts do
+      case name do
+        :active -> {:active, active_change!(value)}
+        _other -> {name, value!(name, value)}
+      end
+    end
+  end
+
+  @doc "The names of `getopts/2`, checked."
+  @spec get([atom()]) :: [atom()]
+  def get(names) when is_list(names) do
+    known!(Enum.map(names, &{&1, nil}), names())
+    names
+  end
+
+  def get(other) do
+    raise ArgumentError, "expected a list of option names, got: #{inspect(other)}"
+  end
+
+  @doc "The value of an option as a person reads it."
+  @spec read(atom(), term()) :: term()
+  def read(name, value) when name in @flags, do: value != 0
+
+  def read(:filter, program) when is_binary(program) do
+    for <<code::16, jt::8, jf::8, k::32 <- program>>, do: {code, jt, jf, k}
+  end
+
+  def read(_name, value), do: value
+
+  @doc "Group numbers: one, a list of them."
+  @spec groups!(term()) :: [pos_integer()]
+  def groups!(groups) when is_list(groups), do: Enum.map(groups, &group!/1)
+
+  def groups!(other) do
+    raise ArgumentError, "expected a list of group numbers, got: #{inspect(other)}"
+  end
+
+  @doc "A multicast group's number."
+  @spec group!(term()) :: pos_integer()
+  def group!(group) when is_integer(group) and group in 1..@max_uint32, do: group
+
+  def group!(other) do
+    raise ArgumentError,
+          "expected the number of a multicast group, from 1, got: #{inspect(other)}"
+  end
+
+  @doc "An unsigned integer of 32 bits."
+  @spec uint32!(atom(), term()) :: non_neg_integer()
+  def uint32!(_name, value) when is_integer(value) and value in 0..@max_uint32, do: value
+
+  def uint32!(name, other) do
+    raise ArgumentError, "expected #{name} to be an integer of 32 bits, got: #{inspect(other)}"
+  end
+
+  @doc "A timeout in milliseconds."
+  @spec timeout!(term()) :: timeout()
+  def timeout!(:infinity), do: :infinity
+  def timeout!(timeout) when is_integer(timeout) and timeout in 0..0xFFFFFFFF, do: timeout
+
+  def timeout!(other) do
+    raise ArgumentError, "expected a timeout in ms or :infinity, got: #{inspect(other)}"
+  end
+
+  @doc "The path of an executable, or nil for the default one."
+  @spec executable!(term()) :: Path.t() | nil
+  def executable!(path) when is_binary(path) or is_nil(path), do: path
+
+  def executable!(other) do
+    raise ArgumentError, "expected executable: a path, got: #{inspect(other)}"
+  end
+
+  @doc "A positive integer."
+  @spec positive!(atom(), term()) :: pos_integer()
+  def positive!(_name, value) when is_integer(value) and value > 0, do: value
+
+  def positive!(name, other) do
+    raise ArgumentError, "expected #{name} to be a positive integer, got: #{inspect(other)}"
+  end
+
+  @doc "Raises for an option that is not known."
+  @spec known!(keyword(), [atom()]) :: :ok
+  def known!(opts, known) do
+    case Enum.find(opts, fn {name, _value} -> name not in known end) do
+      nil ->
+        :ok
+
+      {name, _value} ->
+        raise ArgumentError, "unknown option #{inspect(name)}, expected one of #{inspect(known)}"
+    end
+  end
+
+  @doc "Raises for what is no keyword list."
+  @spec keyword!(term()) :: keyword()
+  def keyword!(opts) do
+    if Keyword.keyword?(opts) do
+      opts
+    else
+      raise ArgumentError, "expected a keyword list, got: #{inspect(opts)}"
+    end
+  end
+
+  defp active!(active) when active in [true, false, :once], do: active
+  defp active!(count) when is_integer(count) and count in 1..32_767, do: count
+
+  defp active!(other) do
+    raise ArgumentError,
+          "expected active: to be true, false, :once or 1..32767, got: #{inspect(other)}"
+  end
+
+  # As in inet:setopts/2, a count is added to the present one, and may lower it.
+  defp active_change!(count) when is_integer(count) and count in -32_768..32_767, do: count
+  defp active_change!(other), do: active!(other)
+
+  defp bind!(false), do: false
+  defp bind!(port_id), do: uint32!(:bind, port_id)
+
+  defp pid!(_name, pid) when is_pid(pid), do: pid
+
+  defp pid!(name, other),
+    do: raise(ArgumentError, "expected #{name}: a pid, got: #{inspect(other)}")
+
+  defp boolean!(_name, value) when is_boolean(value), do: value
+
+  defp boolean!(name, other) do
+    raise ArgumentError, "expected #{name}: true or false, got: #{inspect(other)}"
+  end
+
+  defp value!(name, value) when name in @flags, do: boolean!(name, value)
+  defp value!(name, value) when name in @sizes, do: size!(name, value)
+  defp value!(:filter, nil), do: <<>>
+
+  defp value!(:filter, program) when is_list(program) do
+    for instruction <- program, into: <<>> do
+      case instruction do
+        {code, jt, jf, k}
+        when code in 0..0xFFFF and jt in 0..0xFF and jf in 0..0xFF and k in 0..@max_uint32 ->
+          <<code::16, jt::8, jf::8, k::32>>
+
+        other ->
+          raise ArgumentError,
+                "expected filter: to hold classic BPF instructions {code, jt, jf, k}, " <>
+                  "got: #{inspect(other)}"
+      end
+    end
+  end
+
+  defp value!(:filter, other) do
+    raise ArgumentError, "expected filter: a list of instructions or nil, got: #{inspect(other)}"
+  end
+
+  # setsockopt(2) takes an int.
+  defp size!(_name, value) when is_integer(value) and value in 0..0x7FFFFFFF, do: value
+
+  defp size!(name, other) do
+    raise ArgumentError, "expected #{name}: a number of bytes, got: #{inspect(other)}"
+  end
+end

@@ -1,0 +1,709 @@
+defmodule NetlinkPort.Server do
+  @moduledoc false
+  # Owns the port: starts the helper, routes its frames, keeps what is known of each socket in the VM
+  # (owner, mode, what is kept), and ends when the helper does, for its supervisor to decide.
+  #
+  # It never waits for the port. A command that finds it busy is kept and tried again; answers are
+  # matched by reference in a table that callers share. It does not tell owners of its end: its
+  # witness does, whichever way it ends.
+
+  use GenServer
+
+  alias NetlinkPort.{Client, Delivery, Errno, Error, Handle, Helper, Link, Options, Protocol}
+  alias NetlinkPort.{Socket, Witness}
+
+  require Logger
+
+  # How much the helper may send before the server has looked at it, over all sockets.
+  @window 8_388_608
+  # How often a busy port is tried again, in ms.
+  @retry 5
+  # How long a helper that seems stuck has to answer one last ping, in ms.
+  @last_chance 1_000
+  # How long the helper may take for the last acknowledgement when the server is stopped, in ms.
+  # Shorter than the usual shutdown of a child, 5 s.
+  @stop_timeout 2_000
+  @defaults [call_timeout: 15_000, hello_timeout: 5_000, ping_interval: 30_000]
+
+  defmodule Entry do
+    @moduledoc false
+    # A socket as the server knows it.
+    @enforce_keys [:socket, :owner, :monitor, :delivery]
+    defstruct [:socket, :owner, :monitor, :delivery, :resume]
+  end
+
+  @enforce_keys [:link, :process, :hello, :witness, :witness_monitor, :ping_interval, :executable]
+  defstruct [
+    :link,
+    :process,
+    :hello,
+    :witness,
+    :witness_monitor,
+    :ping_interval,
+    :executable,
+    :retry_timer,
+    sockets: %{},
+    monitors: %{},
+    outgoing: :queue.new(),
+    frames: 0,
+    frames_at_ping: 0,
+    suspect?: false,
+    taken: 0,
+    granted: @window
+  ]
+
+  @spec start_link(keyword()) :: GenServer.on_start()
+  def start_link(opts) do
+    Options.keyword!(opts)
+    Options.known!(opts, [:name, :executable | Keyword.keys(@defaults)])
+    {name, opts} = Keyword.pop(opts, :name, NetlinkPort)
+    opts = Keyword.merge(@defaults, opts)
+    for {key, _default} <- @defaults, do: Options.timeout!(opts[key])
+    Options.executable!(opts[:executable])
+    GenServer.start_link(__MODULE__, opts, if(name == nil, do: [], else: [name: name]))
+  end
+
+  ## Start and end
+
+  @impl true
+  def init(opts) do
+    Process.flag(:trap_exit, true)
+    # Names the atoms a frame may bring, so that they exist.
+    _atoms = Protocol.atoms()
+    executable = opts |> Keyword.get_lazy(:executable, &Helper.executable/0) |> Path.expand()
+    witness = Witness.start()
+
+    case Helper.start(executable) do
+      {:ok, port, process} ->
+        Witness.helper(witness, process)
+
+        case Helper.await_hello(port, opts[:hello_timeout]) do
+          {:ok, hello} -> {:ok, ready(port, process, hello, witness, executable, opts)}
+          {:error, reason} -> {:stop, unusable(process, executable, reason)}
+        end
+
+      {:error, error} ->
+        {:stop, error}
+    end
+  end
+
+  defp unusable(process, executable, reason) do
+    Helper.kill(process)
+    errno = if match?({:no_hello, _timeout}, reason), do: :etimedout, else: :eproto
+    Error.new(:thread, errno, subject: "#{executable} #{Helper.format_error(reason)}")
+  end
+
+  defp ready(port, process, hello, witness, executable, opts) do
+    link = %Link{
+      server: self(),
+      port: port,
+      board: Link.board(witness),
+      max_frame: hello.max_frame,
+      call_timeout: opts[:call_timeout],
+      capabilities: hello.capabilities
+    }
+
+    state = %__MODULE__{
+      link: link,
+      process: process,
+      hello: hello,
+      witness: witness,
+      witness_monitor: Process.monitor(witness),
+      ping_interval: opts[:ping_interval],
+      executable: executable
+    }
+
+    schedule_ping(state)
+    write(state, Protocol.grant_all(@window))
+  end
+
+  # An orderly stop loses no command: the helper has carried out what came before the last one when
+  # it acknowledges that. A helper that does not is killed, and one that a port cannot be drained to
+  # as well: otherwise the port would outlive the server, and the VM could not stop.
+  @impl true
+  def terminate(:stuck, state), do: Helper.kill(state.process)
+  def terminate({:helper_exit, _status}, state), do: Helper.kill(state.process)
+
+  def terminate(_reason, state) do
+    reference = Link.expect(state.link, {nil, :ping})
+    state = write(state, Protocol.command(reference, {:stop}))
+    deadline = System.monotonic_time(:millisecond) + @stop_timeout
+    if await_stop(state, reference, deadline) == :overdue, do: Helper.kill(state.process)
+  end
+
+  defp await_stop(state, reference, deadline) do
+    %{link: %{port: port}} = state
+    patience = max(deadline - System.monotonic_time(:millisecond), 0)
+    patience = if :queue.is_empty(state.outgoing), do: patience, else: min(patience, @retry)
+
+    receive do
+      {^port, {:data, frame}} ->
+        case Protocol.decode(frame) do
+          {:reply, ^reference, _answer} ->
+            :ok
+
+          {:reply, other, answer} ->
+            state |> reply(other, answer) |> await_stop(reference, deadline)
+
+          _event ->
+            await_stop(state, reference, deadline)
+        end
+
+      {^port, {:exit_status, _status}} ->
+        :ok
+
+      {:EXIT, ^port, _reason} ->
+        :ok
+    after
+      patience ->
+        if System.monotonic_time(:millisecond) >= deadline do
+          :overdue
+        else
+          state |> write_outgoing() |> await_stop(reference, deadline)
+        end
+    end
+  end
+
+  # What crash reports and :sys.get_status/1 show. A callback of GenServer since Elixir 1.17.
+  if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
+
+  def format_status(%{state: %__MODULE__{} = state} = status) do
+    shown = [
+      helper: state.process && elem(state.process, 0),
+      executable: state.executable,
+      sockets: map_size(state.sockets),
+      outgoing: :queue.len(state.outgoing),
+      capabilities: Helper.capabilities(state.hello.capabilities)
+    ]
+
+    %{status | state: shown}
+  end
+
+  def format_status(status), do: status
+
+  ## Calls
+
+  @impl true
+  def handle_call({:open, options, deadline}, from, state) do
+    case Handle.new() do
+      {:ok, handle} ->
+        options = Map.put(options, :deadline, deadline)
+        %{target: target, number: number, bind: bind, user_peers: peers} = options
+        %{window: window, options: settings} = options
+        command = {:open, handle, target, number, bind, peers, window, settings}
+        {:noreply, ask(state, command, {:open, from, handle, options})}
+
+      :exhausted ->
+        {:reply, {:error, {:socket, Errno.number(:eoverflow), ""}}, state}
+    end
+  end
+
+  def handle_call({:close, handle}, from, state) do
+    case Map.fetch(state.sockets, handle) do
+      {:ok, entry} -> {:noreply, close(state, entry, {:server, from})}
+      :error -> {:reply, {:ok, nil}, state}
+    end
+  end
+
+  def handle_call({:request, command}, from, state) do
+    {:noreply, ask(state, command, {:server, from})}
+  end
+
+  def handle_call({:send, handle, datagram, true}, from, state) do
+    frame = &Protocol.send(&1, handle, datagram, byte_size(datagram))
+    {:noreply, ask_with(state, frame, {:server, from})}
+  end
+
+  def handle_call({:send, handle, datagram, false}, _from, state) do
+    if is_map_key(state.sockets, handle) do
+      frame = Protocol.send(0, handle, datagram, byte_size(datagram))
+      {:reply, {:ok, nil}, write(state, frame)}
+    else
+      {:reply, closed(), state}
+    end
+  end
+
+  def handle_call(:info, from, state), do: {:noreply, ask(state, {:info}, {:helper_info, from})}
+
+  def handle_call({:socket, handle}, _from, state) do
+    {:reply, with_entry(state, handle, &{:ok, &1.socket}), state}
+  end
+
+  def handle_call({:recv, handle, timeout, deadline}, from, state) do
+    case Map.fetch(state.sockets, handle) do
+      {:ok, entry} -> recv(state, entry, from, Client.time_left(deadline, timeout))
+      :error -> {:reply, closed(), state}
+    end
+  end
+
+  def handle_call({:set_active, handle, mode}, _from, state) do
+    case Map.fetch(state.sockets, handle) do
+      {:ok, entry} -> set_active(state, entry, mode)
+      :error -> {:reply, closed(), state}
+    end
+  end
+
+  def handle_call({:vm_info, handle}, _from, state) do
+    told = fn entry ->
+      kept = Delivery.kept(entry.delivery)
+      {:ok, %{owner: entry.owner, active: entry.delivery.mode, kept: kept}}
+    end
+
+    {:reply, with_entry(state, handle, told), state}
+  end
+
+  # First half of controlling_process/2: nothing more comes to the old owner, who can then pass on
+  # what it already has.
+  def handle_call({:pause, handle}, {caller, _tag}, state) do
+    case Map.fetch(state.sockets, handle) do
+      {:ok, %{owner: ^caller} = entry} ->
+        paused = %{entry.delivery | mode: false}
+        entry = %{entry | delivery: paused, resume: entry.resume || entry.delivery.mode}
+        {:reply, {:ok, nil}, put_entry(state, entry)}
+
+      {:ok, _entry} ->
+        {:reply, {:error, {:info, Errno.number(:eperm), ""}}, state}
+
+      :error ->
+        {:reply, closed(), state}
+    end
+  end
+
+  def handle_call({:give, handle, owner}, _from, state) do
+    case Map.fetch(state.sockets, handle) do
+      {:ok, entry} ->
+        {state, entry} = change_owner(state, entry, owner)
+        {:ok, effects, delivery} = Delivery.set_active(entry.delivery, entry.resume || false)
+        entry = %{entry | delivery: delivery, resume: nil}
+        {:reply, {:ok, nil}, state |> put_entry(entry) |> perform(entry, effects)}
+
+      :error ->
+        {:reply, closed(), state}
+    end
+  end
+
+  defp with_entry(state, handle, fun) do
+    case Map.fetch(state.sockets, handle) do
+      {:ok, entry} -> fun.(entry)
+      :error -> closed()
+    end
+  end
+
+  defp closed, do: {:error, {:info, Errno.number(:ebadf), ""}}
+
+  defp set_active(state, entry, mode) do
+    case Delivery.set_active(entry.delivery, mode) do
+      {:ok, effects, delivery} ->
+        entry = %{entry | delivery: delivery}
+        {:reply, {:ok, nil}, state |> put_entry(entry) |> perform(entry, effects)}
+
+      :einval ->
+        {:reply, {:error, {:setsockopt, Errno.number(:einval), "active"}}, state}
+    end
+  end
+
+  # A caller gives up soon after its deadline: a datagram handed to it later would be lost.
+  defp recv(state, _entry, _from, left) when left < 0, do: {:reply, timed_out(), state}
+
+  defp recv(state, entry, {pid, _tag} = from, left) do
+    case Delivery.demand(entry.delivery) do
+      {:item, item, delivery} ->
+        {:reply, answer(item), put_entry(state, %{entry | delivery: delivery})}
+
+      :empty when left == 0 ->
+        {:reply, timed_out(), state}
+
+      :empty ->
+        # Watched, so that no datagram goes to a process that has died.
+        monitor = Process.monitor(pid)
+        handle = entry.socket.handle
+        message = {:recv_timeout, handle, monitor}
+        timer = if left != :infinity, do: Process.send_after(self(), message, left)
+        delivery = Delivery.wait(entry.delivery, {monitor, timer, from})
+        monitors = Map.put(state.monitors, monitor, {:waiter, handle})
+        state = %{state | monitors: monitors}
+        {:noreply, put_entry(state, %{entry | delivery: delivery})}
+
+      :active ->
+        {:reply, {:error, {:recv, Errno.number(:einval), ""}}, state}
+    end
+  end
+
+  defp timed_out, do: {:error, {:recv, Errno.number(:etimedout), ""}}
+
+  defp answer({:data, datagram, metadata}), do: {:ok, {datagram, metadata}}
+  defp answer({:overrun, dropped}), do: {:error, Error.new(:recv, :enobufs, dropped: dropped)}
+  defp answer({:error, error}), do: {:error, error}
+
+  ## Frames from the helper
+
+  # The clause that matters for speed: a datagram without metadata.
+  @impl true
+  def handle_info({port, {:data, frame}}, %{link: %{port: port}} = state) do
+    state = %{state | frames: state.frames + 1}
+
+    case Protocol.decode(frame) do
+      {:data, handle, datagram, metadata} ->
+        cost = Delivery.cost(byte_size(datagram))
+        state = %{state | taken: state.taken + cost}
+        {:noreply, state |> arrive(handle, {:data, datagram, metadata}) |> grant_all()}
+
+      {:reply, reference, answer} ->
+        {:noreply, reply(state, reference, answer)}
+
+      {:overrun, handle, dropped} ->
+        {:noreply, arrive(state, handle, {:overrun, dropped})}
+
+      {:failed, handle, stage, errno, length} ->
+        {:noreply, arrive(state, handle, {:error, failure(state, stage, errno, length)})}
+
+      {:malformed, reason} ->
+        Logger.error("netlink_port: the helper could not read a command: #{reason}")
+        {:noreply, state}
+
+      other ->
+        {:stop, {:protocol_error, other}, state}
+    end
+  end
+
+  def handle_info({port, {:exit_status, status}}, %{link: %{port: port}} = state) do
+    {:stop, {:helper_exit, status}, state}
+  end
+
+  # A command that raced with the helper's end shows as :epipe, without an exit status.
+  def handle_info({:EXIT, port, reason}, %{link: %{port: port}} = state) do
+    {:stop, {:helper_exit, reason}, state}
+  end
+
+  def handle_info({:EXIT, _pid, reason}, state), do: {:stop, reason, state}
+
+  ## Time
+
+  def handle_info({:recv_timeout, handle, id}, state) do
+    {:noreply, withdraw(state, handle, id, timed_out())}
+  end
+
+  def handle_info(:ping, state) do
+    schedule_ping(state)
+    quiet? = state.frames == state.frames_at_ping
+    state = if quiet?, do: ask(state, {:ping}, :ping), else: state
+    {:noreply, %{state | frames_at_ping: state.frames}}
+  end
+
+  # Whatever has arrived by now lies before these in the mailbox: judge only when it has been seen.
+  def handle_info({:overdue, reference}, state) do
+    send(self(), {:truly_overdue, reference})
+    {:noreply, state}
+  end
+
+  def handle_info({:truly_overdue, reference}, state) do
+    case Link.settle(state.link, reference) do
+      {:ok, {_timer, purpose}} ->
+        give_up(state, reference, purpose)
+        {:noreply, suspect(state)}
+
+      :error ->
+        {:noreply, state}
+    end
+  end
+
+  # A caller that commanded the port itself has waited in vain.
+  def handle_info(:overdue, state), do: {:noreply, suspect(state)}
+
+  def handle_info({:judge, frames}, state) do
+    send(self(), {:truly_judge, frames})
+    {:noreply, state}
+  end
+
+  def handle_info({:truly_judge, frames}, %{frames: frames} = state), do: {:stop, :stuck, state}
+  def handle_info({:truly_judge, _frames}, state), do: {:noreply, %{state | suspect?: false}}
+
+  def handle_info(:retry, state) do
+    {:noreply, write_outgoing(%{state | retry_timer: nil})}
+  end
+
+  ## Other processes
+
+  def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{witness_monitor: monitor} = state) do
+    witness = Witness.start()
+    Witness.helper(witness, state.process)
+    :ets.setopts(state.link.board, {:heir, witness, :board})
+    {:noreply, %{state | witness: witness, witness_monitor: Process.monitor(witness)}}
+  end
+
+  def handle_info({:DOWN, monitor, :process, _pid, _reason}, state) do
+    case state.monitors do
+      %{^monitor => {:owner, handle}} ->
+        {:noreply, close(state, Map.fetch!(state.sockets, handle), :ping)}
+
+      %{^monitor => {:waiter, handle}} ->
+        {:noreply, withdraw(state, handle, monitor, timed_out())}
+
+      _monitors ->
+        {:noreply, state}
+    end
+  end
+
+  def handle_info(_message, state), do: {:noreply, state}
+
+  ## Asking the helper
+
+  defp ask(state, command, purpose) do
+    ask_with(state, &Protocol.command(&1, command), purpose)
+  end
+
+  defp ask_with(%{link: link} = state, frame, purpose) do
+    reference = Link.expect(link, {nil, purpose})
+
+    if link.call_timeout != :infinity do
+      timer = Process.send_after(self(), {:overdue, reference}, link.call_timeout)
+      :ets.insert(link.board, {reference, {timer, purpose}})
+    end
+
+    write(state, frame.(reference))
+  end
+
+  defp reply(state, reference, answer) do
+    case Link.settle(state.link, reference) do
+      {:ok, {:caller, monitor}} ->
+        send(monitor, {monitor, answer})
+        state
+
+      {:ok, {timer, purpose}} ->
+        if timer, do: Process.cancel_timer(timer, async: true, info: false)
+        answered(state, purpose, answer)
+
+      # Its caller has given up.
+      :error ->
+        state
+    end
+  end
+
+  defp answered(state, {:server, from}, answer) do
+    GenServer.reply(from, answer)
+    state
+  end
+
+  defp answered(state, {:open, from, handle, options}, {:ok, _place}) do
+    # A caller that has given up would never know of its socket.
+    if Client.time_left(options.deadline, :infinity) < 0 do
+      ask(state, {:close, handle}, :ping)
+    else
+      opened(state, from, handle, options)
+    end
+  end
+
+  defp answered(state, {:open, from, _handle, options}, {:error, {stage, errno, detail}}) do
+    error = Client.error(stage, errno, detail, options.netns, state.link.capabilities)
+    GenServer.reply(from, {:error, error})
+    state
+  end
+
+  # The caller was told that the open timed out; the socket must not stay.
+  defp answered(state, {:given_up, handle}, {:ok, _place}),
+    do: ask(state, {:close, handle}, :ping)
+
+  defp answered(state, {:given_up, _handle}, _failed), do: state
+
+  defp answered(state, {:helper_info, from}, {:ok, told}) do
+    GenServer.reply(from, {:ok, Map.merge(helper_info(state), Map.new(told))})
+    state
+  end
+
+  defp answered(state, {:helper_info, from}, failed) do
+    GenServer.reply(from, failed)
+    state
+  end
+
+  defp answered(state, :ping, _answer), do: state
+
+  defp give_up(_state, _reference, :ping), do: :ok
+  defp give_up(_state, _reference, {:given_up, _handle}), do: :ok
+
+  defp give_up(state, reference, {:open, from, handle, _options}) do
+    :ets.insert(state.link.board, {reference, {nil, {:given_up, handle}}})
+    GenServer.reply(from, {:error, Error.new(:thread, :etimedout)})
+  end
+
+  defp give_up(_state, _reference, purpose) do
+    from = elem(purpose, 1)
+    GenServer.reply(from, {:error, {:thread, Errno.number(:etimedout), ""}})
+  end
+
+  defp helper_info(state) do
+    %{
+      executable: state.executable,
+      program: state.hello.program,
+      capabilities: Helper.capabilities(state.hello.capabilities),
+      may_leave: state.hello.may_leave,
+      max_fds: state.hello.max_fds
+    }
+  end
+
+  # One last ping: a VM that was stopped itself has not heard the helper either.
+  defp suspect(%{suspect?: true} = state), do: state
+
+  defp suspect(state) do
+    chance = min(state.link.call_timeout, @last_chance)
+    Process.send_after(self(), {:judge, state.frames}, chance)
+    ask(%{state | suspect?: true}, {:ping}, :ping)
+  end
+
+  defp schedule_ping(%{ping_interval: :infinity}), do: :ok
+  defp schedule_ping(%{ping_interval: interval}), do: Process.send_after(self(), :ping, interval)
+
+  ## Writing, without ever waiting
+
+  defp write(state, frame) do
+    if :queue.is_empty(state.outgoing) and command(state.link.port, frame) do
+      state
+    else
+      retry_later(%{state | outgoing: :queue.in(frame, state.outgoing)})
+    end
+  end
+
+  defp write_outgoing(state) do
+    case :queue.out(state.outgoing) do
+      {{:value, frame}, rest} ->
+        if command(state.link.port, frame) do
+          write_outgoing(%{state | outgoing: rest})
+        else
+          retry_later(state)
+        end
+
+      {:empty, _outgoing} ->
+        state
+    end
+  end
+
+  # A closed port has sent, or will send, its exit: that ends the server, not this.
+  defp command(port, frame) do
+    Port.command(port, frame, [:nosuspend])
+  rescue
+    ArgumentError -> true
+  end
+
+  defp retry_later(%{retry_timer: nil} = state) do
+    %{state | retry_timer: Process.send_after(self(), :retry, @retry)}
+  end
+
+  defp retry_later(state), do: state
+
+  ## Sockets
+
+  defp opened(state, from, handle, options) do
+    %{owner: owner, protocol: protocol, netns: netns} = options
+    socket = %Socket{handle: handle, protocol: protocol, netns: netns, link: state.link}
+    monitor = Process.monitor(owner)
+
+    entry = %Entry{
+      socket: socket,
+      owner: owner,
+      monitor: monitor,
+      delivery: Delivery.new(options.active, options.window)
+    }
+
+    Link.put_socket(state.link, socket, owner)
+    GenServer.reply(from, {:ok, socket})
+
+    %{
+      state
+      | sockets: Map.put(state.sockets, handle, entry),
+        monitors: Map.put(state.monitors, monitor, {:owner, handle})
+    }
+  end
+
+  defp close(state, entry, purpose) do
+    handle = entry.socket.handle
+    Link.delete_socket(state.link, handle)
+    state = Enum.reduce(Delivery.waiters(entry.delivery), state, &dismiss(&2, &1, closed()))
+    state = %{state | sockets: Map.delete(state.sockets, handle)}
+    state |> forget(entry.monitor) |> ask({:close, handle}, purpose)
+  end
+
+  # Tells one who waits in `recv`.
+  defp dismiss(state, {monitor, timer, from}, answer) do
+    if timer, do: Process.cancel_timer(timer, async: true, info: false)
+    GenServer.reply(from, answer)
+    forget(state, monitor)
+  end
+
+  defp forget(state, monitor) do
+    Process.demonitor(monitor, [:flush])
+    %{state | monitors: Map.delete(state.monitors, monitor)}
+  end
+
+  defp change_owner(state, entry, owner) do
+    Link.put_socket(state.link, entry.socket, owner)
+    monitor = Process.monitor(owner)
+    state = forget(state, entry.monitor)
+    monitors = Map.put(state.monitors, monitor, {:owner, entry.socket.handle})
+    {%{state | monitors: monitors}, %{entry | owner: owner, monitor: monitor}}
+  end
+
+  defp put_entry(state, entry) do
+    {due, delivery} = Delivery.grant(entry.delivery)
+    handle = entry.socket.handle
+    entry = %{entry | delivery: delivery}
+    state = %{state | sockets: Map.put(state.sockets, handle, entry)}
+    if due, do: write(state, Protocol.grant(handle, due)), else: state
+  end
+
+  defp arrive(state, handle, item) do
+    case state.sockets do
+      %{^handle => entry} ->
+        {effects, delivery} = Delivery.arrive(entry.delivery, item)
+        entry = %{entry | delivery: delivery}
+        state |> perform(entry, effects) |> put_entry(entry)
+
+      # Closed in the meantime.
+      _sockets ->
+        state
+    end
+  end
+
+  defp perform(state, entry, effects) do
+    Enum.reduce(effects, state, fn
+      {:deliver, item}, state ->
+        send(entry.owner, message(entry.socket, item))
+        state
+
+      :passive, state ->
+        send(entry.owner, {:netlink_passive, entry.socket})
+        state
+
+      {:answer, waiter, item}, state ->
+        dismiss(state, waiter, answer(item))
+    end)
+  end
+
+  defp message(socket, {:data, datagram, nil}), do: {:netlink, socket, datagram}
+  defp message(socket, {:data, datagram, metadata}), do: {:netlink, socket, datagram, metadata}
+  defp message(socket, {:overrun, dropped}), do: {:netlink_overrun, socket, dropped}
+  defp message(socket, {:error, error}), do: {:netlink_error, socket, error}
+
+  defp withdraw(state, handle, id, answer) do
+    case Map.fetch(state.sockets, handle) do
+      {:ok, entry} ->
+        {mine, delivery} = Delivery.withdraw(entry.delivery, &match?({^id, _, _}, &1))
+        state = put_entry(state, %{entry | delivery: delivery})
+        Enum.reduce(mine, state, &dismiss(&2, &1, answer))
+
+      :error ->
+        state
+    end
+  end
+
+  defp failure(state, stage, errno, 0) do
+    Client.error(stage, errno, "", :host, state.link.capabilities)
+  end
+
+  defp failure(_state, stage, errno, length), do: Error.new(stage, errno, length: length)
+
+  defp grant_all(%{taken: taken, granted: granted} = state)
+       when 2 * (taken + @window - granted) >= @window do
+    write(%{state | granted: taken + @window}, Protocol.grant_all(taken + @window))
+  end
+
+  defp grant_all(state), do: state
+end
