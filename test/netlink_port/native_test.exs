@@ -1,0 +1,150 @@
+defmodule NetlinkPort.NativeTest do
+  use NetlinkPort.Case, async: false
+
+  alias NetlinkPort.Native
+
+  @moduletag :root
+
+  setup do
+    start_server!(name: NetlinkPort)
+    %{netns: netns!()}
+  end
+
+  test "a socket is opened, bound, used and closed", %{netns: netns} do
+    assert {:ok, handle} = Native.open_in_netns(netns_path(netns), 0)
+    assert is_integer(handle) and handle >= 0
+    assert Native.bind_netlink(handle, 0x1) == :ok
+
+    assert %Socket{} = socket = NetlinkPort.socket(handle)
+    assert NetlinkPort.memberships(socket) == {:ok, [1]}
+    assert Rtnl.link_names(socket) == ["lo"]
+
+    ip!(["-n", netns, "link", "add", "br0", "type", "bridge"])
+    assert {:ok, event} = NetlinkPort.recv(socket, 2_000)
+    assert [{16, 0, payload}] = Rtnl.messages(event)
+    assert Rtnl.link_name(payload) == "br0"
+
+    assert Native.close_fd(handle) == :ok
+    assert Native.close_fd(handle) == :ok
+    assert {:error, %Error{reason: :ebadf}} = NetlinkPort.recv(socket, 0)
+  end
+
+  test "every failure has its stage and its errno", %{netns: netns} do
+    path = netns_path(netns)
+    assert Native.open_in_netns("/nowhere", 0) == {:error, {:open, 2}}
+    assert Native.open_in_netns("", 0) == {:error, {:open, 2}}
+    assert Native.open_in_netns(path <> <<0>> <> "x", 0) == {:error, {:open, 22}}
+    assert Native.open_in_netns(<<0>>, 0) == {:error, {:open, 22}}
+    assert Native.open_in_netns(String.duplicate("a", 4096), 0) == {:error, {:open, 36}}
+    assert Native.open_in_netns(String.duplicate("/", 5000), 0) == {:error, {:open, 36}}
+    # 4094 bytes are a path, if not one of a file.
+    assert Native.open_in_netns(String.duplicate("/a", 2047), 0) == {:error, {:open, 2}}
+    assert Native.open_in_netns("/etc/hostname/x", 0) == {:error, {:open, 20}}
+    assert Native.open_in_netns("/etc/hostname", 0) == {:error, {:setns, 22}}
+    assert Native.open_in_netns("/etc", 0) == {:error, {:setns, 22}}
+    assert Native.open_in_netns("/dev/null", 0) == {:error, {:setns, 22}}
+    assert Native.open_in_netns("/proc/self/ns/mnt", 0) == {:error, {:setns, 22}}
+    assert Native.open_in_netns("/proc/self/ns/user", 0) == {:error, {:setns, 22}}
+
+    for protocol <- [250, 32, -1, 2_147_483_648, -5_000_000_000] do
+      assert Native.open_in_netns(path, protocol) == {:error, {:socket, 93}}
+    end
+
+    # The path comes before the protocol, as in the order of the system calls.
+    assert Native.open_in_netns("/nowhere", 250) == {:error, {:open, 2}}
+  end
+
+  test "a FIFO answers at once" do
+    fifo = tmp_path!("fifo")
+    {_, 0} = System.cmd("mkfifo", [fifo])
+    task = Task.async(fn -> Native.open_in_netns(fifo, 0) end)
+    assert Task.await(task, 1_000) == {:error, {:setns, 22}}
+  end
+
+  test "nothing is ever created" do
+    path = tmp_path!("missing")
+    assert Native.open_in_netns(path, 0) == {:error, {:open, 2}}
+    refute File.exists?(path)
+    assert Native.open_in_netns(Path.join(path, "deeper"), 0) == {:error, {:open, 2}}
+    refute File.exists?(path)
+  end
+
+  test "binding twice changes the groups and keeps the port id", %{netns: netns} do
+    {:ok, handle} = Native.open_in_netns(netns_path(netns), 0)
+    socket = NetlinkPort.socket(handle)
+    {:ok, %{port_id: port_id}} = NetlinkPort.info(socket)
+    assert port_id != 0
+
+    assert Native.bind_netlink(handle, 0x8000_0001) == :ok
+    assert NetlinkPort.memberships(socket) == {:ok, [1, 32]}
+    assert Native.bind_netlink(handle, 0) == :ok
+    assert NetlinkPort.memberships(socket) == {:ok, []}
+    assert {:ok, %{port_id: ^port_id}} = NetlinkPort.info(socket)
+  end
+
+  test "bind answers EBADF for a handle that is not open" do
+    assert Native.bind_netlink(0, 1) == {:error, 9}
+    assert Native.bind_netlink(2_000_000_000, 1) == {:error, 9}
+  end
+
+  test "wrong arguments raise in the caller" do
+    assert_raise ArgumentError, fn -> Native.open_in_netns(:blue, 0) end
+    assert_raise ArgumentError, fn -> Native.open_in_netns("/run/netns/blue", :route) end
+    assert_raise ArgumentError, fn -> Native.bind_netlink(1, -1) end
+    assert_raise ArgumentError, fn -> Native.bind_netlink(1, 0x1_0000_0000) end
+  end
+
+  test "close is :ok for anything" do
+    for handle <- [0, 77, -1, 5_000_000_000, :none, "fd"] do
+      assert Native.close_fd(handle) == :ok
+    end
+  end
+
+  test "a handle closes with the process that opened it", %{netns: netns} do
+    before = fds(NetlinkPort)
+    test = self()
+
+    {pid, monitor} =
+      spawn_monitor(fn -> send(test, Native.open_in_netns(netns_path(netns), 0)) end)
+
+    assert_receive {:ok, handle}
+    assert_receive {:DOWN, ^monitor, :process, ^pid, :normal}
+    eventually!(fn -> fds(NetlinkPort) == before end)
+    assert Native.bind_netlink(handle, 1) == {:error, 9}
+  end
+
+  describe "without a helper" do
+    test "no server is ESRCH" do
+      assert Native.open_in_netns(:no_such_server, "/proc/self/ns/net", 0) ==
+               {:error, {:thread, 3}}
+
+      assert Native.bind_netlink(:no_such_server, 1, 1) == {:error, 3}
+      assert Native.close_fd(:no_such_server, 1) == :ok
+    end
+
+    test "a helper that dies is EPIPE for whoever waits, ESRCH for those who come after" do
+      server = start_server!(name: :dying, call_timeout: 10_000)
+      os_pid = os_pid(server)
+      signal!(os_pid, :STOP)
+
+      opening = Task.async(fn -> Native.open_in_netns(:dying, "/proc/self/ns/net", 0) end)
+
+      eventually!(fn -> awaited?(server) end)
+      signal!(os_pid, :KILL)
+      assert Task.await(opening) == {:error, {:thread, 32}}
+      eventually!(fn -> not Process.alive?(server) end)
+      assert Native.open_in_netns(:dying, "/proc/self/ns/net", 0) == {:error, {:thread, 3}}
+      assert Native.bind_netlink(:dying, 1, 1) == {:error, 3}
+      assert Native.close_fd(:dying, 1) == :ok
+    end
+
+    test "a stuck helper is ETIMEDOUT" do
+      server = start_server!(name: :stuck, call_timeout: 200)
+      {:ok, handle} = Native.open_in_netns(:stuck, "/proc/self/ns/net", 0)
+      signal!(os_pid(server), :STOP)
+      assert Native.open_in_netns(:stuck, "/proc/self/ns/net", 0) == {:error, {:thread, 110}}
+      assert Native.close_fd(:stuck, handle) == :ok
+      eventually!(fn -> not Process.alive?(server) end)
+    end
+  end
+end

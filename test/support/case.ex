@@ -1,0 +1,172 @@
+defmodule NetlinkPort.Case do
+  @moduledoc false
+  # Namespaces, servers and helpers for tests. Namespaces have names that no one else uses, and are
+  # deleted when their test ends, whichever way; what a killed run left behind goes at the next start.
+
+  use ExUnit.CaseTemplate
+
+  using do
+    quote do
+      import NetlinkPort.Case
+      alias NetlinkPort.{Error, Rtnl, Socket}
+    end
+  end
+
+  @prefix "nlp-"
+
+  ## Namespaces
+
+  @doc "Makes a namespace with its loopback up; returns its name."
+  def netns! do
+    name = "#{@prefix}#{System.pid()}-#{System.unique_integer([:positive])}"
+    ip!(["netns", "add", name])
+    on_exit(fn -> System.cmd("ip", ["netns", "del", name], stderr_to_stdout: true) end)
+    ip!(["-n", name, "link", "set", "lo", "up"])
+    name
+  end
+
+  def netns_path(name), do: "/run/netns/" <> name
+
+  @doc "The inode of a namespace file: what tells namespaces apart."
+  def inode(path), do: File.stat!(path).inode
+
+  @doc "Runs ip(8); raises with what it printed when it fails."
+  def ip!(arguments) do
+    case System.cmd("ip", arguments, stderr_to_stdout: true) do
+      {output, 0} -> output
+      {output, status} -> raise "ip #{Enum.join(arguments, " ")}: status #{status}: #{output}"
+    end
+  end
+
+  @doc "Runs many commands in one `ip -batch`."
+  def ip_batch!(name, lines) do
+    path = tmp_path!("batch")
+    File.write!(path, Enum.map(lines, &[&1, ?\n]))
+    ip!(["-n", name, "-batch", path])
+  end
+
+  @doc "Deletes namespaces of runs that are over."
+  def sweep do
+    for @prefix <> rest = name <- ls("/run/netns"),
+        [pid | _] = String.split(rest, "-"),
+        not File.exists?("/proc/#{pid}") do
+      System.cmd("ip", ["netns", "del", name], stderr_to_stdout: true)
+    end
+  end
+
+  defp ls(path) do
+    case File.ls(path) do
+      {:ok, names} -> names
+      {:error, _reason} -> []
+    end
+  end
+
+  @doc "A path of this test's own, deleted when it ends."
+  def tmp_path!(name) do
+    path = Path.join(System.tmp_dir!(), "#{@prefix}#{System.pid()}-#{unique()}-#{name}")
+    on_exit(fn -> File.rm_rf!(path) end)
+    path
+  end
+
+  defp unique, do: System.unique_integer([:positive])
+
+  ## Servers and helpers
+
+  @doc "Starts a server under the test's supervisor, which does not restart it; returns its pid."
+  def start_server!(opts \\ []) do
+    opts = Keyword.put_new(opts, :name, nil)
+    spec = Supervisor.child_spec({NetlinkPort, opts}, id: make_ref(), restart: :temporary)
+    start_supervised!(spec)
+  end
+
+  @doc "The process id of a server's helper."
+  def os_pid(server) do
+    {:ok, %{os_pid: os_pid}} = NetlinkPort.info(server)
+    os_pid
+  end
+
+  @doc "How many descriptors a server's helper has open."
+  def fds(server) do
+    {:ok, %{fds: fds}} = NetlinkPort.info(server)
+    fds
+  end
+
+  @doc "Whether a command is on its way to a server's helper."
+  def awaited?(server), do: :ets.info(:sys.get_state(server).link.board, :size) > 1
+
+  @doc "Sends a signal to a process this test has started."
+  def signal!(os_pid, name) do
+    {_output, 0} = System.cmd("kill", ["-#{name}", "#{os_pid}"], stderr_to_stdout: true)
+    :ok
+  end
+
+  @doc "Whether a process runs; a zombie does not."
+  def running?(os_pid) do
+    case File.read("/proc/#{os_pid}/stat") do
+      {:ok, stat} -> not (stat =~ ~r/\) [ZX] /)
+      {:error, _reason} -> false
+    end
+  end
+
+  @doc "Waits until `fun` is true; fails the test after `timeout` ms."
+  def eventually!(fun, timeout \\ 2_000) do
+    deadline = System.monotonic_time(:millisecond) + timeout
+    poll(fun, deadline, timeout)
+  end
+
+  defp poll(fun, deadline, timeout) do
+    cond do
+      fun.() ->
+        :ok
+
+      System.monotonic_time(:millisecond) > deadline ->
+        ExUnit.Assertions.flunk("not true within #{timeout} ms")
+
+      true ->
+        Process.sleep(5)
+        poll(fun, deadline, timeout)
+    end
+  end
+
+  @doc "Runs `fun` in a process of its own, which the test can kill; its result is sent to the test."
+  def spawn_reporting(fun) do
+    test = self()
+    spawn(fn -> send(test, {:result, self(), fun.()}) end)
+  end
+
+  @doc "A process that does nothing until it is told to stop."
+  def idle_process do
+    pid = spawn(fn -> receive do: (:stop -> :ok) end)
+    on_exit(fn -> Process.exit(pid, :kill) end)
+    pid
+  end
+
+  ## Misbehaving helpers
+
+  @doc "Writes an executable shell script; returns its path."
+  def script!(body) do
+    path = tmp_path!("helper.sh")
+    File.write!(path, ["#!/bin/sh\n", body, "\n"])
+    File.chmod!(path, 0o755)
+    path
+  end
+
+  @doc "A shell command that prints a frame with its header."
+  def print_frame(payload) do
+    frame = <<byte_size(payload)::32, payload::binary>>
+    octal = for <<byte <- frame>>, do: "\\0" <> Integer.to_string(byte, 8)
+    "printf '%b' '#{octal}'"
+  end
+
+  @doc "A vector of docs/vectors.txt, by name."
+  def vector!(name), do: Map.fetch!(vectors(), name)
+
+  @doc "All vectors of docs/vectors.txt."
+  def vectors do
+    for line <- File.stream!(Path.expand("../../docs/vectors.txt", __DIR__)),
+        [name, hex] <- [String.split(String.trim(line), ": ", parts: 2)],
+        not String.starts_with?(name, "#"),
+        into: %{},
+        do: {name, Base.decode16!(hex, case: :lower)}
+  end
+end

@@ -1,0 +1,89 @@
+defmodule NetlinkPort.Rtnl do
+  @moduledoc false
+  # Just enough rtnetlink(7) for tests: requests as the kernel wants them, and the headers of what it
+  # answers.
+
+  @request 1
+  @dump 0x300
+  @ack 4
+
+  @newlink 16
+  @getlink 18
+  @getroute 26
+
+  def newlink, do: @newlink
+
+  @doc "A message: struct nlmsghdr and its payload, in the byte order of the machine."
+  def message(type, flags, sequence, payload) do
+    size = 16 + byte_size(payload)
+
+    <<size::32-native, type::16-native, flags::16-native, sequence::32-native, 0::32,
+      payload::binary>>
+  end
+
+  @doc "RTM_GETLINK of one link."
+  def getlink(index, sequence) do
+    message(@getlink, @request, sequence, <<0::32, index::32-native, 0::64>>)
+  end
+
+  @doc "RTM_GETLINK of all links."
+  def dump_links(sequence),
+    do: message(@getlink, Bitwise.bor(@request, @dump), sequence, <<0::128>>)
+
+  @doc "RTM_GETROUTE of all IPv4 routes."
+  def dump_routes(sequence) do
+    message(@getroute, Bitwise.bor(@request, @dump), sequence, <<2, 0::88>>)
+  end
+
+  @doc "A message no protocol knows, to be answered by NLMSG_ERROR."
+  def noop(sequence), do: message(1, Bitwise.bor(@request, @ack), sequence, <<>>)
+
+  @doc "The messages of a datagram, as `{type, sequence, payload}`."
+  def messages(
+        <<size::32-native, type::16-native, _::16, sequence::32-native, _::32, rest::binary>>
+      ) do
+    payload_size = size - 16
+    padding = rem(4 - rem(size, 4), 4)
+    <<payload::binary-size(payload_size), rest::binary>> = rest
+    rest = binary_part(rest, min(padding, byte_size(rest)), max(byte_size(rest) - padding, 0))
+    [{type, sequence, payload} | messages(rest)]
+  end
+
+  def messages(<<>>), do: []
+
+  @doc "The name in an RTM_NEWLINK payload (attribute IFLA_IFNAME, 3)."
+  def link_name(<<_header::128, attributes::binary>>), do: find(attributes, 3)
+
+  defp find(<<size::16-native, type::16-native, rest::binary>>, wanted) do
+    value_size = size - 4
+    <<value::binary-size(value_size), rest::binary>> = rest
+
+    if type == wanted do
+      String.trim_trailing(value, <<0>>)
+    else
+      padding = rem(4 - rem(size, 4), 4)
+      find(binary_part(rest, padding, byte_size(rest) - padding), wanted)
+    end
+  end
+
+  defp find(<<>>, _wanted), do: nil
+
+  @doc "Reads a whole dump from a passive socket: the messages before NLMSG_DONE."
+  def collect(socket, sequence, seen \\ []) do
+    {:ok, datagram} = NetlinkPort.recv(socket, 5_000)
+    messages = messages(datagram)
+    {data, rest} = Enum.split_while(messages, fn {type, _, _} -> type != 3 end)
+    true = Enum.all?(messages, fn {_, theirs, _} -> theirs == sequence end)
+    seen = [data | seen]
+
+    if rest == [],
+      do: collect(socket, sequence, seen),
+      else: seen |> Enum.reverse() |> Enum.concat()
+  end
+
+  @doc "The names of the links a socket's namespace has, over a passive socket."
+  def link_names(socket, sequence \\ 1) do
+    :ok = NetlinkPort.send(socket, dump_links(sequence))
+    for {@newlink, _, payload} <- collect(socket, sequence), do: link_name(payload)
+  end
+end
