@@ -79,12 +79,18 @@ defmodule NetlinkPort.Server do
 
         case Helper.await_hello(port, opts[:hello_timeout]) do
           {:ok, hello} -> {:ok, ready(port, process, hello, witness, executable, opts)}
-          {:error, reason} -> {:stop, unusable(process, executable, reason)}
+          {:error, reason} -> stop_at_start(unusable(process, executable, reason))
         end
 
       {:error, error} ->
-        {:stop, error}
+        stop_at_start(error)
     end
+  end
+
+  # A supervisor shows the error as a struct; this is the sentence.
+  defp stop_at_start(error) do
+    Logger.error("netlink_port: " <> Exception.message(error))
+    {:stop, error}
   end
 
   defp unusable(process, executable, reason) do
@@ -173,7 +179,7 @@ defmodule NetlinkPort.Server do
       executable: state.executable,
       sockets: map_size(state.sockets),
       outgoing: :queue.len(state.outgoing),
-      capabilities: Helper.capabilities(state.hello.capabilities)
+      may_leave_home: state.hello.may_leave
     ]
 
     %{status | state: shown}

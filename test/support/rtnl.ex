@@ -52,14 +52,28 @@ defmodule NetlinkPort.Rtnl do
   def messages(<<>>), do: []
 
   @doc "The name in an RTM_NEWLINK payload (attribute IFLA_IFNAME, 3)."
-  def link_name(<<_header::128, attributes::binary>>), do: find(attributes, 3)
+  def link_name(<<_header::128, attributes::binary>>) do
+    attributes |> find(3) |> String.trim_trailing(<<0>>)
+  end
+
+  @doc "The destination of an IPv4 RTM_NEWROUTE payload (attribute RTA_DST, 1)."
+  def destination(<<2, _header::88, attributes::binary>>) do
+    <<a, b, c, d>> = find(attributes, 1)
+    {a, b, c, d}
+  end
+
+  @doc "The address of an IPv4 RTM_NEWADDR payload (attribute IFA_LOCAL, 2)."
+  def address(<<2, _header::56, attributes::binary>>) do
+    <<a, b, c, d>> = find(attributes, 2)
+    {a, b, c, d}
+  end
 
   defp find(<<size::16-native, type::16-native, rest::binary>>, wanted) do
     value_size = size - 4
     <<value::binary-size(value_size), rest::binary>> = rest
 
     if type == wanted do
-      String.trim_trailing(value, <<0>>)
+      value
     else
       padding = rem(4 - rem(size, 4), 4)
       find(binary_part(rest, padding, byte_size(rest) - padding), wanted)
