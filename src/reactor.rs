@@ -97,6 +97,8 @@ struct State {
     sockets: Sockets,
     window: Window,
     outbox: Outbox,
+    /// Sockets to be read again without being woken.
+    due: Vec<Handle>,
     stopping: bool,
 }
 
@@ -129,6 +131,7 @@ impl Reactor {
                 sockets: Sockets::default(),
                 window: Window::default(),
                 outbox,
+                due: Vec::new(),
                 stopping: false,
             },
         })
@@ -162,7 +165,7 @@ impl Reactor {
             }
         }
         self.commands()?;
-        for handle in ready.sockets {
+        for handle in self.state.take_due().into_iter().chain(ready.sockets) {
             if !self.state.may_read() {
                 self.flush()?;
             }
@@ -201,7 +204,8 @@ impl Reactor {
             return Ok(Ready::default());
         }
         if self.state.may_read() {
-            self.watch.all(&self.wire, reading, writing)
+            let idle = self.state.due.is_empty();
+            self.watch.all(&self.wire, reading, writing, idle)
         } else {
             pipes(&self.wire, reading, writing)
         }
@@ -210,7 +214,13 @@ impl Reactor {
 }
 
 impl Watch {
-    fn all(&mut self, wire: &Wire, reading: bool, writing: bool) -> Result<Ready, Errno> {
+    fn all(
+        &mut self,
+        wire: &Wire,
+        reading: bool,
+        writing: bool,
+        idle: bool,
+    ) -> Result<Ready, Errno> {
         let interest = |wanted, flag| if wanted { flag } else { EpollFlags::empty() };
         if reading != self.reading {
             let flags = interest(reading, EpollFlags::EPOLLIN);
@@ -225,7 +235,12 @@ impl Watch {
             self.writing = writing;
         }
         let mut events = [EpollEvent::empty(); EVENTS];
-        let count = sys::retry(|| self.epoll.wait(&mut events, EpollTimeout::NONE))?;
+        let patience = if idle {
+            EpollTimeout::NONE
+        } else {
+            EpollTimeout::ZERO
+        };
+        let count = sys::retry(|| self.epoll.wait(&mut events, patience))?;
         let gone = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
         let mut ready = Ready::default();
         for event in events.iter().take(count) {
@@ -306,6 +321,7 @@ impl State {
                 if let Some(entry) = self.sockets.get_mut(handle) {
                     entry.window.grant(bytes);
                     watch(epoll, handle, entry);
+                    self.read_again(handle);
                 }
             }
             Command::GrantAll(bytes) => self.window.grant(bytes),
@@ -318,6 +334,8 @@ impl State {
                     socket: Socket::open(&self.home, &spec)?,
                     window: Window::new(window),
                     watched: false,
+                    undrained: false,
+                    due: false,
                 };
                 watch(epoll, handle, &mut entry);
                 let mut told = protocol::place(entry.socket.place());
@@ -382,7 +400,7 @@ impl State {
     fn pump(&mut self, epoll: &Epoll, handle: Handle) {
         for _ in 0..TURN {
             if !self.may_read() {
-                return;
+                break;
             }
             let Some(entry) = self.sockets.get_mut(handle) else {
                 return;
@@ -392,6 +410,7 @@ impl State {
             }
             let metadata = entry.socket.metadata();
             let room = self.outbox.datagram_room(Prefix::length(metadata));
+            entry.undrained = true;
             match entry.socket.receive(room) {
                 Arrival::Datagram(received) => {
                     entry.window.charge(received.length);
@@ -400,9 +419,12 @@ impl State {
                     self.outbox.commit(prefix.bytes(), received.length);
                 }
                 Arrival::Foreign | Arrival::Overrun => {}
-                Arrival::Drained(0) => return,
                 Arrival::Drained(lost) => {
-                    return self.outbox.push(&protocol::overrun(handle, lost));
+                    entry.undrained = false;
+                    if lost > 0 {
+                        self.outbox.push(&protocol::overrun(handle, lost));
+                    }
+                    return;
                 }
                 Arrival::Truncated(length) => {
                     let failure = Failure::new(Stage::Recv, Errno::EMSGSIZE);
@@ -413,10 +435,35 @@ impl State {
                 }
                 Arrival::Failed(errno) => {
                     let failure = Failure::new(Stage::Recv, errno);
-                    return self.outbox.push(&protocol::failed(handle, &failure, 0));
+                    self.outbox.push(&protocol::failed(handle, &failure, 0));
                 }
             }
         }
+        self.read_again(handle);
+    }
+
+    /// Puts a socket whose queue was not seen empty on the list of those to be read again.
+    fn read_again(&mut self, handle: Handle) {
+        if let Some(entry) = self.sockets.get_mut(handle) {
+            if entry.undrained && entry.window.is_open() && !entry.due {
+                entry.due = true;
+                self.due.push(handle);
+            }
+        }
+    }
+
+    /// Takes that list, while sockets may be read.
+    fn take_due(&mut self) -> Vec<Handle> {
+        if !self.may_read() {
+            return Vec::new();
+        }
+        let due = std::mem::take(&mut self.due);
+        for handle in &due {
+            if let Some(entry) = self.sockets.get_mut(*handle) {
+                entry.due = false;
+            }
+        }
+        due
     }
 }
 

@@ -60,6 +60,11 @@ pub struct Entry {
     /// Whether epoll watches it: only while its window is open. A socket with nothing to read but
     /// an error would wake the loop again and again, since EPOLLERR cannot be masked.
     pub watched: bool,
+    /// Whether datagrams were read since the queue was last seen empty. Only then are losses told;
+    /// and epoll says nothing of a queue that has just been emptied, so such a socket is due.
+    pub undrained: bool,
+    /// Whether the loop has it on its list of those to be read again without being woken.
+    pub due: bool,
 }
 
 /// The open sockets by handle.

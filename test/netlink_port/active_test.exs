@@ -1,0 +1,389 @@
+defmodule NetlinkPort.ActiveTest do
+  # The meaning inet:setopts/2 gives `active`, and who the owner is, on real sockets.
+  use NetlinkPort.Case, async: true
+
+  @moduletag :root
+
+  setup do
+    %{server: start_server!(), netns: netns!()}
+  end
+
+  defp open!(context, opts) do
+    {:ok, socket} =
+      NetlinkPort.open(context.server, :route, [netns: {:name, context.netns}] ++ opts)
+
+    socket
+  end
+
+  # Asks for one datagram: the reply that carries this sequence number.
+  defp ask(socket, sequence),
+    do: :ok = NetlinkPort.send(socket, Rtnl.getlink(1, sequence), wait: true)
+
+  defp sequence(datagram) do
+    [{_type, sequence, _payload} | _] = Rtnl.messages(datagram)
+    sequence
+  end
+
+  # What was asked for until now has been delivered, as far as it will be.
+  defp settle(socket), do: {:ok, _} = NetlinkPort.info(socket)
+
+  test "true: every datagram is a message", context do
+    socket = open!(context, active: true)
+    for n <- 1..10, do: ask(socket, n)
+
+    for n <- 1..10 do
+      assert_receive {:netlink, ^socket, datagram}
+      assert sequence(datagram) == n
+    end
+
+    assert {:error, %Error{stage: :recv, reason: :einval}} = NetlinkPort.recv(socket, 0)
+  end
+
+  test "false: none is; recv gets them in order", context do
+    socket = open!(context, active: false)
+    for n <- 1..3, do: ask(socket, n)
+
+    for n <- 1..3 do
+      assert {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
+      assert sequence(datagram) == n
+    end
+
+    refute_received {:netlink, _, _}
+    assert {:error, %Error{stage: :recv, reason: :etimedout}} = NetlinkPort.recv(socket, 0)
+    assert {:error, %Error{reason: :etimedout}} = NetlinkPort.recv(socket, 20)
+  end
+
+  test ":once: one is, and no word of the end", context do
+    socket = open!(context, active: :once)
+    ask(socket, 1)
+    ask(socket, 2)
+    assert_receive {:netlink, ^socket, _datagram}
+    settle(socket)
+    refute_received {:netlink, ^socket, _datagram}
+    refute_received {:netlink_passive, ^socket}
+    assert NetlinkPort.getopts(socket, [:active]) == {:ok, active: false}
+    assert NetlinkPort.setopts(socket, active: :once) == :ok
+    assert_receive {:netlink, ^socket, datagram}
+    assert sequence(datagram) == 2
+  end
+
+  test "a count: so many are, and then :netlink_passive", context do
+    socket = open!(context, active: 2)
+    for n <- 1..3, do: ask(socket, n)
+    assert_receive {:netlink, ^socket, _}
+    assert_receive {:netlink, ^socket, _}
+    assert_receive {:netlink_passive, ^socket}
+    settle(socket)
+    refute_received {:netlink, ^socket, _}
+    assert {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
+    assert sequence(datagram) == 3
+  end
+
+  test "counts add up, as gen_udp's do", context do
+    socket = open!(context, active: 5)
+    {:ok, udp} = :gen_udp.open(0, active: 5)
+    on_exit(fn -> :gen_udp.close(udp) end)
+
+    for change <- [3, -2, 32_767, 32_761, 1, true, 7, :once, false, 4, -4, 0, 10] do
+      ours = NetlinkPort.setopts(socket, active: change)
+      theirs = :inet.setopts(udp, active: change)
+      assert match?(:ok, ours) == match?(:ok, theirs), "active: #{inspect(change)}"
+      {:ok, active: ours} = NetlinkPort.getopts(socket, [:active])
+      {:ok, active: theirs} = :inet.getopts(udp, [:active])
+      assert {change, ours} == {change, theirs}
+      assert received?({:netlink_passive, socket}) == received?({:udp_passive, udp})
+    end
+
+    assert {:error, %Error{reason: :einval}} = NetlinkPort.setopts(socket, active: 32_767)
+  end
+
+  defp received?(message) do
+    receive do
+      ^message -> true
+    after
+      50 -> false
+    end
+  end
+
+  test "what was kept comes first when the socket becomes active", context do
+    socket = open!(context, active: false)
+    for n <- 1..3, do: ask(socket, n)
+    settle(socket)
+    assert NetlinkPort.setopts(socket, active: true) == :ok
+    ask(socket, 4)
+
+    for n <- 1..4 do
+      assert_receive {:netlink, ^socket, datagram}
+      assert sequence(datagram) == n
+    end
+  end
+
+  test "those who wait in recv are served in the order they came", context do
+    socket = open!(context, active: false)
+
+    waiters =
+      for n <- 1..5 do
+        pid = spawn_reporting(fn -> NetlinkPort.recv(socket, 5_000) end)
+        eventually!(fn -> waiting(context.server, socket) == n end)
+        pid
+      end
+
+    for n <- 1..5, do: ask(socket, n)
+
+    for {pid, n} <- Enum.with_index(waiters, 1) do
+      assert_receive {:result, ^pid, {:ok, datagram}}
+      assert sequence(datagram) == n
+    end
+  end
+
+  test "a recv that has timed out, or died, takes no datagram with it", context do
+    socket = open!(context, active: false)
+    assert {:error, %Error{reason: :etimedout}} = NetlinkPort.recv(socket, 10)
+    pid = spawn(fn -> NetlinkPort.recv(socket, :infinity) end)
+    eventually!(fn -> waiting(context.server, socket) == 1 end)
+    Process.exit(pid, :kill)
+    eventually!(fn -> waiting(context.server, socket) == 0 end)
+    ask(socket, 1)
+    assert {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
+    assert sequence(datagram) == 1
+  end
+
+  defp waiting(server, socket) do
+    entry = :sys.get_state(server).sockets[Socket.handle(socket)]
+    length(NetlinkPort.Delivery.waiters(entry.delivery))
+  end
+
+  test "a send that fails later is told to the owner, or to the next recv", context do
+    active = open!(context, [])
+    # A datagram beyond the send buffer.
+    large = :binary.copy(<<0>>, 1_000_000)
+    assert NetlinkPort.send(active, large) == :ok
+    assert_receive {:netlink_error, ^active, %Error{stage: :send, reason: :emsgsize}}
+
+    assert {:error, %Error{stage: :send, reason: :emsgsize}} =
+             NetlinkPort.send(active, large, wait: true)
+
+    passive = open!(context, active: false)
+    assert NetlinkPort.send(passive, large) == :ok
+    assert {:error, %Error{stage: :send, reason: :emsgsize}} = NetlinkPort.recv(passive, 1_000)
+
+    # Beyond the frame limit nothing is even sent.
+    huge = :binary.copy(<<0>>, 17_000_000)
+    assert {:error, %Error{stage: :send, reason: :emsgsize}} = NetlinkPort.send(passive, huge)
+    ask(passive, 1)
+    assert {:ok, _datagram} = NetlinkPort.recv(passive, 1_000)
+  end
+
+  test "close says nothing, and what comes after it is EBADF", context do
+    socket = open!(context, groups: [1])
+    waiting = open!(context, active: false)
+    pid = spawn_reporting(fn -> NetlinkPort.recv(waiting) end)
+    eventually!(fn -> waiting(context.server, waiting) == 1 end)
+
+    for socket <- [socket, waiting] do
+      assert NetlinkPort.close(socket) == :ok
+      assert NetlinkPort.close(socket) == :ok
+    end
+
+    assert_receive {:result, ^pid, {:error, %Error{reason: :ebadf}}}
+    ip!(["-n", context.netns, "link", "add", "br0", "type", "bridge"])
+    refute_received _any
+
+    for failed <- [
+          NetlinkPort.send(socket, "x"),
+          NetlinkPort.send(socket, "x", wait: true),
+          NetlinkPort.recv(socket, 0),
+          NetlinkPort.setopts(socket, active: true),
+          NetlinkPort.setopts(socket, rcvbuf: 1),
+          NetlinkPort.getopts(socket, [:active]),
+          NetlinkPort.getopts(socket, [:rcvbuf]),
+          NetlinkPort.join(socket, 1),
+          NetlinkPort.leave(socket, 1),
+          NetlinkPort.memberships(socket),
+          NetlinkPort.info(socket),
+          NetlinkPort.controlling_process(socket, self())
+        ] do
+      assert {:error, %Error{reason: :ebadf}} = failed
+    end
+  end
+
+  describe "ownership" do
+    test "another process may be the owner from the start", context do
+      test = self()
+      owner = spawn(fn -> receive do: (message -> send(test, {:owner_got, message})) end)
+      socket = open!(context, owner: owner)
+      ask(socket, 1)
+      assert_receive {:owner_got, {:netlink, ^socket, _datagram}}
+    end
+
+    test "the owner's end closes its sockets, and only those", context do
+      mine = open!(context, [])
+      before = fds(context.server)
+      owner = idle_process()
+      sockets = for _ <- 1..20, do: open!(context, owner: owner)
+      assert fds(context.server) == before + 20
+      Process.exit(owner, :kill)
+      eventually!(fn -> fds(context.server) == before end)
+
+      for socket <- sockets do
+        assert {:error, %Error{reason: :ebadf}} = NetlinkPort.send(socket, "x")
+      end
+
+      ask(mine, 1)
+      assert_receive {:netlink, ^mine, _datagram}
+    end
+
+    test "an owner that is dead already leaves no socket behind", context do
+      owner = idle_process()
+      before = fds(context.server)
+      Process.exit(owner, :kill)
+      {:ok, _socket} = NetlinkPort.open(context.server, :route, owner: owner)
+      eventually!(fn -> fds(context.server) == before end)
+    end
+
+    test "only the owner gives a socket away", context do
+      socket = open!(context, [])
+      other = idle_process()
+      pid = spawn_reporting(fn -> NetlinkPort.controlling_process(socket, other) end)
+      assert_receive {:result, ^pid, {:error, %Error{reason: :eperm}}}
+
+      dead = idle_process()
+      Process.exit(dead, :kill)
+      eventually!(fn -> not Process.alive?(dead) end)
+      assert {:error, %Error{reason: :esrch}} = NetlinkPort.controlling_process(socket, dead)
+      ask(socket, 1)
+      assert_receive {:netlink, ^socket, _datagram}
+      assert NetlinkPort.controlling_process(socket, self()) == :ok
+      assert NetlinkPort.controlling_process(socket, other) == :ok
+      assert {:ok, %{owner: ^other}} = NetlinkPort.info(socket)
+    end
+
+    # Datagrams pour in while the socket is handed round: each is in exactly one mailbox at the end
+    # of the line, in order. What lies in a mailbox at the moment of giving is the race that
+    # gen_udp:controlling_process/2 guards against.
+    test "nothing is lost or turned round while a socket changes hands", context do
+      total = 3_000
+      test = self()
+      final = spawn_link(fn -> gather(test, [], total) end)
+
+      first =
+        spawn_link(fn ->
+          receive do: ({:socket, socket} -> hand_round(socket, final, 40))
+          receive do: (:stop -> :ok)
+        end)
+
+      socket = open!(context, owner: first)
+      sender = Task.async(fn -> for n <- 1..total, do: ask(socket, n) end)
+      send(first, {:socket, socket})
+      Task.await(sender, 20_000)
+      assert_receive {:gathered, sequences}, 10_000
+      assert sequences == Enum.to_list(1..total)
+    end
+
+    # Gives the socket to a new process, which does the same, and at last to the final one.
+    defp hand_round(socket, final, 0), do: :ok = NetlinkPort.controlling_process(socket, final)
+
+    defp hand_round(socket, final, left) do
+      # Lets something gather in this mailbox first.
+      await_mail(20)
+
+      next =
+        spawn_link(fn ->
+          receive do: (:go -> hand_round(socket, final, left - 1))
+          receive do: (:stop -> :ok)
+        end)
+
+      :ok = NetlinkPort.controlling_process(socket, next)
+      send(next, :go)
+    end
+
+    defp await_mail(0), do: :ok
+
+    defp await_mail(tries) do
+      case Process.info(self(), :message_queue_len) do
+        {:message_queue_len, queued} when queued > 5 ->
+          :ok
+
+        _few ->
+          Process.sleep(1)
+          await_mail(tries - 1)
+      end
+    end
+
+    defp gather(test, seen, 0), do: send(test, {:gathered, Enum.reverse(seen)})
+
+    defp gather(test, seen, left) do
+      receive do
+        {:netlink, _socket, datagram} -> gather(test, [sequence(datagram) | seen], left - 1)
+      end
+    end
+  end
+
+  describe "many callers" do
+    test "64 processes, each with its own socket, all get their own replies", context do
+      tasks =
+        for n <- 1..64 do
+          Task.async(fn ->
+            socket = open!(context, active: false)
+
+            for round <- 1..50 do
+              sequence = n * 1_000 + round
+              :ok = NetlinkPort.send(socket, Rtnl.getlink(1, sequence))
+              {:ok, datagram} = NetlinkPort.recv(socket, 10_000)
+              sequence(datagram) == sequence
+            end
+          end)
+        end
+
+      assert tasks |> Task.await_many(60_000) |> List.flatten() |> Enum.all?()
+    end
+  end
+
+  test "a datagram larger than the receive buffer is told, and the next one fits", context do
+    opts = [netns: {:name, context.netns}, user_peers: true, active: false]
+
+    {:ok, to} =
+      NetlinkPort.open(context.server, :usersock, opts ++ [rcvbuf: 20_000_000, bind: 99])
+
+    {:ok, from} = NetlinkPort.open(context.server, :usersock, opts ++ [sndbuf: 20_000_000])
+    large = :crypto.strong_rand_bytes(3_000_000)
+    assert NetlinkPort.send(from, large, to: {99, 0}) == :ok
+    assert {:error, %Error{reason: :emsgsize, length: 3_000_000}} = NetlinkPort.recv(to, 2_000)
+    assert NetlinkPort.send(from, large, to: {99, 0}) == :ok
+    assert {:ok, ^large, _metadata} = NetlinkPort.recv(to, 2_000)
+  end
+
+  test "an overrun is told after what is older, and counts to the message", context do
+    for active <- [false, true] do
+      socket = open!(context, groups: [5], rcvbuf: 4_096, active: active, window: 600)
+      # Nothing is taken while these are made, so most of them are lost.
+      suspend? = active == true
+      if suspend?, do: :sys.suspend(context.server)
+      index = if active, do: 2, else: 1
+      lines = for n <- 1..400, do: "addr add 10.#{index}.#{div(n, 200)}.#{rem(n, 200)}/32 dev lo"
+      ip_batch!(context.netns, lines)
+      if suspend?, do: :sys.resume(context.server)
+      {seen, dropped} = take_all(socket, active, {0, 0})
+      assert {active, dropped} != {active, 0}
+      assert seen + dropped == 400
+      NetlinkPort.close(socket)
+    end
+  end
+
+  defp take_all(socket, false, {seen, dropped}) do
+    case NetlinkPort.recv(socket, 500) do
+      {:ok, _datagram} -> take_all(socket, false, {seen + 1, dropped})
+      {:error, %Error{errno: 105, dropped: n}} -> take_all(socket, false, {seen, dropped + n})
+      {:error, %Error{reason: :etimedout}} -> {seen, dropped}
+    end
+  end
+
+  defp take_all(socket, true, {seen, dropped}) do
+    receive do
+      {:netlink, ^socket, _datagram} -> take_all(socket, true, {seen + 1, dropped})
+      {:netlink_overrun, ^socket, n} -> take_all(socket, true, {seen, dropped + n})
+    after
+      500 -> {seen, dropped}
+    end
+  end
+end
