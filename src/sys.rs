@@ -215,12 +215,18 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> 
     Ok(received)
 }
 
-/// Ignores SIGTERM, SIGINT, SIGHUP and SIGPIPE, signal(7). Init systems and terminals signal the
-/// whole group; this program ends when its standard input does.
-pub fn ignore_signals() {
-    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE] {
-        // SAFETY: SIG_IGN installs no handler, so no code of ours runs in signal context.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
+/// Sets what signals do, signal(7). SIGTERM, SIGINT, SIGHUP and SIGPIPE are ignored: init systems
+/// and terminals signal the whole group, and this program ends when its standard input does.
+/// SIGSEGV and SIGBUS end it at once: Rust's own handlers for them would let the first one pass.
+pub fn set_signals() {
+    let ignored = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE];
+    let deadly = [libc::SIGSEGV, libc::SIGBUS];
+    let ignored = ignored.map(|signal| (signal, libc::SIG_IGN));
+    let deadly = deadly.map(|signal| (signal, libc::SIG_DFL));
+    for (signal, action) in ignored.into_iter().chain(deadly) {
+        // SAFETY: neither SIG_IGN nor SIG_DFL installs a handler, so that no code of ours runs in
+        // signal context.
+        unsafe { libc::signal(signal, action) };
     }
 }
 

@@ -35,6 +35,19 @@ defmodule NetlinkPort.Rtnl do
     message(@getroute, Bitwise.bor(@request, @dump), sequence, <<2, 0::88>>)
   end
 
+  @doc "RTM_NEWLINK that makes a bridge: IFLA_IFNAME (3), and IFLA_LINKINFO (18) of kind `bridge`."
+  def new_bridge(name, sequence) do
+    kind = attribute(1, "bridge" <> <<0>>)
+    attributes = attribute(3, name <> <<0>>) <> attribute(18, kind)
+    message(@newlink, 0x401, sequence, <<0::128>> <> attributes)
+  end
+
+  defp attribute(type, value) do
+    size = 4 + byte_size(value)
+    padding = 8 * rem(4 - rem(size, 4), 4)
+    <<size::16-native, type::16-native, value::binary, 0::size(padding)>>
+  end
+
   @doc "A message no protocol knows, to be answered by NLMSG_ERROR."
   def noop(sequence), do: message(1, Bitwise.bor(@request, @ack), sequence, <<>>)
 

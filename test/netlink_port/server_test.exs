@@ -1,0 +1,310 @@
+defmodule NetlinkPort.ServerTest do
+  # What happens to callers, owners and helpers when something dies, hangs or is stopped.
+  use NetlinkPort.Case, async: true
+
+  @moduletag :root
+
+  defp supervise!(opts) do
+    name = :"netlink_#{System.unique_integer([:positive])}"
+    children = [{NetlinkPort, [name: name] ++ opts}]
+
+    start_supervised!(%{
+      id: name,
+      type: :supervisor,
+      start: {Supervisor, :start_link, [children, [strategy: :one_for_one, max_restarts: 100]]}
+    })
+
+    name
+  end
+
+  defp restarted!(name, old) do
+    eventually!(fn -> Process.whereis(name) not in [nil, old] end)
+    Process.whereis(name)
+  end
+
+  defp closed!(socket) do
+    assert_receive {:netlink_closed, ^socket, reason}, 5_000
+    reason
+  end
+
+  # Datagrams that were on their way may lie before and after; the end is told once.
+  defp refute_closed_again(socket), do: refute_receive({:netlink_closed, ^socket, _}, 100)
+
+  describe "a helper that is killed" do
+    test "while calls are pending and events flow: all are answered, each owner told once" do
+      netns = netns!()
+      name = supervise!(call_timeout: 10_000)
+      server = Process.whereis(name)
+      helper = os_pid(server)
+
+      sockets =
+        for _ <- 1..10 do
+          {:ok, socket} = NetlinkPort.open(name, :route, netns: {:name, netns}, groups: [5])
+          socket
+        end
+
+      {:ok, passive} = NetlinkPort.open(name, :route, netns: {:name, netns}, active: false)
+
+      callers =
+        for n <- 1..32 do
+          spawn_reporting(fn ->
+            case rem(n, 4) do
+              0 ->
+                NetlinkPort.recv(passive)
+
+              1 ->
+                until_it_fails(fn -> NetlinkPort.send(passive, Rtnl.getlink(1, n), wait: true) end)
+
+              2 ->
+                until_it_fails(fn -> NetlinkPort.open(name, :route, netns: {:name, netns}) end)
+
+              3 ->
+                until_it_fails(fn -> NetlinkPort.getopts(passive, [:rcvbuf]) end)
+            end
+          end)
+        end
+
+      lines = for n <- 1..200, do: "addr add 10.0.0.#{n}/32 dev lo"
+      ip_batch!(netns, lines)
+      assert_receive {:netlink, _socket, _datagram}
+      signal!(helper, :KILL)
+
+      for socket <- [passive | sockets], do: assert(closed!(socket) == {:helper_exit, 137})
+      for socket <- [passive | sockets], do: refute_closed_again(socket)
+
+      for pid <- callers do
+        assert_receive {:result, ^pid, result}, 5_000
+        assert match?({:error, %Error{stage: :thread}}, result) or match?({:ok, _}, result)
+      end
+
+      # The restart serves again.
+      restarted!(name, server)
+      assert os_pid(name) != helper
+      {:ok, socket} = NetlinkPort.open(name, :route, netns: {:name, netns}, active: false)
+      assert "lo" in Rtnl.link_names(socket)
+
+      # A socket of before reaches nothing.
+      old = hd(sockets)
+      assert Socket.handle(old) < Socket.handle(socket)
+      assert {:error, %Error{stage: :thread, reason: :epipe}} = NetlinkPort.send(old, "x")
+      assert {:error, %Error{stage: :thread}} = NetlinkPort.setopts(old, rcvbuf: 1)
+      assert NetlinkPort.close(old) == :ok
+      assert {:error, %Error{reason: :ebadf}} = NetlinkPort.socket(name, Socket.handle(old))
+    end
+
+    defp until_it_fails(fun) do
+      case fun.() do
+        {:error, _error} = failed -> failed
+        _ok -> until_it_fails(fun)
+      end
+    end
+
+    test "by SEGV, too; SIGTERM and SIGINT it ignores" do
+      server = start_server!()
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      helper = os_pid(server)
+      for name <- [:TERM, :INT, :HUP], do: signal!(helper, name)
+      assert os_pid(server) == helper
+      signal!(helper, :SEGV)
+      assert closed!(socket) == {:helper_exit, 139}
+    end
+  end
+
+  describe "a helper that is stopped" do
+    test "is killed after the deadline; callers get ETIMEDOUT, the restart serves again" do
+      name = supervise!(call_timeout: 300)
+      server = Process.whereis(name)
+      helper = os_pid(server)
+      {:ok, socket} = NetlinkPort.open(name, :route, [])
+      signal!(helper, :STOP)
+
+      waiting = spawn_reporting(fn -> NetlinkPort.getopts(socket, [:rcvbuf]) end)
+      assert {:error, error} = NetlinkPort.open(name, :route, [])
+      assert {error.stage, error.reason} == {:thread, :etimedout}
+      assert_receive {:result, ^waiting, {:error, %Error{stage: :thread, reason: :etimedout}}}
+
+      assert closed!(socket) == :stuck
+      refute_closed_again(socket)
+      eventually!(fn -> not running?(helper) end)
+      restarted!(name, server)
+      assert {:ok, _socket} = NetlinkPort.open(name, :route, [])
+    end
+
+    test "is found by the ping, with nothing asked of it" do
+      server = start_server!(call_timeout: 200, ping_interval: 100)
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      helper = os_pid(server)
+      # It answers pings, so that it lives.
+      refute_receive {:netlink_closed, ^socket, _}, 500
+      signal!(helper, :STOP)
+      assert closed!(socket) == :stuck
+      eventually!(fn -> not running?(helper) end)
+    end
+
+    test "and goes on in time is not killed; a late answer goes to nobody else" do
+      server = start_server!(call_timeout: 400)
+      {:ok, socket} = NetlinkPort.open(server, :route, active: false)
+      before = fds(server)
+      helper = os_pid(server)
+      signal!(helper, :STOP)
+      assert {:error, %Error{reason: :etimedout}} = NetlinkPort.open(server, :route, [])
+      signal!(helper, :CONT)
+      # The socket that came to be after its caller had given up does not stay.
+      eventually!(fn -> fds(server) == before end)
+      refute_received _any
+      assert os_pid(server) == helper
+      assert {:ok, [ext_ack: true]} = NetlinkPort.getopts(socket, [:ext_ack])
+    end
+
+    test "does not suspend those who send: EAGAIN at the deadline, all is well afterwards" do
+      server = start_server!(call_timeout: 10_000, ping_interval: :infinity)
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      helper = os_pid(server)
+      signal!(helper, :STOP)
+      datagram = :binary.copy(<<0>>, 1_000_000)
+      refused = send_until_refused(socket, datagram, 100)
+      assert {:error, %Error{stage: :send, reason: :eagain}} = refused
+      signal!(helper, :CONT)
+      eventually!(fn -> NetlinkPort.send(socket, "x", timeout: 100) == :ok end)
+      assert {:ok, _info} = NetlinkPort.info(server)
+    end
+
+    defp send_until_refused(_socket, _datagram, 0), do: :never
+
+    defp send_until_refused(socket, datagram, tries) do
+      case NetlinkPort.send(socket, datagram, timeout: 100) do
+        :ok -> send_until_refused(socket, datagram, tries - 1)
+        refused -> refused
+      end
+    end
+  end
+
+  describe "a server that is suspended" do
+    test "for longer than every deadline, with a helper that lives, goes on" do
+      server = start_server!(call_timeout: 200, ping_interval: 50)
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      helper = os_pid(server)
+      :sys.suspend(server)
+      spawn_reporting(fn -> NetlinkPort.open(server, :route, []) end)
+      Process.sleep(600)
+      :sys.resume(server)
+      refute_receive {:netlink_closed, ^socket, _}, 500
+      assert os_pid(server) == helper
+    end
+  end
+
+  describe "a server that ends" do
+    test "in order loses no command that came before" do
+      netns = netns!()
+      server = start_server!()
+      helper = os_pid(server)
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      # RTM_NEWLINK of a bridge, a few hundred of them: IFLA_IFNAME (3) and IFLA_LINKINFO (18).
+      for n <- 1..200, do: :ok = NetlinkPort.send(socket, Rtnl.new_bridge("b#{n}", n))
+      :ok = GenServer.stop(server, :shutdown)
+      assert closed!(socket) == :shutdown
+      refute_closed_again(socket)
+      eventually!(fn -> not running?(helper) end)
+      links = ip!(["-n", netns, "-br", "link"])
+      for n <- 1..200, do: assert(links =~ ~r/^b#{n} /m)
+    end
+
+    test "with a stopped helper and a full queue ends all the same, and kills it" do
+      server = start_server!(call_timeout: 60_000)
+      helper = os_pid(server)
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      signal!(helper, :STOP)
+      {:error, _} = send_until_refused(socket, :binary.copy(<<0>>, 1_000_000), 100)
+      :ok = GenServer.stop(server, :shutdown, 10_000)
+      assert closed!(socket) == :shutdown
+      eventually!(fn -> not running?(helper) end)
+    end
+
+    test "by a brutal kill: owners are told once, the helper is gone, stopped or not" do
+      for stopped? <- [false, true] do
+        server = start_server!()
+        helper = os_pid(server)
+        {:ok, socket} = NetlinkPort.open(server, :route, [])
+        waiting = spawn_reporting(fn -> NetlinkPort.open(server, :route, owner: self()) end)
+        assert_receive {:result, ^waiting, {:ok, _}}
+        if stopped?, do: signal!(helper, :STOP)
+        pending = spawn_reporting(fn -> NetlinkPort.getopts(socket, [:rcvbuf]) end)
+        Process.exit(server, :kill)
+        assert closed!(socket) == :killed
+        refute_closed_again(socket)
+        assert_receive {:result, ^pending, answer}
+        assert match?({:error, %Error{stage: :thread}}, answer) or match?({:ok, _}, answer)
+        eventually!(fn -> not running?(helper) end)
+      end
+    end
+
+    test "whose witness was killed before tells its owners all the same" do
+      server = start_server!()
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      witness = :sys.get_state(server).witness
+      Process.exit(witness, :kill)
+      eventually!(fn -> :sys.get_state(server).witness != witness end)
+      Process.exit(server, :kill)
+      assert closed!(socket) == :killed
+      refute_closed_again(socket)
+    end
+  end
+
+  describe "messages from strangers" do
+    test "do not disturb the server" do
+      server = start_server!()
+      send(server, :hello)
+      send(server, {:EXIT, self(), :normal, :more})
+      send(server, {make_ref(), :late})
+      send(server, {:recv_timeout, 1, make_ref()})
+      send(server, {:overdue, 77})
+      assert {:ok, _info} = NetlinkPort.info(server)
+    end
+  end
+
+  test "status shows what matters in a few lines" do
+    server = start_server!()
+    status = inspect(:sys.get_status(server), limit: :infinity)
+    assert status =~ "executable"
+    assert status =~ "sockets: 0"
+  end
+
+  describe "many servers" do
+    test "live side by side, named and unnamed, and under a PartitionSupervisor" do
+      name = :"partitions_#{System.unique_integer([:positive])}"
+
+      start_supervised!(
+        {PartitionSupervisor, child_spec: {NetlinkPort, name: nil}, name: name, partitions: 2}
+      )
+
+      helpers = for key <- 0..1, do: os_pid({:via, PartitionSupervisor, {name, key}})
+      assert helpers == Enum.uniq(helpers)
+      assert {:ok, _} = NetlinkPort.open({:via, PartitionSupervisor, {name, self()}}, :route, [])
+      one = start_server!()
+      two = start_server!()
+      {:ok, a} = NetlinkPort.open(one, :route, [])
+      {:ok, b} = NetlinkPort.open(two, :route, [])
+      assert Socket.handle(a) != Socket.handle(b)
+      assert a != b
+    end
+  end
+
+  test "nothing wakes the helper while nothing moves, but the ping" do
+    netns = netns!()
+    server = start_server!(ping_interval: :infinity)
+    for _ <- 1..50, do: {:ok, _} = NetlinkPort.open(server, :route, netns: {:name, netns})
+    helper = os_pid(server)
+    # A wait that begins is a voluntary switch: one more than before would be a wake-up.
+    eventually!(fn -> File.read!("/proc/#{helper}/stat") =~ ~r/\) S / end)
+    before = switches(helper)
+    Process.sleep(1_000)
+    assert switches(helper) == before
+  end
+
+  defp switches(os_pid) do
+    [_, count] =
+      Regex.run(~r/^voluntary_ctxt_switches:\s+(\d+)/m, File.read!("/proc/#{os_pid}/status"))
+
+    count
+  end
+end

@@ -1,0 +1,93 @@
+defmodule NetlinkPort.VMTest do
+  # The death and the end of a whole VM: no helper stays behind, and nothing hangs.
+  use NetlinkPort.Case, async: true
+
+  @moduletag :root
+
+  # Runs a script in a VM of its own, with this library; returns its port and its OS pid. It prints
+  # lines, which arrive as `{port, {:data, {:eol, line}}}`.
+  defp vm!(script) do
+    path = tmp_path!("vm.exs")
+    File.write!(path, script)
+    elixir = System.find_executable("elixir")
+    ebin = Path.join(Mix.Project.app_path(), "ebin")
+    arguments = ["-pa", ebin, path]
+
+    port =
+      Port.open({:spawn_executable, elixir}, [
+        :binary,
+        :exit_status,
+        {:line, 1_000},
+        args: arguments,
+        env: [{'LC_ALL', 'C.UTF-8'}]
+      ])
+
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    on_exit(fn -> System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true) end)
+    {port, os_pid}
+  end
+
+  defp line!(port) do
+    assert_receive {^port, {:data, {:eol, line}}}, 20_000
+    line
+  end
+
+  defp start(netns) do
+    """
+    Application.ensure_all_started(:logger)
+    Logger.configure(level: :critical)
+    {:ok, _} = Supervisor.start_link([{NetlinkPort, []}], strategy: :one_for_one)
+    {:ok, %{os_pid: helper}} = NetlinkPort.info(NetlinkPort)
+    {:ok, socket} = NetlinkPort.open(:route, netns: {:name, "#{netns}"}, groups: [5])
+    IO.puts(helper)
+    _ = socket
+    """
+  end
+
+  test "killed with SIGKILL while datagrams flow: the helper is gone, running or stopped" do
+    for stopped? <- [false, true] do
+      netns = netns!()
+
+      {port, vm} =
+        vm!(
+          start(netns) <>
+            """
+            receive do: ({:netlink, _, _} -> IO.puts("flowing"))
+            Process.sleep(:infinity)
+            """
+        )
+
+      helper = port |> line!() |> String.to_integer()
+      assert running?(helper)
+      # `elixir` is a shell script that execs the VM.
+      ip_batch!(netns, for(n <- 1..200, do: "addr add 10.0.0.#{n}/32 dev lo"))
+      assert line!(port) == "flowing"
+      if stopped?, do: signal!(helper, :STOP)
+      signal!(vm, :KILL)
+      eventually!(fn -> not running?(helper) end, 1_000)
+    end
+  end
+
+  test "System.stop returns with a stopped helper and a full queue" do
+    netns = netns!()
+
+    {port, _vm} =
+      vm!(
+        start(netns) <>
+          """
+          System.cmd("kill", ["-STOP", to_string(helper)])
+          large = :binary.copy(<<0>>, 1_000_000)
+          fill = fn fill -> if NetlinkPort.send(socket, large, timeout: 50) == :ok, do: fill.(fill) end
+          fill.(fill)
+          IO.puts("full")
+          System.stop(3)
+          Process.sleep(:infinity)
+          """
+      )
+
+    helper = port |> line!() |> String.to_integer()
+    assert line!(port) == "full"
+    assert_receive {^port, {:exit_status, 3}}, 15_000
+    eventually!(fn -> not running?(helper) end, 1_000)
+  end
+end
