@@ -9,7 +9,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 PACKAGES := elixir erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 libcap2-bin procps gcc libc6-dev
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check dialyzer setup clean
 
 demo: setup
 	@mix compile
@@ -25,7 +25,20 @@ check: setup
 	mix format --check-formatted
 	MIX_ENV=dev mix compile --force --warnings-as-errors
 	MIX_ENV=test mix compile --force --warnings-as-errors
-	mix dialyzer
+	@$(MAKE) --no-print-directory dialyzer
+
+# The PLT of OTP and Elixir is built once and kept, by version.
+ELIXIR_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:elixir))')/ebin
+LOGGER_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:logger))')/ebin
+PLT = .dialyzer/$(shell elixir -e 'IO.puts("elixir-\#{System.version()}-otp-\#{System.otp_release()}.plt")')
+
+dialyzer:
+	@mkdir -p .dialyzer
+	@plt=$(PLT); \
+	test -f $$plt || { echo "building $$plt, once; this takes some minutes"; \
+	  dialyzer --quiet --build_plt --output_plt $$plt.tmp --apps erts kernel stdlib -r $(ELIXIR_EBIN) $(LOGGER_EBIN); \
+	  test $$? -ne 1 && mv $$plt.tmp $$plt; } && \
+	dialyzer --plt $$plt -Wunmatched_returns -Wextra_return -Wmissing_return _build/dev/lib/netlink_port/ebin
 
 setup:
 	@missing=""; \
