@@ -30,15 +30,15 @@ check: setup
 # The PLT of OTP and Elixir is built once and kept, by version.
 ELIXIR_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:elixir))')/ebin
 LOGGER_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:logger))')/ebin
-PLT = .dialyzer/$(shell elixir -e 'IO.puts("elixir-\#{System.version()}-otp-\#{System.otp_release()}.plt")')
+PLT = .dialyzer/$(shell elixir -e 'IO.puts(["elixir-", System.version(), "-otp-", System.otp_release(), ".plt"])')
 
 dialyzer:
 	@mkdir -p .dialyzer
 	@plt=$(PLT); \
 	test -f $$plt || { echo "building $$plt, once; this takes some minutes"; \
-	  dialyzer --quiet --build_plt --output_plt $$plt.tmp --apps erts kernel stdlib -r $(ELIXIR_EBIN) $(LOGGER_EBIN); \
+	  dialyzer --quiet -pa $(ELIXIR_EBIN) --build_plt --output_plt $$plt.tmp --apps erts kernel stdlib -r $(ELIXIR_EBIN) $(LOGGER_EBIN); \
 	  test $$? -ne 1 && mv $$plt.tmp $$plt; } && \
-	dialyzer --plt $$plt -Wunmatched_returns -Wextra_return -Wmissing_return _build/dev/lib/netlink_port/ebin
+	dialyzer -pa $(ELIXIR_EBIN) --plt $$plt -Wunmatched_returns _build/dev/lib/netlink_port/ebin
 
 setup:
 	@missing=""; \

@@ -251,7 +251,8 @@ defmodule NetlinkPort do
           to: {non_neg_integer(), non_neg_integer()}
         ) :: :ok | error()
   def send(%Socket{} = socket, datagram, opts \\ []) do
-    Options.known!(Options.keyword!(opts), [:wait, :timeout, :to])
+    Options.keyword!(opts)
+    Options.known!(opts, [:wait, :timeout, :to])
     timeout = Options.timeout!(Keyword.get(opts, :timeout, 5_000))
 
     case Keyword.get(opts, :to) do
@@ -261,8 +262,8 @@ defmodule NetlinkPort do
   end
 
   defp send_to(socket, port_id, groups, datagram) do
-    Options.uint32!(:port_id, port_id)
-    Options.uint32!(:groups, groups)
+    port_id = Options.uint32!(:port_id, port_id)
+    groups = Options.uint32!(:groups, groups)
     datagram = IO.iodata_to_binary(datagram)
 
     if byte_size(datagram) + 64 > socket.link.max_frame do

@@ -154,7 +154,7 @@ defmodule NetlinkPort.Helper do
   def kill(nil), do: :ok
 
   def kill({os_pid, _start_time} = process) do
-    if alive?(process), do: :os.cmd(~c"kill -KILL #{os_pid} 2>&1")
+    _output = if alive?(process), do: :os.cmd(~c"kill -KILL #{os_pid} 2>&1")
     :ok
   catch
     # No descriptor for the shell's pipes, say. The end of its standard input ends it, too.

@@ -80,7 +80,7 @@ defmodule NetlinkPort.Native do
   @spec bind_netlink(GenServer.server(), Socket.handle(), non_neg_integer()) ::
           :ok | {:error, errno()}
   def bind_netlink(server \\ NetlinkPort, handle, groups) do
-    Options.uint32!(:groups, groups)
+    groups = Options.uint32!(:groups, groups)
 
     with %Socket{} = socket <- NetlinkPort.socket(server, handle),
          :ok <- NetlinkPort.bind(socket, 0, groups) do

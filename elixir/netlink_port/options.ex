@@ -241,10 +241,10 @@ defmodule NetlinkPort.Options do
   end
 
   @doc "Raises for what is no keyword list."
-  @spec keyword!(term()) :: keyword()
+  @spec keyword!(term()) :: :ok
   def keyword!(opts) do
     if Keyword.keyword?(opts) do
-      opts
+      :ok
     else
       raise ArgumentError, "expected a keyword list, got: #{inspect(opts)}"
     end

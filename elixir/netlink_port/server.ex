@@ -58,8 +58,8 @@ defmodule NetlinkPort.Server do
     Options.known!(opts, [:name, :executable | Keyword.keys(@defaults)])
     {name, opts} = Keyword.pop(opts, :name, NetlinkPort)
     opts = Keyword.merge(@defaults, opts)
-    for {key, _default} <- @defaults, do: Options.timeout!(opts[key])
-    Options.executable!(opts[:executable])
+    Enum.each(@defaults, fn {key, _default} -> _ms = Options.timeout!(opts[key]) end)
+    _path = Options.executable!(opts[:executable])
     GenServer.start_link(__MODULE__, opts, if(name == nil, do: [], else: [name: name]))
   end
 
@@ -119,7 +119,7 @@ defmodule NetlinkPort.Server do
       executable: executable
     }
 
-    schedule_ping(state)
+    :ok = schedule_ping(state)
     write(state, Protocol.grant_all(@window))
   end
 
@@ -390,7 +390,7 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_info(:ping, state) do
-    schedule_ping(state)
+    :ok = schedule_ping(state)
     quiet? = state.frames == state.frames_at_ping
     state = if quiet?, do: ask(state, {:ping}, :ping), else: state
     {:noreply, %{state | frames_at_ping: state.frames}}
@@ -476,13 +476,20 @@ defmodule NetlinkPort.Server do
         state
 
       {:ok, {timer, purpose}} ->
-        if timer, do: Process.cancel_timer(timer, async: true, info: false)
+        cancel(timer)
         answered(state, purpose, answer)
 
       # Its caller has given up.
       :error ->
         state
     end
+  end
+
+  defp cancel(nil), do: :ok
+
+  defp cancel(timer) do
+    _ignored = Process.cancel_timer(timer, async: true, info: false)
+    :ok
   end
 
   defp answered(state, {:server, from}, answer) do
@@ -556,7 +563,11 @@ defmodule NetlinkPort.Server do
   end
 
   defp schedule_ping(%{ping_interval: :infinity}), do: :ok
-  defp schedule_ping(%{ping_interval: interval}), do: Process.send_after(self(), :ping, interval)
+
+  defp schedule_ping(%{ping_interval: interval}) do
+    _timer = Process.send_after(self(), :ping, interval)
+    :ok
+  end
 
   ## Writing, without ever waiting
 
@@ -629,7 +640,7 @@ defmodule NetlinkPort.Server do
 
   # Tells one who waits in `recv`.
   defp dismiss(state, {monitor, timer, from}, answer) do
-    if timer, do: Process.cancel_timer(timer, async: true, info: false)
+    cancel(timer)
     GenServer.reply(from, answer)
     forget(state, monitor)
   end

@@ -14,12 +14,14 @@ defmodule NetlinkPort.Socket do
 
   alias NetlinkPort.Link
 
-  @opaque t :: %__MODULE__{
-            handle: handle(),
-            protocol: NetlinkPort.protocol(),
-            netns: NetlinkPort.netns(),
-            link: Link.t()
-          }
+  # Dialyzer would not let the library's own modules look into an @opaque struct.
+  @typedoc "A socket. Its fields are the library's own."
+  @type t :: %__MODULE__{
+          handle: handle(),
+          protocol: NetlinkPort.protocol(),
+          netns: NetlinkPort.netns(),
+          link: Link.t()
+        }
 
   @typedoc "The number that stands for a socket."
   @type handle :: non_neg_integer()
