@@ -214,8 +214,8 @@ defmodule NetlinkPort do
   """
   @spec socket(GenServer.server(), Socket.handle()) :: Socket.t() | error()
   def socket(server \\ __MODULE__, handle) do
-    case Client.call(server, {:socket, handle}, 15_000) do
-      {:ok, socket} -> socket
+    case Client.call(server, {:vm_info, handle}, 15_000) do
+      {:ok, %{socket: socket}} -> socket
       {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
     end
   end
@@ -444,7 +444,7 @@ defmodule NetlinkPort do
       {:ok,
        told
        |> Map.take([:cookie, :verified, :port_id, :drops, :foreign])
-       |> Map.merge(known)
+       |> Map.merge(Map.delete(known, :socket))
        |> Map.merge(%{device: device, inode: inode, handle: handle})
        |> Map.merge(Map.take(socket, [:protocol, :netns]))}
     end

@@ -1,23 +1,20 @@
 defmodule NetlinkPort.Server do
   @moduledoc false
-  # Owns the port: starts the helper, routes its frames, keeps what is known of each socket in the VM
-  # (owner, mode, what is kept), and ends when the helper does, for its supervisor to decide.
+  # Owns the port: starts the helper, routes its frames to sockets and to those who wait for answers,
+  # notices when it is stuck, and ends when it does, for the supervisor to decide.
   #
-  # It never waits for the port. A command that finds it busy is kept and tried again; answers are
-  # matched by reference in a table that callers share. It does not tell owners of its end: its
-  # witness does, whichever way it ends.
+  # It never waits for the port; answers are matched by reference on a board that callers share. It
+  # does not tell owners of its end: its witness does, whichever way it ends.
 
   use GenServer
 
-  alias NetlinkPort.{Client, Delivery, Errno, Error, Handle, Helper, Link, Options, Protocol}
-  alias NetlinkPort.{Socket, Witness}
+  alias NetlinkPort.{Client, Delivery, Errno, Error, Handle, Helper, Link, Options, Outgoing}
+  alias NetlinkPort.{Protocol, Socket, Sockets, Witness}
 
   require Logger
 
   # How much the helper may send before the server has looked at it, over all sockets.
   @window 8_388_608
-  # How often a busy port is tried again, in ms.
-  @retry 5
   # How long a helper that seems stuck has to answer one last ping, in ms.
   @last_chance 1_000
   # How long the helper may take for the last acknowledgement when the server is stopped, in ms.
@@ -25,15 +22,7 @@ defmodule NetlinkPort.Server do
   @stop_timeout 2_000
   @defaults [call_timeout: 15_000, hello_timeout: 5_000, ping_interval: 30_000]
 
-  defmodule Entry do
-    @moduledoc false
-    # A socket as the server knows it.
-    @enforce_keys [:socket, :owner, :monitor, :delivery]
-    defstruct [:socket, :owner, :monitor, :delivery, :resume]
-  end
-
-  @enforce_keys [:link, :process, :hello, :witness, :witness_monitor, :ping_interval, :executable]
-  defstruct [
+  @enforce_keys [
     :link,
     :process,
     :hello,
@@ -41,16 +30,11 @@ defmodule NetlinkPort.Server do
     :witness_monitor,
     :ping_interval,
     :executable,
-    :retry_timer,
-    sockets: %{},
-    monitors: %{},
-    outgoing: :queue.new(),
-    frames: 0,
-    frames_at_ping: 0,
-    suspect?: false,
-    taken: 0,
-    granted: @window
+    :sockets,
+    :outgoing
   ]
+  defstruct @enforce_keys ++
+              [frames: 0, frames_at_ping: 0, suspect?: false, taken: 0, granted: @window]
 
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
@@ -116,7 +100,9 @@ defmodule NetlinkPort.Server do
       witness: witness,
       witness_monitor: Process.monitor(witness),
       ping_interval: opts[:ping_interval],
-      executable: executable
+      executable: executable,
+      sockets: Sockets.new(link),
+      outgoing: Outgoing.new(port)
     }
 
     :ok = schedule_ping(state)
@@ -140,7 +126,6 @@ defmodule NetlinkPort.Server do
   defp await_stop(state, reference, deadline) do
     %{link: %{port: port}} = state
     patience = max(deadline - System.monotonic_time(:millisecond), 0)
-    patience = if :queue.is_empty(state.outgoing), do: patience, else: min(patience, @retry)
 
     receive do
       {^port, {:data, frame}} ->
@@ -160,13 +145,11 @@ defmodule NetlinkPort.Server do
 
       {:EXIT, ^port, _reason} ->
         :ok
+
+      :retry ->
+        await_stop(retry(state), reference, deadline)
     after
-      patience ->
-        if System.monotonic_time(:millisecond) >= deadline do
-          :overdue
-        else
-          state |> write_outgoing() |> await_stop(reference, deadline)
-        end
+      patience -> :overdue
     end
   end
 
@@ -177,8 +160,8 @@ defmodule NetlinkPort.Server do
     shown = [
       helper: state.process && elem(state.process, 0),
       executable: state.executable,
-      sockets: map_size(state.sockets),
-      outgoing: :queue.len(state.outgoing),
+      sockets: Sockets.count(state.sockets),
+      outgoing: Outgoing.kept(state.outgoing),
       may_leave_home: state.hello.may_leave
     ]
 
@@ -205,9 +188,10 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_call({:close, handle}, from, state) do
-    case Map.fetch(state.sockets, handle) do
-      {:ok, entry} -> {:noreply, close(state, entry, {:server, from})}
-      :error -> {:reply, {:ok, nil}, state}
+    if Sockets.open?(state.sockets, handle) do
+      {:noreply, close(state, handle, {:server, from})}
+    else
+      {:reply, {:ok, nil}, state}
     end
   end
 
@@ -221,129 +205,52 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_call({:send, handle, datagram, false}, _from, state) do
-    if is_map_key(state.sockets, handle) do
+    if Sockets.open?(state.sockets, handle) do
       frame = Protocol.send(0, handle, datagram, byte_size(datagram))
       {:reply, {:ok, nil}, write(state, frame)}
     else
-      {:reply, closed(), state}
+      {:reply, Sockets.closed(), state}
     end
   end
 
   def handle_call(:info, from, state), do: {:noreply, ask(state, {:info}, {:helper_info, from})}
 
-  def handle_call({:socket, handle}, _from, state) do
-    {:reply, with_entry(state, handle, &{:ok, &1.socket}), state}
+  def handle_call({:vm_info, handle}, _from, state) do
+    {:reply, Sockets.info(state.sockets, handle), state}
   end
 
   def handle_call({:recv, handle, timeout, deadline}, from, state) do
-    case Map.fetch(state.sockets, handle) do
-      {:ok, entry} -> recv(state, entry, from, Client.time_left(deadline, timeout))
-      :error -> {:reply, closed(), state}
+    left = Client.time_left(deadline, timeout)
+
+    case Sockets.recv(state.sockets, handle, from, left) do
+      {:wait, sockets} -> {:noreply, update(state, sockets)}
+      {answer, sockets} -> {:reply, answer, update(state, sockets)}
     end
   end
 
   def handle_call({:set_active, handle, mode}, _from, state) do
-    case Map.fetch(state.sockets, handle) do
-      {:ok, entry} -> set_active(state, entry, mode)
-      :error -> {:reply, closed(), state}
-    end
+    {answer, sockets} = Sockets.set_active(state.sockets, handle, mode)
+    {:reply, answer, update(state, sockets)}
   end
 
-  def handle_call({:vm_info, handle}, _from, state) do
-    told = fn entry ->
-      kept = Delivery.kept(entry.delivery)
-      {:ok, %{owner: entry.owner, active: entry.delivery.mode, kept: kept}}
-    end
-
-    {:reply, with_entry(state, handle, told), state}
-  end
-
-  # First half of controlling_process/2: nothing more comes to the old owner, who can then pass on
-  # what it already has.
   def handle_call({:pause, handle}, {caller, _tag}, state) do
-    case Map.fetch(state.sockets, handle) do
-      {:ok, %{owner: ^caller} = entry} ->
-        paused = %{entry.delivery | mode: false}
-        entry = %{entry | delivery: paused, resume: entry.resume || entry.delivery.mode}
-        {:reply, {:ok, nil}, put_entry(state, entry)}
-
-      {:ok, _entry} ->
-        {:reply, {:error, {:info, Errno.number(:eperm), ""}}, state}
-
-      :error ->
-        {:reply, closed(), state}
-    end
+    {answer, sockets} = Sockets.pause(state.sockets, handle, caller)
+    {:reply, answer, update(state, sockets)}
   end
 
   def handle_call({:give, handle, owner}, _from, state) do
-    case Map.fetch(state.sockets, handle) do
-      {:ok, entry} ->
-        {state, entry} = change_owner(state, entry, owner)
-        {:ok, effects, delivery} = Delivery.set_active(entry.delivery, entry.resume || false)
-        entry = %{entry | delivery: delivery, resume: nil}
-        {:reply, {:ok, nil}, state |> put_entry(entry) |> perform(entry, effects)}
-
-      :error ->
-        {:reply, closed(), state}
-    end
+    {answer, sockets} = Sockets.give(state.sockets, handle, owner)
+    {:reply, answer, update(state, sockets)}
   end
 
-  defp with_entry(state, handle, fun) do
-    case Map.fetch(state.sockets, handle) do
-      {:ok, entry} -> fun.(entry)
-      :error -> closed()
-    end
+  # Sockets have changed: the helper is told what may come.
+  defp update(state, sockets) do
+    {grants, sockets} = Sockets.take_grants(sockets)
+    Enum.reduce(grants, %{state | sockets: sockets}, &write(&2, &1))
   end
-
-  defp closed, do: {:error, {:info, Errno.number(:ebadf), ""}}
-
-  defp set_active(state, entry, mode) do
-    case Delivery.set_active(entry.delivery, mode) do
-      {:ok, effects, delivery} ->
-        entry = %{entry | delivery: delivery}
-        {:reply, {:ok, nil}, state |> put_entry(entry) |> perform(entry, effects)}
-
-      :einval ->
-        {:reply, {:error, {:setsockopt, Errno.number(:einval), "active"}}, state}
-    end
-  end
-
-  # A caller gives up soon after its deadline: a datagram handed to it later would be lost.
-  defp recv(state, _entry, _from, left) when left < 0, do: {:reply, timed_out(), state}
-
-  defp recv(state, entry, {pid, _tag} = from, left) do
-    case Delivery.demand(entry.delivery) do
-      {:item, item, delivery} ->
-        {:reply, answer(item), put_entry(state, %{entry | delivery: delivery})}
-
-      :empty when left == 0 ->
-        {:reply, timed_out(), state}
-
-      :empty ->
-        # Watched, so that no datagram goes to a process that has died.
-        monitor = Process.monitor(pid)
-        handle = entry.socket.handle
-        message = {:recv_timeout, handle, monitor}
-        timer = if left != :infinity, do: Process.send_after(self(), message, left)
-        delivery = Delivery.wait(entry.delivery, {monitor, timer, from})
-        monitors = Map.put(state.monitors, monitor, {:waiter, handle})
-        state = %{state | monitors: monitors}
-        {:noreply, put_entry(state, %{entry | delivery: delivery})}
-
-      :active ->
-        {:reply, {:error, {:recv, Errno.number(:einval), ""}}, state}
-    end
-  end
-
-  defp timed_out, do: {:error, {:recv, Errno.number(:etimedout), ""}}
-
-  defp answer({:data, datagram, metadata}), do: {:ok, {datagram, metadata}}
-  defp answer({:overrun, dropped}), do: {:error, Error.new(:recv, :enobufs, dropped: dropped)}
-  defp answer({:error, error}), do: {:error, error}
 
   ## Frames from the helper
 
-  # The clause that matters for speed: a datagram without metadata.
   @impl true
   def handle_info({port, {:data, frame}}, %{link: %{port: port}} = state) do
     state = %{state | frames: state.frames + 1}
@@ -381,12 +288,10 @@ defmodule NetlinkPort.Server do
     {:stop, {:helper_exit, reason}, state}
   end
 
-  def handle_info({:EXIT, _pid, reason}, state), do: {:stop, reason, state}
-
   ## Time
 
   def handle_info({:recv_timeout, handle, id}, state) do
-    {:noreply, withdraw(state, handle, id, timed_out())}
+    {:noreply, update(state, Sockets.withdraw(state.sockets, handle, id))}
   end
 
   def handle_info(:ping, state) do
@@ -424,9 +329,7 @@ defmodule NetlinkPort.Server do
   def handle_info({:truly_judge, frames}, %{frames: frames} = state), do: {:stop, :stuck, state}
   def handle_info({:truly_judge, _frames}, state), do: {:noreply, %{state | suspect?: false}}
 
-  def handle_info(:retry, state) do
-    {:noreply, write_outgoing(%{state | retry_timer: nil})}
-  end
+  def handle_info(:retry, state), do: {:noreply, retry(state)}
 
   ## Other processes
 
@@ -438,14 +341,14 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, state) do
-    case state.monitors do
-      %{^monitor => {:owner, handle}} ->
-        {:noreply, close(state, Map.fetch!(state.sockets, handle), :ping)}
+    case Sockets.watched(state.sockets, monitor) do
+      {:owner, handle} ->
+        {:noreply, close(state, handle, :ping)}
 
-      %{^monitor => {:waiter, handle}} ->
-        {:noreply, withdraw(state, handle, monitor, timed_out())}
+      {:waiter, handle} ->
+        {:noreply, update(state, Sockets.withdraw(state.sockets, handle, monitor))}
 
-      _monitors ->
+      nil ->
         {:noreply, state}
     end
   end
@@ -569,147 +472,25 @@ defmodule NetlinkPort.Server do
     :ok
   end
 
-  ## Writing, without ever waiting
-
-  defp write(state, frame) do
-    if :queue.is_empty(state.outgoing) and command(state.link.port, frame) do
-      state
-    else
-      retry_later(%{state | outgoing: :queue.in(frame, state.outgoing)})
-    end
-  end
-
-  defp write_outgoing(state) do
-    case :queue.out(state.outgoing) do
-      {{:value, frame}, rest} ->
-        if command(state.link.port, frame) do
-          write_outgoing(%{state | outgoing: rest})
-        else
-          retry_later(state)
-        end
-
-      {:empty, _outgoing} ->
-        state
-    end
-  end
-
-  # A closed port has sent, or will send, its exit: that ends the server, not this.
-  defp command(port, frame) do
-    Port.command(port, frame, [:nosuspend])
-  rescue
-    ArgumentError -> true
-  end
-
-  defp retry_later(%{retry_timer: nil} = state) do
-    %{state | retry_timer: Process.send_after(self(), :retry, @retry)}
-  end
-
-  defp retry_later(state), do: state
+  defp write(state, frame), do: %{state | outgoing: Outgoing.write(state.outgoing, frame)}
+  defp retry(state), do: %{state | outgoing: Outgoing.retry(state.outgoing)}
 
   ## Sockets
 
   defp opened(state, from, handle, options) do
-    %{owner: owner, protocol: protocol, netns: netns} = options
+    %{protocol: protocol, netns: netns} = options
     socket = %Socket{handle: handle, protocol: protocol, netns: netns, link: state.link}
-    monitor = Process.monitor(owner)
-
-    entry = %Entry{
-      socket: socket,
-      owner: owner,
-      monitor: monitor,
-      delivery: Delivery.new(options.active, options.window)
-    }
-
-    Link.put_socket(state.link, socket, owner)
+    sockets = Sockets.add(state.sockets, socket, options)
     GenServer.reply(from, {:ok, socket})
-
-    %{
-      state
-      | sockets: Map.put(state.sockets, handle, entry),
-        monitors: Map.put(state.monitors, monitor, {:owner, handle})
-    }
+    update(state, sockets)
   end
 
-  defp close(state, entry, purpose) do
-    handle = entry.socket.handle
-    Link.delete_socket(state.link, handle)
-    state = Enum.reduce(Delivery.waiters(entry.delivery), state, &dismiss(&2, &1, closed()))
-    state = %{state | sockets: Map.delete(state.sockets, handle)}
-    state |> forget(entry.monitor) |> ask({:close, handle}, purpose)
+  defp close(state, handle, purpose) do
+    state = update(state, Sockets.remove(state.sockets, handle))
+    ask(state, {:close, handle}, purpose)
   end
 
-  # Tells one who waits in `recv`.
-  defp dismiss(state, {monitor, timer, from}, answer) do
-    cancel(timer)
-    GenServer.reply(from, answer)
-    forget(state, monitor)
-  end
-
-  defp forget(state, monitor) do
-    Process.demonitor(monitor, [:flush])
-    %{state | monitors: Map.delete(state.monitors, monitor)}
-  end
-
-  defp change_owner(state, entry, owner) do
-    Link.put_socket(state.link, entry.socket, owner)
-    monitor = Process.monitor(owner)
-    state = forget(state, entry.monitor)
-    monitors = Map.put(state.monitors, monitor, {:owner, entry.socket.handle})
-    {%{state | monitors: monitors}, %{entry | owner: owner, monitor: monitor}}
-  end
-
-  defp put_entry(state, entry) do
-    {due, delivery} = Delivery.grant(entry.delivery)
-    handle = entry.socket.handle
-    entry = %{entry | delivery: delivery}
-    state = %{state | sockets: Map.put(state.sockets, handle, entry)}
-    if due, do: write(state, Protocol.grant(handle, due)), else: state
-  end
-
-  defp arrive(state, handle, item) do
-    case state.sockets do
-      %{^handle => entry} ->
-        {effects, delivery} = Delivery.arrive(entry.delivery, item)
-        entry = %{entry | delivery: delivery}
-        state |> perform(entry, effects) |> put_entry(entry)
-
-      # Closed in the meantime.
-      _sockets ->
-        state
-    end
-  end
-
-  defp perform(state, entry, effects) do
-    Enum.reduce(effects, state, fn
-      {:deliver, item}, state ->
-        send(entry.owner, message(entry.socket, item))
-        state
-
-      :passive, state ->
-        send(entry.owner, {:netlink_passive, entry.socket})
-        state
-
-      {:answer, waiter, item}, state ->
-        dismiss(state, waiter, answer(item))
-    end)
-  end
-
-  defp message(socket, {:data, datagram, nil}), do: {:netlink, socket, datagram}
-  defp message(socket, {:data, datagram, metadata}), do: {:netlink, socket, datagram, metadata}
-  defp message(socket, {:overrun, dropped}), do: {:netlink_overrun, socket, dropped}
-  defp message(socket, {:error, error}), do: {:netlink_error, socket, error}
-
-  defp withdraw(state, handle, id, answer) do
-    case Map.fetch(state.sockets, handle) do
-      {:ok, entry} ->
-        {mine, delivery} = Delivery.withdraw(entry.delivery, &match?({^id, _, _}, &1))
-        state = put_entry(state, %{entry | delivery: delivery})
-        Enum.reduce(mine, state, &dismiss(&2, &1, answer))
-
-      :error ->
-        state
-    end
-  end
+  defp arrive(state, handle, item), do: update(state, Sockets.arrive(state.sockets, handle, item))
 
   defp failure(state, stage, errno, 0) do
     Client.error(stage, errno, "", :host, state.link.capabilities)

@@ -149,7 +149,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   defp waiting(server, socket) do
-    entry = :sys.get_state(server).sockets[Socket.handle(socket)]
+    entry = :sys.get_state(server).sockets.entries[Socket.handle(socket)]
     length(NetlinkPort.Delivery.waiters(entry.delivery))
   end
 

@@ -1,0 +1,238 @@
+defmodule NetlinkPort.Sockets do
+  @moduledoc false
+  # The server's table of sockets: who owns each, who waits on it, and what becomes of what arrives.
+  # Sends owners their messages and answers those who wait; what the helper is to be told, grants, is
+  # collected for the server to write.
+
+  alias NetlinkPort.{Delivery, Errno, Error, Link, Protocol, Socket}
+
+  defmodule Entry do
+    @moduledoc false
+    @enforce_keys [:socket, :owner, :monitor, :delivery]
+    # `resume` is the mode to go back to, while controlling_process/2 has the socket paused.
+    defstruct [:socket, :owner, :monitor, :delivery, :resume]
+  end
+
+  @type t :: %__MODULE__{
+          link: Link.t(),
+          entries: %{Socket.handle() => %Entry{}},
+          monitors: %{reference() => {:owner | :waiter, Socket.handle()}},
+          grants: [binary()]
+        }
+  @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()} | Error.t()}
+
+  @enforce_keys [:link]
+  defstruct [:link, entries: %{}, monitors: %{}, grants: []]
+
+  @spec new(Link.t()) :: t()
+  def new(link), do: %__MODULE__{link: link}
+
+  @doc "How many there are."
+  @spec count(t()) :: non_neg_integer()
+  def count(%__MODULE__{entries: entries}), do: map_size(entries)
+
+  @doc "Whether a handle is that of an open socket."
+  @spec open?(t(), Socket.handle()) :: boolean()
+  def open?(%__MODULE__{entries: entries}, handle), do: is_map_key(entries, handle)
+
+  @doc "The answer for a handle that no socket has."
+  @spec closed() :: raw()
+  def closed, do: {:error, {:info, Errno.number(:ebadf), ""}}
+
+  @doc "Takes the grants that are due, for the helper."
+  @spec take_grants(t()) :: {[binary()], t()}
+  def take_grants(%__MODULE__{grants: grants} = sockets), do: {grants, %{sockets | grants: []}}
+
+  ## Coming and going
+
+  @doc "Adds a socket that the helper has opened."
+  @spec add(t(), Socket.t(), map()) :: t()
+  def add(sockets, socket, %{owner: owner, active: active, window: window}) do
+    Link.put_socket(sockets.link, socket, owner)
+    monitor = Process.monitor(owner)
+    delivery = Delivery.new(active, window)
+    entry = %Entry{socket: socket, owner: owner, monitor: monitor, delivery: delivery}
+    monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(socket)})
+    put(%{sockets | monitors: monitors}, entry)
+  end
+
+  @doc "Forgets a socket; those who wait on it are told that it is closed."
+  @spec remove(t(), Socket.handle()) :: t()
+  def remove(sockets, handle) do
+    {entry, entries} = Map.pop!(sockets.entries, handle)
+    Link.delete_socket(sockets.link, handle)
+    sockets = forget(%{sockets | entries: entries}, entry.monitor)
+    Enum.reduce(Delivery.waiters(entry.delivery), sockets, &dismiss(&2, &1, closed()))
+  end
+
+  @doc "What a monitor was for."
+  @spec watched(t(), reference()) :: {:owner | :waiter, Socket.handle()} | nil
+  def watched(%__MODULE__{monitors: monitors}, monitor), do: Map.get(monitors, monitor)
+
+  @doc "First half of controlling_process/2: the old owner is sent nothing more."
+  @spec pause(t(), Socket.handle(), pid()) :: {raw(), t()}
+  def pause(sockets, handle, caller) do
+    with_entry(sockets, handle, fn
+      %{owner: ^caller, delivery: delivery} = entry ->
+        paused = %{delivery | mode: false}
+        entry = %{entry | delivery: paused, resume: entry.resume || delivery.mode}
+        {{:ok, nil}, put(sockets, entry)}
+
+      _not_the_owner ->
+        {{:error, {:info, Errno.number(:eperm), ""}}, sockets}
+    end)
+  end
+
+  @doc "Second half: the new owner gets what has come since."
+  @spec give(t(), Socket.handle(), pid()) :: {raw(), t()}
+  def give(sockets, handle, owner) do
+    with_entry(sockets, handle, fn entry ->
+      Link.put_socket(sockets.link, entry.socket, owner)
+      monitor = Process.monitor(owner)
+      sockets = forget(sockets, entry.monitor)
+      sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
+      {:ok, effects, delivery} = Delivery.set_active(entry.delivery, entry.resume || false)
+      entry = %Entry{socket: entry.socket, owner: owner, monitor: monitor, delivery: delivery}
+      {{:ok, nil}, sockets |> put(entry) |> perform(entry, effects)}
+    end)
+  end
+
+  ## What arrives, and who takes it
+
+  @doc "Something has arrived for a socket, which may be closed by now."
+  @spec arrive(t(), Socket.handle(), Delivery.item()) :: t()
+  def arrive(sockets, handle, item) do
+    case sockets.entries do
+      %{^handle => entry} ->
+        {effects, delivery} = Delivery.arrive(entry.delivery, item)
+        sockets |> perform(entry, effects) |> put(%{entry | delivery: delivery})
+
+      _closed ->
+        sockets
+    end
+  end
+
+  @doc "Changes the mode of a socket."
+  @spec set_active(t(), Socket.handle(), NetlinkPort.active() | integer()) :: {raw(), t()}
+  def set_active(sockets, handle, mode) do
+    with_entry(sockets, handle, fn entry ->
+      case Delivery.set_active(entry.delivery, mode) do
+        {:ok, effects, delivery} ->
+          entry = %{entry | delivery: delivery}
+          {{:ok, nil}, sockets |> put(entry) |> perform(entry, effects)}
+
+        :einval ->
+          {{:error, {:setsockopt, Errno.number(:einval), "active"}}, sockets}
+      end
+    end)
+  end
+
+  @doc """
+  Someone wants one item within `left` ms. Without one there they wait, and are answered later.
+
+  A caller gives up soon after its deadline: a datagram handed to it later would be lost.
+  """
+  @spec recv(t(), Socket.handle(), GenServer.from(), timeout()) :: {raw() | :wait, t()}
+  def recv(sockets, _handle, _from, left) when left < 0, do: {timed_out(), sockets}
+
+  def recv(sockets, handle, from, left) do
+    with_entry(sockets, handle, fn entry ->
+      case Delivery.demand(entry.delivery) do
+        {:item, item, delivery} -> {answer(item), put(sockets, %{entry | delivery: delivery})}
+        :empty when left == 0 -> {timed_out(), sockets}
+        :empty -> {:wait, wait(sockets, entry, from, left)}
+        :active -> {{:error, {:recv, Errno.number(:einval), ""}}, sockets}
+      end
+    end)
+  end
+
+  # Who waits is watched, so that no datagram goes to a process that has died.
+  defp wait(sockets, entry, {pid, _tag} = from, left) do
+    monitor = Process.monitor(pid)
+    handle = Socket.handle(entry.socket)
+    message = {:recv_timeout, handle, monitor}
+    timer = if left != :infinity, do: Process.send_after(self(), message, left)
+    delivery = Delivery.wait(entry.delivery, {monitor, timer, from})
+    monitors = Map.put(sockets.monitors, monitor, {:waiter, handle})
+    put(%{sockets | monitors: monitors}, %{entry | delivery: delivery})
+  end
+
+  @doc "One who waits has waited long enough, or has died."
+  @spec withdraw(t(), Socket.handle(), reference()) :: t()
+  def withdraw(sockets, handle, monitor) do
+    case sockets.entries do
+      %{^handle => entry} ->
+        {gone, delivery} = Delivery.withdraw(entry.delivery, &match?({^monitor, _, _}, &1))
+        sockets = put(sockets, %{entry | delivery: delivery})
+        Enum.reduce(gone, sockets, &dismiss(&2, &1, timed_out()))
+
+      _closed ->
+        sockets
+    end
+  end
+
+  @doc "What is known of a socket in the VM."
+  @spec info(t(), Socket.handle()) :: raw()
+  def info(sockets, handle) do
+    {told, _sockets} =
+      with_entry(sockets, handle, fn %{owner: owner, delivery: delivery, socket: socket} ->
+        kept = Delivery.kept(delivery)
+        {{:ok, %{socket: socket, owner: owner, active: delivery.mode, kept: kept}}, sockets}
+      end)
+
+    told
+  end
+
+  defp with_entry(sockets, handle, fun) do
+    case sockets.entries do
+      %{^handle => entry} -> fun.(entry)
+      _closed -> {closed(), sockets}
+    end
+  end
+
+  defp put(sockets, entry) do
+    handle = Socket.handle(entry.socket)
+    {due, delivery} = Delivery.grant(entry.delivery)
+    grants = if due, do: [Protocol.grant(handle, due) | sockets.grants], else: sockets.grants
+    entries = Map.put(sockets.entries, handle, %{entry | delivery: delivery})
+    %{sockets | entries: entries, grants: grants}
+  end
+
+  defp perform(sockets, entry, effects) do
+    Enum.reduce(effects, sockets, fn
+      {:deliver, item}, sockets ->
+        send(entry.owner, message(entry.socket, item))
+        sockets
+
+      :passive, sockets ->
+        send(entry.owner, {:netlink_passive, entry.socket})
+        sockets
+
+      {:answer, waiter, item}, sockets ->
+        dismiss(sockets, waiter, answer(item))
+    end)
+  end
+
+  # Answers one who waits.
+  defp dismiss(sockets, {monitor, timer, from}, answer) do
+    _left = timer && Process.cancel_timer(timer, async: true, info: false)
+    GenServer.reply(from, answer)
+    forget(sockets, monitor)
+  end
+
+  defp forget(sockets, monitor) do
+    Process.demonitor(monitor, [:flush])
+    %{sockets | monitors: Map.delete(sockets.monitors, monitor)}
+  end
+
+  defp message(socket, {:data, datagram, nil}), do: {:netlink, socket, datagram}
+  defp message(socket, {:data, datagram, metadata}), do: {:netlink, socket, datagram, metadata}
+  defp message(socket, {:overrun, dropped}), do: {:netlink_overrun, socket, dropped}
+  defp message(socket, {:error, error}), do: {:netlink_error, socket, error}
+
+  defp answer({:data, datagram, metadata}), do: {:ok, {datagram, metadata}}
+  defp answer({:overrun, dropped}), do: {:error, Error.new(:recv, :enobufs, dropped: dropped)}
+  defp answer({:error, error}), do: {:error, error}
+
+  defp timed_out, do: {:error, {:recv, Errno.number(:etimedout), ""}}
+end
