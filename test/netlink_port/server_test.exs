@@ -110,6 +110,20 @@ defmodule NetlinkPort.ServerTest do
     end
   end
 
+  describe "a helper that cannot come home" do
+    test "ends with exit code 80, so that no later socket is opened in the wrong place" do
+      netns = netns!()
+      helper = NetlinkPort.Helper.executable()
+      # setns(2) is called once at start, once to leave, and the third time to come home.
+      inject = "strace -qq -o /dev/null -e inject=setns:error=EPERM:when=3"
+      server = start_server!(executable: script!("exec #{inject} #{helper}"))
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      assert {error.stage, error.reason} == {:thread, :epipe}
+      assert closed!(socket) == {:helper_exit, 80}
+    end
+  end
+
   describe "a helper that is stopped" do
     test "is killed after the deadline; callers get ETIMEDOUT, the restart serves again" do
       name = supervise!(call_timeout: 300)
