@@ -1,13 +1,17 @@
+# What this machine does not allow is skipped, with one line that says so.
+requirements = [
+  root: {
+    System.cmd("id", ["-u"]) == {"0\n", 0},
+    "Not root: tests that make network namespaces are skipped."
+  },
+  userns: {
+    match?({_, 0}, System.cmd("unshare", ["-Ur", "true"], stderr_to_stdout: true)),
+    "No user namespaces here (unshare -Ur): tests that need them are skipped."
+  }
+]
+
+missing = for {tag, {false, sentence}} <- requirements, do: {tag, sentence}
+for {_tag, sentence} <- missing, do: IO.puts(sentence)
+
 NetlinkPort.Case.sweep()
-
-unprivileged? = System.cmd("id", ["-u"]) != {"0\n", 0}
-
-if unprivileged? do
-  IO.puts("Not root: tests tagged :root, which make network namespaces, are skipped.")
-end
-
-ExUnit.start(
-  capture_log: true,
-  assert_receive_timeout: 2_000,
-  exclude: if(unprivileged?, do: [:root], else: [])
-)
+ExUnit.start(capture_log: true, assert_receive_timeout: 2_000, exclude: Keyword.keys(missing))

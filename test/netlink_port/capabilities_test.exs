@@ -61,6 +61,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert Exception.message(error) =~ "the helper lacks CAP_NET_BROADCAST"
   end
 
+  @tag :userns
   test "inside a user namespace of its own it enters what was made there, and only that" do
     netns = netns!()
     helper = NetlinkPort.Helper.executable()
