@@ -1,0 +1,214 @@
+defmodule NetlinkPort.ErrorTest do
+  # Errors as values, as exceptions and as sentences.
+  use NetlinkPort.Case, async: true
+
+  import Bitwise, only: [<<<: 2]
+
+  alias NetlinkPort.{Client, Errno}
+
+  doctest NetlinkPort.Error
+
+  defp message(stage, errno, fields \\ []) do
+    Exception.message(Error.new(stage, errno, fields))
+  end
+
+  describe "new" do
+    test "knows an errno by number and by atom" do
+      assert Error.new(:bind, 98) == Error.new(:bind, :eaddrinuse)
+      assert %Error{stage: :bind, errno: 98, reason: :eaddrinuse} = Error.new(:bind, 98)
+    end
+
+    test "takes the other fields, and no others" do
+      fields = [subject: "x", lacks: :net_admin, dropped: 1, length: 2]
+      error = Error.new(:recv, 1, fields)
+      assert error |> Map.take(Keyword.keys(fields)) |> Enum.sort() == Enum.sort(fields)
+      assert_raise KeyError, fn -> Error.new(:recv, 1, colour: "blue") end
+    end
+
+    test "takes an errno that is not known" do
+      for errno <- [41, 133, 524, 4_095] do
+        assert %Error{reason: :unknown, errno: ^errno} = error = Error.new(:send, errno)
+        assert Exception.message(error) == "send: errno #{errno}: error #{errno}"
+      end
+    end
+
+    test "raises for an atom that is none" do
+      assert_raise FunctionClauseError, fn -> Error.new(:send, :ebroken) end
+    end
+  end
+
+  test "it can be raised and rescued" do
+    error = Error.new(:setns, :einval, subject: "/etc/hostname")
+
+    assert_raise Error,
+                 "setns into /etc/hostname: EINVAL: it is not a network namespace",
+                 fn -> raise error end
+  end
+
+  test "it matches by stage and reason" do
+    assert {:error, %Error{stage: :setns, reason: :eperm}} = {:error, Error.new(:setns, 1)}
+  end
+
+  describe "the message" do
+    # What a person is to do about it, for each failure that has an answer.
+    @sentences [
+      {{:open, :enoent, subject: "/run/netns/blue"},
+       "open of /run/netns/blue: ENOENT: there is no such file; " <>
+         "`ip netns list` shows the namespaces that have a name"},
+      {{:open, :esrch, subject: "/proc/99/ns/net"},
+       "open of /proc/99/ns/net: ESRCH: there is no such process"},
+      {{:open, :eacces, subject: "/proc/99/ns/net"},
+       "open of /proc/99/ns/net: EACCES: the helper may not open it; " <>
+         "for a process of more capabilities it needs CAP_SYS_PTRACE"},
+      {{:open, :eacces, subject: "/proc/99/ns/net", lacks: :sys_ptrace},
+       "open of /proc/99/ns/net: EACCES: the helper lacks CAP_SYS_PTRACE"},
+      {{:open, :emfile, []},
+       "open: EMFILE: the helper has no descriptor left; " <>
+         "close sockets or raise its RLIMIT_NOFILE"},
+      {{:setns, :einval, subject: "/dev/null"},
+       "setns into /dev/null: EINVAL: it is not a network namespace"},
+      {{:setns, :eperm, subject: "/run/netns/blue", lacks: :sys_admin},
+       "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN"},
+      {{:setns, :eperm, subject: "/run/netns/blue"},
+       "setns into /run/netns/blue: EPERM: the helper needs CAP_SYS_ADMIN in its own user " <>
+         "namespace and in the one that owns the target"},
+      {{:socket, :emfile, []},
+       "socket: EMFILE: the helper has no descriptor left; " <>
+         "close sockets or raise its RLIMIT_NOFILE"},
+      {{:socket, :eprotonosupport, []},
+       "socket: EPROTONOSUPPORT: this kernel does not have the protocol"},
+      {{:bind, :eaddrinuse, []}, "bind: EADDRINUSE: another socket has this port id"},
+      {{:bind, :eperm, lacks: :net_admin}, "bind: EPERM: the helper lacks CAP_NET_ADMIN"},
+      {{:setsockopt, :eperm, subject: "listen_all_nsid", lacks: :net_broadcast},
+       "setsockopt of listen_all_nsid: EPERM: the helper lacks CAP_NET_BROADCAST"},
+      {{:setsockopt, :enoprotoopt, subject: "get_strict_chk"},
+       "setsockopt of get_strict_chk: ENOPROTOOPT: protocol not available"},
+      {{:send, :eagain, []}, "send: EAGAIN: the helper is not keeping up; try again later"},
+      {{:send, :emsgsize, []},
+       "send: EMSGSIZE: longer than the socket's sndbuf or the helper's frame limit"},
+      {{:recv, :einval, []},
+       "recv: EINVAL: the socket is active: its datagrams come as messages; " <>
+         "set active: false to use recv"},
+      {{:recv, :etimedout, []}, "recv: ETIMEDOUT: nothing arrived in time"},
+      {{:recv, :enobufs, dropped: 12},
+       "recv: ENOBUFS: the kernel dropped 12 datagrams; read faster, or raise rcvbuf"},
+      {{:recv, :emsgsize, length: 3_000_000},
+       "recv: EMSGSIZE: a datagram of 3000000 bytes was cut and dropped; " <>
+         "the next of its size fits"},
+      {{:info, :ebadf, []}, "info: EBADF: the socket is closed"},
+      {{:send, :ebadf, []}, "send: EBADF: the socket is closed"},
+      {{:thread, :esrch, []},
+       "helper: ESRCH: no such server is running; " <>
+         "start one under a supervisor: {NetlinkPort, name: NetlinkPort}"},
+      {{:thread, :epipe, []},
+       "helper: EPIPE: it has ended, and with it all its sockets; " <>
+         "open them again once it is restarted"},
+      {{:thread, :etimedout, []}, "helper: ETIMEDOUT: it did not answer in time"},
+      {{:thread, :enoent, subject: "/opt/netlink_port"},
+       "helper /opt/netlink_port: ENOENT: no such file or directory"},
+      {{:thread, :eacces, subject: "/opt/netlink_port"},
+       "helper /opt/netlink_port: EACCES: permission denied"},
+      {{:protocol, :einval, subject: "wrong argument"},
+       "protocol of wrong argument: EINVAL: invalid argument"}
+    ]
+
+    test "tells what was done, what the system said, and what it means" do
+      for {{stage, reason, fields}, sentence} <- @sentences do
+        assert message(stage, reason, fields) == sentence
+      end
+    end
+
+    test "is what strerror(3) says where nothing better is known" do
+      assert message(:connect, :econnrefused) == "connect: ECONNREFUSED: connection refused"
+      assert message(:getsockopt, 92) == "getsockopt: ENOPROTOOPT: protocol not available"
+    end
+
+    test "is one line that says something, for every stage and errno" do
+      stages = ~w(open setns socket bind connect setsockopt getsockopt send recv info thread
+                  protocol)a
+
+      for stage <- stages, errno <- 1..134, subject <- [nil, "/run/netns/blue"] do
+        message = message(stage, errno, subject: subject)
+        assert message =~ ~r/\A[a-z][^\n]*: (E[A-Z0-9]+|errno \d+): [^\n]+[^.\n]\z/
+        assert subject == nil or message =~ subject
+      end
+    end
+  end
+
+  describe "errnos" do
+    test "have an atom, which has them, and a text" do
+      for errno <- 1..4_095, atom = Errno.atom(errno), atom != :unknown do
+        assert Errno.number(atom) == errno
+        assert Errno.text(errno) =~ ~r/^[a-z][a-z0-9 \/-]+$/
+        refute Errno.text(errno) =~ "error #{errno}"
+      end
+    end
+
+    # From the headers of the kernel, where they are installed.
+    test "are those of the system" do
+      header = "/usr/include/asm-generic/errno.h"
+      base = "/usr/include/asm-generic/errno-base.h"
+
+      for path <- [header, base], {:ok, text} <- [File.read(path)] do
+        for [_, name, number] <- Regex.scan(~r/^#define\s+(E\w+)\s+(\d+)/m, text),
+            atom = number |> String.to_integer() |> Errno.atom(),
+            atom != :unknown do
+          assert atom |> Atom.to_string() |> String.upcase() == name
+        end
+      end
+    end
+  end
+
+  describe "the helper's failures" do
+    @admin 1 <<< 12
+    @sys_admin 1 <<< 21
+
+    test "name the capability that is lacking, and only if it is" do
+      for {stage, errno, detail, mask, lacks} <- [
+            {:setns, 1, "", 0, :sys_admin},
+            {:setns, 1, "", @admin, :sys_admin},
+            {:setns, 1, "", @sys_admin, nil},
+            {:open, 13, "", 0, :sys_ptrace},
+            {:open, 13, "", 1 <<< 19, nil},
+            {:open, 2, "", 0, nil},
+            {:setsockopt, 1, "listen_all_nsid", 0, :net_broadcast},
+            {:setsockopt, 1, "listen_all_nsid", 1 <<< 11, nil},
+            {:setsockopt, 1, "add_membership", 0, :net_admin},
+            {:setsockopt, 22, "add_membership", 0, nil},
+            {:bind, 1, "", 0, :net_admin},
+            {:send, 1, "", 0, :net_admin},
+            {:send, 1, "", @admin, nil},
+            {:socket, 1, "", 0, nil}
+          ] do
+        error = Client.error(stage, errno, detail, :host, mask)
+        assert {stage, errno, detail, mask, error.lacks} == {stage, errno, detail, mask, lacks}
+      end
+    end
+
+    test "name the namespace they failed on" do
+      for {netns, subject} <- [
+            {{:name, "blue"}, "/run/netns/blue"},
+            {{:path, "/proc/1/ns/net"}, "/proc/1/ns/net"},
+            {{:pid, 42}, "/proc/42/ns/net"},
+            {:host, nil}
+          ],
+          stage <- [:open, :setns] do
+        assert Client.error(stage, 2, "", netns, 0).subject == subject
+      end
+
+      # The namespace has nothing to do with what fails later.
+      assert Client.error(:bind, 98, "", {:name, "blue"}, 0).subject == nil
+      assert Client.error(:setsockopt, 22, "rcvbuf", {:name, "blue"}, 0).subject == "rcvbuf"
+    end
+
+    test "are valid UTF-8 for a path that is not" do
+      for path <- [<<"/tmp/", 255>>, <<"/tmp/", 0xC3>>, <<"/tmp/", 0xED, 0xA0, 0x80>>] do
+        for netns <- [{:path, path}, {:name, Path.basename(path)}] do
+          message = Exception.message(Client.error(:open, 2, "", netns, 0))
+          assert String.printable?(message)
+          assert message =~ "ENOENT"
+        end
+      end
+    end
+  end
+end

@@ -1,0 +1,134 @@
+defmodule NetlinkPort.SocketTest do
+  # The struct that stands for a socket: what it looks like and what it is equal to.
+  use NetlinkPort.Case, async: true
+
+  doctest NetlinkPort
+
+  # A socket that was never opened, for inspect/1 alone.
+  defp closed(protocol, netns, handle) do
+    %Socket{handle: handle, protocol: protocol, netns: netns, link: nil}
+  end
+
+  describe "inspect" do
+    test "shows protocol, namespace and handle" do
+      for {socket, shown} <- [
+            {closed(:route, {:name, "blue"}, 7), "#NetlinkPort.Socket<route in blue, handle 7>"},
+            {closed(:generic, :host, 0), "#NetlinkPort.Socket<generic in host, handle 0>"},
+            {closed(16, {:path, "/proc/1/ns/net"}, 0x7FFFFFFF),
+             "#NetlinkPort.Socket<16 in /proc/1/ns/net, handle 2147483647>"},
+            {closed(:sock_diag, {:pid, 42}, 1),
+             "#NetlinkPort.Socket<sock_diag in the namespace of process 42, handle 1>"},
+            {closed(:route, {:name, "blå"}, 7), "#NetlinkPort.Socket<route in blå, handle 7>"}
+          ] do
+        assert inspect(socket) == shown
+        # Inside something else, and wherever the terms of a crash are printed.
+        assert inspect({:netlink, socket, ""}) == ~s({:netlink, #{shown}, ""})
+      end
+    end
+
+    test "is one printable line, whatever the path" do
+      for path <- [
+            "/tmp/a\nb",
+            "/tmp/a\r\nb",
+            "\n",
+            "/tmp/\e[31mred",
+            ~s(/tmp/"quoted"),
+            ~s("),
+            ~s(/tmp/a"b),
+            "/tmp/back\\slash",
+            "/tmp/tab\tand\0nul",
+            <<"/tmp/", 255, 254>>,
+            <<0xC3>>,
+            <<"/tmp/", 0xED, 0xA0, 0x80>>,
+            "",
+            "/tmp/\u200Bzero",
+            String.duplicate("/long", 819),
+            String.duplicate(<<255>>, 4_095)
+          ] do
+        for netns <- [{:path, path}, {:name, path}] do
+          shown = inspect(closed(:route, netns, 7))
+          assert shown =~ ~r/\A#NetlinkPort\.Socket<route in [^\n]*, handle 7>\z/u
+          assert String.printable?(shown)
+          refute shown =~ ~r/[\x00-\x1F\x7F]/
+          # So does what is in the middle of a line of at most so many columns.
+          refute inspect([closed(:route, netns, 7)], width: 20) =~ "\n"
+        end
+      end
+    end
+
+    test "tells namespaces apart" do
+      paths = ["/a", "/a\n", "/a\\n", ~s(/a"b), "/a b", <<"/a", 255>>, "", "/A"]
+      shown = for path <- paths, do: inspect(closed(:route, {:path, path}, 7))
+      assert Enum.uniq(shown) == shown
+    end
+  end
+
+  describe "an open socket" do
+    @describetag :root
+
+    setup do
+      %{server: start_server!(), netns: netns!()}
+    end
+
+    test "is inspected with what it was opened with", context do
+      {:ok, socket} = NetlinkPort.open(context.server, :route, netns: {:name, context.netns})
+      handle = Socket.handle(socket)
+
+      assert inspect(socket) ==
+               "#NetlinkPort.Socket<route in #{context.netns}, handle #{handle}>"
+
+      {:ok, host} = NetlinkPort.open(context.server, 16, [])
+      assert inspect(host) =~ ~r/\A#NetlinkPort\.Socket<16 in host, handle \d+>\z/
+    end
+
+    test "opens at a path of any bytes, and stays on one line", context do
+      directory = tmp_path!("sockets")
+      File.mkdir!(directory)
+
+      for name <- ["a\nb", ~s(a"b'c), "a\\b", "a b", <<"a", 255, "b">>, "-", "*", "blå"] do
+        path = Path.join(directory, name)
+        File.ln_s!(netns_path(context.netns), path)
+
+        {:ok, socket} =
+          NetlinkPort.open(context.server, :route, netns: {:path, path}, active: false)
+
+        assert Rtnl.link_names(socket) == ["lo"]
+        assert inspect(socket) =~ ~r/\A#NetlinkPort\.Socket<route in [^\n]*, handle \d+>\z/u
+        NetlinkPort.close(socket)
+      end
+    end
+
+    test "is equal to every struct of it, and to no other", context do
+      opts = [netns: {:name, context.netns}]
+      {:ok, socket} = NetlinkPort.open(context.server, :route, opts)
+      {:ok, other} = NetlinkPort.open(context.server, :route, opts)
+      assert NetlinkPort.socket(context.server, Socket.handle(socket)) == socket
+      assert :erlang.binary_to_term(:erlang.term_to_binary(socket)) == socket
+      assert Task.await(Task.async(fn -> socket end)) == socket
+      assert other != socket
+      assert Socket.handle(other) > Socket.handle(socket)
+
+      # It can be pinned in a message, also after its options were changed.
+      :ok = NetlinkPort.setopts(socket, active: 5, pktinfo: true)
+      :ok = NetlinkPort.join(socket, 1)
+      :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1))
+      assert_receive {:netlink, ^socket, _datagram, _metadata}
+      refute_received {:netlink, ^other, _datagram}
+    end
+
+    test "is small enough to be in every message", context do
+      {:ok, socket} = NetlinkPort.open(context.server, :route, netns: {:name, context.netns})
+      assert :erts_debug.flat_size(socket) < 100
+    end
+
+    test "is not equal to one of another server", context do
+      {:ok, socket} = NetlinkPort.open(context.server, :route, [])
+      other = start_server!()
+      {:ok, theirs} = NetlinkPort.open(other, :route, [])
+      assert theirs != socket
+      assert Socket.handle(theirs) != Socket.handle(socket)
+      # A handle is of its own server alone.
+      assert {:error, %Error{reason: :ebadf}} = NetlinkPort.socket(other, Socket.handle(socket))
+    end
+  end
+end

@@ -1,0 +1,867 @@
+defmodule NetlinkPort.ProgramTest do
+  # The built executable by itself: its command line, its descriptors, and whatever can be sent to it.
+  use NetlinkPort.Case, async: true
+
+  import Bitwise, only: [<<<: 2, &&&: 2]
+
+  alias NetlinkPort.{Helper, Protocol}
+
+  @max_frame 16_777_280
+  # The tags that a command may have, as docs/protocol.md lists them.
+  @tags [97, 98, 100, 104, 106, 107, 108, 109, 110, 119]
+  # What the program may take at rest, in kB.
+  @rest 8 * 1024
+  # References of the pings that end a conversation: no other frame here has one so high.
+  @pings 0x70000000
+
+  ## Starting it
+
+  defp program, do: Helper.executable()
+
+  defp open_port(options) do
+    Port.open({:spawn_executable, program()}, [:binary, :exit_status | options])
+  end
+
+  # As the server starts it; its first frame has come.
+  defp start! do
+    port = open_port(packet: 4)
+    assert_receive {^port, {:data, frame}}, 10_000
+    assert {:hello, 1, hello} = Protocol.decode(frame)
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    assert hello[:os_pid] == os_pid
+    %{port: port, os_pid: os_pid, hello: hello}
+  end
+
+  # A shell command, its output and its status; $PROGRAM and $TMP, a directory, are there for it.
+  defp shell(command) do
+    directory = tmp_path!("shell")
+    File.mkdir!(directory)
+    environment = [{"PROGRAM", program()}, {"TMP", directory}]
+    System.cmd("sh", ["-c", command], env: environment, stderr_to_stdout: true)
+  end
+
+  ## Talking to it
+
+  # What it says to these frames: all events before the answer to a ping that follows them. That it
+  # answers at all is half of every test.
+  defp say(%{port: port}, frames) do
+    reference = @pings + System.unique_integer([:positive])
+    Enum.each(frames, &Port.command(port, &1))
+    Port.command(port, Protocol.command(reference, {:ping}))
+    events(port, {:reply, reference, {:ok, nil}})
+  end
+
+  defp events(port, last, seen \\ []) do
+    receive do
+      {^port, {:data, frame}} ->
+        case Protocol.decode(frame) do
+          ^last -> Enum.reverse(seen)
+          event -> events(port, last, [event | seen])
+        end
+
+      {^port, {:exit_status, status}} ->
+        flunk("the program ended with exit status #{status}")
+    after
+      10_000 -> flunk("the program does not answer")
+    end
+  end
+
+  # What comes until the end: events and an exit status.
+  defp rest(port, seen \\ []) do
+    receive do
+      {^port, {:data, frame}} -> rest(port, [Protocol.decode(frame) | seen])
+      {^port, {:exit_status, status}} -> {Enum.reverse(seen), status}
+    after
+      10_000 -> flunk("the program does not end")
+    end
+  end
+
+  # So many frames of a port without packets, and the bytes behind them.
+  defp read_frames(_port, seen, 0), do: {[], seen}
+
+  defp read_frames(port, <<size::32, frame::binary-size(size), seen::binary>>, left) do
+    {frames, seen} = read_frames(port, seen, left - 1)
+    {[frame | frames], seen}
+  end
+
+  defp read_frames(port, seen, left) do
+    receive do
+      {^port, {:data, bytes}} -> read_frames(port, seen <> bytes, left)
+    after
+      10_000 -> flunk("no whole frame, only #{inspect(seen)}")
+    end
+  end
+
+  # What is said to each frame, by itself.
+  defp assert_said(program, cases) do
+    for {frame, expected} <- cases do
+      said = say(program, [frame])
+      assert {shown(frame), said} == {shown(frame), expected}
+    end
+  end
+
+  defp shown(frame), do: inspect(frame, limit: 40, printable_limit: 40)
+
+  defp malformed(reason), do: [{:malformed, reason}]
+  defp refused(reference, detail), do: [{:reply, reference, {:error, {:protocol, 22, detail}}}]
+  defp closed(reference), do: [{:reply, reference, {:error, {:info, 9, ""}}}]
+
+  defp term(term), do: :erlang.term_to_binary(term, minor_version: 2)
+
+  defp open(reference, handle, target \\ :host) do
+    Protocol.command(reference, {:open, handle, target, 0, 0, false, 10_000, []})
+  end
+
+  defp rss(%{os_pid: os_pid}) do
+    [_, kilobytes] = Regex.run(~r/VmRSS:\s+(\d+) kB/, File.read!("/proc/#{os_pid}/status"))
+    String.to_integer(kilobytes)
+  end
+
+  defp assert_at_rest(program), do: assert(rss(program) < @rest)
+
+  describe "the command line" do
+    test "has --help, which names every exit code" do
+      for flag <- ["--help", "-h"] do
+        {help, 0} = System.cmd(program(), [flag], stderr_to_stdout: true)
+        assert help =~ "usage: netlink_port [--help | --version]"
+        assert help =~ "(protocol #{Protocol.version()})"
+        codes = for [_, code] <- Regex.scan(~r/^ +(\d+)  \w/m, help), do: code
+        assert codes == ~w(0 64 65 70 71 74 80)
+
+        # Those of the source, and no fewer.
+        source = File.read!(Path.expand("../src/error.rs", __DIR__))
+        assert codes == for([_, code] <- Regex.scan(~r/^    \w+ = (\d+),$/m, source), do: code)
+      end
+    end
+
+    test "has --version, which is the library's" do
+      version = Mix.Project.config()[:version]
+
+      for flag <- ["--version", "-V"] do
+        assert System.cmd(program(), [flag]) == {"netlink_port #{version}\n", 0}
+      end
+    end
+
+    test "refuses what it does not know with 64 and a sentence" do
+      for arguments <- [["--frobnicate"], ["x"], [""], ["--help", "x"], ["--version", "-h"]] do
+        {output, status} = System.cmd(program(), arguments, stderr_to_stdout: true)
+        assert {arguments, status} == {arguments, 64}
+        first = inspect(hd(arguments))
+        assert output == "netlink_port: unknown argument #{first}; try --help\n"
+      end
+
+      assert {output, 64} = System.cmd(program(), [<<"--", 255>>], stderr_to_stdout: true)
+      assert output =~ "unknown argument"
+    end
+
+    test "alone, on a terminal, is refused with 64 and a sentence" do
+      if script = System.find_executable("script") do
+        {output, status} = System.cmd(script, ["-qec", program(), "/dev/null"])
+        assert status == 64
+        assert output =~ "this is an Erlang port program"
+        assert output =~ "NetlinkPort.start_link/1"
+        assert output =~ "try --help"
+      end
+    end
+
+    test "alone, with files and devices for its pipes, is refused with 71 and a sentence" do
+      for {redirection, pipe} <- [
+            {"</dev/null", "input"},
+            {"</etc/hostname", "input"},
+            {"<&-", "input"},
+            {">/dev/null", "output"},
+            {">$TMP/file", "output"},
+            {">&-", "output"}
+          ] do
+        # It wrote nothing before it saw what that was.
+        wrote = ~S(for file in "$TMP"/*; do [ -s "$file" ] && echo wrote; done; true)
+        {output, 0} = shell(~s("$PROGRAM" #{redirection}; echo "status $?"; #{wrote}))
+
+        assert {redirection, output} ==
+                 {redirection,
+                  "netlink_port: standard #{pipe} is neither a pipe nor a socket: " <>
+                    "EPERM: Operation not permitted\nstatus 71\n"}
+      end
+    end
+  end
+
+  describe "as a port" do
+    test "it says hello first, with everything the library needs" do
+      %{hello: hello, os_pid: os_pid} = start!()
+
+      assert Keyword.keys(hello) ==
+               ~w(program os_pid home may_leave capabilities max_frame max_fds)a
+
+      assert hello[:program] == Mix.Project.config()[:version]
+      assert hello[:max_frame] == @max_frame
+      assert {_device, inode} = hello[:home]
+      assert File.read_link!("/proc/#{os_pid}/ns/net") == "net:[#{inode}]"
+      assert is_boolean(hello[:may_leave])
+
+      [_, mask] = Regex.run(~r/CapEff:\s+(\w+)/, File.read!("/proc/#{os_pid}/status"))
+      mask = String.to_integer(mask, 16)
+      assert hello[:capabilities] == for(n <- 0..63, (mask &&& 1 <<< n) != 0, do: n)
+
+      limits = File.read!("/proc/#{os_pid}/limits")
+      [_, soft, hard] = Regex.run(~r/Max open files +(\d+) +(\d+)/, limits)
+      assert {soft, hard} == {hard, "#{hello[:max_fds]}"}
+    end
+
+    test "it keeps the wire off the standard descriptors" do
+      %{os_pid: os_pid} = start!()
+      target = &File.read_link!("/proc/#{os_pid}/fd/#{&1}")
+      assert target.(0) == "/dev/null"
+      assert target.(1) == target.(2)
+      fds = File.ls!("/proc/#{os_pid}/fd") |> Enum.map(&String.to_integer/1)
+
+      wire =
+        for fd <- Enum.sort(fds), fd >= 3, "pipe:" <> _ = pipe <- [target.(fd)], do: {fd, pipe}
+
+      assert [{input, in_pipe}, {output, out_pipe}] = wire
+      assert in_pipe != out_pipe
+      assert target.(2) not in [in_pipe, out_pipe]
+
+      # O_CLOEXEC and O_NONBLOCK, so that nobody inherits them and nothing waits on them.
+      for fd <- [input, output] do
+        [_, flags] = Regex.run(~r/flags:\s+(\d+)/, File.read!("/proc/#{os_pid}/fdinfo/#{fd}"))
+        assert (String.to_integer(flags, 8) &&& 0o2004000) == 0o2004000
+      end
+
+      # Beside these there are the way home and the epoll, and nothing of the VM's.
+      assert [3, 4, 5, 6] == Enum.sort(fds) -- [0, 1, 2]
+    end
+
+    test "it ignores SIGTERM, SIGINT, SIGHUP and SIGPIPE" do
+      program = start!()
+
+      for signal <- [:TERM, :INT, :HUP, :PIPE] do
+        signal!(program.os_pid, signal)
+        assert {signal, say(program, [])} == {signal, []}
+      end
+
+      assert running?(program.os_pid)
+    end
+
+    test "it answers in the order of the commands" do
+      program = start!()
+      said = say(program, for(n <- 1..10_000, do: term({:ping, n})))
+      assert said == for(n <- 1..10_000, do: {:reply, n, {:ok, nil}})
+    end
+
+    test "it stops when it is told to, with 0, after an answer" do
+      for {reference, answers} <- [{77, [{:reply, 77, {:ok, nil}}]}, {0, []}] do
+        %{port: port, os_pid: os_pid} = start!()
+        Port.command(port, term({:stop, reference}))
+        assert rest(port) == {answers, 0}
+        eventually!(fn -> not running?(os_pid) end)
+      end
+    end
+
+    test "it carries out what comes before a stop, and nothing behind it" do
+      port = open_port([:stream])
+      {[_hello], ""} = read_frames(port, "", 1)
+      frames = for command <- [{:ping, 1}, {:stop, 2}, {:ping, 3}], do: term(command)
+      Port.command(port, for(frame <- frames, do: [<<byte_size(frame)::32>>, frame]))
+      {pongs, ""} = read_frames(port, "", 2)
+      assert Enum.map(pongs, &Protocol.decode/1) == for(n <- 1..2, do: {:reply, n, {:ok, nil}})
+      assert_receive {^port, {:exit_status, 0}}, 10_000
+      refute_received {^port, {:data, _more}}
+    end
+
+    test "it ends with its standard input, also in the middle of a frame" do
+      for bytes <- ["", <<0>>, <<9::32>>, <<9::32, 131, 104>>, <<@max_frame::32, 131>>] do
+        port = open_port([:stream])
+        {:os_pid, os_pid} = Port.info(port, :os_pid)
+        {[_hello], ""} = read_frames(port, "", 1)
+        if bytes != "", do: Port.command(port, bytes)
+        Port.close(port)
+        eventually!(fn -> not running?(os_pid) end)
+      end
+    end
+
+    test "it calls the end of its standard input a success" do
+      for bytes <- ["", "\\0", "\\0\\0\\0\\011", "\\0\\0\\0\\011\\0203\\0150"] do
+        # tail leaves out the hello.
+        command = ~s(printf '%b' '#{bytes}' | { "$PROGRAM"; echo "status $?"; } | tail -c 9)
+        assert {bytes, shell(command)} == {bytes, {"status 0\n", 0}}
+      end
+    end
+
+    test "it ends with 74 when its standard output is gone" do
+      # A FIFO whose reader has left for its output; one that never ends for its input.
+      command = ~S"""
+      mkfifo "$TMP/in" "$TMP/out"
+      exec 5<>"$TMP/in"
+      : <"$TMP/out" & exec 4>"$TMP/out"
+      wait
+      "$PROGRAM" <&5 >&4; echo "status $?"
+      """
+
+      assert shell(command) == {"status 74\n", 0}
+    end
+
+    test "it ends when its reader leaves while it has nothing to say" do
+      # head leaves with the first bytes of hello.
+      command = ~S"""
+      mkfifo "$TMP/in"
+      exec 5<>"$TMP/in"
+      { "$PROGRAM" <&5; echo "status $?" >&2; } | head -c 4 >/dev/null
+      """
+
+      assert {"status " <> _some, 0} = shell(command)
+    end
+
+    test "it ends with its standard input while its standard output is full" do
+      script = script!(~S(exec 2>/dev/null; "$1" | sleep 600))
+      port = Port.open({:spawn_executable, script}, [:binary, args: [program()]])
+      {:os_pid, shell} = Port.info(port, :os_pid)
+
+      on_exit(fn ->
+        if sleep = child(shell, "sleep"), do: System.cmd("kill", ["-KILL", sleep])
+      end)
+
+      eventually!(fn -> child(shell, "sleep") && child(shell, "netlink_port") end, 10_000)
+      os_pid = child(shell, "netlink_port")
+
+      # So many empty frames have more answers than the pipe and the arena hold. What is not
+      # answered fits the inbox and the other pipe, so that it is not the VM that waits.
+      count = 175_000
+      for _ <- 1..50, do: Port.command(port, :binary.copy(<<0::32>>, div(count, 50)))
+      eventually!(fn -> moved(os_pid, "rchar") > 400_000 and sleeping?(os_pid) end, 20_000)
+      assert moved(os_pid, "wchar") < count * (4 + byte_size(term({:malformed, :empty})))
+      Port.close(port)
+      eventually!(fn -> not running?(os_pid) end, 2_000)
+    end
+  end
+
+  # A child of a process by its name, as a string.
+  defp child(parent, name) do
+    Enum.find_value(Path.wildcard("/proc/[0-9]*/stat"), fn path ->
+      with {:ok, stat} <- File.read(path),
+           [_, pid, ^name, parent_pid] <- Regex.run(~r/^(\d+) \((.*)\) \w (\d+) /, stat),
+           true <- parent_pid == "#{parent}" do
+        pid
+      else
+        _another -> nil
+      end
+    end)
+  end
+
+  defp sleeping?(os_pid), do: File.read!("/proc/#{os_pid}/stat") =~ ~r/\) S /
+
+  # How many bytes a process has read or written, proc(5).
+  defp moved(os_pid, name) do
+    [_, bytes] = Regex.run(~r/#{name}: (\d+)/, File.read!("/proc/#{os_pid}/io"))
+    String.to_integer(bytes)
+  end
+
+  describe "frames" do
+    test "may come byte by byte" do
+      port = open_port([:stream])
+      {[_hello], ""} = read_frames(port, "", 1)
+
+      frames = [
+        vector!("ping"),
+        "",
+        Protocol.command(5, {:close, 7}),
+        IO.iodata_to_binary(Protocol.send(6, 7, "datagram", 8)),
+        <<131, 80>>,
+        vector!("ping")
+      ]
+
+      for frame <- frames, <<(byte <- <<byte_size(frame)::32, frame::binary>>)>> do
+        Port.command(port, <<byte>>)
+      end
+
+      {said, ""} = read_frames(port, "", 6)
+
+      assert Enum.map(said, &Protocol.decode/1) ==
+               [{:reply, 11, {:ok, nil}}, {:malformed, :empty}] ++
+                 closed(5) ++ closed(6) ++ [{:malformed, :tag}, {:reply, 11, {:ok, nil}}]
+    end
+
+    test "may come cut anywhere" do
+      port = open_port([:stream])
+      {[_hello], ""} = read_frames(port, "", 1)
+      frame = Protocol.command(5, {:set, 7, :rcvbuf, 1})
+      bytes = :binary.copy(<<byte_size(frame)::32, frame::binary>>, 3)
+      [answer] = closed(5)
+
+      for cut <- 0..byte_size(bytes) do
+        <<first::binary-size(cut), second::binary>> = bytes
+        Port.command(port, first)
+        Port.command(port, second)
+        {said, ""} = read_frames(port, "", 3)
+        assert {cut, Enum.map(said, &Protocol.decode/1)} == {cut, List.duplicate(answer, 3)}
+      end
+    end
+
+    test "of up to the limit are taken" do
+      program = start!()
+      # {dance, 5, Binary}, as long as a frame may be.
+      overhead = byte_size(term({:dance, 5, ""}))
+      frame = term({:dance, 5, :binary.copy("x", @max_frame - overhead)})
+      assert byte_size(frame) == @max_frame
+      assert_said(program, [{frame, refused(5, "unknown command")}])
+    end
+
+    test "beyond the limit end it with 65 as soon as they are announced" do
+      for length <- [@max_frame + 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF] do
+        port = open_port([:stream])
+        {:os_pid, os_pid} = Port.info(port, :os_pid)
+        {[_hello], ""} = read_frames(port, "", 1)
+        Port.command(port, <<length::32>>)
+        assert_receive {^port, {:exit_status, status}}, 10_000
+        assert {length, status} == {length, 65}
+        eventually!(fn -> not running?(os_pid) end)
+      end
+    end
+
+    test "before one that is too long are answered" do
+      port = open_port([:stream])
+      {[_hello], ""} = read_frames(port, "", 1)
+      Port.command(port, <<0::32>>)
+      {[said], ""} = read_frames(port, "", 1)
+      assert Protocol.decode(said) == {:malformed, :empty}
+      Port.command(port, <<255, 255, 255, 255>>)
+      assert_receive {^port, {:exit_status, 65}}, 10_000
+    end
+  end
+
+  describe "hostile frames" do
+    test "of every tag are refused by name, or are no command" do
+      program = start!()
+
+      for tag <- 0..255 do
+        alone =
+          case tag do
+            # The empty list, a whole term: it has no reference to be answered to.
+            106 -> []
+            tag when tag in @tags -> malformed(:truncated)
+            _other -> malformed(:tag)
+          end
+
+        # An integer, an atom and so on of zeroes, and zeroes behind it.
+        with_zeroes =
+          case tag do
+            108 -> malformed(:improper)
+            tag when tag in @tags -> malformed(:trailing)
+            _other -> malformed(:tag)
+          end
+
+        assert_said(program, [
+          {<<131, tag>>, alone},
+          {<<131, tag, 0::512>>, with_zeroes},
+          # And within a command.
+          {<<131, 104, 2, 119, 4, "ping", tag>>, if(tag == 106, do: [], else: alone)}
+        ])
+      end
+
+      assert_at_rest(program)
+    end
+
+    test "are told apart" do
+      program = start!()
+
+      assert_said(program, [
+        {"", malformed(:empty)},
+        {<<0>>, malformed(:version)},
+        {<<130, 106>>, malformed(:version)},
+        {<<132, 106>>, malformed(:version)},
+        {"Usage: netlink_port", malformed(:version)},
+        {<<131>>, malformed(:truncated)},
+        {<<131, 98, 1, 2, 3>>, malformed(:truncated)},
+        {<<131, 109, 0xFFFFFFFF::32>>, malformed(:truncated)},
+        {<<131, 109, 5::32, "four">>, malformed(:truncated)},
+        {<<131, 119, 5, "four">>, malformed(:truncated)},
+        {<<131, 100, 0xFFFF::16, "four">>, malformed(:truncated)},
+        {<<131, 107, 5::16, "four">>, malformed(:truncated)},
+        {<<131, 110, 8, 0, 1>>, malformed(:truncated)},
+        {<<131, 104, 255>>, malformed(:truncated)},
+        {<<131, 108, 1::32>>, malformed(:truncated)},
+        {<<131, 108, 1::32, 106>>, malformed(:truncated)},
+        {<<131, 108, 0xFFFFFFFF::32>>, malformed(:count)},
+        {<<131, 106, 106>>, malformed(:trailing)},
+        {vector!("ping") <> <<0>>, malformed(:trailing)},
+        {vector!("ping") <> vector!("ping"), malformed(:trailing)},
+        {vector!("send") <> <<0>>, malformed(:trailing)},
+        {binary_part(vector!("send"), 0, 23), malformed(:truncated)},
+        {term([1 | 2]), malformed(:improper)},
+        {term({:ping, [{:a, 1} | :b]}), malformed(:improper)},
+        {<<131, 108, 0::32, 97, 1>>, malformed(:improper)}
+      ])
+
+      assert_at_rest(program)
+    end
+
+    test "of atoms that are not UTF-8 are refused" do
+      program = start!()
+
+      for name <- [<<200>>, <<0xFF>>, <<0xC0, 0x80>>, <<0xED, 0xA0, 0x80>>, <<"pin", 0xE7>>] do
+        size = byte_size(name)
+
+        assert_said(program, [
+          {<<131, 119, size, name::binary>>, malformed(:atom)},
+          {<<131, 100, size::16, name::binary>>, malformed(:atom)},
+          {<<131, 104, 2, 119, size, name::binary, 97, 5>>, malformed(:atom)}
+        ])
+      end
+
+      # These are UTF-8, and no command.
+      for name <- ["", "pïng", "\0", "ping\n", String.duplicate("å", 127)] do
+        frame = <<131, 104, 2, 119, byte_size(name), name::binary, 97, 5>>
+        assert_said(program, [{frame, refused(5, "unknown command")}])
+      end
+    end
+
+    test "of integers that no command has are refused" do
+      program = start!()
+
+      for integer <- [1 <<< 64, -(1 <<< 64), 1 <<< 70, 1 <<< 2_000, -(1 <<< 2_000)] do
+        assert_said(program, [
+          {term(integer), malformed(:integer)},
+          {term({:ping, integer}), malformed(:integer)}
+        ])
+      end
+
+      assert_said(program, [
+        # LARGE_BIG_EXT, a tag of its own.
+        {term(1 <<< 3_000), malformed(:tag)},
+        # A sign that is neither.
+        {<<131, 110, 1, 2, 5>>, malformed(:integer)},
+        {<<131, 110, 1, 255, 5>>, malformed(:integer)},
+        # The longest there are, which are no references.
+        {term({:ping, (1 <<< 64) - 1}), []},
+        {term({:ping, -(1 <<< 64) + 1}), []},
+        {term({:ping, 1 <<< 31}), []},
+        {term({:ping, -1}), []},
+        # A small big that could have been shorter is an integer all the same.
+        {<<131, 104, 2, 119, 4, "ping", 110, 8, 0, 5, 0::56>>, [{:reply, 5, {:ok, nil}}]},
+        {<<131, 104, 2, 119, 4, "ping", 110, 0, 0>>, []},
+        {<<131, 104, 2, 100, 4::16, "ping", 98, 5::32>>, [{:reply, 5, {:ok, nil}}]}
+      ])
+    end
+
+    test "of terms that no command has are refused" do
+      program = start!()
+
+      for term <- [
+            1.5,
+            %{},
+            %{a: 1},
+            self(),
+            make_ref(),
+            &Protocol.decode/1,
+            fn -> :ok end,
+            program.port,
+            <<1::3>>,
+            List.to_tuple(Enum.to_list(1..256)),
+            {:ping, 5, %{}}
+          ] do
+        assert_said(program, [{term(term), malformed(:tag)}])
+      end
+    end
+
+    test "that are compressed are refused" do
+      program = start!()
+      bomb = :erlang.term_to_binary(:binary.copy("x", 10_000_000), [:compressed])
+      assert <<131, 80, _rest::binary>> = bomb
+      assert byte_size(bomb) < 100_000
+      ping = :erlang.term_to_binary({:ping, 5, :binary.copy("x", 1_000)}, [:compressed])
+      assert_said(program, [{bomb, malformed(:tag)}, {ping, malformed(:tag)}])
+      assert_at_rest(program)
+    end
+
+    test "of terms without end are refused" do
+      program = start!()
+
+      assert_said(program, [
+        {<<131, :binary.copy(<<104, 1>>, 1_000_000)::binary, 106>>, malformed(:depth)},
+        {<<131, :binary.copy(<<108, 1::32>>, 1_000_000)::binary>>, malformed(:depth)},
+        {<<131, :binary.copy(<<108, 1::32, 104, 1>>, 500_000)::binary>>, malformed(:depth)},
+        # Where it ends: 8 are taken, 9 are not.
+        {<<131, :binary.copy(<<104, 1>>, 7)::binary, 106>>, []},
+        {<<131, :binary.copy(<<104, 1>>, 8)::binary, 106>>, malformed(:depth)}
+      ])
+
+      # What these frames needed is given back with the next one.
+      assert_at_rest(program)
+    end
+
+    test "of more terms than a command has are refused" do
+      program = start!()
+      # With the list itself.
+      nils = fn count -> <<131, 108, count::32, :binary.copy(<<106>>, count + 1)::binary>> end
+
+      assert_said(program, [
+        {nils.(16_383), []},
+        {nils.(16_384), malformed(:count)},
+        {nils.(1_000_000), malformed(:count)},
+        {<<131, 107, 0xFFFF::16, 0::size(0xFFFF)-unit(8)>>, malformed(:count)},
+        # Wide and deep: every level is counted.
+        {<<131, 104, 2, :binary.copy(nils.(10_000) |> binary_part(1, 10_006), 2)::binary>>,
+         malformed(:count)}
+      ])
+
+      assert_at_rest(program)
+    end
+
+    test "of a large size are given back" do
+      program = start!()
+      {:ok, _opened} = opened(program, 1)
+      large = :binary.copy("x", 16 * 1024 * 1024)
+
+      for {frame, expected} <- [
+            {<<131, 109, byte_size(large)::32, large::binary>>, []},
+            {large, malformed(:version)},
+            {term({:send_to, 5, 99, 0, 0, large}), closed(5)},
+            {IO.iodata_to_binary(Protocol.send(5, 99, large, byte_size(large))), closed(5)},
+            {IO.iodata_to_binary(Protocol.send(5, 1, large, byte_size(large))),
+             [{:reply, 5, {:error, {:send, 90, ""}}}]}
+          ] do
+        assert_said(program, [{frame, expected}])
+        assert_at_rest(program)
+      end
+    end
+
+    test "made of real ones by changing some bytes get a command's answers, or none" do
+      program = start!()
+      :rand.seed(:exsss, {2, 7, 1828})
+      # A stop would end it, as it should.
+      {_stop, frames} = Map.pop!(vectors(), "stop")
+      frames = Map.values(frames)
+
+      for _ <- 1..20 do
+        events = say(program, for(_ <- 1..1_000, do: mutated(Enum.random(frames))))
+
+        for event <- events do
+          assert elem(event, 0) in [:malformed, :reply, :failed, :data, :overrun]
+        end
+      end
+
+      assert_at_rest(program)
+    end
+
+    defp mutated(frame) do
+      frame =
+        Enum.reduce(1..:rand.uniform(4), frame, fn _, frame ->
+          at = :rand.uniform(byte_size(frame)) - 1
+          <<head::binary-size(at), _old, tail::binary>> = frame
+          <<head::binary, :rand.uniform(256) - 1, tail::binary>>
+        end)
+
+      if :rand.uniform(4) == 1,
+        do: binary_part(frame, 0, :rand.uniform(byte_size(frame)) - 1),
+        else: frame
+    end
+  end
+
+  describe "commands" do
+    test "that are none are refused where they have a reference" do
+      program = start!()
+
+      assert_said(program, [
+        {term({:dance, 5}), refused(5, "unknown command")},
+        {term({:Ping, 5}), refused(5, "unknown command")},
+        {term({"ping", 5}), refused(5, "no name")},
+        {term({1, 5}), refused(5, "no name")},
+        {term({nil, 5}), refused(5, "unknown command")},
+        # A send that is not written as one.
+        {term({1, 5, 7, "datagram"}), refused(5, "no name")},
+        # Too much, too little.
+        {term({:ping, 5, 1}), refused(5, "unknown command")},
+        {term({:stop, 5, 1}), refused(5, "unknown command")},
+        {term({:close, 5}), refused(5, "unknown command")},
+        {term({:close, 5, 7, 8}), refused(5, "unknown command")},
+        {term({:info, 5, 7, 8}), refused(5, "unknown command")},
+        {term({:open, 5, 7, :host, 0, 0, false, 1}), refused(5, "unknown command")},
+        # An answer is no command.
+        {vector!("ok"), refused(300, "unknown command")}
+      ])
+    end
+
+    test "without a reference are not answered" do
+      program = start!()
+
+      for frame <- [
+            :ping,
+            1,
+            "ping",
+            [],
+            [:ping, 5],
+            ~c"ping",
+            {},
+            {:ping},
+            {:ping, :five},
+            {:ping, "5"},
+            {:ping, [5]},
+            {:ping, 0},
+            {:dance, 0},
+            {:close, 0, 7},
+            {:get, 0, 7, :rcvbuf},
+            {:open, 0, 7},
+            {:grant},
+            {:grant, 1},
+            {:grant, :all},
+            {:grant, -1},
+            {:grant, 7, 1},
+            {:grant, 7, :all},
+            {:grant, :seven, 1},
+            {:grant, 7, 1, 2}
+          ] do
+        assert_said(program, [{term(frame), []}])
+      end
+    end
+
+    test "with a wrong argument are refused, for each command and argument" do
+      program = start!()
+      handle = [-1, 1 <<< 31, :seven, "7", [], {}, ~c"7"]
+      word = [-1, 1 <<< 32, :one, []]
+      option = [:frobnicate, "rcvbuf", 1, [], :active, :""]
+
+      commands = [
+        {:close, [{7, handle}]},
+        {:info, [{7, handle}]},
+        {:bind, [{7, handle}, {0, word}, {0, word}]},
+        {:get, [{7, handle}, {:rcvbuf, option}]},
+        {:set, [{7, handle}, {:rcvbuf, option}, {1, word ++ [nil, {}, 1 <<< 63]}]},
+        # A datagram that is no binary is no send_to at all.
+        {:send_to, [{7, handle}, {0, word}, {0, word}, {"x", []}]},
+        {:open,
+         [
+           {7, handle},
+           {:host, [:home, "host", 1, {}, [], {:path}, {:path, :a}, {:path, ~c"/a"}] ++ target()},
+           {0, [:route, 1 <<< 31, -(1 <<< 31) - 1, "0", []]},
+           {0, word ++ [true, nil]},
+           {false, [0, 1, nil, "false", []]},
+           {1, [-1, :infinity, "1", []]},
+           {[], [:none, "", 1, {}, [1], [:rcvbuf], [{}], [{:rcvbuf}], ~c"rcvbuf"] ++ options()}
+         ]}
+      ]
+
+      for {name, arguments} <- commands,
+          right = Enum.map(arguments, &elem(&1, 0)),
+          {{_right, wrongs}, at} <- Enum.with_index(arguments),
+          wrong <- wrongs do
+        command = List.to_tuple([name, 5 | List.replace_at(right, at, wrong)])
+        said = say(program, [term(command)])
+        assert {command, said} == {command, refused(5, "wrong argument")}
+      end
+
+      for wrong <- [1, :x, [], {"x"}] do
+        command = {:send_to, 5, 7, 0, 0, wrong}
+        assert_said(program, [{term(command), refused(5, "unknown command")}])
+      end
+
+      # None of these opened anything, or used the handle up.
+      assert {:ok, _opened} = opened(program, 7)
+      assert_at_rest(program)
+    end
+
+    defp target do
+      [
+        {:path, "/a", "/b"},
+        {:pid, "1"},
+        {:pid, 1 <<< 31},
+        {:pid, -(1 <<< 31) - 1},
+        {:pid, nil},
+        {:name, "blue"},
+        {"path", "/a"},
+        {1, 2}
+      ]
+    end
+
+    defp options do
+      [
+        [{:rcvbuf, 1, 2}],
+        [{:frobnicate, 1}],
+        [{"rcvbuf", 1}],
+        [{:rcvbuf, :big}],
+        [{:rcvbuf, -1}],
+        [{:rcvbuf, 1 <<< 32}],
+        [{:rcvbuf, {}}],
+        [{:rcvbuf, []}],
+        [{:rcvbuf, 1}, :sndbuf]
+      ]
+    end
+
+    test "of a handle that is not open are EBADF" do
+      program = start!()
+
+      for command <- [
+            {:close, 7},
+            {:bind, 7, 0, 1},
+            {:get, 7, :rcvbuf},
+            {:set, 7, :rcvbuf, 1},
+            {:send_to, 7, 0, 0, "x"},
+            {:info, 7}
+          ] do
+        assert_said(program, [{Protocol.command(5, command), closed(5)}])
+      end
+
+      send = fn reference -> IO.iodata_to_binary(Protocol.send(reference, 7, "x", 1)) end
+      assert_said(program, [{send.(5), closed(5)}, {send.(0), [{:failed, 7, :info, 9, 0}]}])
+      # One that is beyond all handles is only one that is not open.
+      assert_said(program, [
+        {<<131, 104, 4, 97, 1, 98, 5::32, 98, 0xFFFFFFFF::32, 109, 0::32>>, closed(5)}
+      ])
+    end
+
+    test "open a handle once, and handles only go up" do
+      program = start!()
+      used = refused(5, "handle used before")
+      assert {:ok, _opened} = opened(program, 7)
+      assert_said(program, [{open(5, 7), used}, {open(5, 6), used}, {open(5, 0), used}])
+
+      # The socket is not touched by that.
+      assert [{:reply, 5, {:ok, _told}}] = say(program, [Protocol.command(5, {:info, 7})])
+
+      # Closed is used, too.
+      assert_said(program, [
+        {Protocol.command(5, {:close, 7}), [{:reply, 5, {:ok, nil}}]},
+        {Protocol.command(5, {:close, 7}), closed(5)},
+        {open(5, 7), used}
+      ])
+
+      # And so is one that could not be opened.
+      missing = [{:reply, 5, {:error, {:open, 2, ""}}}]
+      assert_said(program, [{open(5, 9, {:path, "/nowhere"}), missing}, {open(5, 9), used}])
+      assert_said(program, [{open(5, 8), used}])
+      assert {:ok, _opened} = opened(program, 10)
+      assert {:ok, _opened} = opened(program, 0x7FFFFFFF)
+      assert [{:reply, 5, {:ok, told}}] = say(program, [Protocol.command(5, {:info})])
+      assert told[:sockets] == 2
+    end
+
+    test "leave nothing open behind a failed open" do
+      program = start!()
+      [{:reply, 5, {:ok, before}}] = say(program, [Protocol.command(5, {:info})])
+
+      for {target, protocol, options, stage} <- [
+            {{:path, "/nowhere"}, 0, [], :open},
+            {{:path, "/etc/hostname"}, 0, [], :setns},
+            {:host, 250, [], :socket},
+            {:host, 0, [add_membership: 0xFFFFFFFF], :setsockopt},
+            {:host, 0, [memberships: 1], :setsockopt},
+            {:host, 0, [filter: <<1>>], :setsockopt},
+            {:host, 0, [rcvbuf: 4_096, filter: <<0xFFFF::64>>], :setsockopt}
+          ] do
+        handle = System.unique_integer([:positive, :monotonic])
+        command = {:open, handle, target, protocol, 0, false, 1, options}
+        said = say(program, [Protocol.command(5, command)])
+        assert {_command, [{:reply, 5, {:error, {^stage, errno, _}}}]} = {command, said}
+        assert errno > 0
+        assert_said(program, [{Protocol.command(5, {:info, handle}), closed(5)}])
+      end
+
+      [{:reply, 5, {:ok, later}}] = say(program, [Protocol.command(5, {:info})])
+      assert {later[:fds], later[:sockets]} == {before[:fds], 0}
+    end
+
+    # Opens a socket in the program's own namespace, which needs no privilege.
+    defp opened(program, handle) do
+      [{:reply, 5, answer}] = say(program, [open(5, handle)])
+      answer
+    end
+  end
+end
