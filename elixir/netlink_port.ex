@@ -257,13 +257,11 @@ defmodule NetlinkPort do
 
     case Keyword.get(opts, :to) do
       nil -> Client.send(socket, datagram, Keyword.get(opts, :wait, false) == true, timeout)
-      {port_id, groups} -> send_to(socket, port_id, groups, datagram)
+      peer -> send_to(socket, Options.peer!(peer), datagram)
     end
   end
 
-  defp send_to(socket, port_id, groups, datagram) do
-    port_id = Options.uint32!(:port_id, port_id)
-    groups = Options.uint32!(:groups, groups)
+  defp send_to(socket, {port_id, groups}, datagram) do
     datagram = IO.iodata_to_binary(datagram)
 
     if byte_size(datagram) + 64 > socket.link.max_frame do

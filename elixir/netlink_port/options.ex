@@ -44,6 +44,8 @@ defmodule NetlinkPort.Options do
   @settable @flags ++ @sizes ++ [:filter]
   @open_only [:netns, :groups, :bind, :owner, :window, :user_peers, :timeout]
   @max_path 4096
+  # The helper takes no command with more terms than 16 384, of which a group needs three.
+  @max_groups 4096
   @default_window 1_048_576
   @max_uint32 0xFFFFFFFF
 
@@ -159,7 +161,7 @@ defmodule NetlinkPort.Options do
 
   @doc "The names of `getopts/2`, checked."
   @spec get([atom()]) :: [atom()]
-  def get(names) when is_list(names) do
+  def get(names) when is_list(names) and length(names) >= 0 do
     known!(Enum.map(names, &{&1, nil}), names())
     names
   end
@@ -178,12 +180,15 @@ defmodule NetlinkPort.Options do
 
   def read(_name, value), do: value
 
-  @doc "Group numbers: one, a list of them."
+  @doc "A list of group numbers."
   @spec groups!(term()) :: [pos_integer()]
-  def groups!(groups) when is_list(groups), do: Enum.map(groups, &group!/1)
+  def groups!(groups) when is_list(groups) and length(groups) <= @max_groups do
+    Enum.map(groups, &group!/1)
+  end
 
   def groups!(other) do
-    raise ArgumentError, "expected a list of group numbers, got: #{inspect(other)}"
+    raise ArgumentError,
+          "expected groups: a list of at most #{@max_groups} group numbers, got: #{inspect(other)}"
   end
 
   @doc "A multicast group's number."
@@ -201,6 +206,14 @@ defmodule NetlinkPort.Options do
 
   def uint32!(name, other) do
     raise ArgumentError, "expected #{name} to be an integer of 32 bits, got: #{inspect(other)}"
+  end
+
+  @doc "The address of a peer in user space."
+  @spec peer!(term()) :: {non_neg_integer(), non_neg_integer()}
+  def peer!({port_id, groups}), do: {uint32!(:port_id, port_id), uint32!(:groups, groups)}
+
+  def peer!(other) do
+    raise ArgumentError, "expected to: {port_id, groups}, got: #{inspect(other)}"
   end
 
   @doc "A timeout in milliseconds."
@@ -280,7 +293,7 @@ defmodule NetlinkPort.Options do
   defp value!(name, value) when name in @sizes, do: size!(name, value)
   defp value!(:filter, nil), do: <<>>
 
-  defp value!(:filter, program) when is_list(program) do
+  defp value!(:filter, program) when is_list(program) and length(program) >= 0 do
     for instruction <- program, into: <<>> do
       case instruction do
         {code, jt, jf, k}

@@ -173,6 +173,10 @@ defmodule NetlinkPort.NamespacesTest do
 
       assert {:error, error} = NetlinkPort.join(socket, 100_000)
       assert {error.stage, error.reason} == {:setsockopt, :einval}
+
+      # The longest list that is taken fits into a command.
+      many = open!(server, netns, groups: List.duplicate(1, 4_096))
+      assert NetlinkPort.memberships(many) == {:ok, [1]}
     end
 
     # RTNLGRP_IPV4_MCADDR (37, Linux 6.14) where it is, RTNLGRP_BRVLAN (33) before.

@@ -436,4 +436,18 @@ defmodule NetlinkPort.OptionsTest do
       end
     end
   end
+
+  test "lists that are none, or longer than a command may be, raise" do
+    for groups <- [[1 | 2], List.duplicate(1, 4_097)] do
+      assert_raise ArgumentError, ~r/groups: a list of at most 4096/, fn ->
+        Options.open(:route, groups: groups)
+      end
+    end
+
+    assert {:ok, _options} = Options.open(:route, groups: List.duplicate(1, 4_096))
+    assert_raise ArgumentError, fn -> Options.set(filter: [{6, 0, 0, 0} | :rest]) end
+    assert_raise ArgumentError, fn -> Options.get([:active | :rest]) end
+    assert_raise ArgumentError, ~r/port_id, groups/, fn -> Options.peer!({1}) end
+    assert_raise ArgumentError, fn -> Options.peer!({-1, 0}) end
+  end
 end

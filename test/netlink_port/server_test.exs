@@ -69,7 +69,9 @@ defmodule NetlinkPort.ServerTest do
       assert_receive {:netlink, _socket, _datagram}
       signal!(helper, :KILL)
 
-      for socket <- [passive | sockets], do: assert(closed!(socket) == {:helper_exit, 137})
+      # A command that runs into the helper's end breaks the pipe, and then no status is told.
+      reasons = [{:helper_exit, 137}, {:helper_exit, :epipe}]
+      for socket <- [passive | sockets], do: assert(closed!(socket) in reasons)
       for socket <- [passive | sockets], do: refute_closed_again(socket)
 
       for pid <- callers do
