@@ -288,6 +288,11 @@ defmodule NetlinkPort.Server do
     {:stop, {:helper_exit, reason}, state}
   end
 
+  # The VM stops, and no supervisor has told this server to: its witness does.
+  def handle_info({:EXIT, witness, reason}, %{witness: witness} = state) do
+    {:stop, reason, state}
+  end
+
   ## Time
 
   def handle_info({:recv_timeout, handle, id}, state) do

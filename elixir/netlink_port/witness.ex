@@ -11,11 +11,35 @@ defmodule NetlinkPort.Witness do
   # How long a helper may take to notice the end of its standard input before it is killed.
   @patience 500
 
-  @doc "Starts a witness of the calling server."
+  # How long a server may take to stop in order, in ms, and how long the VM waits for all of it.
+  @orderly 3_000
+  @shutdown 5_000
+
+  @doc """
+  Starts a witness of the calling server.
+
+  Under a supervisor of the kernel application, which the VM stops after every other application: so
+  a server that no application supervises is stopped in order, too. Otherwise System.stop/1 would
+  kill it and its witness at once, and then wait for ever for a port that cannot be drained.
+  """
   @spec start() :: pid()
   def start do
-    server = self()
-    :proc_lib.spawn(fn -> init(server) end)
+    child = %{
+      id: make_ref(),
+      start: {__MODULE__, :start_link, [self()]},
+      restart: :temporary,
+      shutdown: @shutdown
+    }
+
+    {:ok, witness} = Supervisor.start_child(:kernel_safe_sup, child)
+    witness
+  end
+
+  @doc false
+  @spec start_link(pid()) :: {:ok, pid()}
+  def start_link(server) do
+    supervisor = self()
+    {:ok, :proc_lib.spawn_link(fn -> init(server, supervisor) end)}
   end
 
   @doc "Tells the witness which process the helper is."
@@ -25,15 +49,34 @@ defmodule NetlinkPort.Witness do
     :ok
   end
 
-  defp init(server) do
+  defp init(server, supervisor) do
+    Process.flag(:trap_exit, true)
     monitor = Process.monitor(server)
-    watch(monitor, nil)
+    watch(server, monitor, supervisor, nil)
   end
 
-  defp watch(monitor, process) do
+  defp watch(server, monitor, supervisor, process) do
     receive do
-      {:helper, process} -> watch(monitor, process)
-      {:DOWN, ^monitor, :process, _server, reason} -> testify(reason, process)
+      {:helper, process} ->
+        watch(server, monitor, supervisor, process)
+
+      {:DOWN, ^monitor, :process, _server, reason} ->
+        testify(reason, process)
+
+      {:EXIT, ^supervisor, _reason} ->
+        Process.exit(server, :shutdown)
+        testify(last_word(server, monitor), process)
+    end
+  end
+
+  # The reason of the server's end, which is forced where it does not come by itself.
+  defp last_word(server, monitor) do
+    receive do
+      {:DOWN, ^monitor, :process, _server, reason} -> reason
+    after
+      @orderly ->
+        Process.exit(server, :kill)
+        receive do: ({:DOWN, ^monitor, :process, _server, reason} -> reason)
     end
   end
 

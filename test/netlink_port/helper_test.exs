@@ -240,7 +240,7 @@ defmodule NetlinkPort.HelperTest do
     test "with properties that are not known yet is taken" do
       path = helper!([hello(1, properties() ++ [granted: 1]), "\n", @ignore_input])
       server = started!(path)
-      assert [_one] = processes(path)
+      assert processes(path) != []
       Process.exit(server, :kill)
       assert_gone(path)
     end
@@ -251,7 +251,7 @@ defmodule NetlinkPort.HelperTest do
       path = helper!([bytes, @ignore_input])
       server = started!(path)
       assert Process.alive?(server)
-      assert [_one] = processes(path)
+      assert processes(path) != []
       Process.exit(server, :kill)
       assert_gone(path)
     end
@@ -310,7 +310,7 @@ defmodule NetlinkPort.HelperTest do
     test "and answers nothing is killed after the deadline" do
       path = helper!([hello(), "\n", @deaf])
       server = started!(path, call_timeout: 200)
-      assert [_one] = processes(path)
+      assert processes(path) != []
 
       assert {:error, %Error{stage: :thread, reason: :etimedout}} =
                NetlinkPort.open(server, :route, timeout: 5_000)
@@ -330,7 +330,7 @@ defmodule NetlinkPort.HelperTest do
       for reason <- [:kill, :shutdown] do
         path = helper!([hello(), "\n", @deaf])
         server = started!(path)
-        assert [_one] = processes(path)
+        assert processes(path) != []
         Process.exit(server, reason)
         assert_receive {:EXIT, ^server, _reason}, @end_timeout
         assert_gone(path)

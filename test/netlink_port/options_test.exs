@@ -109,7 +109,14 @@ defmodule NetlinkPort.OptionsTest do
         refused([groups: [1, wrong]], ["multicast group", inspect(wrong)])
       end
 
-      for wrong <- [1, :link, %{}, nil], do: refused([groups: wrong], ["list", inspect(wrong)])
+      for wrong <- [1, :link, %{}, nil, [1 | 2]] do
+        refused([groups: wrong], ["list", inspect(wrong)])
+      end
+    end
+
+    test "joins no more groups than one command can carry" do
+      assert length(open!(groups: Enum.to_list(1..4_096)).options) == 4_097
+      refused([groups: Enum.to_list(1..4_097)], ["at most 4096"])
     end
 
     test "wants a pid for owner" do
@@ -333,7 +340,7 @@ defmodule NetlinkPort.OptionsTest do
     end
 
     test "wants a list" do
-      for wrong <- [:active, nil, %{active: true}] do
+      for wrong <- [:active, nil, %{active: true}, [:active | :rcvbuf]] do
         error = assert_raise ArgumentError, fn -> Options.get(wrong) end
         assert_words(error, ["list", inspect(wrong)])
       end
@@ -387,7 +394,7 @@ defmodule NetlinkPort.OptionsTest do
         assert_words(error, ["filter", "{code, jt, jf, k}", inspect(wrong)])
       end
 
-      for wrong <- [<<0, 6, 0, 0, 0, 0, 0, 0>>, :accept, %{}] do
+      for wrong <- [<<0, 6, 0, 0, 0, 0, 0, 0>>, :accept, %{}, [{6, 0, 0, 0} | 0]] do
         error = assert_raise ArgumentError, fn -> Options.set(filter: wrong) end
         assert_words(error, ["filter", "list", inspect(wrong)])
       end
@@ -409,6 +416,7 @@ defmodule NetlinkPort.OptionsTest do
       for {check, right, wrong} <- [
             {&Options.group!/1, [1, 0xFFFFFFFF], [0, 0x100000000, nil]},
             {&Options.uint32!(:port_id, &1), [0, 0xFFFFFFFF], [-1, 0x100000000, "1"]},
+            {&Options.peer!/1, [{0, 0xFFFFFFFF}], [{0, -1}, {0x100000000, 0}, 1, {1}]},
             {&Options.timeout!/1, [0, :infinity], [-1, :never]},
             {&Options.positive!(:window, &1), [1, 1 <<< 40], [0, nil]},
             {&Options.executable!/1, ["/bin/true", nil], [:netlink_port, ~c"/bin/true"]}
@@ -417,7 +425,9 @@ defmodule NetlinkPort.OptionsTest do
 
         for value <- wrong do
           error = assert_raise ArgumentError, fn -> check.(value) end
-          assert_words(error, inspect(value))
+          # What is wrong is named, or the part of it that is.
+          parts = if is_tuple(value), do: Tuple.to_list(value), else: []
+          assert Enum.any?([value | parts], &(error.message =~ "got: #{inspect(&1)}"))
         end
       end
     end

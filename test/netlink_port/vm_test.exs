@@ -36,7 +36,7 @@ defmodule NetlinkPort.VMTest do
     """
     Application.ensure_all_started(:logger)
     Logger.configure(level: :critical)
-    {:ok, _} = Supervisor.start_link([{NetlinkPort, []}], strategy: :one_for_one)
+    {:ok, _} = Supervisor.start_link([{NetlinkPort, call_timeout: 60_000}], strategy: :one_for_one)
     {:ok, %{os_pid: helper}} = NetlinkPort.info(NetlinkPort)
     {:ok, socket} = NetlinkPort.open(:route, netns: {:name, "#{netns}"}, groups: [5])
     IO.puts(helper)
@@ -68,26 +68,31 @@ defmodule NetlinkPort.VMTest do
     end
   end
 
+  # The server is supervised by a script and by no application, so that only its witness can stop it
+  # in order; suspended, it cannot even be asked.
   test "System.stop returns with a stopped helper and a full queue" do
-    netns = netns!()
+    for suspended? <- [false, true] do
+      netns = netns!()
 
-    {port, _vm} =
-      vm!(
-        start(netns) <>
-          """
-          System.cmd("kill", ["-STOP", to_string(helper)])
-          large = :binary.copy(<<0>>, 1_000_000)
-          fill = fn fill -> if NetlinkPort.send(socket, large, timeout: 50) == :ok, do: fill.(fill) end
-          fill.(fill)
-          IO.puts("full")
-          System.stop(3)
-          Process.sleep(:infinity)
-          """
-      )
+      {port, _vm} =
+        vm!(
+          start(netns) <>
+            """
+            if #{suspended?}, do: :sys.suspend(NetlinkPort)
+            System.cmd("kill", ["-STOP", to_string(helper)])
+            large = :binary.copy(<<0>>, 1_000_000)
+            fill = fn fill -> if NetlinkPort.send(socket, large, timeout: 50) == :ok, do: fill.(fill) end
+            fill.(fill)
+            IO.puts("full")
+            System.stop(3)
+            Process.sleep(:infinity)
+            """
+        )
 
-    helper = port |> line!() |> String.to_integer()
-    assert line!(port) == "full"
-    assert_receive {^port, {:exit_status, 3}}, 15_000
-    eventually!(fn -> not running?(helper) end, 1_000)
+      helper = port |> line!() |> String.to_integer()
+      assert line!(port) == "full"
+      assert_receive {^port, {:exit_status, 3}}, 15_000
+      eventually!(fn -> not running?(helper) end, 1_000)
+    end
   end
 end
