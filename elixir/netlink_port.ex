@@ -138,6 +138,8 @@ defmodule NetlinkPort do
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts) do
+    Options.keyword!(opts)
+
     %{
       id: Keyword.get(opts, :name) || __MODULE__,
       start: {__MODULE__, :start_link, [opts]},
@@ -171,7 +173,15 @@ defmodule NetlinkPort do
 
   @doc "Opens a socket of the server `NetlinkPort`. See `open/3`."
   @spec open(protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
-  def open(protocol, opts \\ []), do: open(__MODULE__, protocol, opts)
+  def open(protocol, opts \\ [])
+
+  def open(protocol, opts) when is_list(opts), do: open(__MODULE__, protocol, opts)
+
+  def open(server, protocol) do
+    raise ArgumentError,
+          "expected open(protocol, options) or open(server, protocol, options), " <>
+            "got: open(#{inspect(server)}, #{inspect(protocol)})"
+  end
 
   @doc """
   Opens a netlink socket: `socket(AF_NETLINK, SOCK_RAW, protocol)` in a namespace.
@@ -225,7 +235,8 @@ defmodule NetlinkPort do
   when the helper has closed the descriptor, so that the namespace is free of it.
   """
   @spec close(Socket.t()) :: :ok
-  def close(%Socket{handle: handle, link: link}) do
+  def close(socket) do
+    %Socket{handle: handle, link: link} = Options.socket!(socket)
     _answer = Client.call(link.server, {:close, handle}, link.call_timeout)
     :ok
   end
@@ -250,24 +261,27 @@ defmodule NetlinkPort do
           timeout: timeout(),
           to: {non_neg_integer(), non_neg_integer()}
         ) :: :ok | error()
-  def send(%Socket{} = socket, datagram, opts \\ []) do
+  def send(socket, datagram, opts \\ []) do
+    socket = Options.socket!(socket)
     Options.keyword!(opts)
     Options.known!(opts, [:wait, :timeout, :to])
     timeout = Options.timeout!(Keyword.get(opts, :timeout, 5_000))
+    wait? = Options.boolean!(:wait, Keyword.get(opts, :wait, false))
 
     case Keyword.get(opts, :to) do
-      nil -> Client.send(socket, datagram, Keyword.get(opts, :wait, false) == true, timeout)
-      peer -> send_to(socket, Options.peer!(peer), datagram)
+      nil -> Client.send(socket, datagram, wait?, timeout)
+      peer -> send_to(socket, Options.peer!(peer), datagram, timeout)
     end
   end
 
-  defp send_to(socket, {port_id, groups}, datagram) do
+  defp send_to(socket, {port_id, groups}, datagram, timeout) do
     datagram = IO.iodata_to_binary(datagram)
 
     if byte_size(datagram) + 64 > socket.link.max_frame do
       {:error, Error.new(:send, :emsgsize)}
     else
-      done(Client.request(socket, {:send_to, socket.handle, port_id, groups, datagram}))
+      command = {:send_to, socket.handle, port_id, groups, datagram}
+      done(Client.request(socket, command, timeout))
     end
   end
 
@@ -282,7 +296,8 @@ defmodule NetlinkPort do
   would be `:netlink_error` on an active socket.
   """
   @spec recv(Socket.t(), timeout()) :: {:ok, binary()} | {:ok, binary(), metadata()} | error()
-  def recv(%Socket{handle: handle, link: link} = socket, timeout \\ :infinity) do
+  def recv(socket, timeout \\ :infinity) do
+    %Socket{handle: handle, link: link} = Options.socket!(socket)
     message = {:recv, handle, Options.timeout!(timeout), Client.deadline(timeout)}
 
     case Client.call(link.server, message, timeout) do
@@ -315,7 +330,9 @@ defmodule NetlinkPort do
   An option that is not known raises `ArgumentError`; one that the kernel does not have is an error.
   """
   @spec setopts(Socket.t(), [option()]) :: :ok | error()
-  def setopts(%Socket{} = socket, opts) do
+  def setopts(socket, opts) do
+    socket = Options.socket!(socket)
+
     opts
     |> Options.set()
     |> Enum.reduce_while(:ok, fn option, :ok ->
@@ -332,7 +349,9 @@ defmodule NetlinkPort do
 
   @doc "Reads options: a list of names, a keyword list in their order."
   @spec getopts(Socket.t(), [atom()]) :: {:ok, keyword()} | error()
-  def getopts(%Socket{} = socket, names) do
+  def getopts(socket, names) do
+    socket = Options.socket!(socket)
+
     names
     |> Options.get()
     |> Enum.reduce_while({:ok, []}, fn name, {:ok, read} ->
@@ -359,19 +378,21 @@ defmodule NetlinkPort do
 
   @doc "Joins a multicast group, by number (`NETLINK_ADD_MEMBERSHIP`)."
   @spec join(Socket.t(), pos_integer()) :: :ok | error()
-  def join(%Socket{} = socket, group), do: membership(socket, :add_membership, group)
+  def join(socket, group), do: membership(socket, :add_membership, group)
 
   @doc "Leaves a multicast group (`NETLINK_DROP_MEMBERSHIP`)."
   @spec leave(Socket.t(), pos_integer()) :: :ok | error()
-  def leave(%Socket{} = socket, group), do: membership(socket, :drop_membership, group)
+  def leave(socket, group), do: membership(socket, :drop_membership, group)
 
   defp membership(socket, name, group) do
-    done(Client.request(socket, {:set, socket.handle, name, Options.group!(group)}))
+    %Socket{handle: handle} = Options.socket!(socket)
+    done(Client.request(socket, {:set, handle, name, Options.group!(group)}))
   end
 
   @doc "The multicast groups a socket is in (`NETLINK_LIST_MEMBERSHIPS`), in ascending order."
   @spec memberships(Socket.t()) :: {:ok, [pos_integer()]} | error()
-  def memberships(%Socket{handle: handle} = socket) do
+  def memberships(socket) do
+    %Socket{handle: handle} = Options.socket!(socket)
     Client.request(socket, {:get, handle, :memberships})
   end
 
@@ -390,7 +411,10 @@ defmodule NetlinkPort do
   Messages that are in the owner's mailbox already go to the new owner, before any that arrive later.
   """
   @spec controlling_process(Socket.t(), pid()) :: :ok | error()
-  def controlling_process(%Socket{handle: handle} = socket, pid) when is_pid(pid) do
+  def controlling_process(socket, pid) do
+    %Socket{handle: handle} = Options.socket!(socket)
+    pid = Options.pid!(:owner, pid)
+
     if node(pid) == node() and not Process.alive?(pid) do
       {:error, Error.new(:info, :esrch)}
     else

@@ -185,7 +185,11 @@ fn memberships(socket: BorrowedFd<'_>) -> Result<Vec<u32>, Errno> {
 fn filter(socket: BorrowedFd<'_>, program: &[u8]) -> Result<(), Errno> {
     if program.is_empty() {
         let nothing = 0_u32.to_ne_bytes();
-        return sys::setsockopt(socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &nothing);
+        return match sys::setsockopt(socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &nothing) {
+            // None was attached.
+            Err(Errno::ENOENT) => Ok(()),
+            other => other,
+        };
     }
     if program.len() % INSTRUCTION != 0 {
         return Err(Errno::EINVAL);
@@ -266,7 +270,9 @@ mod tests {
         set(&socket, Name::Filter, &Value::Program(accept.clone())).unwrap();
         let attached = get(&socket, Name::Filter);
         assert_eq!(attached, Ok(Value::Program(accept)));
-        set(&socket, Name::Filter, &Value::Program(vec![])).unwrap();
+        for _twice in 0..2 {
+            set(&socket, Name::Filter, &Value::Program(vec![])).unwrap();
+        }
         let attached = get(&socket, Name::Filter);
         assert_eq!(attached, Ok(Value::Program(vec![])));
         let cut = set(&socket, Name::Filter, &Value::Program(vec![0; 7]));

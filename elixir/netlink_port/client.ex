@@ -5,7 +5,7 @@ defmodule NetlinkPort.Client do
   #
   # Nothing here crashes the caller or suspends it for good, whatever becomes of server and helper.
 
-  alias NetlinkPort.{Errno, Error, Helper, Link, Protocol, Socket}
+  alias NetlinkPort.{Errno, Error, Helper, Link, Options, Protocol, Socket}
 
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
 
@@ -26,13 +26,16 @@ defmodule NetlinkPort.Client do
   def time_left(_deadline, otherwise), do: otherwise
 
   @doc "Has the helper carry out a command on a socket and waits for its answer."
-  @spec request(Socket.t(), Protocol.command()) :: {:ok, term()} | {:error, Error.t()}
-  def request(%Socket{link: link} = socket, command) do
+  @spec request(Socket.t(), Protocol.command(), timeout() | nil) ::
+          {:ok, term()} | {:error, Error.t()}
+  def request(%Socket{link: link} = socket, command, timeout \\ nil) do
+    timeout = timeout || link.call_timeout
+
     answer =
       if Link.local?(link) do
-        direct(link, &Protocol.command(&1, command), link.call_timeout)
+        direct(link, &Protocol.command(&1, command), timeout)
       else
-        call(link.server, {:request, command}, link.call_timeout)
+        call(link.server, {:request, command}, timeout)
       end
 
     explain(answer, socket)
@@ -86,6 +89,7 @@ defmodule NetlinkPort.Client do
   @doc "Calls the server. Every way it can end becomes a value."
   @spec call(GenServer.server(), term(), timeout()) :: term()
   def call(server, message, timeout) do
+    server = Options.server!(server)
     GenServer.call(server, message, plus_grace(timeout))
   catch
     :exit, {reason, _call} -> {:error, {:thread, Errno.number(gone(reason)), ""}}
@@ -180,7 +184,7 @@ defmodule NetlinkPort.Client do
         {:error, {:thread, Errno.number(gone(reason)), ""}}
     after
       timeout ->
-        Kernel.send(link.server, :overdue)
+        report_overdue(link, timeout)
         forget(link, reference, monitor, :thread, :etimedout)
     end
   end
@@ -216,13 +220,19 @@ defmodule NetlinkPort.Client do
       {:DOWN, ^monitor, :process, ^writer, reason} -> written(reason)
     after
       timeout ->
-        Kernel.send(link.server, :overdue)
+        report_overdue(link, timeout)
         Process.exit(writer, :kill)
 
         receive do
           {:DOWN, ^monitor, :process, ^writer, reason} -> written(reason)
         end
     end
+  end
+
+  # An impatient caller says nothing of the helper.
+  defp report_overdue(%{call_timeout: call_timeout} = link, timeout) do
+    if timeout >= call_timeout, do: Kernel.send(link.server, :overdue)
+    :ok
   end
 
   defp suspended_command(port, frame) do

@@ -87,6 +87,23 @@ defmodule NetlinkPort.Delivery do
     {gone, %{state | waiters: :queue.from_list(rest)}}
   end
 
+  @doc "Takes those at the head of the line out of it to whom nothing shall go any more."
+  @spec skip(t(), (waiter() -> boolean())) :: {[waiter()], t()}
+  def skip(state, stale?) do
+    case :queue.out(state.waiters) do
+      {{:value, waiter}, waiters} ->
+        if stale?.(waiter) do
+          {gone, state} = skip(%{state | waiters: waiters}, stale?)
+          {[waiter | gone], state}
+        else
+          {[], state}
+        end
+
+      {:empty, _waiters} ->
+        {[], state}
+    end
+  end
+
   @doc "Those who wait."
   @spec waiters(t()) :: [waiter()]
   def waiters(state), do: :queue.to_list(state.waiters)
@@ -152,6 +169,17 @@ defmodule NetlinkPort.Delivery do
 
   defp keep(state, {:error, _error} = item) do
     %{state | kept: :queue.in(item, state.kept), errors: state.errors + 1}
+  end
+
+  # One gap, told in parts, is one: what is kept stays bounded, whoever provokes overruns.
+  defp keep(state, {:overrun, dropped} = item) do
+    case :queue.out_r(state.kept) do
+      {{:value, {:overrun, before}}, kept} ->
+        %{state | kept: :queue.in({:overrun, before + dropped}, kept)}
+
+      _other ->
+        %{state | kept: :queue.in(item, state.kept)}
+    end
   end
 
   defp keep(state, item), do: %{state | kept: :queue.in(item, state.kept)}

@@ -36,6 +36,15 @@ defmodule NetlinkPort.Helper do
   @doc "Starts the helper."
   @spec start(Path.t()) :: {:ok, port(), process() | nil} | {:error, Error.t()}
   def start(executable) do
+    # execve(2) of a directory would fail in the child, where nobody can see why.
+    if File.dir?(executable) do
+      {:error, Error.new(:thread, :eacces, subject: executable)}
+    else
+      spawn_executable(executable)
+    end
+  end
+
+  defp spawn_executable(executable) do
     port =
       Port.open({:spawn_executable, executable}, [
         :binary,

@@ -100,6 +100,9 @@ defmodule NetlinkPort.Native do
   def close_fd(server, handle) when is_integer(handle) and handle >= 0 do
     with %Socket{} = socket <- NetlinkPort.socket(server, handle), do: NetlinkPort.close(socket)
     :ok
+  rescue
+    # What is no server has no socket open either.
+    ArgumentError -> :ok
   end
 
   def close_fd(_server, _handle), do: :ok

@@ -2,7 +2,7 @@ defmodule NetlinkPort.Options do
   @moduledoc false
   # Checks arguments in the caller: what is wrong raises ArgumentError, before anything is sent.
 
-  alias NetlinkPort.Error
+  alias NetlinkPort.{Error, Socket}
 
   # include/uapi/linux/netlink.h
   @protocols %{
@@ -46,6 +46,12 @@ defmodule NetlinkPort.Options do
   @max_path 4096
   # The helper takes no command with more terms than 16 384, of which a group needs three.
   @max_groups 4096
+  # BPF_MAXINSNS, include/uapi/linux/bpf_common.h
+  @max_instructions 4096
+  # Grants are cumulative and must stay within 64 bits for ever.
+  @max_window 0x100_0000_0000
+  # What `receive` takes, less the grace callers add.
+  @max_timeout 0xFFFFFFFF - 10_000
   @default_window 1_048_576
   @max_uint32 0xFFFFFFFF
 
@@ -85,16 +91,17 @@ defmodule NetlinkPort.Options do
          bind: bind!(Keyword.get(opts, :bind, 0)),
          user_peers: boolean!(:user_peers, Keyword.get(opts, :user_peers, false)),
          owner: pid!(:owner, Keyword.get(opts, :owner, self())),
-         window: positive!(:window, Keyword.get(opts, :window, @default_window)),
+         window: window!(Keyword.get(opts, :window, @default_window)),
          timeout: timeout!(Keyword.get(opts, :timeout, 15_000)),
          options: socket_options(opts) ++ memberships(Keyword.get(opts, :groups, []))
        }}
     end
   end
 
-  # Extended acks are on unless told otherwise.
+  # Extended acks are on unless told otherwise. Of an option given twice the first counts, so that
+  # no list makes a command too long for the helper.
   defp socket_options(opts) do
-    opts = Keyword.put_new(opts, :ext_ack, true)
+    opts = opts |> Keyword.put_new(:ext_ack, true) |> Enum.uniq_by(&elem(&1, 0))
     for {name, value} <- opts, name in @settable, do: {name, value!(name, value)}
   end
 
@@ -219,7 +226,7 @@ defmodule NetlinkPort.Options do
   @doc "A timeout in milliseconds."
   @spec timeout!(term()) :: timeout()
   def timeout!(:infinity), do: :infinity
-  def timeout!(timeout) when is_integer(timeout) and timeout in 0..0xFFFFFFFF, do: timeout
+  def timeout!(timeout) when is_integer(timeout) and timeout in 0..@max_timeout, do: timeout
 
   def timeout!(other) do
     raise ArgumentError, "expected a timeout in ms or :infinity, got: #{inspect(other)}"
@@ -233,14 +240,6 @@ defmodule NetlinkPort.Options do
     raise ArgumentError, "expected executable: a path, got: #{inspect(other)}"
   end
 
-  @doc "A positive integer."
-  @spec positive!(atom(), term()) :: pos_integer()
-  def positive!(_name, value) when is_integer(value) and value > 0, do: value
-
-  def positive!(name, other) do
-    raise ArgumentError, "expected #{name} to be a positive integer, got: #{inspect(other)}"
-  end
-
   @doc "Raises for an option that is not known."
   @spec known!(keyword(), [atom()]) :: :ok
   def known!(opts, known) do
@@ -251,6 +250,40 @@ defmodule NetlinkPort.Options do
       {name, _value} ->
         raise ArgumentError, "unknown option #{inspect(name)}, expected one of #{inspect(known)}"
     end
+  end
+
+  @doc "A boolean option."
+  @spec boolean!(atom(), term()) :: boolean()
+  def boolean!(_name, value) when is_boolean(value), do: value
+
+  def boolean!(name, other) do
+    raise ArgumentError, "expected #{name}: true or false, got: #{inspect(other)}"
+  end
+
+  @doc "A process."
+  @spec pid!(atom(), term()) :: pid()
+  def pid!(_name, pid) when is_pid(pid), do: pid
+
+  def pid!(name, other),
+    do: raise(ArgumentError, "expected #{name} to be a pid, got: #{inspect(other)}")
+
+  @doc "A socket."
+  @spec socket!(term()) :: Socket.t()
+  def socket!(%Socket{} = socket), do: socket
+
+  def socket!(other) do
+    raise ArgumentError, "expected a NetlinkPort.Socket, got: #{inspect(other)}"
+  end
+
+  @doc "What a GenServer can be called by."
+  @spec server!(term()) :: GenServer.server()
+  def server!(server) when is_pid(server) or is_atom(server), do: server
+  def server!({:global, _name} = server), do: server
+  def server!({:via, module, _name} = server) when is_atom(module), do: server
+  def server!({name, node} = server) when is_atom(name) and is_atom(node), do: server
+
+  def server!(other) do
+    raise ArgumentError, "expected a server: a pid or a name, got: #{inspect(other)}"
   end
 
   @doc "Raises for what is no keyword list."
@@ -275,25 +308,21 @@ defmodule NetlinkPort.Options do
   defp active_change!(count) when is_integer(count) and count in -32_768..32_767, do: count
   defp active_change!(other), do: active!(other)
 
+  defp window!(bytes) when is_integer(bytes) and bytes in 1..@max_window, do: bytes
+
+  defp window!(other) do
+    raise ArgumentError,
+          "expected window: a positive number of bytes up to #{@max_window}, got: #{inspect(other)}"
+  end
+
   defp bind!(false), do: false
   defp bind!(port_id), do: uint32!(:bind, port_id)
-
-  defp pid!(_name, pid) when is_pid(pid), do: pid
-
-  defp pid!(name, other),
-    do: raise(ArgumentError, "expected #{name}: a pid, got: #{inspect(other)}")
-
-  defp boolean!(_name, value) when is_boolean(value), do: value
-
-  defp boolean!(name, other) do
-    raise ArgumentError, "expected #{name}: true or false, got: #{inspect(other)}"
-  end
 
   defp value!(name, value) when name in @flags, do: boolean!(name, value)
   defp value!(name, value) when name in @sizes, do: size!(name, value)
   defp value!(:filter, nil), do: <<>>
 
-  defp value!(:filter, program) when is_list(program) and length(program) >= 0 do
+  defp value!(:filter, program) when is_list(program) and length(program) <= @max_instructions do
     for instruction <- program, into: <<>> do
       case instruction do
         {code, jt, jf, k}
@@ -309,7 +338,8 @@ defmodule NetlinkPort.Options do
   end
 
   defp value!(:filter, other) do
-    raise ArgumentError, "expected filter: a list of instructions or nil, got: #{inspect(other)}"
+    raise ArgumentError,
+          "expected filter: a list of at most #{@max_instructions} instructions or nil, got: #{inspect(other)}"
   end
 
   # setsockopt(2) takes an int.

@@ -54,7 +54,7 @@ defmodule NetlinkPort.Server do
     Process.flag(:trap_exit, true)
     # Names the atoms a frame may bring, so that they exist.
     _atoms = Protocol.atoms()
-    executable = opts |> Keyword.get_lazy(:executable, &Helper.executable/0) |> Path.expand()
+    executable = Path.expand(opts[:executable] || Helper.executable())
     witness = Witness.start()
 
     case Helper.start(executable) do
@@ -180,7 +180,9 @@ defmodule NetlinkPort.Server do
         %{target: target, number: number, bind: bind, user_peers: peers} = options
         %{window: window, options: settings} = options
         command = {:open, handle, target, number, bind, peers, window, settings}
-        {:noreply, ask(state, command, {:open, from, handle, options})}
+        frame = &Protocol.command(&1, command)
+        timeout = min(options.timeout, state.link.call_timeout)
+        {:noreply, ask_with(state, frame, {:open, from, handle, options}, timeout)}
 
       :exhausted ->
         {:reply, {:error, {:socket, Errno.number(:eoverflow), ""}}, state}
@@ -242,6 +244,13 @@ defmodule NetlinkPort.Server do
     {answer, sockets} = Sockets.give(state.sockets, handle, owner)
     {:reply, answer, update(state, sockets)}
   end
+
+  def handle_call(_unknown, _from, state) do
+    {:reply, {:error, {:protocol, Errno.number(:einval), ""}}, state}
+  end
+
+  @impl true
+  def handle_cast(_unknown, state), do: {:noreply, state}
 
   # Sockets have changed: the helper is told what may come.
   defp update(state, sockets) do
@@ -316,14 +325,14 @@ defmodule NetlinkPort.Server do
     case Link.settle(state.link, reference) do
       {:ok, {_timer, purpose}} ->
         give_up(state, reference, purpose)
-        {:noreply, suspect(state)}
+        {:noreply, if(impatient?(purpose, state), do: state, else: suspect(state))}
 
       :error ->
         {:noreply, state}
     end
   end
 
-  # A caller that commanded the port itself has waited in vain.
+  # A caller that commanded the port itself has waited in vain, for as long as a command may take.
   def handle_info(:overdue, state), do: {:noreply, suspect(state)}
 
   def handle_info({:judge, frames}, state) do
@@ -366,11 +375,14 @@ defmodule NetlinkPort.Server do
     ask_with(state, &Protocol.command(&1, command), purpose)
   end
 
-  defp ask_with(%{link: link} = state, frame, purpose) do
+  defp ask_with(state, frame, purpose),
+    do: ask_with(state, frame, purpose, state.link.call_timeout)
+
+  defp ask_with(%{link: link} = state, frame, purpose, timeout) do
     reference = Link.expect(link, {nil, purpose})
 
-    if link.call_timeout != :infinity do
-      timer = Process.send_after(self(), {:overdue, reference}, link.call_timeout)
+    if timeout != :infinity do
+      timer = Process.send_after(self(), {:overdue, reference}, timeout)
       :ets.insert(link.board, {reference, {timer, purpose}})
     end
 
@@ -406,8 +418,9 @@ defmodule NetlinkPort.Server do
   end
 
   defp answered(state, {:open, from, handle, options}, {:ok, _place}) do
-    # A caller that has given up would never know of its socket.
-    if Client.time_left(options.deadline, :infinity) < 0 do
+    # A caller that has given up, or died, would never know of its socket.
+    if Client.time_left(options.deadline, :infinity) < 0 or dead?(from) do
+      GenServer.reply(from, {:error, Error.new(:thread, :etimedout)})
       ask(state, {:close, handle}, :ping)
     else
       opened(state, from, handle, options)
@@ -437,6 +450,15 @@ defmodule NetlinkPort.Server do
   end
 
   defp answered(state, :ping, _answer), do: state
+
+  defp dead?({pid, _tag}), do: node(pid) == node() and not Process.alive?(pid)
+
+  # A caller that waits for less than a command may take says nothing of the helper.
+  defp impatient?({:open, _from, _handle, options}, state) do
+    options.timeout < state.link.call_timeout
+  end
+
+  defp impatient?(_purpose, _state), do: false
 
   defp give_up(_state, _reference, :ping), do: :ok
   defp give_up(_state, _reference, {:given_up, _handle}), do: :ok

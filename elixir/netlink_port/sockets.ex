@@ -104,7 +104,9 @@ defmodule NetlinkPort.Sockets do
   def arrive(sockets, handle, item) do
     case sockets.entries do
       %{^handle => entry} ->
-        {effects, delivery} = Delivery.arrive(entry.delivery, item)
+        {gone, delivery} = Delivery.skip(entry.delivery, &stale?/1)
+        {effects, delivery} = Delivery.arrive(delivery, item)
+        sockets = Enum.reduce(gone, sockets, &dismiss(&2, &1, timed_out()))
         sockets |> perform(entry, effects) |> put(%{entry | delivery: delivery})
 
       _closed ->
@@ -112,12 +114,25 @@ defmodule NetlinkPort.Sockets do
     end
   end
 
-  @doc "Changes the mode of a socket."
+  # A caller that has died, or whose time is up: what went to it would be lost. Its timer, or its
+  # monitor, has fired already or is about to, but may lie behind the datagram in the mailbox.
+  defp stale?({_monitor, _timer, {pid, _tag}, give_up_at}) do
+    (node(pid) == node() and not Process.alive?(pid)) or
+      (give_up_at != :never and System.monotonic_time(:millisecond) > give_up_at)
+  end
+
+  @doc "Changes the mode of a socket; whoever waits on one that becomes active is told."
   @spec set_active(t(), Socket.handle(), NetlinkPort.active() | integer()) :: {raw(), t()}
   def set_active(sockets, handle, mode) do
     with_entry(sockets, handle, fn entry ->
       case Delivery.set_active(entry.delivery, mode) do
+        {:ok, effects, %{mode: false} = delivery} ->
+          entry = %{entry | delivery: delivery}
+          {{:ok, nil}, sockets |> put(entry) |> perform(entry, effects)}
+
         {:ok, effects, delivery} ->
+          {waiters, delivery} = Delivery.withdraw(delivery, fn _waiter -> true end)
+          sockets = Enum.reduce(waiters, sockets, &dismiss(&2, &1, active()))
           entry = %{entry | delivery: delivery}
           {{:ok, nil}, sockets |> put(entry) |> perform(entry, effects)}
 
@@ -141,7 +156,7 @@ defmodule NetlinkPort.Sockets do
         {:item, item, delivery} -> {answer(item), put(sockets, %{entry | delivery: delivery})}
         :empty when left == 0 -> {timed_out(), sockets}
         :empty -> {:wait, wait(sockets, entry, from, left)}
-        :active -> {{:error, {:recv, Errno.number(:einval), ""}}, sockets}
+        :active -> {active(), sockets}
       end
     end)
   end
@@ -152,7 +167,8 @@ defmodule NetlinkPort.Sockets do
     handle = Socket.handle(entry.socket)
     message = {:recv_timeout, handle, monitor}
     timer = if left != :infinity, do: Process.send_after(self(), message, left)
-    delivery = Delivery.wait(entry.delivery, {monitor, timer, from})
+    give_up_at = if timer, do: System.monotonic_time(:millisecond) + left, else: :never
+    delivery = Delivery.wait(entry.delivery, {monitor, timer, from, give_up_at})
     monitors = Map.put(sockets.monitors, monitor, {:waiter, handle})
     put(%{sockets | monitors: monitors}, %{entry | delivery: delivery})
   end
@@ -162,7 +178,7 @@ defmodule NetlinkPort.Sockets do
   def withdraw(sockets, handle, monitor) do
     case sockets.entries do
       %{^handle => entry} ->
-        {gone, delivery} = Delivery.withdraw(entry.delivery, &match?({^monitor, _, _}, &1))
+        {gone, delivery} = Delivery.withdraw(entry.delivery, &match?({^monitor, _, _, _}, &1))
         sockets = put(sockets, %{entry | delivery: delivery})
         Enum.reduce(gone, sockets, &dismiss(&2, &1, timed_out()))
 
@@ -214,7 +230,7 @@ defmodule NetlinkPort.Sockets do
   end
 
   # Answers one who waits.
-  defp dismiss(sockets, {monitor, timer, from}, answer) do
+  defp dismiss(sockets, {monitor, timer, from, _give_up_at}, answer) do
     _left = timer && Process.cancel_timer(timer, async: true, info: false)
     GenServer.reply(from, answer)
     forget(sockets, monitor)
@@ -234,5 +250,6 @@ defmodule NetlinkPort.Sockets do
   defp answer({:overrun, dropped}), do: {:error, Error.new(:recv, :enobufs, dropped: dropped)}
   defp answer({:error, error}), do: {:error, error}
 
+  defp active, do: {:error, {:recv, Errno.number(:einval), ""}}
   defp timed_out, do: {:error, {:recv, Errno.number(:etimedout), ""}}
 end

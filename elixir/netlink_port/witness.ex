@@ -1,7 +1,8 @@
 defmodule NetlinkPort.Witness do
   @moduledoc false
   # Outlives the server by a moment. Whatever ends the server, a brutal kill too, the witness tells
-  # each owner once that its sockets are closed, and sees to it that the helper is gone.
+  # each owner once that its sockets are closed, and sees to it that the helper is gone. Only who
+  # kills both at once keeps owners from hearing of it.
   #
   # It is the heir of the server's board of sockets, and the only process that ever says
   # `:netlink_closed`, so that nobody hears it twice.

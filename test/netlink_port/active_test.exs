@@ -148,6 +148,75 @@ defmodule NetlinkPort.ActiveTest do
     assert sequence(datagram) == 1
   end
 
+  # The datagram lies before the end of the wait in the server's mailbox.
+  test "a recv whose time is up, or whose caller is dead, while the server is behind loses nothing",
+       context do
+    for finish <- [:timeout, :kill] do
+      socket = open!(context, active: false)
+      timeout = if finish == :timeout, do: 100, else: :infinity
+      pid = spawn(fn -> NetlinkPort.recv(socket, timeout) end)
+      eventually!(fn -> waiting(context.server, socket) == 1 end)
+      :sys.suspend(context.server)
+      :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1))
+      eventually!(fn -> queued?(context.server, :data) end)
+
+      if finish == :kill,
+        do: Process.exit(pid, :kill),
+        else: eventually!(fn -> queued?(context.server, :recv_timeout) end)
+
+      :sys.resume(context.server)
+      assert {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
+      assert sequence(datagram) == 1
+    end
+  end
+
+  defp queued?(server, kind) do
+    {:messages, messages} = Process.info(server, :messages)
+
+    Enum.any?(messages, fn
+      {_port, {:data, _frame}} -> kind == :data
+      {:recv_timeout, _handle, _monitor} -> kind == :recv_timeout
+      _other -> false
+    end)
+  end
+
+  test "those who wait on a socket that becomes active are told", context do
+    socket = open!(context, active: false)
+    pid = spawn_reporting(fn -> NetlinkPort.recv(socket) end)
+    eventually!(fn -> waiting(context.server, socket) == 1 end)
+    assert NetlinkPort.setopts(socket, active: true) == :ok
+    assert_receive {:result, ^pid, {:error, %Error{stage: :recv, reason: :einval}}}
+    ask(socket, 1)
+    assert_receive {:netlink, ^socket, _datagram}
+  end
+
+  test "wrong arguments raise in the caller, and the server goes on", context do
+    socket = open!(context, [])
+
+    for wrong <- [
+          fn -> NetlinkPort.send(socket, "x", wait: "yes") end,
+          fn -> NetlinkPort.send(socket, ["x" | 1]) end,
+          fn -> NetlinkPort.send(nil, "x") end,
+          fn -> NetlinkPort.close(nil) end,
+          fn -> NetlinkPort.recv(socket, 0xFFFFFFFF) end,
+          fn -> NetlinkPort.memberships(:socket) end,
+          fn -> NetlinkPort.controlling_process(socket, nil) end,
+          fn -> NetlinkPort.open(1, :route, []) end,
+          fn -> NetlinkPort.open(context.server, :route) end,
+          fn -> NetlinkPort.info("server") end,
+          fn -> NetlinkPort.socket([], 1) end,
+          fn -> NetlinkPort.setopts(socket, filter: List.duplicate({6, 0, 0, 0}, 2_000_000)) end
+        ] do
+      assert_raise ArgumentError, wrong
+    end
+
+    assert NetlinkPort.Native.close_fd(1, 1) == :ok
+    assert {:error, _} = GenServer.call(context.server, :bogus)
+    GenServer.cast(context.server, :bogus)
+    ask(socket, 1)
+    assert_receive {:netlink, ^socket, _datagram}
+  end
+
   defp waiting(server, socket) do
     entry = :sys.get_state(server).sockets.entries[Socket.handle(socket)]
     length(NetlinkPort.Delivery.waiters(entry.delivery))

@@ -149,9 +149,11 @@ defmodule NetlinkPort.OptionsTest do
     end
 
     test "wants ms or :infinity for timeout" do
-      for right <- [0, 0xFFFFFFFF, :infinity], do: assert(open!(timeout: right).timeout == right)
+      for right <- [0, 4_294_957_295, :infinity],
+          do: assert(open!(timeout: right).timeout == right)
 
-      for wrong <- [-1, 0x100000000, 1.5, nil, :never] do
+      # The largest ones leave no room for the grace that callers add.
+      for wrong <- [-1, 0xFFFFFFFF, 0x100000000, 1.5, nil, :never] do
         refused([timeout: wrong], ["timeout", ":infinity", inspect(wrong)])
       end
     end
@@ -412,13 +414,17 @@ defmodule NetlinkPort.OptionsTest do
   end
 
   describe "single arguments" do
-    test "group!, uint32!, timeout!, positive! and executable! raise for what is none" do
+    test "raise for what is none" do
       for {check, right, wrong} <- [
             {&Options.group!/1, [1, 0xFFFFFFFF], [0, 0x100000000, nil]},
             {&Options.uint32!(:port_id, &1), [0, 0xFFFFFFFF], [-1, 0x100000000, "1"]},
             {&Options.peer!/1, [{0, 0xFFFFFFFF}], [{0, -1}, {0x100000000, 0}, 1, {1}]},
             {&Options.timeout!/1, [0, :infinity], [-1, :never]},
-            {&Options.positive!(:window, &1), [1, 1 <<< 40], [0, nil]},
+            {&Options.server!/1, [self(), NetlinkPort, {:global, 1}, {:n, :n@h}],
+             [1, "n", [], %{}]},
+            {&Options.pid!(:owner, &1), [self()], [nil, 1]},
+            {&Options.boolean!(:wait, &1), [true, false], ["yes", 1, nil]},
+            {&Options.socket!/1, [], [nil, :socket, %{}]},
             {&Options.executable!/1, ["/bin/true", nil], [:netlink_port, ~c"/bin/true"]}
           ] do
         for value <- right, do: assert(check.(value) == value)
@@ -455,6 +461,15 @@ defmodule NetlinkPort.OptionsTest do
     end
 
     assert {:ok, _options} = Options.open(:route, groups: List.duplicate(1, 4_096))
+
+    instructions = List.duplicate({6, 0, 0, 0}, 4_096)
+    assert [filter: _] = Options.set(filter: instructions)
+    assert_raise ArgumentError, fn -> Options.set(filter: [{6, 0, 0, 0} | instructions]) end
+    assert_raise ArgumentError, fn -> Options.open(:route, window: 0x10000000000000000) end
+
+    # Of an option given many times the first counts.
+    {:ok, %{options: options}} = Options.open(:route, List.duplicate({:pktinfo, true}, 6_000))
+    assert options == [ext_ack: true, pktinfo: true]
     assert_raise ArgumentError, fn -> Options.set(filter: [{6, 0, 0, 0} | :rest]) end
     assert_raise ArgumentError, fn -> Options.get([:active | :rest]) end
     assert_raise ArgumentError, ~r/port_id, groups/, fn -> Options.peer!({1}) end

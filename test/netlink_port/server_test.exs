@@ -172,6 +172,24 @@ defmodule NetlinkPort.ServerTest do
       assert {:ok, [ext_ack: true]} = NetlinkPort.getopts(socket, [:ext_ack])
     end
 
+    test "is not suspected by a caller who waits for less than a command may take" do
+      server = start_server!(call_timeout: 60_000)
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      helper = os_pid(server)
+      signal!(helper, :STOP)
+      impatient = {:error, :etimedout}
+      opts = [wait: true, timeout: 0]
+      assert impatient == reason(NetlinkPort.send(socket, Rtnl.getlink(1, 1), opts))
+      assert impatient == reason(NetlinkPort.send(socket, "x", to: {1, 0}, timeout: 0))
+      assert impatient == reason(NetlinkPort.open(server, :route, timeout: 50))
+      refute_receive {:netlink_closed, ^socket, _}, 1_500
+      signal!(helper, :CONT)
+      assert os_pid(server) == helper
+      assert {:ok, %{sockets: 1}} = NetlinkPort.info(server)
+    end
+
+    defp reason({:error, %Error{stage: :thread, reason: reason}}), do: {:error, reason}
+
     test "does not suspend those who send: EAGAIN at the deadline, all is well afterwards" do
       server = start_server!(call_timeout: 10_000, ping_interval: :infinity)
       {:ok, socket} = NetlinkPort.open(server, :route, [])
