@@ -25,6 +25,10 @@ defmodule NetlinkPort.Client do
 
   def time_left(_deadline, otherwise), do: otherwise
 
+  @doc "Whether a caller with so little time left may have stopped waiting for the server."
+  @spec gave_up?(timeout()) :: boolean()
+  def gave_up?(left), do: left != :infinity and left < -div(@grace, 2)
+
   @doc "Has the helper carry out a command on a socket and waits for its answer."
   @spec request(Socket.t(), Protocol.command(), timeout() | nil) ::
           {:ok, term()} | {:error, Error.t()}

@@ -224,9 +224,13 @@ defmodule NetlinkPort.Server do
   def handle_call({:recv, handle, timeout, deadline}, from, state) do
     left = Client.time_left(deadline, timeout)
 
-    case Sockets.recv(state.sockets, handle, from, left) do
-      {:wait, sockets} -> {:noreply, update(state, sockets)}
-      {answer, sockets} -> {:reply, answer, update(state, sockets)}
+    if Client.gave_up?(left) do
+      {:noreply, state}
+    else
+      case Sockets.recv(state.sockets, handle, from, left) do
+        {:wait, sockets} -> {:noreply, update(state, sockets)}
+        {answer, sockets} -> {:reply, answer, update(state, sockets)}
+      end
     end
   end
 

@@ -145,16 +145,15 @@ defmodule NetlinkPort.Sockets do
   @doc """
   Someone wants one item within `left` ms. Without one there they wait, and are answered later.
 
-  A caller gives up soon after its deadline: a datagram handed to it later would be lost.
+  `left` is negative where the server is late: what is there is still handed out. The server has made
+  sure that the caller still waits, since a datagram handed to one that has given up would be lost.
   """
   @spec recv(t(), Socket.handle(), GenServer.from(), timeout()) :: {raw() | :wait, t()}
-  def recv(sockets, _handle, _from, left) when left < 0, do: {timed_out(), sockets}
-
   def recv(sockets, handle, from, left) do
     with_entry(sockets, handle, fn entry ->
       case Delivery.demand(entry.delivery) do
         {:item, item, delivery} -> {answer(item), put(sockets, %{entry | delivery: delivery})}
-        :empty when left == 0 -> {timed_out(), sockets}
+        :empty when left <= 0 -> {timed_out(), sockets}
         :empty -> {:wait, wait(sockets, entry, from, left)}
         :active -> {active(), sockets}
       end

@@ -105,6 +105,18 @@ defmodule NetlinkPort.ActiveTest do
     end
   end
 
+  test "recv with no patience gets what is there, however late the server is", context do
+    socket = open!(context, active: false)
+    ask(socket, 1)
+    settle(socket)
+    :sys.suspend(context.server)
+    reader = Task.async(fn -> NetlinkPort.recv(socket, 0) end)
+    Process.sleep(50)
+    :sys.resume(context.server)
+    assert {:ok, datagram} = Task.await(reader)
+    assert sequence(datagram) == 1
+  end
+
   test "what was kept comes first when the socket becomes active", context do
     socket = open!(context, active: false)
     for n <- 1..3, do: ask(socket, n)
