@@ -13,5 +13,8 @@ requirements = [
 missing = for {tag, {false, sentence}} <- requirements, do: {tag, sentence}
 for {_tag, sentence} <- missing, do: IO.puts(sentence)
 
+# The programs of test/fixtures/.
+{_output, 0} = System.cmd("cargo", ~w(build --release --locked --quiet --examples))
+
 NetlinkPort.Case.sweep()
 ExUnit.start(capture_log: true, assert_receive_timeout: 2_000, exclude: Keyword.keys(missing))

@@ -151,6 +151,9 @@ defmodule NetlinkPort.Case do
     path
   end
 
+  @doc "The path of a program of test/fixtures/, which test_helper.exs has built."
+  def fixture!(name), do: Path.expand("../../target/release/examples/#{name}", __DIR__)
+
   @doc "A shell command that prints a frame with its header."
   def print_frame(payload) do
     frame = <<byte_size(payload)::32, payload::binary>>
