@@ -97,7 +97,8 @@ defmodule NetlinkPort do
 
   @typedoc """
   Why sockets were closed: the exit status of the helper (128 and the signal's number, if one killed
-  it) or what its port told, a helper that did not answer, or the exit reason of the server.
+  it; 159 is SIGSYS, a system call its filter does not let through) or what its port told, a helper
+  that did not answer, or the exit reason of the server.
   """
   @type closed_reason :: {:helper_exit, non_neg_integer() | term()} | :stuck | term()
 
@@ -161,6 +162,14 @@ defmodule NetlinkPort do
     * `:hello_timeout` - ms the helper may take to start; 5 000.
     * `:ping_interval` - ms of silence after which the helper is asked whether it lives; 30 000, and
       `:infinity` for never.
+    * `:keep` - capabilities the helper does not give up at start beside `CAP_SYS_ADMIN`,
+      `CAP_NET_ADMIN` and, in reserve, `CAP_SYS_PTRACE`: `:net_broadcast` for `listen_all_nsid`,
+      `:audit_read` and `:audit_control` for `NETLINK_AUDIT`, `:dac_read_search` for namespace
+      files in directories closed to the helper's user. None unless told otherwise.
+    * `:user_namespaces` - whether a namespace that belongs to another user namespace, such as that
+      of a rootless container, may be entered by a child of the helper that joins the user
+      namespace first (user_namespaces(7)); `false`. With it the user of such containers needs no
+      privileges at all. The helper may then call fork(2), which it otherwise may not.
 
   Where the helper cannot be started the error says why: it is missing (`ENOENT`), not executable
   (`EACCES`), of another version or another program altogether (`EPROTO`), or it does not answer

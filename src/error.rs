@@ -140,6 +140,15 @@ pub struct Fatal {
 }
 
 impl Fatal {
+    /// A failure at start for which there is no errno(3).
+    pub fn at_start(doing: &'static str) -> Self {
+        Self {
+            exit: Exit::System,
+            doing,
+            source: None,
+        }
+    }
+
     /// A fatal failure of a system call at start.
     pub fn system(doing: &'static str) -> impl Fn(Errno) -> Self {
         move |errno| Self {

@@ -2,14 +2,17 @@
 //! namespaces and forwards their datagrams. It speaks `<packet,4>` External Term Format on
 //! standard input and output; docs/protocol.md is the specification.
 
+mod child;
 mod error;
 mod etf;
 mod frame;
 mod netlink;
 mod netns;
 mod options;
+mod privileges;
 mod protocol;
 mod reactor;
+mod seccomp;
 mod sockets;
 mod start;
 mod sys;

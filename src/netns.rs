@@ -3,7 +3,9 @@
 //! Invariant: outside [`Home::visit`] the one thread of this program is in its home namespace. A
 //! visit that cannot return ends the program, since every later socket would be in the wrong place.
 
+use crate::child;
 use crate::error::{At, Exit, Failure, Stage};
+use crate::privileges::Privileges;
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{open, OFlag};
@@ -56,24 +58,36 @@ pub struct Home {
     file: OwnedFd,
     identity: Identity,
     may_leave: bool,
+    privileges: Privileges,
+    /// The user namespace of this program, where others may be entered from it.
+    user: Option<Identity>,
 }
 
 impl Home {
     /// Opens the home namespace and tries the way back. Where setns(2) into home is refused, this
     /// program never leaves it.
-    pub fn find() -> Result<Self, Errno> {
-        let file = open(
-            "/proc/self/ns/net",
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
+    pub fn find(privileges: Privileges, user_namespaces: bool) -> Result<Self, Errno> {
+        let own = |path| open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let file = own("/proc/self/ns/net")?;
         let identity = Identity::of(&file)?;
         let may_leave = setns(&file, CloneFlags::CLONE_NEWNET).is_ok();
+        let user = if user_namespaces {
+            Some(Identity::of(own("/proc/self/ns/user")?)?)
+        } else {
+            None
+        };
         Ok(Self {
             file,
             identity,
             may_leave,
+            privileges,
+            user,
         })
+    }
+
+    /// What this program may still do.
+    pub fn privileges(&self) -> &Privileges {
+        &self.privileges
     }
 
     /// The identity of the home namespace.
@@ -86,29 +100,48 @@ impl Home {
         self.may_leave
     }
 
-    /// Runs `work` in `target` and comes home. Returns what `work` returned and the identity of
-    /// the namespace it ran in. Ends the program where the way home is closed.
-    pub fn visit<T>(
+    /// Makes a socket by `work` in `target` and comes home. Returns it with the identity of the
+    /// namespace it was made in. Ends the program where the way home is closed.
+    pub fn visit(
         &self,
         target: &Target,
-        work: impl FnOnce() -> Result<T, Failure>,
-    ) -> Result<(T, Identity), Failure> {
+        work: impl FnOnce() -> Result<OwnedFd, Failure>,
+    ) -> Result<(OwnedFd, Identity), Failure> {
         let file = match target {
             Target::Host => return Ok((work()?, self.identity)),
+            Target::Path(path) if is_of_process(path) => {
+                self.privileges.with_ptrace(|| open_path(path))?
+            }
             Target::Path(path) => open_path(path)?,
-            Target::Pid(pid) => open_pid(*pid)?,
+            Target::Pid(pid) => self.privileges.with_ptrace(|| open_pid(*pid))?,
         };
         let identity = Identity::of(&file).at(Stage::Setns)?;
-        if !self.may_leave {
-            return Err(Failure::new(Stage::Setns, Errno::EPERM));
-        }
-        setns(&file, CloneFlags::CLONE_NEWNET).at(Stage::Setns)?;
-        let result = work();
-        if setns(&self.file, CloneFlags::CLONE_NEWNET).is_err() {
-            sys::exit_now(Exit::LostHome as i32);
-        }
-        Ok((result?, identity))
+        let entered = match self.may_leave {
+            true => setns(&file, CloneFlags::CLONE_NEWNET),
+            false => Err(Errno::EPERM),
+        };
+        let socket = match (entered, self.user) {
+            (Ok(()), _) => {
+                let socket = work();
+                if setns(&self.file, CloneFlags::CLONE_NEWNET).is_err() {
+                    sys::exit_now(Exit::LostHome as i32);
+                }
+                socket
+            }
+            (Err(Errno::EPERM), Some(user)) => {
+                let owner = sys::namespace_owner(&file).at(Stage::Setns)?;
+                let foreign = Identity::of(&owner).at(Stage::Setns)? != user;
+                child::open(&file, foreign.then_some(&owner), work)
+            }
+            (Err(errno), _) => Err(Failure::new(Stage::Setns, errno)),
+        };
+        Ok((socket?, identity))
     }
+}
+
+/// Whether a path is that of a process's namespace, which takes CAP_SYS_PTRACE to open.
+fn is_of_process(path: &[u8]) -> bool {
+    path.starts_with(b"/proc/") && path.windows(4).any(|part| part == b"/ns/")
 }
 
 /// Opens a namespace file. Nothing but a file of nsfs is ever really opened: a device or a FIFO

@@ -6,12 +6,15 @@
 use crate::error::{Exit, Fatal, EXIT_CODES};
 use crate::frame::MAX_FRAME;
 use crate::netns::Home;
+use crate::privileges::{self, KEEPABLE};
 use crate::protocol::{self, Hello};
 use crate::reactor::{Reactor, Wire};
+use crate::seccomp;
 use crate::sys;
+use caps::Capability;
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, open, FcntlArg, OFlag};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -24,24 +27,54 @@ use std::process::ExitCode;
 /// Size the pipes to the VM are given, in bytes: the most an ordinary user may ask for.
 const PIPE: i32 = 1 << 20;
 
+/// What the command line asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Arguments {
+    /// Capabilities to keep beyond those that are always kept.
+    keep: Vec<Capability>,
+    /// Whether namespaces of other user namespaces may be entered, in a child.
+    user_namespaces: bool,
+}
+
 /// The whole program: from its arguments to its exit code.
-pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let exit = match (arguments.next(), arguments.next()) {
-        (None, _) => port(),
-        (Some(flag), None) if flag == "--help" || flag == "-h" => {
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.collect();
+    let exit = match arguments.as_slice() {
+        [flag] if flag == "--help" || flag == "-h" => {
             print!("{}", help());
             Exit::Done
         }
-        (Some(flag), None) if flag == "--version" || flag == "-V" => {
+        [flag] if flag == "--version" || flag == "-V" => {
             println!("netlink_port {}", env!("CARGO_PKG_VERSION"));
             Exit::Done
         }
-        (Some(flag), _) => {
-            eprintln!("netlink_port: unknown argument {flag:?}; try --help");
-            Exit::Usage
-        }
+        _ => match parse(&arguments) {
+            Ok(arguments) => port(&arguments),
+            Err(reason) => {
+                eprintln!("netlink_port: {reason}; try --help");
+                Exit::Usage
+            }
+        },
     };
     ExitCode::from(exit as u8)
+}
+
+fn parse(arguments: &[OsString]) -> Result<Arguments, String> {
+    let mut parsed = Arguments::default();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.to_str() {
+            Some("--user-namespaces") => parsed.user_namespaces = true,
+            Some("--keep") => {
+                let name = rest.next().ok_or("--keep takes a capability")?;
+                let known = KEEPABLE.iter().find(|(known, _)| name == known);
+                let (_, capability) = known.ok_or_else(|| format!("cannot keep {name:?}"))?;
+                parsed.keep.push(*capability);
+            }
+            _ => return Err(format!("unknown argument {argument:?}")),
+        }
+    }
+    Ok(parsed)
 }
 
 fn help() -> String {
@@ -51,11 +84,17 @@ fn help() -> String {
          This program is started by NetlinkPort.start_link/1 as an Erlang port and speaks\n\
          <packet,4> External Term Format (protocol {}) on standard input and output. It ends\n\
          when its standard input does. To enter namespaces it needs CAP_SYS_ADMIN; to change\n\
-         anything there, CAP_NET_ADMIN.\n\n\
-         usage: netlink_port [--help | --version]\n\n\
+         anything there, CAP_NET_ADMIN. CAP_SYS_PTRACE serves to open namespaces of processes\n\
+         with more capabilities. It gives up every other capability at start.\n\n\
+         usage: netlink_port [--keep CAPABILITY]... [--user-namespaces]\n       \
+         netlink_port --help | --version\n\n\
+         --keep CAPABILITY    keep this one, too: {}\n\
+         --user-namespaces    enter namespaces of other user namespaces, in a child that joins\n                     \
+         those first\n\n\
          exit codes:\n",
         env!("CARGO_PKG_VERSION"),
-        protocol::VERSION
+        protocol::VERSION,
+        KEEPABLE.map(|(name, _)| name).join(", "),
     );
     for (exit, meaning) in EXIT_CODES {
         text.push_str(&format!("  {:>2}  {meaning}\n", exit as u8));
@@ -64,7 +103,7 @@ fn help() -> String {
 }
 
 /// Runs as a port.
-fn port() -> Exit {
+fn port(arguments: &Arguments) -> Exit {
     if stdin().is_terminal() || stdout().is_terminal() {
         eprintln!(
             "netlink_port: this is an Erlang port program, to be started by \
@@ -73,8 +112,10 @@ fn port() -> Exit {
         return Exit::Usage;
     }
     end_on_panic();
-    match prepare() {
-        Ok(mut reactor) => reactor.run(),
+    match prepare(arguments) {
+        // Without the clean-up of the standard library, whose system calls the filter does not let
+        // through.
+        Ok(mut reactor) => sys::exit_now(reactor.run() as i32),
         Err(fatal) => {
             eprintln!("netlink_port: {fatal}");
             fatal.exit
@@ -96,21 +137,31 @@ fn end_on_panic() {
     }));
 }
 
-fn prepare() -> Result<Reactor, Fatal> {
+fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
     let wire = take_wire()?;
     sys::set_signals();
-    set_pdeathsig(Signal::SIGKILL).map_err(Fatal::system("prctl(PR_SET_PDEATHSIG)"))?;
     let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
-    let home = Home::find().map_err(Fatal::system("cannot open /proc/self/ns/net"))?;
+    let privileges = privileges::reduce(&arguments.keep)?;
+    // Behind the change of credentials, which could undo both.
+    set_pdeathsig(Signal::SIGKILL).map_err(Fatal::system("prctl(PR_SET_PDEATHSIG)"))?;
+    set_dumpable(false).map_err(Fatal::system("prctl(PR_SET_DUMPABLE)"))?;
+    let needs = seccomp::Needs {
+        capset: privileges.may_trace(),
+        user_namespaces: arguments.user_namespaces,
+    };
+    let home = Home::find(privileges, arguments.user_namespaces)
+        .map_err(Fatal::system("cannot open /proc/self/ns/net"))?;
     let hello = protocol::hello(&Hello {
         os_pid: std::process::id(),
         home: home.identity(),
         may_leave: home.may_leave(),
-        capabilities: capabilities(),
+        capabilities: home.privileges().numbers(),
         max_frame: MAX_FRAME,
         max_fds,
     });
-    Reactor::new(wire, home, &hello)
+    let reactor = Reactor::new(wire, home, &hello)?;
+    seccomp::install(needs)?;
+    Ok(reactor)
 }
 
 /// Moves the two pipes off descriptors 0 and 1, so that nothing but the loop can reach them: four
@@ -146,12 +197,4 @@ fn raise_fd_limit() -> Result<u64, Errno> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     Ok(hard)
-}
-
-/// The numbers of the effective capabilities; none where they cannot be read.
-fn capabilities() -> Vec<u8> {
-    let held = caps::read(None, caps::CapSet::Effective).unwrap_or_default();
-    let mut numbers: Vec<u8> = held.into_iter().map(|c| c.index()).collect();
-    numbers.sort_unstable();
-    numbers
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
+use nix::unistd::ForkResult;
 use std::mem::{size_of, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -11,7 +12,9 @@ pub const SO_MEMINFO: i32 = 55;
 /// `SO_NETNS_COOKIE` of include/uapi/asm-generic/socket.h.
 pub const SO_NETNS_COOKIE: i32 = 71;
 /// `SIOCGSKNS` of include/uapi/linux/sockios.h.
-const SIOCGSKNS: libc::Ioctl = 0x894C;
+pub const SIOCGSKNS: libc::Ioctl = 0x894C;
+/// `NS_GET_USERNS` of include/uapi/linux/nsfs.h.
+pub const NS_GET_USERNS: libc::Ioctl = 0xB701;
 /// `NETLINK_LISTEN_ALL_NSID`, also the type of the control message that carries the nsid.
 const NETLINK_LISTEN_ALL_NSID: i32 = 8;
 
@@ -54,6 +57,25 @@ pub fn pidfd_open(pid: libc::pid_t) -> Result<OwnedFd, Errno> {
 pub fn socket_namespace(socket: impl AsFd) -> Result<OwnedFd, Errno> {
     // SAFETY: this ioctl has no argument.
     let fd = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) };
+    owned(fd.into())
+}
+
+/// `ioctl(fd, NS_GET_USERNS)`: a descriptor of the user namespace that owns a namespace. EPERM
+/// where that is not this program's own or one below it. ioctl_ns(2).
+pub fn namespace_owner(namespace: impl AsFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: this ioctl has no argument.
+    let fd = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
+    owned(fd.into())
+}
+
+/// `fork(2)`.
+pub fn fork() -> Result<ForkResult, Errno> {
+    // SAFETY: this program has one thread, so that its child may do whatever it could.
+    unsafe { nix::unistd::fork() }
+}
+
+/// Takes a descriptor that recvmsg(2) has brought by SCM_RIGHTS, unix(7).
+pub fn passed(fd: RawFd) -> Result<OwnedFd, Errno> {
     owned(fd.into())
 }
 
@@ -234,4 +256,12 @@ pub fn set_signals() {
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) takes an integer and does not return.
     unsafe { libc::_exit(code) }
+}
+
+/// `syscall(2)`, for tests of what may be called: integers and null pointers alone.
+#[cfg(test)]
+pub fn attempt(number: libc::c_long, arguments: [libc::c_long; 5]) {
+    let [a, b, c, d, e] = arguments;
+    // SAFETY: no argument is a pointer to memory of ours, so that the kernel touches none.
+    unsafe { libc::syscall(number, a, b, c, d, e) };
 }

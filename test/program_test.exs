@@ -123,7 +123,7 @@ defmodule NetlinkPort.ProgramTest do
     test "has --help, which names every exit code" do
       for flag <- ["--help", "-h"] do
         {help, 0} = System.cmd(program(), [flag], stderr_to_stdout: true)
-        assert help =~ "usage: netlink_port [--help | --version]"
+        assert help =~ "usage: netlink_port [--keep CAPABILITY]... [--user-namespaces]"
         assert help =~ "(protocol #{Protocol.version()})"
         codes = for [_, code] <- Regex.scan(~r/^ +(\d+)  \w/m, help), do: code
         assert codes == ~w(0 64 65 70 71 74 80)
@@ -198,7 +198,7 @@ defmodule NetlinkPort.ProgramTest do
       assert File.read_link!("/proc/#{os_pid}/ns/net") == "net:[#{inode}]"
       assert is_boolean(hello[:may_leave])
 
-      [_, mask] = Regex.run(~r/CapEff:\s+(\w+)/, File.read!("/proc/#{os_pid}/status"))
+      [_, mask] = Regex.run(~r/CapPrm:\s+(\w+)/, File.read!("/proc/#{os_pid}/status"))
       mask = String.to_integer(mask, 16)
       assert hello[:capabilities] == for(n <- 0..63, (mask &&& 1 <<< n) != 0, do: n)
 

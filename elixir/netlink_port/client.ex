@@ -115,50 +115,52 @@ defmodule NetlinkPort.Client do
   def explain({:ok, value}, _socket), do: {:ok, value}
 
   def explain({:error, {stage, errno, detail}}, %Socket{} = socket) do
-    {:error, error(stage, errno, detail, socket.netns, socket.link.capabilities)}
+    place = {socket.protocol, socket.netns}
+    {:error, error(stage, errno, detail, place, socket.link.capabilities)}
   end
 
-  @doc "The error of a raw failure."
-  @spec error(Error.stage(), integer(), binary(), NetlinkPort.netns(), non_neg_integer()) ::
-          Error.t()
-  def error(stage, errno, detail, netns, capabilities) do
+  @doc "The error of a raw failure of a socket of this protocol, in this namespace."
+  @spec error(Error.stage(), integer(), binary(), place, non_neg_integer()) :: Error.t()
+        when place: {NetlinkPort.protocol() | nil, NetlinkPort.netns()}
+  def error(stage, errno, detail, {_protocol, netns} = place, capabilities) do
+    wanted = wanted(stage, Errno.atom(errno), detail, place)
+
     Error.new(stage, errno,
       subject: subject(stage, detail, netns),
-      lacks: lacks(stage, errno, detail, capabilities)
+      lacks: if(wanted && not Helper.capable?(capabilities, wanted), do: wanted)
     )
   end
 
-  defp subject(stage, _detail, {:path, path}) when stage in [:open, :setns], do: printable(path)
-
-  defp subject(stage, _detail, {:name, name}) when stage in [:open, :setns] do
-    printable("/run/netns/" <> name)
+  defp subject(stage, detail, netns) when stage in [:open, :setns] do
+    path(netns) || subject(nil, detail, netns)
   end
-
-  defp subject(stage, _detail, {:pid, pid}) when stage in [:open, :setns],
-    do: "/proc/#{pid}/ns/net"
 
   defp subject(_stage, "", _netns), do: nil
   defp subject(_stage, detail, _netns), do: detail
 
+  defp path({:path, path}), do: printable(path)
+  defp path({:name, name}), do: printable("/run/netns/" <> name)
+  defp path({:pid, pid}), do: "/proc/#{pid}/ns/net"
+  defp path(:host), do: nil
+
   defp printable(path), do: if(String.printable?(path), do: path, else: inspect(path))
 
-  @eperm 1
-  @eacces 13
-
-  defp lacks(stage, errno, detail, capabilities) do
-    wanted =
-      case {stage, errno, detail} do
-        {:setns, @eperm, _detail} -> :sys_admin
-        {:open, @eacces, _detail} -> :sys_ptrace
-        {:setsockopt, @eperm, "listen_all_nsid"} -> :net_broadcast
-        {:setsockopt, @eperm, _detail} -> :net_admin
-        {:bind, @eperm, _detail} -> :net_admin
-        {:send, @eperm, _detail} -> :net_admin
-        _other -> nil
-      end
-
-    if wanted && not Helper.capable?(capabilities, wanted), do: wanted
+  # The capability that a refusal is about: capabilities(7), netlink(7), namespaces(7).
+  defp wanted(:open, :eacces, _detail, {_protocol, netns}) do
+    if String.starts_with?(path(netns) || "", "/proc/"), do: :sys_ptrace, else: :dac_read_search
   end
+
+  defp wanted(:setns, :eperm, _detail, _place), do: :sys_admin
+  defp wanted(:setsockopt, :eperm, "listen_all_nsid", _place), do: :net_broadcast
+
+  defp wanted(stage, :eperm, _detail, {protocol, _netns})
+       when stage in [:setsockopt, :bind] and protocol in [:audit, 9],
+       do: :audit_read
+
+  defp wanted(stage, :eperm, _detail, _place) when stage in [:setsockopt, :bind, :send],
+    do: :net_admin
+
+  defp wanted(_stage, _reason, _detail, _place), do: nil
 
   # The answer comes from the server, to an alias that ends with the deadline: a late one is dropped
   # by the VM. The monitor that comes with the alias tells of the server's end.

@@ -10,7 +10,7 @@ defmodule NetlinkPort.Error do
       iex> {error.stage, error.errno, error.reason}
       {:setns, 1, :eperm}
       iex> Exception.message(error)
-      "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN"
+      "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN; start it as root, or give its executable file capabilities with setcap(8); for namespaces of rootless containers start its server with user_namespaces: true"
 
   ## Fields
 
@@ -98,7 +98,7 @@ defmodule NetlinkPort.Error do
   defp name(%{reason: reason}), do: reason |> Atom.to_string() |> String.upcase()
 
   defp explanation(%{lacks: lacks}) when lacks != nil do
-    "the helper lacks CAP_#{lacks |> Atom.to_string() |> String.upcase()}"
+    "the helper lacks CAP_#{lacks |> Atom.to_string() |> String.upcase()}; #{remedy(lacks)}"
   end
 
   defp explanation(%{stage: :open, reason: :enoent}) do
@@ -159,4 +159,17 @@ defmodule NetlinkPort.Error do
   defp explanation(%{reason: :ebadf}), do: "the socket is closed"
   defp explanation(%{stage: :bind, reason: :eaddrinuse}), do: "another socket has this port id"
   defp explanation(%{errno: errno}), do: Errno.text(errno)
+
+  defp remedy(:sys_admin) do
+    remedy(:net_admin) <>
+      "; for namespaces of rootless containers start its server with user_namespaces: true"
+  end
+
+  defp remedy(always_kept) when always_kept in [:net_admin, :sys_ptrace] do
+    "start it as root, or give its executable file capabilities with setcap(8)"
+  end
+
+  defp remedy(capability) do
+    "start its server with keep: [#{inspect(capability)}], and the helper with that capability"
+  end
 end

@@ -34,24 +34,31 @@ defmodule NetlinkPort.Helper do
   def executable, do: Application.app_dir(:netlink_port, "priv/netlink_port")
 
   @doc "Starts the helper."
-  @spec start(Path.t()) :: {:ok, port(), process() | nil} | {:error, Error.t()}
-  def start(executable) do
+  @spec start(Path.t(), [String.t()]) :: {:ok, port(), process() | nil} | {:error, Error.t()}
+  def start(executable, arguments) do
     # execve(2) of a directory would fail in the child, where nobody can see why.
     if File.dir?(executable) do
       {:error, Error.new(:thread, :eacces, subject: executable)}
     else
-      spawn_executable(executable)
+      spawn_executable(executable, arguments)
     end
   end
 
-  defp spawn_executable(executable) do
+  @doc "The arguments of the helper, from the options of its server."
+  @spec arguments(keyword()) :: [String.t()]
+  def arguments(opts) do
+    keep = Enum.flat_map(opts[:keep], &["--keep", Atom.to_string(&1)])
+    if opts[:user_namespaces], do: keep ++ ["--user-namespaces"], else: keep
+  end
+
+  defp spawn_executable(executable, arguments) do
     port =
       Port.open({:spawn_executable, executable}, [
         :binary,
         :exit_status,
         :use_stdio,
         packet: 4,
-        args: [],
+        args: arguments,
         busy_limits_port: @busy_limits,
         busy_limits_msgq: @busy_limits
       ])

@@ -53,6 +53,7 @@ defmodule NetlinkPort.Options do
   # What `receive` takes, less the grace callers add.
   @max_timeout 0xFFFFFFFF - 10_000
   @default_window 1_048_576
+  @keepable [:net_broadcast, :audit_read, :audit_control, :dac_read_search]
   @max_uint32 0xFFFFFFFF
 
   @type open :: %{
@@ -238,6 +239,17 @@ defmodule NetlinkPort.Options do
 
   def executable!(other) do
     raise ArgumentError, "expected executable: a path, got: #{inspect(other)}"
+  end
+
+  @doc "Capabilities that a helper may keep beyond those it always keeps."
+  @spec keep!(term()) :: [atom()]
+  def keep!(list) do
+    if is_list(list) and Enum.all?(list, &(&1 in @keepable)) do
+      list
+    else
+      raise ArgumentError,
+            "expected keep: a list of #{inspect(@keepable)}, got: #{inspect(list)}"
+    end
   end
 
   @doc "Raises for an option that is not known."

@@ -20,7 +20,8 @@ defmodule NetlinkPort.Server do
   # How long the helper may take for the last acknowledgement when the server is stopped, in ms.
   # Shorter than the usual shutdown of a child, 5 s.
   @stop_timeout 2_000
-  @defaults [call_timeout: 15_000, hello_timeout: 5_000, ping_interval: 30_000]
+  @timeouts [call_timeout: 15_000, hello_timeout: 5_000, ping_interval: 30_000]
+  @defaults @timeouts ++ [keep: [], user_namespaces: false]
 
   @enforce_keys [
     :link,
@@ -42,8 +43,10 @@ defmodule NetlinkPort.Server do
     Options.known!(opts, [:name, :executable | Keyword.keys(@defaults)])
     {name, opts} = Keyword.pop(opts, :name, NetlinkPort)
     opts = Keyword.merge(@defaults, opts)
-    Enum.each(@defaults, fn {key, _default} -> _ms = Options.timeout!(opts[key]) end)
+    Enum.each(@timeouts, fn {key, _default} -> _ms = Options.timeout!(opts[key]) end)
     _path = Options.executable!(opts[:executable])
+    _capabilities = Options.keep!(opts[:keep])
+    _whether = Options.boolean!(:user_namespaces, opts[:user_namespaces])
     GenServer.start_link(__MODULE__, opts, if(name == nil, do: [], else: [name: name]))
   end
 
@@ -57,7 +60,7 @@ defmodule NetlinkPort.Server do
     executable = Path.expand(opts[:executable] || Helper.executable())
     witness = Witness.start()
 
-    case Helper.start(executable) do
+    case Helper.start(executable, Helper.arguments(opts)) do
       {:ok, port, process} ->
         Witness.helper(witness, process)
 
@@ -432,7 +435,8 @@ defmodule NetlinkPort.Server do
   end
 
   defp answered(state, {:open, from, _handle, options}, {:error, {stage, errno, detail}}) do
-    error = Client.error(stage, errno, detail, options.netns, state.link.capabilities)
+    place = {options.protocol, options.netns}
+    error = Client.error(stage, errno, detail, place, state.link.capabilities)
     GenServer.reply(from, {:error, error})
     state
   end
@@ -524,7 +528,7 @@ defmodule NetlinkPort.Server do
   defp arrive(state, handle, item), do: update(state, Sockets.arrive(state.sockets, handle, item))
 
   defp failure(state, stage, errno, 0) do
-    Client.error(stage, errno, "", :host, state.link.capabilities)
+    Client.error(stage, errno, "", {nil, :host}, state.link.capabilities)
   end
 
   defp failure(_state, stage, errno, length), do: Error.new(stage, errno, length: length)

@@ -1,8 +1,89 @@
 defmodule NetlinkPort.CapabilitiesTest do
-  # Helpers that were started with less than they need: they run, and say what they lack.
+  # What a helper gives up at start, seen from outside, and helpers that were started with less than
+  # they need: they run, and say what they lack.
   use NetlinkPort.Case, async: true
 
+  import Bitwise, only: [<<<: 2, |||: 2]
+
   @moduletag :root
+
+  # include/uapi/linux/capability.h
+  @audit_read 1 <<< 37
+  @net_broadcast 1 <<< 11
+  @needed 1 <<< 21 ||| 1 <<< 12
+  @ptrace 1 <<< 19
+
+  # A field of /proc/<pid>/status, proc_pid_status(5).
+  defp status(server, field) do
+    status = File.read!("/proc/#{os_pid(server)}/status")
+    [_, value] = Regex.run(~r/^#{field}:\s+(\w+)$/m, status)
+    String.to_integer(value, 16)
+  end
+
+  defp sets(server),
+    do: for(set <- ~w(CapEff CapPrm CapInh CapAmb CapBnd), do: status(server, set))
+
+  test "a helper keeps two capabilities, and a third in reserve" do
+    server = start_server!()
+    assert sets(server) == [@needed, @needed ||| @ptrace, 0, 0, 0]
+    assert status(server, "NoNewPrivs") == 1
+    # SECCOMP_MODE_FILTER.
+    assert status(server, "Seccomp") == 2
+    # Not dumpable: its memory belongs to root alone, whoever it runs as.
+    assert File.stat!("/proc/#{os_pid(server)}/mem").uid == 0
+
+    # The reserve is used for the namespace of a process with more capabilities, and put back.
+    assert {:ok, %{capabilities: capabilities}} = NetlinkPort.info(server)
+    assert :sys_ptrace in capabilities
+    pid = os_process!("sleep", ["60"])
+    {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:pid, pid})
+    {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:path, "/proc/#{pid}/ns/net"})
+    assert sets(server) == [@needed, @needed ||| @ptrace, 0, 0, 0]
+  end
+
+  test "keep: names further ones" do
+    server = start_server!(keep: [:net_broadcast, :audit_read])
+    kept = @needed ||| @net_broadcast ||| @audit_read
+    assert sets(server) == [kept, kept ||| @ptrace, 0, 0, 0]
+
+    for wrong <- [[:sys_boot], [:net_admin, :chown], :net_broadcast, "net_broadcast", nil] do
+      assert_raise ArgumentError, ~r/expected keep: a list of/, fn ->
+        NetlinkPort.start_link(name: nil, keep: wrong)
+      end
+    end
+  end
+
+  test "what it inherits is given up, also where the bounding set must stay" do
+    helper = NetlinkPort.Helper.executable()
+    ambient = "setpriv --inh-caps +net_raw,+chown --ambient-caps +net_raw,+chown"
+    server = start_server!(executable: script!("exec #{ambient} #{helper}"))
+    assert sets(server) == [@needed, @needed ||| @ptrace, 0, 0, 0]
+
+    server = start_without!([:setpcap])
+    assert [@needed, _permitted, 0, 0, bounding] = sets(server)
+    assert bounding > @needed
+    assert status(server, "NoNewPrivs") == 1
+  end
+
+  test "without CAP_SYS_PTRACE the namespaces of more privileged processes are closed" do
+    server = start_without!([:sys_ptrace])
+    pid = os_process!("sleep", ["60"])
+    assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, pid})
+    assert {error.stage, error.reason, error.lacks} == {:open, :eacces, :sys_ptrace}
+
+    assert Exception.message(error) =~
+             "open of /proc/#{pid}/ns/net: EACCES: the helper lacks CAP_SYS_PTRACE"
+  end
+
+  test "the group of NETLINK_AUDIT takes CAP_AUDIT_READ" do
+    server = start_server!()
+    assert {:error, error} = NetlinkPort.open(server, :audit, groups: [1])
+    assert {error.reason, error.lacks} == {:eperm, :audit_read}
+    assert Exception.message(error) =~ "keep: [:audit_read]"
+
+    server = start_server!(keep: [:audit_read, :audit_control])
+    assert {:ok, _socket} = NetlinkPort.open(server, :audit, groups: [1])
+  end
 
   defp start_without!(capabilities) do
     drop = Enum.map_join(capabilities, ",", &"-#{&1}")
@@ -20,8 +101,9 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, netns})
     assert {error.stage, error.errno, error.lacks} == {:setns, 1, :sys_admin}
 
-    assert Exception.message(error) ==
-             "setns into /run/netns/#{netns}: EPERM: the helper lacks CAP_SYS_ADMIN"
+    assert Exception.message(error) =~
+             "setns into /run/netns/#{netns}: EPERM: the helper lacks CAP_SYS_ADMIN; start it " <>
+               "as root, or give its executable file capabilities with setcap(8)"
 
     # What is wrong with the path comes first, as it would with the capability.
     assert {:error, %{stage: :open, errno: 2}} =

@@ -8,6 +8,8 @@ defmodule NetlinkPort.ErrorTest do
 
   doctest NetlinkPort.Error
 
+  @setcap "; start it as root, or give its executable file capabilities with setcap(8)"
+
   defp message(stage, errno, fields \\ []) do
     Exception.message(Error.new(stage, errno, fields))
   end
@@ -61,14 +63,16 @@ defmodule NetlinkPort.ErrorTest do
        "open of /proc/99/ns/net: EACCES: the helper may not open it; " <>
          "for a process of more capabilities it needs CAP_SYS_PTRACE"},
       {{:open, :eacces, subject: "/proc/99/ns/net", lacks: :sys_ptrace},
-       "open of /proc/99/ns/net: EACCES: the helper lacks CAP_SYS_PTRACE"},
+       "open of /proc/99/ns/net: EACCES: the helper lacks CAP_SYS_PTRACE" <> @setcap},
       {{:open, :emfile, []},
        "open: EMFILE: the helper has no descriptor left; " <>
          "close sockets or raise its RLIMIT_NOFILE"},
       {{:setns, :einval, subject: "/dev/null"},
        "setns into /dev/null: EINVAL: it is not a network namespace"},
       {{:setns, :eperm, subject: "/run/netns/blue", lacks: :sys_admin},
-       "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN"},
+       "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN" <>
+         @setcap <>
+         "; for namespaces of rootless containers start its server with user_namespaces: true"},
       {{:setns, :eperm, subject: "/run/netns/blue"},
        "setns into /run/netns/blue: EPERM: the helper needs CAP_SYS_ADMIN in its own user " <>
          "namespace and in the one that owns the target"},
@@ -78,9 +82,11 @@ defmodule NetlinkPort.ErrorTest do
       {{:socket, :eprotonosupport, []},
        "socket: EPROTONOSUPPORT: this kernel does not have the protocol"},
       {{:bind, :eaddrinuse, []}, "bind: EADDRINUSE: another socket has this port id"},
-      {{:bind, :eperm, lacks: :net_admin}, "bind: EPERM: the helper lacks CAP_NET_ADMIN"},
+      {{:bind, :eperm, lacks: :net_admin},
+       "bind: EPERM: the helper lacks CAP_NET_ADMIN" <> @setcap},
       {{:setsockopt, :eperm, subject: "listen_all_nsid", lacks: :net_broadcast},
-       "setsockopt of listen_all_nsid: EPERM: the helper lacks CAP_NET_BROADCAST"},
+       "setsockopt of listen_all_nsid: EPERM: the helper lacks CAP_NET_BROADCAST" <>
+         "; start its server with keep: [:net_broadcast], and the helper with that capability"},
       {{:setsockopt, :enoprotoopt, subject: "get_strict_chk"},
        "setsockopt of get_strict_chk: ENOPROTOOPT: protocol not available"},
       {{:send, :eagain, []}, "send: EAGAIN: the helper is not keeping up; try again later"},
@@ -180,9 +186,18 @@ defmodule NetlinkPort.ErrorTest do
             {:send, 1, "", @admin, nil},
             {:socket, 1, "", 0, nil}
           ] do
-        error = Client.error(stage, errno, detail, :host, mask)
+        error = Client.error(stage, errno, detail, {:route, {:pid, 1}}, mask)
         assert {stage, errno, detail, mask, error.lacks} == {stage, errno, detail, mask, lacks}
       end
+    end
+
+    test "name the capability that the protocol, or the path, is about" do
+      lacks = fn stage, errno, place -> Client.error(stage, errno, "", place, 0).lacks end
+      assert lacks.(:setsockopt, 1, {:audit, :host}) == :audit_read
+      assert lacks.(:bind, 1, {9, :host}) == :audit_read
+      assert lacks.(:open, 13, {:route, {:path, "/proc/1/ns/net"}}) == :sys_ptrace
+      assert lacks.(:open, 13, {:route, {:path, "/run/user/1000/blue"}}) == :dac_read_search
+      assert lacks.(:open, 13, {:route, {:name, "blue"}}) == :dac_read_search
     end
 
     test "name the namespace they failed on" do
@@ -193,18 +208,20 @@ defmodule NetlinkPort.ErrorTest do
             {:host, nil}
           ],
           stage <- [:open, :setns] do
-        assert Client.error(stage, 2, "", netns, 0).subject == subject
+        assert Client.error(stage, 2, "", {:route, netns}, 0).subject == subject
       end
 
       # The namespace has nothing to do with what fails later.
-      assert Client.error(:bind, 98, "", {:name, "blue"}, 0).subject == nil
-      assert Client.error(:setsockopt, 22, "rcvbuf", {:name, "blue"}, 0).subject == "rcvbuf"
+      assert Client.error(:bind, 98, "", {:route, {:name, "blue"}}, 0).subject == nil
+
+      assert Client.error(:setsockopt, 22, "rcvbuf", {:route, {:name, "blue"}}, 0).subject ==
+               "rcvbuf"
     end
 
     test "are valid UTF-8 for a path that is not" do
       for path <- [<<"/tmp/", 255>>, <<"/tmp/", 0xC3>>, <<"/tmp/", 0xED, 0xA0, 0x80>>] do
         for netns <- [{:path, path}, {:name, Path.basename(path)}] do
-          message = Exception.message(Client.error(:open, 2, "", netns, 0))
+          message = Exception.message(Client.error(:open, 2, "", {:route, netns}, 0))
           assert String.printable?(message)
           assert message =~ "ENOENT"
         end

@@ -57,9 +57,7 @@ defmodule NetlinkPort.NamespacesTest do
 
   test "every kind of target leads to the same namespace", %{server: server, netns: netns} do
     inode = inode(netns_path(netns))
-    sleeper = Port.open({:spawn, "ip netns exec #{netns} sleep 60"}, [])
-    {:os_pid, os_pid} = Port.info(sleeper, :os_pid)
-    on_exit(fn -> System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true) end)
+    os_pid = os_process!("ip", ["netns", "exec", netns, "sleep", "60"])
     eventually!(fn -> inode("/proc/#{os_pid}/ns/net") == inode end)
 
     for target <- [{:name, netns}, {:path, netns_path(netns)}, {:pid, os_pid}] do
@@ -261,8 +259,8 @@ defmodule NetlinkPort.NamespacesTest do
   end
 
   describe "options" do
-    test "are read back as they were set", %{server: server, netns: netns} do
-      socket = open!(server, netns)
+    test "are read back as they were set", %{netns: netns} do
+      socket = open!(start_server!(keep: [:net_broadcast]), netns)
 
       assert NetlinkPort.getopts(socket, [:ext_ack, :active]) ==
                {:ok, ext_ack: true, active: true}
@@ -299,7 +297,8 @@ defmodule NetlinkPort.NamespacesTest do
     end
 
     test "listen_all_nsid names the namespace an event comes from", context do
-      %{server: server, netns: netns} = context
+      netns = context.netns
+      server = start_server!(keep: [:net_broadcast])
       other = netns!()
       ip!(["-n", netns, "netns", "set", other, "42"])
 

@@ -108,6 +108,15 @@ defmodule NetlinkPort.Case do
     end
   end
 
+  @doc "Starts a program that is killed when the test ends; returns its process id."
+  def os_process!(program, arguments) do
+    executable = System.find_executable(program) || raise "there is no #{program}"
+    port = Port.open({:spawn_executable, executable}, args: arguments)
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    on_exit(fn -> System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true) end)
+    os_pid
+  end
+
   @doc "Waits until `fun` is true; fails the test after `timeout` ms."
   def eventually!(fun, timeout \\ 2_000) do
     deadline = System.monotonic_time(:millisecond) + timeout

@@ -1,0 +1,126 @@
+defmodule NetlinkPort.UserNamespacesTest do
+  # Namespaces that belong to another user namespace than the helper's, entered by a child of it:
+  # rootless containers, seen by a helper with no privileges at all.
+  use NetlinkPort.Case, async: true
+
+  @moduletag root: true, userns: true
+
+  @nobody ["--reuid", "65534", "--regid", "65534", "--clear-groups"]
+
+  # A helper of an ordinary user, without any capability.
+  defp start_as_nobody!(opts \\ [user_namespaces: true]) do
+    helper = NetlinkPort.Helper.executable()
+    script = script!("exec setpriv #{Enum.join(@nobody, " ")} #{helper} \"$@\"")
+    start_server!([executable: script] ++ opts)
+  end
+
+  # A container of that user: a process in user and network namespaces of its own.
+  defp container! do
+    pid = os_process!("setpriv", @nobody ++ ["unshare", "-Urn", "sleep", "600"])
+    eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
+    pid
+  end
+
+  # A refusal would be the next datagram.
+  defp create_bridge!(socket, name) do
+    :ok = NetlinkPort.send(socket, Rtnl.new_bridge(name, 1), wait: true)
+    assert name in Rtnl.link_names(socket)
+  end
+
+  test "a user's own container is entered without any privilege, read and changed" do
+    server = start_as_nobody!()
+    assert {:ok, %{capabilities: [], may_leave: false}} = NetlinkPort.info(server)
+    pid = container!()
+
+    for netns <- [{:pid, pid}, {:path, "/proc/#{pid}/ns/net"}] do
+      assert {:ok, socket} = NetlinkPort.open(server, :route, netns: netns, active: false)
+      inode = inode("/proc/#{pid}/ns/net")
+      assert {:ok, %{inode: ^inode, verified: true}} = NetlinkPort.info(socket)
+      name = "br-#{elem(netns, 0)}"
+      create_bridge!(socket, name)
+    end
+
+    {links, 0} = System.cmd("nsenter", ["-t", "#{pid}", "-n", "ip", "-br", "link"])
+    assert links =~ "br-pid" and links =~ "br-path"
+  end
+
+  test "events come from there as from anywhere" do
+    server = start_as_nobody!()
+    pid = container!()
+    {:ok, events} = NetlinkPort.open(server, :route, netns: {:pid, pid}, groups: [1])
+    {:ok, socket} = NetlinkPort.open(server, :route, netns: {:pid, pid}, active: false)
+    create_bridge!(socket, "br0")
+    assert_receive {:netlink, ^events, datagram}
+    assert [{16, _sequence, _link} | _] = Rtnl.messages(datagram)
+  end
+
+  test "what fails in the child is told as what it is" do
+    server = start_as_nobody!()
+    netns = {:pid, container!()}
+    root = {:pid, os_process!("sleep", ["600"])}
+    other = netns!()
+
+    for {protocol, netns, stage, errno} <- [
+          {250, netns, :socket, 93},
+          {:route, {:path, "/etc/passwd"}, :setns, 22},
+          {:route, {:path, "/nowhere"}, :open, 2},
+          # The namespaces of root are none of this user's.
+          {:route, root, :open, 13},
+          {:route, {:name, other}, :setns, 1}
+        ] do
+      assert {:error, error} = NetlinkPort.open(server, protocol, netns: netns)
+      assert {protocol, netns, error.stage, error.errno} == {protocol, netns, stage, errno}
+    end
+  end
+
+  test "without the option it is EPERM" do
+    server = start_as_nobody!([])
+    assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, container!()})
+    assert {error.stage, error.errno} == {:setns, 1}
+    assert Exception.message(error) =~ "user_namespaces: true"
+  end
+
+  test "neither a descriptor nor a child is left behind" do
+    server = start_as_nobody!()
+    netns = {:pid, container!()}
+    before = fds(server)
+    children = "/proc/#{os_pid(server)}/task/#{os_pid(server)}/children"
+
+    for _ <- 1..200 do
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: netns)
+      :ok = NetlinkPort.close(socket)
+      {:error, %{stage: :socket}} = NetlinkPort.open(server, 250, netns: netns)
+    end
+
+    assert fds(server) == before
+    assert File.read!(children) == ""
+  end
+
+  test "inside unshare -Ur, where home belongs to somebody else, the child can leave" do
+    helper = NetlinkPort.Helper.executable()
+    pidfile = tmp_path!("pid")
+
+    # A namespace made there belongs to that user namespace.
+    script =
+      script!("""
+      exec setpriv #{Enum.join(@nobody, " ")} unshare -Ur sh -c '
+        unshare -n sleep 600 </dev/null >/dev/null 2>&1 &
+        echo $! >&3
+        exec #{helper} "$@"' sh "$@" 3> #{pidfile}
+      """)
+
+    server = start_server!(executable: script, user_namespaces: true)
+    pid = pidfile |> File.read!() |> String.trim() |> String.to_integer()
+    on_exit(fn -> System.cmd("kill", ["-KILL", "#{pid}"], stderr_to_stdout: true) end)
+    home = inode("/proc/self/ns/net")
+    eventually!(fn -> inode("/proc/#{pid}/ns/net") != home end)
+
+    assert {:ok, %{may_leave: false, home_inode: ^home}} = NetlinkPort.info(server)
+    assert {:ok, socket} = NetlinkPort.open(server, :route, netns: {:pid, pid}, active: false)
+    inode = inode("/proc/#{pid}/ns/net")
+    assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
+    create_bridge!(socket, "br0")
+    assert Enum.sort(Rtnl.link_names(socket)) == ["br0", "lo"]
+    assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: :host)
+  end
+end
