@@ -42,7 +42,8 @@ defmodule NetlinkPort do
   A socket's datagrams cost at most its `window:` in the VM as long as it is passive, `:once` or
   counted: when that is used up the helper stops reading this socket, and no other. With
   `active: true` whatever arrives is sent to the owner at once, as with `:gen_udp`: an owner that falls
-  behind has a mailbox without bound.
+  behind has a mailbox without bound, unless `max_queue:` says how many messages it may hold before
+  this socket waits.
 
   ## When the helper ends
 
@@ -124,6 +125,7 @@ defmodule NetlinkPort do
           | {:bind, non_neg_integer() | false}
           | {:owner, pid()}
           | {:window, pos_integer()}
+          | {:max_queue, pos_integer() | :infinity}
           | {:user_peers, boolean()}
           | {:timeout, timeout()}
 
@@ -208,6 +210,9 @@ defmodule NetlinkPort do
       unless told otherwise.
     * `:window` - bytes, 1 048 576 unless told otherwise: how much the VM keeps of what the owner has
       not taken. A datagram counts its length and 300.
+    * `:max_queue` - with `active: true`: how many messages, of whatever sender, the owner's mailbox
+      may hold before this socket's are kept back, up to its window; beyond that the kernel
+      drops, and `:netlink_overrun` tells how many. `:infinity` unless told otherwise.
     * `:user_peers` - `true` to speak with processes in user space, too (`:usersock`). Otherwise
       only the kernel is heard: what others send is dropped and counted, see `info/1`.
     * `:timeout` - ms to wait for server and helper, 15 000 unless told otherwise.

@@ -4,6 +4,9 @@ defmodule NetlinkPort.Delivery do
   # keep it, by the meaning that inet:setopts/2 gives `active`. And the window that follows from
   # that: the helper may send on as much as was taken, plus the window. Pure.
   #
+  # With `active: true` and a bound on the owner's mailbox there is credit: the number of messages the
+  # owner may still be sent, until its mailbox has been looked at again (NetlinkPort.Gauge).
+  #
   # Invariants: items leave in the order they came; while anything is kept nobody waits; what is kept
   # never costs more than the window plus one datagram (errors, which cost nothing, are few).
 
@@ -17,6 +20,7 @@ defmodule NetlinkPort.Delivery do
           | {:overrun, non_neg_integer()}
           | {:error, NetlinkPort.Error.t()}
   @type waiter :: term()
+  @type credit :: non_neg_integer() | :infinity
   @type effect :: {:deliver, item()} | :passive | {:answer, waiter(), item()}
 
   @type t :: %__MODULE__{
@@ -26,7 +30,8 @@ defmodule NetlinkPort.Delivery do
           waiters: :queue.queue(waiter()),
           window: pos_integer(),
           taken: non_neg_integer(),
-          granted: non_neg_integer()
+          granted: non_neg_integer(),
+          credit: credit()
         }
 
   @enforce_keys [:mode, :window, :granted]
@@ -37,12 +42,15 @@ defmodule NetlinkPort.Delivery do
     kept: :queue.new(),
     errors: 0,
     waiters: :queue.new(),
-    taken: 0
+    taken: 0,
+    credit: :infinity
   ]
 
   @doc "A new socket's state."
-  @spec new(NetlinkPort.active(), pos_integer()) :: t()
-  def new(mode, window), do: %__MODULE__{mode: mode, window: window, granted: window}
+  @spec new(NetlinkPort.active(), pos_integer(), credit()) :: t()
+  def new(mode, window, credit \\ :infinity) do
+    %__MODULE__{mode: mode, window: window, granted: window, credit: credit}
+  end
 
   @doc "What a datagram of `size` bytes costs its window."
   @spec cost(non_neg_integer()) :: pos_integer()
@@ -50,10 +58,15 @@ defmodule NetlinkPort.Delivery do
 
   @doc "Something has arrived."
   @spec arrive(t(), item()) :: {[effect()], t()}
-  def arrive(%{mode: true} = state, item), do: {[{:deliver, item}], take(state, item)}
+  def arrive(%{mode: true, credit: :infinity} = state, item) do
+    {[{:deliver, item}], take(state, item)}
+  end
 
   def arrive(state, item) do
     case {state.mode, :queue.out(state.waiters)} do
+      {true, _nobody} when state.credit == 0 ->
+        {[], keep(state, item)}
+
       {false, {{:value, waiter}, waiters}} ->
         {[{:answer, waiter, item}], take(%{state | waiters: waiters}, item)}
 
@@ -63,6 +76,13 @@ defmodule NetlinkPort.Delivery do
       {_active, _waiters} ->
         deliver(state, item)
     end
+  end
+
+  @doc "The owner may be sent so many messages more: what was kept for want of credit goes first."
+  @spec credit(t(), credit()) :: {[effect()], t()}
+  def credit(state, credit) do
+    {:ok, effects, state} = drain(%{state | credit: credit}, [])
+    {effects, state}
   end
 
   @doc "Someone wants one item. It is there, or it is not yet; not on an active socket."
@@ -139,6 +159,7 @@ defmodule NetlinkPort.Delivery do
   def kept(state), do: :queue.len(state.kept)
 
   defp drain(%{mode: false} = state, effects), do: {:ok, Enum.reverse(effects), state}
+  defp drain(%{mode: true, credit: 0} = state, effects), do: {:ok, Enum.reverse(effects), state}
 
   defp drain(state, effects) do
     case pop(state) do
@@ -153,7 +174,7 @@ defmodule NetlinkPort.Delivery do
 
   # Only datagrams count: an error or an overrun is told without using up `:once` or a count.
   defp deliver(state, {:data, _datagram, _metadata} = item) do
-    state = take(state, item)
+    state = state |> take(item) |> spend()
 
     case state.mode do
       true -> {[{:deliver, item}], state}
@@ -163,7 +184,11 @@ defmodule NetlinkPort.Delivery do
     end
   end
 
-  defp deliver(state, item), do: {[{:deliver, item}], state}
+  defp deliver(state, item), do: {[{:deliver, item}], spend(state)}
+
+  # Once and a count are bounds of their own: they only use credit up.
+  defp spend(%{credit: credit} = state) when credit in [:infinity, 0], do: state
+  defp spend(%{credit: credit} = state), do: %{state | credit: credit - 1}
 
   defp keep(%{errors: errors} = state, {:error, _error}) when errors >= @max_errors, do: state
 

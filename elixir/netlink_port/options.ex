@@ -42,7 +42,7 @@ defmodule NetlinkPort.Options do
   @sizes [:rcvbuf, :sndbuf]
   @server_side [:active]
   @settable @flags ++ @sizes ++ [:filter]
-  @open_only [:netns, :groups, :bind, :owner, :window, :user_peers, :timeout]
+  @open_only [:netns, :groups, :bind, :owner, :window, :max_queue, :user_peers, :timeout]
   @max_path 4096
   # The helper takes no command with more terms than 16 384, of which a group needs three.
   @max_groups 4096
@@ -53,6 +53,7 @@ defmodule NetlinkPort.Options do
   # What `receive` takes, less the grace callers add.
   @max_timeout 0xFFFFFFFF - 10_000
   @default_window 1_048_576
+  @max_queue 1_000_000_000
   @keepable [:net_broadcast, :audit_read, :audit_control, :dac_read_search]
   @max_uint32 0xFFFFFFFF
 
@@ -66,6 +67,7 @@ defmodule NetlinkPort.Options do
           user_peers: boolean(),
           owner: pid(),
           window: pos_integer(),
+          max_queue: pos_integer() | :infinity,
           timeout: timeout(),
           options: [{atom(), term()}]
         }
@@ -93,6 +95,7 @@ defmodule NetlinkPort.Options do
          user_peers: boolean!(:user_peers, Keyword.get(opts, :user_peers, false)),
          owner: pid!(:owner, Keyword.get(opts, :owner, self())),
          window: window!(Keyword.get(opts, :window, @default_window)),
+         max_queue: max_queue!(Keyword.get(opts, :max_queue, :infinity)),
          timeout: timeout!(Keyword.get(opts, :timeout, 15_000)),
          options: socket_options(opts) ++ memberships(Keyword.get(opts, :groups, []))
        }}
@@ -325,6 +328,15 @@ defmodule NetlinkPort.Options do
   defp window!(other) do
     raise ArgumentError,
           "expected window: a positive number of bytes up to #{@max_window}, got: #{inspect(other)}"
+  end
+
+  defp max_queue!(:infinity), do: :infinity
+  defp max_queue!(count) when is_integer(count) and count in 1..@max_queue, do: count
+
+  defp max_queue!(other) do
+    raise ArgumentError,
+          "expected max_queue: a number of messages up to #{@max_queue} or :infinity, " <>
+            "got: #{inspect(other)}"
   end
 
   defp bind!(false), do: false

@@ -315,6 +315,10 @@ defmodule NetlinkPort.Server do
     {:noreply, update(state, Sockets.withdraw(state.sockets, handle, id))}
   end
 
+  def handle_info({:gauge, handle, report}, state) do
+    {:noreply, update(state, Sockets.gauged(state.sockets, handle, report))}
+  end
+
   def handle_info(:ping, state) do
     :ok = schedule_ping(state)
     quiet? = state.frames == state.frames_at_ping

@@ -4,13 +4,14 @@ defmodule NetlinkPort.Sockets do
   # Sends owners their messages and answers those who wait; what the helper is to be told, grants, is
   # collected for the server to write.
 
-  alias NetlinkPort.{Delivery, Errno, Error, Link, Protocol, Socket}
+  alias NetlinkPort.{Delivery, Errno, Error, Gauge, Link, Protocol, Socket}
 
   defmodule Entry do
     @moduledoc false
     @enforce_keys [:socket, :owner, :monitor, :delivery]
     # `resume` is the mode to go back to, while controlling_process/2 has the socket paused.
-    defstruct [:socket, :owner, :monitor, :delivery, :resume]
+    # `gauge` measures the mailbox of an owner that has a bound.
+    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge]
   end
 
   @type t :: %__MODULE__{
@@ -47,14 +48,20 @@ defmodule NetlinkPort.Sockets do
 
   @doc "Adds a socket that the helper has opened."
   @spec add(t(), Socket.t(), map()) :: t()
-  def add(sockets, socket, %{owner: owner, active: active, window: window}) do
+  def add(sockets, socket, %{owner: owner, active: active, window: window, max_queue: bound}) do
     Link.put_socket(sockets.link, socket, owner)
     monitor = Process.monitor(owner)
-    delivery = Delivery.new(active, window)
-    entry = %Entry{socket: socket, owner: owner, monitor: monitor, delivery: delivery}
+    gauge = Gauge.new(bound)
+    delivery = Delivery.new(active, window, credit(gauge))
+    fields = [socket: socket, owner: owner, monitor: monitor, delivery: delivery, gauge: gauge]
+    entry = struct!(Entry, fields)
     monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(socket)})
     put(%{sockets | monitors: monitors}, entry)
   end
+
+  # What may be sent to an owner whose mailbox has not been looked at yet.
+  defp credit(nil), do: :infinity
+  defp credit(_gauge), do: 0
 
   @doc "Forgets a socket; those who wait on it are told that it is closed."
   @spec remove(t(), Socket.handle()) :: t()
@@ -91,8 +98,12 @@ defmodule NetlinkPort.Sockets do
       monitor = Process.monitor(owner)
       sockets = forget(sockets, entry.monitor)
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
-      {:ok, effects, delivery} = Delivery.set_active(entry.delivery, entry.resume || false)
-      entry = %Entry{socket: entry.socket, owner: owner, monitor: monitor, delivery: delivery}
+      # The new owner's mailbox has not been looked at yet.
+      gauge = entry.gauge && Gauge.new(entry.gauge.bound)
+      delivery = %{entry.delivery | credit: credit(gauge)}
+      {:ok, effects, delivery} = Delivery.set_active(delivery, entry.resume || false)
+      fields = [owner: owner, monitor: monitor, delivery: delivery, gauge: gauge, resume: nil]
+      entry = struct!(entry, fields)
       {{:ok, nil}, sockets |> put(entry) |> perform(entry, effects)}
     end)
   end
@@ -120,6 +131,31 @@ defmodule NetlinkPort.Sockets do
     (node(pid) == node() and not Process.alive?(pid)) or
       (give_up_at != :never and System.monotonic_time(:millisecond) > give_up_at)
   end
+
+  @doc "The gauge of an owner's mailbox has something to say."
+  @spec gauged(t(), Socket.handle(), Gauge.report()) :: t()
+  def gauged(sockets, handle, report) do
+    case sockets.entries do
+      %{^handle => %{gauge: gauge} = entry} when gauge != nil ->
+        if told_of?(report, entry.owner),
+          do: gauged(sockets, entry, handle, report),
+          else: sockets
+
+      _closed ->
+        sockets
+    end
+  end
+
+  defp gauged(sockets, %{delivery: delivery} = entry, handle, report) do
+    {credit, gauge} = Gauge.read(entry.gauge, handle, report, delivery.credit)
+    {effects, delivery} = Delivery.credit(delivery, credit)
+    entry = %{entry | gauge: gauge, delivery: delivery}
+    sockets |> perform(entry, effects) |> put(entry)
+  end
+
+  # A former owner's mailbox says nothing.
+  defp told_of?({:length, owner, _length}, asked), do: owner == asked
+  defp told_of?(:rested, _owner), do: true
 
   @doc "Changes the mode of a socket; whoever waits on one that becomes active is told."
   @spec set_active(t(), Socket.handle(), NetlinkPort.active() | integer()) :: {raw(), t()}
@@ -209,7 +245,8 @@ defmodule NetlinkPort.Sockets do
     handle = Socket.handle(entry.socket)
     {due, delivery} = Delivery.grant(entry.delivery)
     grants = if due, do: [Protocol.grant(handle, due) | sockets.grants], else: sockets.grants
-    entries = Map.put(sockets.entries, handle, %{entry | delivery: delivery})
+    gauge = entry.gauge && Gauge.watch(entry.gauge, handle, entry.owner, delivery)
+    entries = Map.put(sockets.entries, handle, %{entry | delivery: delivery, gauge: gauge})
     %{sockets | entries: entries, grants: grants}
   end
 

@@ -433,38 +433,4 @@ defmodule NetlinkPort.ActiveTest do
     assert NetlinkPort.send(from, large, to: {99, 0}) == :ok
     assert {:ok, ^large, _metadata} = NetlinkPort.recv(to, 2_000)
   end
-
-  test "an overrun is told after what is older, and counts to the message", context do
-    for active <- [false, true] do
-      socket = open!(context, groups: [5], rcvbuf: 4_096, active: active, window: 600)
-      # Nothing is taken while these are made, so most of them are lost.
-      suspend? = active == true
-      if suspend?, do: :sys.suspend(context.server)
-      index = if active, do: 2, else: 1
-      lines = for n <- 1..400, do: "addr add 10.#{index}.#{div(n, 200)}.#{rem(n, 200)}/32 dev lo"
-      ip_batch!(context.netns, lines)
-      if suspend?, do: :sys.resume(context.server)
-      {seen, dropped} = take_all(socket, active, {0, 0})
-      assert {active, dropped} != {active, 0}
-      assert seen + dropped == 400
-      NetlinkPort.close(socket)
-    end
-  end
-
-  defp take_all(socket, false, {seen, dropped}) do
-    case NetlinkPort.recv(socket, 500) do
-      {:ok, _datagram} -> take_all(socket, false, {seen + 1, dropped})
-      {:error, %Error{errno: 105, dropped: n}} -> take_all(socket, false, {seen, dropped + n})
-      {:error, %Error{reason: :etimedout}} -> {seen, dropped}
-    end
-  end
-
-  defp take_all(socket, true, {seen, dropped}) do
-    receive do
-      {:netlink, ^socket, _datagram} -> take_all(socket, true, {seen + 1, dropped})
-      {:netlink_overrun, ^socket, n} -> take_all(socket, true, {seen, dropped + n})
-    after
-      500 -> {seen, dropped}
-    end
-  end
 end

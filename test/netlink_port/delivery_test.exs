@@ -317,6 +317,29 @@ defmodule NetlinkPort.DeliveryTest do
       end
     end
 
+    test "every message to the owner uses up credit; without it everything is kept, in order" do
+      state = Delivery.new(true, 20_000, 3)
+
+      items = [
+        data("a"),
+        error(1),
+        {:overrun, 2},
+        data("b"),
+        {:overrun, 3},
+        {:overrun, 4},
+        data("c")
+      ]
+
+      {effects, state} = arrive(state, items)
+      assert effects == for(item <- Enum.take(items, 3), do: {:deliver, item})
+      assert Delivery.kept(state) == 3
+      assert {[{:deliver, b}], state} = Delivery.credit(state, 1)
+      assert b == data("b")
+      # A gap that was told in two parts is one.
+      assert {[{:deliver, {:overrun, 7}}, {:deliver, _c}], state} = Delivery.credit(state, 5)
+      assert state.credit == 3
+    end
+
     test "errors and overruns cost nothing" do
       items = for n <- 1..1_000, do: if(rem(n, 2) == 0, do: error(n), else: {:overrun, n})
       {_effects, state} = arrive(new(true, 1), items)
@@ -344,6 +367,7 @@ defmodule NetlinkPort.DeliveryTest do
             {8, :proper_types.tuple([:arrive, kind(), :proper_types.integer(0, 4_000)])},
             {3, :demand},
             {1, :withdraw},
+            {2, :proper_types.tuple([:credit, :proper_types.integer(0, 3)])},
             {3, :proper_types.tuple([:set_active, :proper_types.oneof([count | modes])])}
           ])
         )
@@ -357,7 +381,14 @@ defmodule NetlinkPort.DeliveryTest do
 
       # Runs operations; `out` is everything that has left, newest first.
       defp run(operations, mode) do
-        start = %{state: new(mode), arrived: [], out: [], waiting: [], answered: []}
+        start = %{
+          state: new(mode),
+          arrived: [],
+          out: [],
+          waiting: [],
+          answered: [],
+          in_credit?: true
+        }
 
         operations
         |> Enum.with_index(1)
@@ -392,9 +423,24 @@ defmodule NetlinkPort.DeliveryTest do
         %{run | state: state, waiting: waiting}
       end
 
+      defp step({:credit, credit}, _number, run) do
+        {effects, state} = Delivery.credit(run.state, credit)
+        sent = Enum.count(effects, &match?({:deliver, _item}, &1))
+        in_credit? = run.state.mode != true or sent <= credit
+        left(%{run | state: state, in_credit?: run.in_credit? and in_credit?}, effects)
+      end
+
+      # As the server does it: nobody waits on an active socket.
       defp step({:set_active, change}, _number, run) do
         {:ok, effects, state} = Delivery.set_active(run.state, change)
-        left(%{run | state: state}, effects)
+        run = left(%{run | state: state}, effects)
+
+        if state.mode == false do
+          run
+        else
+          {_waiters, state} = Delivery.withdraw(state, fn _waiter -> true end)
+          %{run | state: state, waiting: []}
+        end
       end
 
       defp left(run, effects) do
@@ -418,7 +464,7 @@ defmodule NetlinkPort.DeliveryTest do
           run = run(operations, mode)
           {:ok, [], state} = Delivery.set_active(run.state, false)
           left = Enum.reverse(run.out) ++ demand_all(state)
-          merged(left) == merged(Enum.reverse(run.arrived))
+          run.in_credit? and merged(left) == merged(Enum.reverse(run.arrived))
         end)
       end
 
@@ -456,7 +502,8 @@ defmodule NetlinkPort.DeliveryTest do
             end)
 
           # With everything taken, the helper may send again.
-          {:ok, _effects, state} = Delivery.set_active(ended.state, true)
+          {_effects, state} = Delivery.credit(ended.state, :infinity)
+          {:ok, _effects, state} = Delivery.set_active(state, true)
           empty = granted(%{ended | state: state})
           ended.fine? and empty.charged < empty.granted
         end)
@@ -474,9 +521,8 @@ defmodule NetlinkPort.DeliveryTest do
       end
 
       defp admitted(operation, helper, number) do
-        run = %{state: helper.state, arrived: [], out: [], waiting: [], answered: []}
-        waiting = Delivery.waiters(helper.state)
-        %{helper | state: step(operation, number, %{run | waiting: waiting}).state}
+        run = %{run([], true) | state: helper.state, waiting: Delivery.waiters(helper.state)}
+        %{helper | state: step(operation, number, run).state}
       end
 
       # Grants only ever rise.

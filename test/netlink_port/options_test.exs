@@ -35,6 +35,7 @@ defmodule NetlinkPort.OptionsTest do
                user_peers: false,
                owner: self(),
                window: 1_048_576,
+               max_queue: :infinity,
                timeout: 15_000,
                options: [ext_ack: true]
              }
@@ -50,6 +51,7 @@ defmodule NetlinkPort.OptionsTest do
         user_peers: true,
         owner: owner,
         window: 1,
+        max_queue: 1,
         timeout: :infinity
       ]
 
@@ -72,8 +74,10 @@ defmodule NetlinkPort.OptionsTest do
     end
 
     test "names the options it knows for one that it does not" do
-      known = ~w(netns groups bind owner window user_peers timeout active pktinfo broadcast_error
+      known =
+        ~w(netns groups bind owner window max_queue user_peers timeout active pktinfo broadcast_error
                  no_enobufs listen_all_nsid ext_ack cap_ack get_strict_chk rcvbuf sndbuf filter)
+
       refused([blocking: true], [":blocking" | Enum.map(known, &":#{&1}")])
       # One that the wire knows, but not as an option.
       refused([add_membership: 1], ":add_membership")

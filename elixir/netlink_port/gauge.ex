@@ -1,0 +1,92 @@
+defmodule NetlinkPort.Gauge do
+  @moduledoc false
+  # How full the mailbox of a socket's owner is, for `max_queue:`.
+  #
+  # Nothing tells when a process has taken a message, and asking can block for as long as that process
+  # is suspended: so a process of its own asks, one at a time for each socket. It is asked for when
+  # half of the credit is used up, and while the owner does not catch up, again, ever less often.
+
+  alias NetlinkPort.{Delivery, Socket}
+
+  # How long a mailbox that was too full is left alone, in ms.
+  @soonest 1
+  @latest 64
+  # More than any bound.
+  @full 0x7FFFFFFF
+
+  @type t :: %__MODULE__{
+          bound: pos_integer(),
+          found: Delivery.credit(),
+          asked: Delivery.credit() | nil,
+          resting?: boolean(),
+          rest: pos_integer()
+        }
+  @type report :: {:length, pid(), non_neg_integer()} | :rested
+
+  # `found` is the credit of the last measurement, `asked` that of when the present one began.
+  @enforce_keys [:bound]
+  defstruct [:bound, found: :infinity, asked: nil, resting?: false, rest: @soonest]
+
+  @doc "A gauge for a bound; none where there is none."
+  @spec new(pos_integer() | :infinity) :: t() | nil
+  def new(:infinity), do: nil
+  def new(bound), do: %__MODULE__{bound: bound}
+
+  @doc """
+  Starts a measurement if one is due. The calling process is sent `{:gauge, handle, report}`.
+  """
+  @spec watch(t(), Socket.handle(), pid(), Delivery.t()) :: t()
+  def watch(%{asked: nil, resting?: false} = gauge, handle, owner, %{mode: true} = delivery) do
+    %{credit: credit} = delivery
+
+    # An owner that is sent nothing is left alone.
+    if 2 * credit <= gauge.bound and (credit < gauge.found or Delivery.kept(delivery) > 0) do
+      server = self()
+
+      _pid =
+        spawn(fn -> send(server, {:gauge, handle, {:length, owner, queue_length(owner)}}) end)
+
+      %{gauge | asked: credit}
+    else
+      gauge
+    end
+  end
+
+  def watch(gauge, _handle, _owner, _delivery), do: gauge
+
+  @doc "What a report means for the credit: what the owner was sent since counts as not yet taken."
+  @spec read(t(), Socket.handle(), report(), Delivery.credit()) :: {Delivery.credit(), t()}
+  def read(gauge, _handle, :rested, credit), do: {credit, %{gauge | resting?: false}}
+  # Asked for by an earlier gauge of this socket.
+  def read(%{asked: nil} = gauge, _handle, _length, credit), do: {credit, gauge}
+
+  def read(%{asked: asked, bound: bound} = gauge, handle, {:length, _owner, length}, credit) do
+    found = max(bound - length - (asked - credit), 0)
+    gauge = %{gauge | asked: nil, found: found}
+
+    if 2 * found > bound do
+      {found, %{gauge | rest: @soonest}}
+    else
+      _timer = Process.send_after(self(), {:gauge, handle, :rested}, gauge.rest)
+      rest = if found == 0, do: min(2 * gauge.rest, @latest), else: @soonest
+      {found, %{gauge | resting?: true, rest: rest}}
+    end
+  end
+
+  defp queue_length(owner) when node(owner) == node() do
+    case Process.info(owner, :message_queue_len) do
+      {:message_queue_len, length} -> length
+      nil -> 0
+    end
+  end
+
+  # One that cannot be asked is as good as full; the end of its node closes the socket.
+  defp queue_length(owner) do
+    {:message_queue_len, length} =
+      :erpc.call(node(owner), :erlang, :process_info, [owner, :message_queue_len], 5_000)
+
+    length
+  catch
+    _kind, _reason -> @full
+  end
+end

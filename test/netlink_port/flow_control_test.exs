@@ -1,0 +1,236 @@
+defmodule NetlinkPort.FlowControlTest do
+  # Owners that take nothing while the kernel has much to say: memory stays bounded, nobody else
+  # waits, and what was lost is told to the message and in its place.
+  use NetlinkPort.Case, async: true
+
+  @moduletag :root
+
+  # RTNLGRP_IPV4_ROUTE, and what one of its events costs a window at least.
+  @route_group 7
+  @cost 300
+  @window 64 * 1024
+  # How long nothing must come for it to be all, in ms.
+  @quiet 500
+  @modes [true, {true, 100}, :once, 25, false]
+
+  setup do
+    %{server: start_server!(), netns: netns!()}
+  end
+
+  defp open!(context, mode, opts) do
+    {active, opts} =
+      case mode do
+        {true, bound} -> {true, [max_queue: bound] ++ opts}
+        # Its mailbox has room for all; so has its receive buffer, on the way there.
+        true -> {true, opts ++ [rcvbuf: 32_000_000]}
+        active -> {active, opts}
+      end
+
+    opts = [netns: {:name, context.netns}, groups: [@route_group], active: active] ++ opts
+    {:ok, socket} = NetlinkPort.open(context.server, :route, opts)
+    socket
+  end
+
+  # One event each, numbered by the destination.
+  defp storm!(netns, numbers) do
+    ip_batch!(netns, for(n <- numbers, do: "route add #{destination(n)}/32 dev lo"))
+  end
+
+  defp destination(n), do: "10.#{div(n, 65_536)}.#{rem(div(n, 256), 256)}.#{rem(n, 256)}"
+
+  defp number(datagram) do
+    [{24, _sequence, payload}] = Rtnl.messages(datagram)
+    {10, a, b, c} = Rtnl.destination(payload)
+    65_536 * a + 256 * b + c
+  end
+
+  # A process that owns a socket and takes nothing until it is told to take everything.
+  defp staller!(context, mode, opts \\ [window: @window]) do
+    test = self()
+
+    pid =
+      spawn(fn ->
+        socket = open!(context, mode, opts)
+        send(test, {:socket, self(), socket})
+        receive do: (:take -> :ok)
+        if mode != false, do: :ok = NetlinkPort.setopts(socket, active: true)
+        send(test, {:taken, self(), take(socket, mode != false, [])})
+        receive do: (:stop -> :ok)
+      end)
+
+    on_exit(fn -> Process.exit(pid, :kill) end)
+    assert_receive {:socket, ^pid, socket}, 5_000
+    {pid, socket}
+  end
+
+  # Everything, in the order it comes: numbers, and `{:lost, count}`.
+  defp take(socket, false, taken) do
+    case NetlinkPort.recv(socket, @quiet) do
+      {:ok, datagram} ->
+        take(socket, false, [number(datagram) | taken])
+
+      {:error, %Error{dropped: lost}} when lost != nil ->
+        take(socket, false, [{:lost, lost} | taken])
+
+      {:error, %Error{reason: :etimedout}} ->
+        Enum.reverse(taken)
+    end
+  end
+
+  defp take(socket, true, taken) do
+    receive do
+      {:netlink, ^socket, datagram} -> take(socket, true, [number(datagram) | taken])
+      {:netlink_overrun, ^socket, lost} -> take(socket, true, [{:lost, lost} | taken])
+      {:netlink_passive, ^socket} -> take(socket, true, taken)
+    after
+      @quiet -> Enum.reverse(taken)
+    end
+  end
+
+  defp taken!(pid) do
+    send(pid, :take)
+    assert_receive {:taken, ^pid, taken}, 30_000
+    taken
+  end
+
+  # In order, with gaps of exactly the size that was told.
+  defp whole?(taken, count) do
+    lost = for {:lost, n} <- taken, reduce: 0, do: (sum -> sum + n)
+    numbers = Enum.filter(taken, &is_integer/1)
+    {gaps, rest} = gaps(taken, 1)
+    assert numbers == Enum.sort(numbers)
+    assert gaps
+    assert {length(numbers) + lost, rest} == {count, count + 1}
+    lost
+  end
+
+  # Whether each gap is told before what comes after it, and which number is next at the end.
+  defp gaps(taken, first) do
+    Enum.reduce(taken, {true, first}, fn
+      {:lost, n}, {told?, next} -> {told?, next + n}
+      n, {told?, next} -> {told? and n <= next, max(n + 1, next)}
+    end)
+  end
+
+  defp queue_length(pid), do: pid |> Process.info(:message_queue_len) |> elem(1)
+
+  test "seen and dropped is what was sent, in order, whatever the mode", context do
+    stallers = for mode <- @modes, do: {mode, staller!(context, mode)}
+    storm!(context.netns, 1..5_000)
+
+    for {mode, {pid, _socket}} <- stallers do
+      lost = whole?(taken!(pid), 5_000)
+      # Only a mailbox has no bound.
+      assert {mode, lost > 0} == {mode, mode != true}
+    end
+  end
+
+  test "what the VM keeps is bounded by the window, and by max_queue", context do
+    stallers = for mode <- @modes, do: {mode, staller!(context, mode)}
+    storm!(context.netns, 1..5_000)
+
+    for {mode, {pid, socket}} <- stallers do
+      {:ok, info} = NetlinkPort.info(socket)
+
+      case mode do
+        true -> assert queue_length(pid) == 5_000
+        {true, bound} -> assert queue_length(pid) <= bound
+        :once -> assert queue_length(pid) == 1
+        25 -> assert queue_length(pid) == 26
+        false -> assert queue_length(pid) == 0
+      end
+
+      assert info.kept * @cost <= @window + @cost
+    end
+  end
+
+  test "another socket of the same helper loses nothing meanwhile", context do
+    for mode <- @modes, do: staller!(context, mode)
+    other = %{context | netns: netns!()}
+    socket = open!(other, true, rcvbuf: 8_000_000)
+    lines = for n <- 1..20_000, do: "route add #{destination(n)}/32 dev lo\n"
+    batch = tmp_path!("storm")
+    File.write!(batch, lines)
+    storm = Task.async(fn -> ip!(["-n", context.netns, "-batch", batch]) end)
+    storm!(other.netns, 1..3_000)
+
+    for n <- 1..3_000 do
+      assert_receive {:netlink, ^socket, datagram}
+      assert number(datagram) == n
+    end
+
+    Task.await(storm, 60_000)
+    refute_received {:netlink_overrun, _socket, _dropped}
+  end
+
+  describe "max_queue" do
+    test "counts what others send as well", context do
+      {pid, socket} = staller!(context, {true, 100})
+      for n <- 1..90, do: send(pid, {:other, n})
+      # It has credit from before; what it is measured by next is its whole mailbox.
+      storm!(context.netns, 1..1_000)
+      {:ok, %{kept: kept}} = NetlinkPort.info(socket)
+      assert kept > 0
+      assert queue_length(pid) <= 190
+    end
+
+    test "an owner that keeps up never waits", context do
+      socket = open!(context, {true, 50}, rcvbuf: 8_000_000)
+      storm!(context.netns, 1..3_000)
+
+      for n <- 1..3_000 do
+        assert_receive {:netlink, ^socket, datagram}
+        assert number(datagram) == n
+      end
+    end
+
+    test "goes with the socket to its new owner", context do
+      socket = open!(context, {true, 10}, [])
+      {pid, _socket} = staller!(context, false)
+      assert NetlinkPort.controlling_process(socket, pid) == :ok
+      storm!(context.netns, 1..500)
+      assert {:ok, %{kept: kept}} = NetlinkPort.info(socket)
+      assert kept > 0
+      assert queue_length(pid) <= 10
+      refute_received {:netlink, _socket, _datagram}
+    end
+
+    test "does not stop the server where the owner is suspended", context do
+      {pid, _socket} = staller!(context, {true, 10})
+      :erlang.suspend_process(pid)
+      storm!(context.netns, 1..500)
+
+      assert {:ok, socket} =
+               NetlinkPort.open(context.server, :route, netns: {:name, context.netns})
+
+      assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1), wait: true)
+      assert_receive {:netlink, ^socket, _datagram}
+      :erlang.resume_process(pid)
+      taken = taken!(pid)
+      whole?(taken, 500)
+    end
+
+    test "leaves an idle owner alone", context do
+      {pid, socket} = staller!(context, {true, 10})
+      storm!(context.netns, 1..10)
+      eventually!(fn -> queue_length(pid) == 10 end)
+      {:ok, %{kept: 0}} = NetlinkPort.info(socket)
+      # What still rests has its last word, and then nothing moves.
+      Process.sleep(200)
+      :erlang.trace(context.server, true, [:receive])
+      refute_receive {:trace, _server, :receive, {:gauge, _handle, _report}}, 300
+    end
+  end
+
+  test "an overrun is told after what is older, also from a tiny receive buffer", context do
+    for active <- [false, true] do
+      context = %{context | netns: netns!()}
+      {pid, _socket} = staller!(context, active, rcvbuf: 4_096, window: 600)
+      # Nothing is taken from the kernel while these are made, so most of them are lost.
+      :sys.suspend(context.server)
+      storm!(context.netns, 1..400)
+      :sys.resume(context.server)
+      assert whole?(taken!(pid), 400) > 0
+    end
+  end
+end
