@@ -116,6 +116,10 @@ impl Home {
             Target::Pid(pid) => self.privileges.with_ptrace(|| open_pid(*pid))?,
         };
         let identity = Identity::of(&file).at(Stage::Setns)?;
+        if identity == self.identity {
+            // Which cannot always be entered, but need not be.
+            return Ok((work()?, identity));
+        }
         let entered = match self.may_leave {
             true => setns(&file, CloneFlags::CLONE_NEWNET),
             false => Err(Errno::EPERM),
@@ -158,7 +162,11 @@ fn open_path(path: &[u8]) -> Result<OwnedFd, Failure> {
     }
     let again = format!("/proc/self/fd/{}", place.as_raw_fd());
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    sys::retry(|| open(again.as_str(), flags, Mode::empty())).at(Stage::Open)
+    let file = sys::retry(|| open(again.as_str(), flags, Mode::empty())).at(Stage::Open)?;
+    match sys::namespace_kind(&file) {
+        Ok(kind) if kind != libc::CLONE_NEWNET => Err(Failure::new(Stage::Setns, Errno::EINVAL)),
+        _ => Ok(file),
+    }
 }
 
 /// Opens the network namespace of a process. The pidfd is held across the open: if the process is
@@ -185,6 +193,10 @@ mod tests {
         let fails = |path: &[u8]| open_path(path).map(drop).map_err(|f| (f.stage, f.errno));
         assert_eq!(fails(b"/dev/null"), Err((Stage::Setns, Errno::EINVAL)));
         assert_eq!(fails(b"/"), Err((Stage::Setns, Errno::EINVAL)));
+        assert_eq!(
+            fails(b"/proc/self/ns/mnt"),
+            Err((Stage::Setns, Errno::EINVAL))
+        );
         assert_eq!(fails(b""), Err((Stage::Open, Errno::ENOENT)));
         assert_eq!(fails(b"/nowhere"), Err((Stage::Open, Errno::ENOENT)));
         assert_eq!(fails(b"/a\0b"), Err((Stage::Open, Errno::EINVAL)));

@@ -5,7 +5,7 @@
 //! can be said about the arguments that are numbers is said.
 
 use crate::error::Fatal;
-use crate::sys::{NS_GET_USERNS, SIOCGSKNS};
+use crate::sys::{NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
 use seccompiler::SeccompCmpOp::{self, Eq, MaskedEq};
 use seccompiler::{apply_filter, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen};
 use seccompiler::{SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
@@ -125,13 +125,14 @@ fn plain() -> Vec<i64> {
 type Condition = (i64, u8, SeccompCmpOp, u64);
 
 /// Calls with an argument that must be this.
-fn conditional() -> [Condition; 5] {
+fn conditional() -> [Condition; 6] {
     // No bit of these means to write, or to make a file.
     let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
     [
         (libc::SYS_socket, 0, Eq, libc::AF_NETLINK as u64),
         (libc::SYS_setns, 1, Eq, libc::CLONE_NEWNET as u64),
         (libc::SYS_ioctl, 1, Eq, SIOCGSKNS),
+        (libc::SYS_ioctl, 1, Eq, NS_GET_NSTYPE),
         (libc::SYS_openat, 2, none_but(open_flags), 0),
         // PROT_EXEC would be code from outside.
         (libc::SYS_mmap, 2, MaskedEq(libc::PROT_EXEC as u64), 0),

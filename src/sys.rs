@@ -13,6 +13,8 @@ pub const SO_MEMINFO: i32 = 55;
 pub const SO_NETNS_COOKIE: i32 = 71;
 /// `SIOCGSKNS` of include/uapi/linux/sockios.h.
 pub const SIOCGSKNS: libc::Ioctl = 0x894C;
+/// `NS_GET_NSTYPE` of include/uapi/linux/nsfs.h.
+pub const NS_GET_NSTYPE: libc::Ioctl = 0xB703;
 /// `NS_GET_USERNS` of include/uapi/linux/nsfs.h.
 pub const NS_GET_USERNS: libc::Ioctl = 0xB701;
 /// `NETLINK_LISTEN_ALL_NSID`, also the type of the control message that carries the nsid.
@@ -58,6 +60,13 @@ pub fn socket_namespace(socket: impl AsFd) -> Result<OwnedFd, Errno> {
     // SAFETY: this ioctl has no argument.
     let fd = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) };
     owned(fd.into())
+}
+
+/// `ioctl(fd, NS_GET_NSTYPE)`: the flag of clone(2) for this kind of namespace. ioctl_ns(2).
+pub fn namespace_kind(namespace: impl AsFd) -> Result<i32, Errno> {
+    // SAFETY: this ioctl has no argument.
+    let kind = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_NSTYPE) };
+    Errno::result(kind)
 }
 
 /// `ioctl(fd, NS_GET_USERNS)`: a descriptor of the user namespace that owns a namespace. EPERM

@@ -54,7 +54,7 @@ defmodule NetlinkPort.CapabilitiesTest do
   end
 
   test "what it inherits is given up, also where the bounding set must stay" do
-    helper = NetlinkPort.Helper.executable()
+    helper = helper()
     ambient = "setpriv --inh-caps +net_raw,+chown --ambient-caps +net_raw,+chown"
     server = start_server!(executable: script!("exec #{ambient} #{helper}"))
     assert sets(server) == [@needed, @needed ||| @ptrace, 0, 0, 0]
@@ -87,7 +87,7 @@ defmodule NetlinkPort.CapabilitiesTest do
 
   defp start_without!(capabilities) do
     drop = Enum.map_join(capabilities, ",", &"-#{&1}")
-    helper = NetlinkPort.Helper.executable()
+    helper = helper()
     start_server!(executable: script!("exec setpriv --bounding-set #{drop} #{helper}"))
   end
 
@@ -146,7 +146,7 @@ defmodule NetlinkPort.CapabilitiesTest do
   @tag :userns
   test "inside a user namespace of its own it enters what was made there, and only that" do
     netns = netns!()
-    helper = NetlinkPort.Helper.executable()
+    helper = helper()
 
     # With a network namespace of its own, it may come home to it.
     server = start_server!(executable: script!("exec unshare -Urn #{helper}"))

@@ -57,8 +57,7 @@ defmodule NetlinkPort.NamespacesTest do
 
   test "every kind of target leads to the same namespace", %{server: server, netns: netns} do
     inode = inode(netns_path(netns))
-    os_pid = os_process!("ip", ["netns", "exec", netns, "sleep", "60"])
-    eventually!(fn -> inode("/proc/#{os_pid}/ns/net") == inode end)
+    os_pid = sleeper!(netns)
 
     for target <- [{:name, netns}, {:path, netns_path(netns)}, {:pid, os_pid}] do
       assert {:ok, socket} = NetlinkPort.open(server, :route, netns: target)
@@ -75,6 +74,8 @@ defmodule NetlinkPort.NamespacesTest do
     assert {error.stage, error.reason} == {:open, :esrch}
   end
 
+  # /proc tells this of a helper to the one who may trace it.
+  @tag :trace
   test "after every failed open all threads are at home", %{server: server, netns: netns} do
     home = namespaces(System.pid())
     assert [one] = home
@@ -189,7 +190,7 @@ defmodule NetlinkPort.NamespacesTest do
 
         {:error, %Error{reason: :einval}} ->
           ip!(["-n", netns, "link", "set", "br0", "type", "bridge", "vlan_filtering", "1"])
-          {_, 0} = System.cmd("bridge", ~w(-n #{netns} vlan add dev br0 vid 7 self))
+          {_, 0} = as_root("bridge", ~w(-n #{netns} vlan add dev br0 vid 7 self))
           # RTM_NEWVLAN
           112
       end
@@ -259,14 +260,13 @@ defmodule NetlinkPort.NamespacesTest do
   end
 
   describe "options" do
-    test "are read back as they were set", %{netns: netns} do
-      socket = open!(start_server!(keep: [:net_broadcast]), netns)
+    test "are read back as they were set", %{server: server, netns: netns} do
+      socket = open!(server, netns)
 
       assert NetlinkPort.getopts(socket, [:ext_ack, :active]) ==
                {:ok, ext_ack: true, active: true}
 
-      flags =
-        ~w(pktinfo broadcast_error no_enobufs listen_all_nsid ext_ack cap_ack get_strict_chk)a
+      flags = ~w(pktinfo broadcast_error no_enobufs ext_ack cap_ack get_strict_chk)a
 
       for flag <- flags, value <- [true, false] do
         assert {flag, NetlinkPort.setopts(socket, [{flag, value}])} == {flag, :ok}
@@ -274,10 +274,30 @@ defmodule NetlinkPort.NamespacesTest do
       end
 
       # The kernel counts twice what was asked for.
-      assert NetlinkPort.setopts(socket, rcvbuf: 8_000_000, sndbuf: 500_000) == :ok
+      assert NetlinkPort.setopts(socket, rcvbuf: 200_000, sndbuf: 100_000) == :ok
 
       assert NetlinkPort.getopts(socket, [:rcvbuf, :sndbuf]) ==
-               {:ok, rcvbuf: 16_000_000, sndbuf: 1_000_000}
+               {:ok, rcvbuf: 400_000, sndbuf: 200_000}
+    end
+
+    # CAP_NET_ADMIN of the user namespace that the system began with: SO_RCVBUFFORCE, socket(7).
+    @tag :init_user_namespace
+    test "buffers may be larger than the limit of the system", %{server: server, netns: netns} do
+      socket = open!(server, netns)
+      assert NetlinkPort.setopts(socket, rcvbuf: 80_000_000, sndbuf: 50_000_000) == :ok
+
+      assert NetlinkPort.getopts(socket, [:rcvbuf, :sndbuf]) ==
+               {:ok, rcvbuf: 160_000_000, sndbuf: 100_000_000}
+    end
+
+    @tag :net_broadcast
+    test "listen_all_nsid is read back as it was set", %{netns: netns} do
+      socket = open!(start_server!(keep: [:net_broadcast]), netns)
+
+      for value <- [true, false] do
+        assert NetlinkPort.setopts(socket, listen_all_nsid: value) == :ok
+        assert NetlinkPort.getopts(socket, [:listen_all_nsid]) == {:ok, listen_all_nsid: value}
+      end
     end
 
     test "at open are in force from the start", %{server: server, netns: netns} do
@@ -296,6 +316,7 @@ defmodule NetlinkPort.NamespacesTest do
       assert_receive {:netlink, ^socket, _datagram}
     end
 
+    @tag :net_broadcast
     test "listen_all_nsid names the namespace an event comes from", context do
       netns = context.netns
       server = start_server!(keep: [:net_broadcast])
@@ -349,8 +370,7 @@ defmodule NetlinkPort.NamespacesTest do
   describe "descriptors" do
     test "2,000 opens and closes, failures among them, leave none behind", context do
       %{netns: netns} = context
-      helper = NetlinkPort.Helper.executable()
-      limited = script!("ulimit -n 64; exec #{helper}")
+      limited = script!("ulimit -n 64; exec #{helper()} \"$@\"")
       server = start_server!(executable: limited)
       {:ok, %{max_fds: 64, fds: before}} = NetlinkPort.info(server)
 
@@ -373,8 +393,7 @@ defmodule NetlinkPort.NamespacesTest do
     end
 
     test "at the limit an open is EMFILE, and all goes on", %{netns: netns} do
-      helper = NetlinkPort.Helper.executable()
-      server = start_server!(executable: script!("ulimit -n 64; exec #{helper}"))
+      server = start_server!(executable: script!("ulimit -n 64; exec #{helper()} \"$@\""))
       {:ok, %{max_fds: 64, fds: before}} = NetlinkPort.info(server)
       sockets = open_to_the_limit(server, netns, [])
       assert length(sockets) > 40

@@ -9,7 +9,7 @@ defmodule NetlinkPort.UserNamespacesTest do
 
   # A helper of an ordinary user, without any capability.
   defp start_as_nobody!(opts \\ [user_namespaces: true]) do
-    helper = NetlinkPort.Helper.executable()
+    helper = helper()
     script = script!("exec setpriv #{Enum.join(@nobody, " ")} #{helper} \"$@\"")
     start_server!([executable: script] ++ opts)
   end
@@ -97,7 +97,7 @@ defmodule NetlinkPort.UserNamespacesTest do
   end
 
   test "inside unshare -Ur, where home belongs to somebody else, the child can leave" do
-    helper = NetlinkPort.Helper.executable()
+    helper = helper()
     pidfile = tmp_path!("pid")
 
     # A namespace made there belongs to that user namespace.

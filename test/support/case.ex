@@ -19,23 +19,50 @@ defmodule NetlinkPort.Case do
   @doc "Makes a namespace with its loopback up; returns its name."
   def netns! do
     name = "#{@prefix}#{System.pid()}-#{System.unique_integer([:positive])}"
-    ip!(["netns", "add", name])
-    on_exit(fn -> System.cmd("ip", ["netns", "del", name], stderr_to_stdout: true) end)
+    # Its status is that of the way home, which is closed to it inside unshare -Ur.
+    {output, _status} = as_root("ip", ["netns", "add", name])
+    on_exit(fn -> as_root("ip", ["netns", "del", name]) end)
+    File.exists?(netns_path(name)) || raise("ip netns add #{name}: #{output}")
     ip!(["-n", name, "link", "set", "lo", "up"])
     name
   end
 
   def netns_path(name), do: "/run/netns/" <> name
 
+  defp id(flag), do: "id" |> System.cmd([flag]) |> elem(0) |> String.trim()
+
   @doc "The inode of a namespace file: what tells namespaces apart."
   def inode(path), do: File.stat!(path).inode
 
   @doc "Runs ip(8); raises with what it printed when it fails."
   def ip!(arguments) do
-    case System.cmd("ip", arguments, stderr_to_stdout: true) do
+    case as_root("ip", arguments) do
       {output, 0} -> output
       {output, status} -> raise "ip #{Enum.join(arguments, " ")}: status #{status}: #{output}"
     end
+  end
+
+  # A suite that runs as an ordinary user is given a command to run others as root with, for what it
+  # needs beside the helper: unprivileged_test.exs.
+  @doc "Runs a program as root."
+  def as_root(program, arguments) do
+    [program | arguments] = su() ++ [program | arguments]
+    System.cmd(program, arguments, stderr_to_stdout: true)
+  end
+
+  defp su, do: String.split(System.get_env("NETLINK_PORT_TEST_SU", ""))
+
+  @doc "A process in a namespace, of the user that runs the suite; returns its process id."
+  def sleeper!(netns) do
+    user =
+      if su() == [],
+        do: [],
+        else: ["setpriv", "--reuid", id("-u"), "--regid", id("-g"), "--clear-groups"]
+
+    [program | arguments] = su() ++ ["ip", "netns", "exec", netns] ++ user ++ ["sleep", "600"]
+    pid = os_process!(program, arguments)
+    eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
+    pid
   end
 
   @doc "Runs many commands in one `ip -batch`."
@@ -74,10 +101,21 @@ defmodule NetlinkPort.Case do
 
   @doc "Starts a server under the test's supervisor, which does not restart it; returns its pid."
   def start_server!(opts \\ []) do
-    opts = Keyword.put_new(opts, :name, nil)
+    opts = opts |> Keyword.put_new(:name, nil) |> Keyword.merge(server_options(), &first/3)
     spec = Supervisor.child_spec({NetlinkPort, opts}, id: make_ref(), restart: :temporary)
     start_supervised!(spec)
   end
+
+  # What the environment of the suite asks for: another executable, say.
+  defp server_options do
+    {opts, _binding} = Code.eval_string(System.get_env("NETLINK_PORT_TEST_SERVER", "[]"))
+    opts
+  end
+
+  defp first(_key, first, _second), do: first
+
+  @doc "The helper's executable."
+  def helper, do: Keyword.get(server_options(), :executable, NetlinkPort.Helper.executable())
 
   @doc "The process id of a server's helper."
   def os_pid(server) do
@@ -113,7 +151,7 @@ defmodule NetlinkPort.Case do
     executable = System.find_executable(program) || raise "there is no #{program}"
     port = Port.open({:spawn_executable, executable}, args: arguments)
     {:os_pid, os_pid} = Port.info(port, :os_pid)
-    on_exit(fn -> System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true) end)
+    on_exit(fn -> as_root("kill", ["-KILL", "#{os_pid}"]) end)
     os_pid
   end
 
