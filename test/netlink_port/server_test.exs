@@ -115,10 +115,8 @@ defmodule NetlinkPort.ServerTest do
   describe "a helper that cannot come home" do
     test "ends with exit code 80, so that no later socket is opened in the wrong place" do
       netns = netns!()
-      helper = helper()
       # setns(2) is called once at start, once to leave, and the third time to come home.
-      inject = "strace -qq -o /dev/null -e inject=setns:error=EPERM:when=3"
-      server = start_server!(executable: script!("exec #{inject} #{helper}"))
+      server = start_injected!("setns EPERM 3")
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, netns})
       assert {error.stage, error.reason} == {:thread, :epipe}

@@ -201,6 +201,12 @@ defmodule NetlinkPort.Case do
   @doc "The path of a program of test/fixtures/, which test_helper.exs has built."
   def fixture!(name), do: Path.expand("../../target/release/examples/#{name}", __DIR__)
 
+  @doc "Starts a server whose helper fails at a system call: `SYSCALL ERRNO WHEN`, see inject.rs."
+  def start_injected!(fault, opts \\ []) do
+    script = script!("exec #{fixture!("inject")} #{fault} #{helper()} \"$@\"")
+    start_server!([executable: script] ++ opts)
+  end
+
   @doc "A shell command that prints a frame with its header."
   def print_frame(payload) do
     frame = <<byte_size(payload)::32, payload::binary>>
