@@ -1,0 +1,74 @@
+defmodule Soak.World do
+  @moduledoc false
+  # The namespaces. Each has a bridge that names it, and a process that lives in it.
+
+  alias NetlinkPort.Rtnl
+
+  # The index of the link that is made first.
+  @marker 2
+
+  @enforce_keys [:count]
+  defstruct [:count]
+
+  def name(index), do: "nlp-#{System.pid()}-s#{index}"
+  def marker(index), do: "id#{index}"
+
+  def build(count) do
+    :ets.new(__MODULE__, [:named_table, :public])
+    for index <- 1..count, do: create(index)
+    %__MODULE__{count: count}
+  end
+
+  def demolish(world), do: for(index <- 1..world.count, do: delete(index))
+
+  def create(index) do
+    name = name(index)
+    ip(["netns", "add", name])
+    ip(["-n", name, "link", "add", marker(index), "type", "bridge"])
+    ip(["-n", name, "link", "set", "lo", "up"])
+
+    sleeper =
+      Port.open({:spawn_executable, find("ip")}, args: ~w(netns exec #{name} sleep 100000))
+
+    {:os_pid, pid} = Port.info(sleeper, :os_pid)
+    :ets.insert(__MODULE__, {index, pid})
+  end
+
+  def delete(index) do
+    {_output, _status} = System.cmd("kill", ["-KILL", "#{pid(index)}"], stderr_to_stdout: true)
+    {_output, _status} = System.cmd("ip", ["netns", "del", name(index)], stderr_to_stdout: true)
+  end
+
+  def pid(index), do: :ets.lookup_element(__MODULE__, index, 2)
+
+  @doc "A way to name a namespace, by chance."
+  def netns(index) do
+    case :rand.uniform(3) do
+      1 -> {:name, name(index)}
+      2 -> {:path, "/run/netns/" <> name(index)}
+      3 -> {:pid, pid(index)}
+    end
+  end
+
+  @doc "The question every namespace answers with its own name."
+  def question(sequence), do: Rtnl.getlink(@marker, sequence)
+
+  @doc "What an answer says: whose it is, and where it comes from."
+  def read_answer(datagram) do
+    case Rtnl.messages(datagram) do
+      [{16, sequence, payload}] -> {sequence, Rtnl.link_name(payload)}
+      # A namespace that is being made has no marker yet: ENODEV.
+      [{2, sequence, <<-19::32-signed-native, _::binary>>}] -> {sequence, :not_yet}
+      other -> {:unexpected, other}
+    end
+  end
+
+  def ip(arguments) do
+    case System.cmd(find("ip"), arguments, stderr_to_stdout: true) do
+      {_output, 0} -> :ok
+      {output, status} -> raise "ip #{Enum.join(arguments, " ")}: #{status}: #{output}"
+    end
+  end
+
+  defp find(program), do: System.find_executable(program)
+end
