@@ -248,7 +248,7 @@ pub fn as_integer(term: &Term) -> Option<i128> {
 }
 
 /// Reads a tuple's elements.
-pub fn as_tuple(term: &Term) -> Option<&[Term]> {
+pub fn as_tuple_mut(term: &mut Term) -> Option<&mut [Term]> {
     match term {
         Term::SmallTuple(elements) => Some(elements),
         _ => None,

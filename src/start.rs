@@ -99,6 +99,7 @@ fn end_on_panic() {
 fn prepare() -> Result<Reactor, Fatal> {
     let wire = take_wire()?;
     sys::set_signals();
+    sys::give_back_large_blocks();
     set_pdeathsig(Signal::SIGKILL).map_err(Fatal::system("prctl(PR_SET_PDEATHSIG)"))?;
     let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
     let home = Home::find().map_err(Fatal::system("cannot open /proc/self/ns/net"))?;
