@@ -276,7 +276,7 @@ mod tests {
         });
         let mut inbox = Inbox::new();
         loop {
-            inbox.fill(&reader).unwrap();
+            assert!(inbox.fill(&reader).unwrap() > 0);
             if let Some(frame) = inbox.next().unwrap() {
                 assert_eq!(frame, payload);
                 break;
