@@ -5,7 +5,7 @@ use crate::error::Stage;
 use crate::etf::{self, Malformed, Term, MAX_DEPTH, MAX_TERMS};
 use crate::frame::{Inbox, TooLong, HEADER, MAX_REPLY};
 use crate::mirror;
-use crate::protocol;
+use crate::protocol::{self, Command, Handle, Reference};
 use nix::fcntl::OFlag;
 use nix::unistd::{pipe2, write};
 
@@ -101,11 +101,15 @@ fn assert_bounded(term: &Term, depth: usize, terms: &mut usize) {
     }
 }
 
-/// A frame is a command that says the same when it is written again, or a refusal that fits into
+/// A frame is a command that says the same when it is written again (a `send`, which is read without
+/// a term, says what its term would), or a refusal that fits into
 /// an answer, or malformed for the reason the check gives.
 pub fn command(frame: &[u8]) {
     match protocol::parse(frame) {
         Ok((reference, Ok(command))) => {
+            if let Command::Send(handle, datagram) = command {
+                assert_eq!(etf::decode(frame), Ok(send(reference, handle, datagram)));
+            }
             let again = mirror::encode(reference, &command);
             assert_eq!(
                 protocol::parse(&again),
@@ -123,6 +127,15 @@ pub fn command(frame: &[u8]) {
     }
 }
 
+fn send(reference: Reference, handle: Handle, datagram: &[u8]) -> Term {
+    etf::tuple(vec![
+        Term::SmallInt(1),
+        Term::Int(reference.0 as i32),
+        Term::Int(handle.0 as i32),
+        etf::binary(datagram),
+    ])
+}
+
 fn assert_reply(frame: &[u8]) {
     assert!(frame.len() <= MAX_REPLY);
     assert_ne!(etf::decode(frame), Err(Malformed::Truncated));
@@ -134,7 +147,6 @@ mod tests {
     use crate::netlink::Spec;
     use crate::netns::Target;
     use crate::options::{Name, Value, NAMES};
-    use crate::protocol::{Command, Handle, Reference};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::path::Path;
