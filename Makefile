@@ -1,6 +1,7 @@
 # make demo    the main job, on real namespaces (root)
 # make test    the Rust and the ExUnit suites
 # make check   formatting, lints, warnings as errors, Dialyzer
+# make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
 #
 # Each installs what it lacks from Debian's packages first.
 
@@ -9,7 +10,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 PACKAGES := elixir erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 libcap2-bin procps gcc libc6-dev
 
-.PHONY: demo test check dialyzer setup clean
+.PHONY: demo test check fuzz dialyzer setup clean
 
 demo: setup
 	@mix compile
@@ -26,6 +27,21 @@ check: setup
 	MIX_ENV=dev mix compile --force --warnings-as-errors
 	MIX_ENV=test mix compile --force --warnings-as-errors
 	@$(MAKE) --no-print-directory dialyzer
+
+# New inputs go to fuzz/target/found; fuzz/corpus is what is kept of them (fuzz/keep.sh).
+FUZZ_RUNS ?= 1000000
+FUZZ_TARGETS ?= frame term command
+
+fuzz: setup
+	@command -v cargo-fuzz >/dev/null && cargo +nightly --version >/dev/null 2>&1 || { \
+	  echo "fuzzing needs 'rustup toolchain install nightly' and 'cargo install --locked cargo-fuzz'" >&2; exit 1; }
+	@for target in $(FUZZ_TARGETS); do \
+	  found=fuzz/target/found/$$target log=fuzz/target/$$target.log; mkdir -p $$found; \
+	  cargo +nightly fuzz run $$target $$found fuzz/corpus/$$target -- -runs=$(FUZZ_RUNS) \
+	    -dict=fuzz/dictionary -max_len=4096 -timeout=10 -malloc_limit_mb=64 -rss_limit_mb=1024 \
+	    -print_final_stats=1 >$$log 2>&1 || { tail -40 $$log; exit 1; }; \
+	  sed -n "s/^stat::number_of_executed_units: */$$target: executions /p" $$log; \
+	done
 
 # The PLT of OTP and Elixir is built once and kept, by version.
 ELIXIR_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:elixir))')/ebin
@@ -56,4 +72,4 @@ setup:
 	  echo "cargo is missing; install Rust 1.85 or newer: https://rustup.rs, or 'apt-get install cargo' on Debian 13" >&2; exit 1; }
 
 clean:
-	rm -rf _build target priv/netlink_port .dialyzer
+	rm -rf _build target fuzz/target priv/netlink_port .dialyzer

@@ -10,10 +10,10 @@ use byteorder::{BigEndian, ByteOrder};
 pub use erlang_term::RawTerm as Term;
 
 /// How deep terms may nest. Commands nest four deep.
-const MAX_DEPTH: usize = 8;
+pub const MAX_DEPTH: usize = 8;
 /// How many terms one frame may hold, elements of strings included. The longest command, an open
 /// that joins many groups, stays far below.
-const MAX_TERMS: usize = 16 * 1024;
+pub const MAX_TERMS: usize = 16 * 1024;
 
 const VERSION: u8 = 131;
 const SMALL_INTEGER_EXT: u8 = 97;
@@ -82,7 +82,7 @@ pub fn encode(term: Term) -> Vec<u8> {
 }
 
 /// Walks over a frame without building anything.
-fn check(frame: &[u8]) -> Result<(), Malformed> {
+pub fn check(frame: &[u8]) -> Result<(), Malformed> {
     let (version, rest) = frame.split_first().ok_or(Malformed::Empty)?;
     if *version != VERSION {
         return Err(Malformed::Version);
@@ -248,7 +248,7 @@ pub fn as_integer(term: &Term) -> Option<i128> {
 }
 
 /// Reads a tuple's elements.
-pub fn as_tuple(term: &Term) -> Option<&[Term]> {
+pub fn as_tuple_mut(term: &mut Term) -> Option<&mut [Term]> {
     match term {
         Term::SmallTuple(elements) => Some(elements),
         _ => None,
@@ -334,33 +334,5 @@ mod tests {
             list(vec![boolean(true), boolean(false)]),
         ]);
         assert_eq!(decode(&encode(term.clone())), Ok(term));
-    }
-
-    #[test]
-    fn mutated_terms_never_panic() {
-        let term = tuple(vec![
-            atom("open"),
-            integer(7),
-            integer(1_u64 << 40),
-            tuple(vec![atom("path"), binary(b"/run/netns/blue")]),
-            list(vec![tuple(vec![atom("rcvbuf"), integer(1 << 20)])]),
-        ]);
-        let original = encode(term);
-        let mut state = 0x2545_F491_4F6C_DD1D_u64;
-        let mut random = |below: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state % below as u64) as usize
-        };
-        for _ in 0..300_000 {
-            let mut frame = original.clone();
-            for _ in 0..=random(4) {
-                let at = random(frame.len());
-                frame[at] = random(256) as u8;
-            }
-            frame.truncate(1 + random(frame.len()));
-            let _ = decode(&frame);
-        }
     }
 }

@@ -33,15 +33,26 @@ pub struct Inbox {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// Its size while no longer frame comes in.
+    usual: usize,
+    /// The longest frame it takes, without its header.
+    longest: usize,
 }
 
 impl Inbox {
     /// An empty inbox.
     pub fn new() -> Self {
+        Self::sized(READ, MAX_FRAME)
+    }
+
+    /// An empty inbox of another size, with another limit.
+    pub fn sized(usual: usize, longest: usize) -> Self {
         Self {
-            buffer: vec![0; READ],
+            buffer: vec![0; usual],
             start: 0,
             end: 0,
+            usual,
+            longest,
         }
     }
 
@@ -73,7 +84,7 @@ impl Inbox {
         match self.buffer.get(self.start..self.end) {
             Some(bytes) if bytes.len() >= HEADER => {
                 let length = BigEndian::read_u32(bytes) as usize;
-                if length > MAX_FRAME {
+                if length > self.longest {
                     return Err(TooLong);
                 }
                 Ok(Some(length))
@@ -90,12 +101,13 @@ impl Inbox {
             self.start = 0;
         }
         let wanted = match self.announced() {
-            Ok(Some(length)) => READ.max(HEADER + length),
-            _ => READ,
+            Ok(Some(length)) => self.usual.max(HEADER + length),
+            _ => self.usual,
         };
         if self.buffer.len() < wanted {
+            self.buffer.reserve_exact(wanted - self.buffer.len());
             self.buffer.resize(wanted, 0);
-        } else if self.end <= READ && self.buffer.len() > wanted {
+        } else if self.end <= self.usual && self.buffer.len() > wanted {
             self.buffer.truncate(wanted);
             self.buffer.shrink_to_fit();
         }
@@ -264,7 +276,7 @@ mod tests {
         });
         let mut inbox = Inbox::new();
         loop {
-            inbox.fill(&reader).unwrap();
+            assert!(inbox.fill(&reader).unwrap() > 0);
             if let Some(frame) = inbox.next().unwrap() {
                 assert_eq!(frame, payload);
                 break;

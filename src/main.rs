@@ -2,10 +2,14 @@
 //! namespaces and forwards their datagrams. It speaks `<packet,4>` External Term Format on
 //! standard input and output; docs/protocol.md is the specification.
 
+#[cfg(test)]
+mod checks;
 mod child;
 mod error;
 mod etf;
 mod frame;
+#[cfg(test)]
+mod mirror;
 mod netlink;
 mod netns;
 mod options;

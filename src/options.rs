@@ -8,6 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 /// The bytes of one classic BPF instruction on the wire: code, jt, jf, k, big-endian.
 const INSTRUCTION: usize = 8;
+/// The most instructions the kernel takes (`BPF_MAXINSNS`, include/uapi/linux/bpf_common.h).
+/// Checked before a copy of them is made.
+const MAX_INSTRUCTIONS: usize = 4096;
 
 /// An option of a netlink socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,7 +194,7 @@ fn filter(socket: BorrowedFd<'_>, program: &[u8]) -> Result<(), Errno> {
             other => other,
         };
     }
-    if program.len() % INSTRUCTION != 0 {
+    if program.len() % INSTRUCTION != 0 || program.len() > MAX_INSTRUCTIONS * INSTRUCTION {
         return Err(Errno::EINVAL);
     }
     let instructions = program.chunks_exact(INSTRUCTION).map(|bytes| {
@@ -277,6 +280,13 @@ mod tests {
         assert_eq!(attached, Ok(Value::Program(vec![])));
         let cut = set(&socket, Name::Filter, &Value::Program(vec![0; 7]));
         assert_eq!(cut.unwrap_err().errno, Errno::EINVAL);
+        // BPF_RET | BPF_K at the end, and BPF_LD | BPF_IMM before it.
+        for (count, outcome) in [(4096, None), (4097, Some(Errno::EINVAL))] {
+            let mut longest = vec![0; (count - 1) * INSTRUCTION];
+            longest.extend([0, 6, 0, 0, 0, 4, 0, 0]);
+            let set = set(&socket, Name::Filter, &Value::Program(longest));
+            assert_eq!(set.err().map(|failure| failure.errno), outcome, "{count}");
+        }
     }
 
     #[test]

@@ -140,6 +140,7 @@ fn end_on_panic() {
 fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
     let wire = take_wire()?;
     sys::set_signals();
+    sys::give_back_large_blocks();
     let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
     let privileges = privileges::reduce(&arguments.keep)?;
     // Behind the change of credentials, which could undo both.

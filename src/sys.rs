@@ -261,6 +261,19 @@ pub fn set_signals() {
     }
 }
 
+/// `mallopt(M_MMAP_THRESHOLD, …)`, mallopt(3): large blocks have pages of their own, which free(3)
+/// gives back at once. Left alone, glibc raises the threshold to the largest block it has seen
+/// freed, and keeps as much as one long frame for ever.
+#[cfg(target_env = "gnu")]
+pub fn give_back_large_blocks() {
+    // SAFETY: mallopt(3) takes two integers, and no other thread allocates meanwhile.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024) };
+}
+
+/// Other allocators are left as they are.
+#[cfg(not(target_env = "gnu"))]
+pub fn give_back_large_blocks() {}
+
 /// `_exit(2)`: ends at once, without destructors, output or unwinding.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) takes an integer and does not return.

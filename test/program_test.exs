@@ -1,128 +1,27 @@
 defmodule NetlinkPort.ProgramTest do
-  # The built executable by itself: its command line, its descriptors, and whatever can be sent to it.
+  # The built executable by itself: its command line, its descriptors and its commands.
+  # Frames that are none of those are in hostile_frames_test.exs.
   use NetlinkPort.Case, async: true
 
   import Bitwise, only: [<<<: 2, &&&: 2]
+  import NetlinkPort.Program
 
-  alias NetlinkPort.{Helper, Protocol}
+  alias NetlinkPort.Protocol
 
   @max_frame 16_777_280
-  # The tags that a command may have, as docs/protocol.md lists them.
-  @tags [97, 98, 100, 104, 106, 107, 108, 109, 110, 119]
-  # What the program may take at rest, in kB.
-  @rest 8 * 1024
-  # References of the pings that end a conversation: no other frame here has one so high.
-  @pings 0x70000000
-
-  ## Starting it
-
-  defp program, do: Helper.executable()
-
-  defp open_port(options) do
-    Port.open({:spawn_executable, program()}, [:binary, :exit_status | options])
-  end
-
-  # As the server starts it; its first frame has come.
-  defp start! do
-    port = open_port(packet: 4)
-    assert_receive {^port, {:data, frame}}, 10_000
-    assert {:hello, 1, hello} = Protocol.decode(frame)
-    {:os_pid, os_pid} = Port.info(port, :os_pid)
-    assert hello[:os_pid] == os_pid
-    %{port: port, os_pid: os_pid, hello: hello}
-  end
 
   # A shell command, its output and its status; $PROGRAM and $TMP, a directory, are there for it.
   defp shell(command) do
     directory = tmp_path!("shell")
     File.mkdir!(directory)
-    environment = [{"PROGRAM", program()}, {"TMP", directory}]
+    environment = [{"PROGRAM", executable()}, {"TMP", directory}]
     System.cmd("sh", ["-c", command], env: environment, stderr_to_stdout: true)
   end
-
-  ## Talking to it
-
-  # What it says to these frames: all events before the answer to a ping that follows them. That it
-  # answers at all is half of every test.
-  defp say(%{port: port}, frames) do
-    reference = @pings + System.unique_integer([:positive])
-    Enum.each(frames, &Port.command(port, &1))
-    Port.command(port, Protocol.command(reference, {:ping}))
-    events(port, {:reply, reference, {:ok, nil}})
-  end
-
-  defp events(port, last, seen \\ []) do
-    receive do
-      {^port, {:data, frame}} ->
-        case Protocol.decode(frame) do
-          ^last -> Enum.reverse(seen)
-          event -> events(port, last, [event | seen])
-        end
-
-      {^port, {:exit_status, status}} ->
-        flunk("the program ended with exit status #{status}")
-    after
-      10_000 -> flunk("the program does not answer")
-    end
-  end
-
-  # What comes until the end: events and an exit status.
-  defp rest(port, seen \\ []) do
-    receive do
-      {^port, {:data, frame}} -> rest(port, [Protocol.decode(frame) | seen])
-      {^port, {:exit_status, status}} -> {Enum.reverse(seen), status}
-    after
-      10_000 -> flunk("the program does not end")
-    end
-  end
-
-  # So many frames of a port without packets, and the bytes behind them.
-  defp read_frames(_port, seen, 0), do: {[], seen}
-
-  defp read_frames(port, <<size::32, frame::binary-size(size), seen::binary>>, left) do
-    {frames, seen} = read_frames(port, seen, left - 1)
-    {[frame | frames], seen}
-  end
-
-  defp read_frames(port, seen, left) do
-    receive do
-      {^port, {:data, bytes}} -> read_frames(port, seen <> bytes, left)
-    after
-      10_000 -> flunk("no whole frame, only #{inspect(seen)}")
-    end
-  end
-
-  # What is said to each frame, by itself.
-  defp assert_said(program, cases) do
-    for {frame, expected} <- cases do
-      said = say(program, [frame])
-      assert {shown(frame), said} == {shown(frame), expected}
-    end
-  end
-
-  defp shown(frame), do: inspect(frame, limit: 40, printable_limit: 40)
-
-  defp malformed(reason), do: [{:malformed, reason}]
-  defp refused(reference, detail), do: [{:reply, reference, {:error, {:protocol, 22, detail}}}]
-  defp closed(reference), do: [{:reply, reference, {:error, {:info, 9, ""}}}]
-
-  defp term(term), do: :erlang.term_to_binary(term, minor_version: 2)
-
-  defp open(reference, handle, target \\ :host) do
-    Protocol.command(reference, {:open, handle, target, 0, 0, false, 10_000, []})
-  end
-
-  defp rss(%{os_pid: os_pid}) do
-    [_, kilobytes] = Regex.run(~r/VmRSS:\s+(\d+) kB/, File.read!("/proc/#{os_pid}/status"))
-    String.to_integer(kilobytes)
-  end
-
-  defp assert_at_rest(program), do: assert(rss(program) < @rest)
 
   describe "the command line" do
     test "has --help, which names every exit code" do
       for flag <- ["--help", "-h"] do
-        {help, 0} = System.cmd(program(), [flag], stderr_to_stdout: true)
+        {help, 0} = System.cmd(executable(), [flag], stderr_to_stdout: true)
         assert help =~ "usage: netlink_port [--keep CAPABILITY]... [--user-namespaces]"
         assert help =~ "(protocol #{Protocol.version()})"
         codes = for [_, code] <- Regex.scan(~r/^ +(\d+)  \w/m, help), do: code
@@ -138,25 +37,25 @@ defmodule NetlinkPort.ProgramTest do
       version = Mix.Project.config()[:version]
 
       for flag <- ["--version", "-V"] do
-        assert System.cmd(program(), [flag]) == {"netlink_port #{version}\n", 0}
+        assert System.cmd(executable(), [flag]) == {"netlink_port #{version}\n", 0}
       end
     end
 
     test "refuses what it does not know with 64 and a sentence" do
       for arguments <- [["--frobnicate"], ["x"], [""], ["--help", "x"], ["--version", "-h"]] do
-        {output, status} = System.cmd(program(), arguments, stderr_to_stdout: true)
+        {output, status} = System.cmd(executable(), arguments, stderr_to_stdout: true)
         assert {arguments, status} == {arguments, 64}
         first = inspect(hd(arguments))
         assert output == "netlink_port: unknown argument #{first}; try --help\n"
       end
 
-      assert {output, 64} = System.cmd(program(), [<<"--", 255>>], stderr_to_stdout: true)
+      assert {output, 64} = System.cmd(executable(), [<<"--", 255>>], stderr_to_stdout: true)
       assert output =~ "unknown argument"
     end
 
     test "alone, on a terminal, is refused with 64 and a sentence" do
       if script = System.find_executable("script") do
-        {output, status} = System.cmd(script, ["-qec", program(), "/dev/null"])
+        {output, status} = System.cmd(script, ["-qec", executable(), "/dev/null"])
         assert status == 64
         assert output =~ "this is an Erlang port program"
         assert output =~ "NetlinkPort.start_link/1"
@@ -313,7 +212,7 @@ defmodule NetlinkPort.ProgramTest do
 
     test "it ends with its standard input while its standard output is full" do
       script = script!(~S(exec 2>/dev/null; "$1" | sleep 600))
-      port = Port.open({:spawn_executable, script}, [:binary, args: [program()]])
+      port = Port.open({:spawn_executable, script}, [:binary, args: [executable()]])
       {:os_pid, shell} = Port.info(port, :os_pid)
 
       on_exit(fn ->
@@ -353,307 +252,6 @@ defmodule NetlinkPort.ProgramTest do
   defp moved(os_pid, name) do
     [_, bytes] = Regex.run(~r/#{name}: (\d+)/, File.read!("/proc/#{os_pid}/io"))
     String.to_integer(bytes)
-  end
-
-  describe "frames" do
-    test "may come byte by byte" do
-      port = open_port([:stream])
-      {[_hello], ""} = read_frames(port, "", 1)
-
-      frames = [
-        vector!("ping"),
-        "",
-        Protocol.command(5, {:close, 7}),
-        IO.iodata_to_binary(Protocol.send(6, 7, "datagram", 8)),
-        <<131, 80>>,
-        vector!("ping")
-      ]
-
-      for frame <- frames, <<(byte <- <<byte_size(frame)::32, frame::binary>>)>> do
-        Port.command(port, <<byte>>)
-      end
-
-      {said, ""} = read_frames(port, "", 6)
-
-      assert Enum.map(said, &Protocol.decode/1) ==
-               [{:reply, 11, {:ok, nil}}, {:malformed, :empty}] ++
-                 closed(5) ++ closed(6) ++ [{:malformed, :tag}, {:reply, 11, {:ok, nil}}]
-    end
-
-    test "may come cut anywhere" do
-      port = open_port([:stream])
-      {[_hello], ""} = read_frames(port, "", 1)
-      frame = Protocol.command(5, {:set, 7, :rcvbuf, 1})
-      bytes = :binary.copy(<<byte_size(frame)::32, frame::binary>>, 3)
-      [answer] = closed(5)
-
-      for cut <- 0..byte_size(bytes) do
-        <<first::binary-size(cut), second::binary>> = bytes
-        Port.command(port, first)
-        Port.command(port, second)
-        {said, ""} = read_frames(port, "", 3)
-        assert {cut, Enum.map(said, &Protocol.decode/1)} == {cut, List.duplicate(answer, 3)}
-      end
-    end
-
-    test "of up to the limit are taken" do
-      program = start!()
-      # {dance, 5, Binary}, as long as a frame may be.
-      overhead = byte_size(term({:dance, 5, ""}))
-      frame = term({:dance, 5, :binary.copy("x", @max_frame - overhead)})
-      assert byte_size(frame) == @max_frame
-      assert_said(program, [{frame, refused(5, "unknown command")}])
-    end
-
-    test "beyond the limit end it with 65 as soon as they are announced" do
-      for length <- [@max_frame + 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF] do
-        port = open_port([:stream])
-        {:os_pid, os_pid} = Port.info(port, :os_pid)
-        {[_hello], ""} = read_frames(port, "", 1)
-        Port.command(port, <<length::32>>)
-        assert_receive {^port, {:exit_status, status}}, 10_000
-        assert {length, status} == {length, 65}
-        eventually!(fn -> not running?(os_pid) end)
-      end
-    end
-
-    test "before one that is too long are answered" do
-      port = open_port([:stream])
-      {[_hello], ""} = read_frames(port, "", 1)
-      Port.command(port, <<0::32>>)
-      {[said], ""} = read_frames(port, "", 1)
-      assert Protocol.decode(said) == {:malformed, :empty}
-      Port.command(port, <<255, 255, 255, 255>>)
-      assert_receive {^port, {:exit_status, 65}}, 10_000
-    end
-  end
-
-  describe "hostile frames" do
-    test "of every tag are refused by name, or are no command" do
-      program = start!()
-
-      for tag <- 0..255 do
-        alone =
-          case tag do
-            # The empty list, a whole term: it has no reference to be answered to.
-            106 -> []
-            tag when tag in @tags -> malformed(:truncated)
-            _other -> malformed(:tag)
-          end
-
-        # An integer, an atom and so on of zeroes, and zeroes behind it.
-        with_zeroes =
-          case tag do
-            108 -> malformed(:improper)
-            tag when tag in @tags -> malformed(:trailing)
-            _other -> malformed(:tag)
-          end
-
-        assert_said(program, [
-          {<<131, tag>>, alone},
-          {<<131, tag, 0::512>>, with_zeroes},
-          # And within a command.
-          {<<131, 104, 2, 119, 4, "ping", tag>>, if(tag == 106, do: [], else: alone)}
-        ])
-      end
-
-      assert_at_rest(program)
-    end
-
-    test "are told apart" do
-      program = start!()
-
-      assert_said(program, [
-        {"", malformed(:empty)},
-        {<<0>>, malformed(:version)},
-        {<<130, 106>>, malformed(:version)},
-        {<<132, 106>>, malformed(:version)},
-        {"Usage: netlink_port", malformed(:version)},
-        {<<131>>, malformed(:truncated)},
-        {<<131, 98, 1, 2, 3>>, malformed(:truncated)},
-        {<<131, 109, 0xFFFFFFFF::32>>, malformed(:truncated)},
-        {<<131, 109, 5::32, "four">>, malformed(:truncated)},
-        {<<131, 119, 5, "four">>, malformed(:truncated)},
-        {<<131, 100, 0xFFFF::16, "four">>, malformed(:truncated)},
-        {<<131, 107, 5::16, "four">>, malformed(:truncated)},
-        {<<131, 110, 8, 0, 1>>, malformed(:truncated)},
-        {<<131, 104, 255>>, malformed(:truncated)},
-        {<<131, 108, 1::32>>, malformed(:truncated)},
-        {<<131, 108, 1::32, 106>>, malformed(:truncated)},
-        {<<131, 108, 0xFFFFFFFF::32>>, malformed(:count)},
-        {<<131, 106, 106>>, malformed(:trailing)},
-        {vector!("ping") <> <<0>>, malformed(:trailing)},
-        {vector!("ping") <> vector!("ping"), malformed(:trailing)},
-        {vector!("send") <> <<0>>, malformed(:trailing)},
-        {binary_part(vector!("send"), 0, 23), malformed(:truncated)},
-        {term([1 | 2]), malformed(:improper)},
-        {term({:ping, [{:a, 1} | :b]}), malformed(:improper)},
-        {<<131, 108, 0::32, 97, 1>>, malformed(:improper)}
-      ])
-
-      assert_at_rest(program)
-    end
-
-    test "of atoms that are not UTF-8 are refused" do
-      program = start!()
-
-      for name <- [<<200>>, <<0xFF>>, <<0xC0, 0x80>>, <<0xED, 0xA0, 0x80>>, <<"pin", 0xE7>>] do
-        size = byte_size(name)
-
-        assert_said(program, [
-          {<<131, 119, size, name::binary>>, malformed(:atom)},
-          {<<131, 100, size::16, name::binary>>, malformed(:atom)},
-          {<<131, 104, 2, 119, size, name::binary, 97, 5>>, malformed(:atom)}
-        ])
-      end
-
-      # These are UTF-8, and no command.
-      for name <- ["", "pïng", "\0", "ping\n", String.duplicate("å", 127)] do
-        frame = <<131, 104, 2, 119, byte_size(name), name::binary, 97, 5>>
-        assert_said(program, [{frame, refused(5, "unknown command")}])
-      end
-    end
-
-    test "of integers that no command has are refused" do
-      program = start!()
-
-      for integer <- [1 <<< 64, -(1 <<< 64), 1 <<< 70, 1 <<< 2_000, -(1 <<< 2_000)] do
-        assert_said(program, [
-          {term(integer), malformed(:integer)},
-          {term({:ping, integer}), malformed(:integer)}
-        ])
-      end
-
-      assert_said(program, [
-        # LARGE_BIG_EXT, a tag of its own.
-        {term(1 <<< 3_000), malformed(:tag)},
-        # A sign that is neither.
-        {<<131, 110, 1, 2, 5>>, malformed(:integer)},
-        {<<131, 110, 1, 255, 5>>, malformed(:integer)},
-        # The longest there are, which are no references.
-        {term({:ping, (1 <<< 64) - 1}), []},
-        {term({:ping, -(1 <<< 64) + 1}), []},
-        {term({:ping, 1 <<< 31}), []},
-        {term({:ping, -1}), []},
-        # A small big that could have been shorter is an integer all the same.
-        {<<131, 104, 2, 119, 4, "ping", 110, 8, 0, 5, 0::56>>, [{:reply, 5, {:ok, nil}}]},
-        {<<131, 104, 2, 119, 4, "ping", 110, 0, 0>>, []},
-        {<<131, 104, 2, 100, 4::16, "ping", 98, 5::32>>, [{:reply, 5, {:ok, nil}}]}
-      ])
-    end
-
-    test "of terms that no command has are refused" do
-      program = start!()
-
-      for term <- [
-            1.5,
-            %{},
-            %{a: 1},
-            self(),
-            make_ref(),
-            &Protocol.decode/1,
-            fn -> :ok end,
-            program.port,
-            <<1::3>>,
-            List.to_tuple(Enum.to_list(1..256)),
-            {:ping, 5, %{}}
-          ] do
-        assert_said(program, [{term(term), malformed(:tag)}])
-      end
-    end
-
-    test "that are compressed are refused" do
-      program = start!()
-      bomb = :erlang.term_to_binary(:binary.copy("x", 10_000_000), [:compressed])
-      assert <<131, 80, _rest::binary>> = bomb
-      assert byte_size(bomb) < 100_000
-      ping = :erlang.term_to_binary({:ping, 5, :binary.copy("x", 1_000)}, [:compressed])
-      assert_said(program, [{bomb, malformed(:tag)}, {ping, malformed(:tag)}])
-      assert_at_rest(program)
-    end
-
-    test "of terms without end are refused" do
-      program = start!()
-
-      assert_said(program, [
-        {<<131, :binary.copy(<<104, 1>>, 1_000_000)::binary, 106>>, malformed(:depth)},
-        {<<131, :binary.copy(<<108, 1::32>>, 1_000_000)::binary>>, malformed(:depth)},
-        {<<131, :binary.copy(<<108, 1::32, 104, 1>>, 500_000)::binary>>, malformed(:depth)},
-        # Where it ends: 8 are taken, 9 are not.
-        {<<131, :binary.copy(<<104, 1>>, 7)::binary, 106>>, []},
-        {<<131, :binary.copy(<<104, 1>>, 8)::binary, 106>>, malformed(:depth)}
-      ])
-
-      # What these frames needed is given back with the next one.
-      assert_at_rest(program)
-    end
-
-    test "of more terms than a command has are refused" do
-      program = start!()
-      # With the list itself.
-      nils = fn count -> <<131, 108, count::32, :binary.copy(<<106>>, count + 1)::binary>> end
-
-      assert_said(program, [
-        {nils.(16_383), []},
-        {nils.(16_384), malformed(:count)},
-        {nils.(1_000_000), malformed(:count)},
-        {<<131, 107, 0xFFFF::16, 0::size(0xFFFF)-unit(8)>>, malformed(:count)},
-        # Wide and deep: every level is counted.
-        {<<131, 104, 2, :binary.copy(nils.(10_000) |> binary_part(1, 10_006), 2)::binary>>,
-         malformed(:count)}
-      ])
-
-      assert_at_rest(program)
-    end
-
-    test "of a large size are given back" do
-      program = start!()
-      {:ok, _opened} = opened(program, 1)
-      large = :binary.copy("x", 16 * 1024 * 1024)
-
-      for {frame, expected} <- [
-            {<<131, 109, byte_size(large)::32, large::binary>>, []},
-            {large, malformed(:version)},
-            {term({:send_to, 5, 99, 0, 0, large}), closed(5)},
-            {IO.iodata_to_binary(Protocol.send(5, 99, large, byte_size(large))), closed(5)},
-            {IO.iodata_to_binary(Protocol.send(5, 1, large, byte_size(large))),
-             [{:reply, 5, {:error, {:send, 90, ""}}}]}
-          ] do
-        assert_said(program, [{frame, expected}])
-        assert_at_rest(program)
-      end
-    end
-
-    test "made of real ones by changing some bytes get a command's answers, or none" do
-      program = start!()
-      :rand.seed(:exsss, {2, 7, 1828})
-      # A stop would end it, as it should.
-      {_stop, frames} = Map.pop!(vectors(), "stop")
-      frames = Map.values(frames)
-
-      for _ <- 1..20 do
-        events = say(program, for(_ <- 1..1_000, do: mutated(Enum.random(frames))))
-
-        for event <- events do
-          assert elem(event, 0) in [:malformed, :reply, :failed, :data, :overrun]
-        end
-      end
-
-      assert_at_rest(program)
-    end
-
-    defp mutated(frame) do
-      frame =
-        Enum.reduce(1..:rand.uniform(4), frame, fn _, frame ->
-          at = :rand.uniform(byte_size(frame)) - 1
-          <<head::binary-size(at), _old, tail::binary>> = frame
-          <<head::binary, :rand.uniform(256) - 1, tail::binary>>
-        end)
-
-      if :rand.uniform(4) == 1,
-        do: binary_part(frame, 0, :rand.uniform(byte_size(frame)) - 1),
-        else: frame
-    end
   end
 
   describe "commands" do
@@ -856,12 +454,6 @@ defmodule NetlinkPort.ProgramTest do
 
       [{:reply, 5, {:ok, later}}] = say(program, [Protocol.command(5, {:info})])
       assert {later[:fds], later[:sockets]} == {before[:fds], 0}
-    end
-
-    # Opens a socket in the program's own namespace, which needs no privilege.
-    defp opened(program, handle) do
-      [{:reply, 5, answer}] = say(program, [open(5, handle)])
-      answer
     end
   end
 end

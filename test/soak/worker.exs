@@ -300,6 +300,8 @@ defmodule Soak.Worker do
   defp act(state, :reconcile) do
     with_any(state, fn sub ->
       if sub.kind == :events do
+        state = hurry(state, sub)
+
         Storm.still(sub.storm, fn sent ->
           reconcile(state, handle(sub.socket), sent, now() + @patience)
         end)
@@ -307,6 +309,16 @@ defmodule Soak.Worker do
         state
       end
     end)
+  end
+
+  # One event at a time would take too long for what has come together.
+  defp hurry(state, %{mode: false}), do: state
+
+  defp hurry(state, %{socket: socket} = sub) do
+    case Ledger.call(:setopts, fn -> NetlinkPort.setopts(socket, active: true) end) do
+      :ok -> put(state, %{sub | mode: true})
+      failed -> told(state, sub, failed)
+    end
   end
 
   defp reconcile(state, handle, sent, deadline) do

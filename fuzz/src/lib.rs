@@ -1,0 +1,28 @@
+//! The program's own modules, by their files: a program is no library to depend on.
+
+pub mod heap;
+
+#[path = "../../src/checks.rs"]
+pub mod checks;
+#[path = "../../src/child.rs"]
+pub mod child;
+#[path = "../../src/error.rs"]
+pub mod error;
+#[path = "../../src/etf.rs"]
+pub mod etf;
+#[path = "../../src/frame.rs"]
+pub mod frame;
+#[path = "../../src/mirror.rs"]
+pub mod mirror;
+#[path = "../../src/netlink.rs"]
+pub mod netlink;
+#[path = "../../src/netns.rs"]
+pub mod netns;
+#[path = "../../src/options.rs"]
+pub mod options;
+#[path = "../../src/privileges.rs"]
+pub mod privileges;
+#[path = "../../src/protocol.rs"]
+pub mod protocol;
+#[path = "../../src/sys.rs"]
+pub mod sys;

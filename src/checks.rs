@@ -1,0 +1,354 @@
+//! What must hold for any bytes from outside. Tests drive these with random input, with the corpus
+//! that fuzzing has kept, and under a fuzzer (fuzz/). Each panics where it does not hold.
+
+use crate::error::Stage;
+use crate::etf::{self, Malformed, Term, MAX_DEPTH, MAX_TERMS};
+use crate::frame::{Inbox, TooLong, HEADER, MAX_REPLY};
+use crate::mirror;
+use crate::protocol::{self, Command, Handle, Reference};
+use nix::fcntl::OFlag;
+use nix::unistd::{pipe2, write};
+
+/// The inbox of [`frames`]: small, so that it grows and shrinks within few bytes.
+pub const USUAL: usize = 64;
+/// The longest frame it takes.
+pub const LONGEST: usize = 512;
+
+/// An inbox gives exactly the frames of a stream, each as soon as it is whole, however the stream
+/// is cut; and it always has room for more. A script is the stream and its cuts: a byte, and one
+/// more byte than it says, which come at once.
+pub fn frames(script: &[u8]) {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+    let mut inbox = Inbox::sized(USUAL, LONGEST);
+    let mut stream = Vec::new();
+    let mut from = 0;
+    let mut script = script;
+    while let Some((length, rest)) = script.split_first() {
+        let (chunk, rest) = rest.split_at(rest.len().min(usize::from(*length) + 1));
+        script = rest;
+        assert_eq!(write(&writer, chunk), Ok(chunk.len()));
+        stream.extend_from_slice(chunk);
+        let mut unread = chunk.len();
+        while unread > 0 {
+            let count = inbox.fill(&reader).unwrap();
+            assert!(0 < count && count <= unread, "{count} of {unread} bytes");
+            unread -= count;
+            let seen = &stream[..stream.len() - unread];
+            loop {
+                match first_frame(&seen[from..]) {
+                    Err(TooLong) => {
+                        assert_eq!(inbox.next(), Err(TooLong));
+                        return;
+                    }
+                    Ok(None) => {
+                        assert_eq!(inbox.next(), Ok(None));
+                        break;
+                    }
+                    Ok(Some(frame)) => {
+                        assert_eq!(inbox.next(), Ok(Some(frame)));
+                        from += HEADER + frame.len();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a stream begins with: the definition of a frame.
+fn first_frame(stream: &[u8]) -> Result<Option<&[u8]>, TooLong> {
+    let Some((header, rest)) = stream.split_first_chunk() else {
+        return Ok(None);
+    };
+    match u32::from_be_bytes(*header) as usize {
+        length if length > LONGEST => Err(TooLong),
+        length => Ok(rest.get(..length)),
+    }
+}
+
+/// The check lets through exactly what the decoder reads, within its bounds, and what was read
+/// can be written and read again.
+pub fn term(frame: &[u8]) {
+    match (etf::check(frame), etf::decode(frame)) {
+        (Ok(()), Ok(term)) => {
+            let mut terms = MAX_TERMS;
+            assert_bounded(&term, MAX_DEPTH, &mut terms);
+            let again = etf::encode(term.clone());
+            assert_eq!(etf::decode(&again), Ok(term));
+        }
+        (Err(refused), Err(reason)) => assert_eq!(refused, reason),
+        (checked, decoded) => panic!("checked {checked:?}, decoded {decoded:?}"),
+    }
+}
+
+fn assert_bounded(term: &Term, depth: usize, terms: &mut usize) {
+    assert!(depth > 0, "too deep");
+    let count = match term {
+        Term::String(bytes) => 1 + bytes.len(),
+        _ => 1,
+    };
+    *terms = terms.checked_sub(count).expect("too many");
+    match term {
+        Term::SmallTuple(elements) | Term::List(elements) => {
+            for element in elements {
+                assert_bounded(element, depth - 1, terms);
+            }
+        }
+        Term::SmallBigInt(integer) => assert!(integer.bits() <= 64),
+        Term::Nil | Term::SmallInt(_) | Term::Int(_) => {}
+        Term::SmallAtom(_) | Term::AtomDeprecated(_) => {}
+        Term::Binary(_) | Term::String(_) => {}
+        other => panic!("no term of a command: {other:?}"),
+    }
+}
+
+/// A frame is a command that says the same when it is written again (a `send`, which is read without
+/// a term, says what its term would), or a refusal that fits into
+/// an answer, or malformed for the reason the check gives.
+pub fn command(frame: &[u8]) {
+    match protocol::parse(frame) {
+        Ok((reference, Ok(command))) => {
+            if let Command::Send(handle, datagram) = command {
+                assert_eq!(etf::decode(frame), Ok(send(reference, handle, datagram)));
+            }
+            let again = mirror::encode(reference, &command);
+            assert_eq!(
+                protocol::parse(&again),
+                Ok((reference, Ok(command.clone())))
+            );
+        }
+        Ok((reference, Err(failure))) => {
+            assert_eq!(failure.stage, Stage::Protocol);
+            assert_reply(&protocol::error(reference, &failure));
+        }
+        Err(reason) => {
+            assert_eq!(etf::check(frame), Err(reason));
+            assert_reply(&protocol::malformed(reason));
+        }
+    }
+}
+
+fn send(reference: Reference, handle: Handle, datagram: &[u8]) -> Term {
+    etf::tuple(vec![
+        Term::SmallInt(1),
+        Term::Int(reference.0 as i32),
+        Term::Int(handle.0 as i32),
+        etf::binary(datagram),
+    ])
+}
+
+fn assert_reply(frame: &[u8]) {
+    assert!(frame.len() <= MAX_REPLY);
+    assert_ne!(etf::decode(frame), Err(Malformed::Truncated));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::Spec;
+    use crate::netns::Target;
+    use crate::options::{Name, Value, NAMES};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    /// Leaves no files of its own behind: a failure prints its smallest case.
+    fn cases(cases: u32) -> ProptestConfig {
+        ProptestConfig {
+            cases,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        }
+    }
+
+    /// Runs a check on every file of a target's corpus.
+    fn replay(target: &str, check: fn(&[u8])) {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fuzz/corpus")
+            .join(target);
+        let mut count = 0;
+        for file in std::fs::read_dir(corpus).unwrap() {
+            let path = file.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            let outcome = std::panic::catch_unwind(|| check(&bytes));
+            assert!(outcome.is_ok(), "{}", path.display());
+            count += 1;
+        }
+        assert!(count >= 10, "{target}: {count} files");
+    }
+
+    #[test]
+    fn the_corpus_of_frames_is_replayed() {
+        replay("frame", frames);
+    }
+
+    #[test]
+    fn the_corpus_of_terms_is_replayed() {
+        replay("term", term);
+    }
+
+    #[test]
+    fn the_corpus_of_commands_is_replayed() {
+        replay("command", command);
+    }
+
+    fn handle() -> impl Strategy<Value = Handle> {
+        (0..=i32::MAX as u32).prop_map(Handle)
+    }
+
+    fn reference() -> impl Strategy<Value = Reference> {
+        (0..=i32::MAX as u32).prop_map(Reference)
+    }
+
+    fn name() -> impl Strategy<Value = Name> {
+        (0..NAMES.len()).prop_map(|index| NAMES[index].1)
+    }
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        vec(any::<u8>(), 0..300)
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            (0..2_u32).prop_map(Value::Integer),
+            any::<u32>().prop_map(Value::Integer),
+            bytes().prop_map(Value::Program),
+        ]
+    }
+
+    fn spec() -> impl Strategy<Value = Spec> {
+        let target = prop_oneof![
+            Just(Target::Host),
+            bytes().prop_map(Target::Path),
+            any::<i32>().prop_map(Target::Pid),
+        ];
+        let bind = proptest::option::of(any::<u32>());
+        let options = vec((name(), value()), 0..20);
+        (target, any::<i32>(), bind, any::<bool>(), options).prop_map(
+            |(target, protocol, bind, user_peers, options)| Spec {
+                target,
+                protocol,
+                bind,
+                user_peers,
+                options,
+            },
+        )
+    }
+
+    /// Commands that are answered, but for `send`.
+    fn answered() -> impl Strategy<Value = Command<'static>> {
+        let word = any::<u32>;
+        prop_oneof![
+            (handle(), spec(), any::<u64>()).prop_map(|(h, s, w)| Command::Open(h, Box::new(s), w)),
+            handle().prop_map(Command::Close),
+            (handle(), word(), word()).prop_map(|(h, p, g)| Command::Bind(h, p, g)),
+            (handle(), name(), value()).prop_map(|(h, n, v)| Command::Set(h, n, v)),
+            (handle(), name()).prop_map(|(h, n)| Command::Get(h, n)),
+            (handle(), word(), word(), bytes())
+                .prop_map(|(h, p, g, d)| Command::SendTo(h, p, g, d)),
+            handle().prop_map(Command::SocketInfo),
+            Just(Command::Info),
+            Just(Command::Ping),
+            Just(Command::Stop),
+        ]
+    }
+
+    fn grant() -> impl Strategy<Value = Command<'static>> {
+        prop_oneof![
+            (handle(), any::<u64>()).prop_map(|(handle, bytes)| Command::Grant(handle, bytes)),
+            any::<u64>().prop_map(Command::GrantAll),
+        ]
+    }
+
+    fn assert_read_back(reference: Reference, command: Command<'_>) {
+        let frame = mirror::encode(reference, &command);
+        assert_eq!(protocol::parse(&frame), Ok((reference, Ok(command))));
+    }
+
+    proptest! {
+        #![proptest_config(cases(2_000))]
+
+        #[test]
+        fn a_command_is_read_as_it_was_written(reference in reference(), command in answered()) {
+            assert_read_back(reference, command);
+        }
+
+        #[test]
+        fn a_grant_is_read_as_it_was_written(command in grant()) {
+            assert_read_back(Reference(0), command);
+        }
+
+        #[test]
+        fn a_send_is_read_as_it_was_written(
+            reference in reference(),
+            handle in handle(),
+            datagram in bytes(),
+        ) {
+            assert_read_back(reference, Command::Send(handle, &datagram));
+        }
+
+        #[test]
+        fn frames_are_the_same_however_they_are_cut(
+            lengths in vec(prop_oneof![0..40_usize, 0..=LONGEST], 0..40),
+            cuts in vec(any::<u8>(), 1..40),
+        ) {
+            let stream = lengths.iter().flat_map(|length| {
+                let frame = (0..*length).map(|at| at as u8);
+                (*length as u32).to_be_bytes().into_iter().chain(frame)
+            });
+            let stream: Vec<u8> = stream.collect();
+            let mut script = Vec::new();
+            let mut rest = stream.as_slice();
+            for cut in cuts.iter().cycle() {
+                let (chunk, tail) = rest.split_at(rest.len().min(usize::from(*cut) + 1));
+                script.push(*cut);
+                script.extend(chunk);
+                rest = tail;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            frames(&script);
+        }
+
+        #[test]
+        fn any_bytes_are_some_stream(script in vec(any::<u8>(), 0..200)) {
+            frames(&script);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(cases(20_000))]
+
+        #[test]
+        fn any_bytes_are_a_term_or_malformed(tail in vec(tag_or_byte(), 0..200)) {
+            let frame: Vec<u8> = std::iter::once(131).chain(tail).collect();
+            term(&frame);
+            command(&frame);
+        }
+
+        #[test]
+        fn a_changed_command_is_one_or_is_refused(
+            reference in reference(),
+            original in prop_oneof![answered(), grant()],
+            changes in vec((any::<prop::sample::Index>(), tag_or_byte()), 1..5),
+            cut in proptest::option::of(any::<prop::sample::Index>()),
+        ) {
+            let mut frame = mirror::encode(reference, &original);
+            for (at, byte) in changes {
+                let at = at.index(frame.len());
+                frame[at] = byte;
+            }
+            if let Some(cut) = cut {
+                frame.truncate(cut.index(frame.len()));
+            }
+            term(&frame);
+            command(&frame);
+        }
+    }
+
+    /// Bytes that mean something to the decoder more often than chance would have it.
+    fn tag_or_byte() -> impl Strategy<Value = u8> {
+        let tags = [97, 98, 100, 104, 106, 107, 108, 109, 110, 119];
+        prop_oneof![prop::sample::select(tags.to_vec()), 0..4_u8, any::<u8>(),]
+    }
+}

@@ -1,0 +1,82 @@
+//! Commands as the VM writes them, for tests: the way back of [`crate::protocol::parse`]. Tied to
+//! the library's own encoder by docs/vectors.txt.
+
+use crate::etf::{self, Term};
+use crate::netlink::Spec;
+use crate::netns::Target;
+use crate::options::{Name, Value};
+use crate::protocol::{self, Command, Handle, Reference};
+
+/// The frame of a command, without its header.
+pub fn encode(reference: Reference, command: &Command<'_>) -> Vec<u8> {
+    let (name, arguments) = match command {
+        Command::Send(handle, datagram) => return send(reference, *handle, datagram),
+        Command::Grant(handle, bytes) => {
+            return named("grant", vec![of(*handle), etf::integer(*bytes)])
+        }
+        Command::GrantAll(bytes) => return named("grant", vec![etf::integer(*bytes)]),
+        Command::Open(handle, spec, window) => ("open", open(*handle, spec, *window)),
+        Command::Close(handle) => ("close", vec![of(*handle)]),
+        Command::Bind(handle, port_id, groups) => {
+            let words = [*port_id, *groups].map(etf::integer);
+            ("bind", [of(*handle)].into_iter().chain(words).collect())
+        }
+        Command::Set(handle, name, value) => {
+            let value = protocol::value(value.clone());
+            ("set", vec![of(*handle), etf::atom(name.atom()), value])
+        }
+        Command::Get(handle, name) => ("get", vec![of(*handle), etf::atom(name.atom())]),
+        Command::SendTo(handle, port_id, groups, datagram) => {
+            let words = [*port_id, *groups].map(etf::integer);
+            let mut arguments: Vec<Term> = [of(*handle)].into_iter().chain(words).collect();
+            arguments.push(etf::binary(datagram));
+            ("send_to", arguments)
+        }
+        Command::SocketInfo(handle) => ("info", vec![of(*handle)]),
+        Command::Info => ("info", vec![]),
+        Command::Ping => ("ping", vec![]),
+        Command::Stop => ("stop", vec![]),
+    };
+    let reference = [etf::integer(reference.0)];
+    named(name, reference.into_iter().chain(arguments).collect())
+}
+
+fn named(name: &str, arguments: Vec<Term>) -> Vec<u8> {
+    let name = [etf::atom(name)];
+    etf::encode(etf::tuple(name.into_iter().chain(arguments).collect()))
+}
+
+fn of(handle: Handle) -> Term {
+    etf::integer(handle.0)
+}
+
+fn send(reference: Reference, handle: Handle, datagram: &[u8]) -> Vec<u8> {
+    let mut frame = vec![131, 104, 4, 97, 1, 98];
+    frame.extend(reference.0.to_be_bytes());
+    frame.push(98);
+    frame.extend(handle.0.to_be_bytes());
+    frame.push(109);
+    frame.extend((datagram.len() as u32).to_be_bytes());
+    frame.extend(datagram);
+    frame
+}
+
+fn open(handle: Handle, spec: &Spec, window: u64) -> Vec<Term> {
+    let target = match &spec.target {
+        Target::Host => etf::atom("host"),
+        Target::Path(path) => etf::tuple(vec![etf::atom("path"), etf::binary(path)]),
+        Target::Pid(pid) => etf::tuple(vec![etf::atom("pid"), etf::integer(*pid)]),
+    };
+    let option = |(name, value): &(Name, Value)| {
+        etf::tuple(vec![etf::atom(name.atom()), protocol::value(value.clone())])
+    };
+    vec![
+        of(handle),
+        target,
+        etf::integer(spec.protocol),
+        spec.bind.map_or_else(|| etf::boolean(false), etf::integer),
+        etf::boolean(spec.user_peers),
+        etf::integer(window),
+        etf::list(spec.options.iter().map(option).collect()),
+    ]
+}
