@@ -67,7 +67,8 @@ impl Home {
     /// Opens the home namespace and tries the way back. Where setns(2) into home is refused, this
     /// program never leaves it.
     pub fn find(privileges: Privileges, user_namespaces: bool) -> Result<Self, Errno> {
-        let own = |path| open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let own = |path: &str| sys::retry(|| open(path, flags, Mode::empty()));
         let file = own("/proc/self/ns/net")?;
         let identity = Identity::of(&file)?;
         let may_leave = setns(&file, CloneFlags::CLONE_NEWNET).is_ok();

@@ -13,6 +13,7 @@ defmodule Soak do
   @workers 100
   @namespaces 50
   @storms 10
+  @chaos 2
   # A call takes at most its timeout, the grace of a server that is late, and a suspension.
   @longest_call 30_000
   # The program's buffers are bounded: 1 MiB to receive, 256 KiB of commands, answers, and the code.
@@ -57,7 +58,7 @@ defmodule Soak do
     }
 
     for number <- 1..@workers, do: hire(number, config)
-    chaos = Chaos.start(config)
+    chaos = for _ <- 1..@chaos, do: Chaos.start(config)
     warm_up = max(div(seconds, 10), 10)
     keep_up(config, now() + 1_000 * warm_up)
     before = at_rest(config, chaos)
@@ -101,7 +102,7 @@ defmodule Soak do
 
   # Everything stops; then what there is, is counted.
   defp at_rest(config, chaos) do
-    Chaos.pause(chaos)
+    Enum.each(chaos, &Chaos.pause/1)
     for {_index, storm} <- config.storms, do: Storm.pause(storm)
     keep_up(config, now() + 500)
     for {number, _pid} <- :ets.tab2list(config.workers), do: quiesce(config, number)
@@ -111,7 +112,7 @@ defmodule Soak do
   defp go_on(config, chaos) do
     for {_number, pid} <- :ets.tab2list(config.workers), do: send(pid, :go_on)
     for {_index, storm} <- config.storms, do: Storm.go_on(storm)
-    Chaos.go_on(chaos)
+    Enum.each(chaos, &Chaos.go_on/1)
   end
 
   # One that dies of it has a successor, which is made quiet, too.

@@ -11,6 +11,8 @@ defmodule Soak.Storm do
   # Routes of a batch. Batch `b` adds routes b*@size + 0.. and takes the same away.
   @size 400
   @numbers 0x1000000
+  # How long it rests between two batches, in ms, at most.
+  @longest_calm 4_000
 
   @doc "RTNLGRP_IPV4_ROUTE."
   def group, do: 7
@@ -19,7 +21,7 @@ defmodule Soak.Storm do
 
   @doc "Between two batches: how many events there were so far, while `fun` runs."
   def still(storm, fun) do
-    {:ok, sent} = GenServer.call(storm, :hold, 60_000)
+    {:ok, sent} = GenServer.call(storm, :hold, :infinity)
     result = fun.(sent)
     send(storm, {:go_on, self()})
     result
@@ -76,7 +78,7 @@ defmodule Soak.Storm do
     File.rm!(state.path)
     Ledger.count(:events_sent, 2 * @size)
     true = (state.batch + 1) * @size < @numbers
-    {:noreply, %{state | batch: state.batch + 1}, :rand.uniform(800)}
+    {:noreply, %{state | batch: state.batch + 1}, :rand.uniform(@longest_calm)}
   end
 
   # Who held it and was too late to be heard.

@@ -8,7 +8,7 @@ defmodule Soak.Worker do
 
   # How long something may take that must happen, in ms.
   @patience 20_000
-  @most_sockets 12
+  @most_sockets 8
 
   defmodule Sub do
     @moduledoc false
@@ -45,8 +45,19 @@ defmodule Soak.Worker do
   end
 
   defp acts do
-    [:open_events, :open_requests, :open_requests, :request, :request, :request, :post, :options] ++
-      [:info, :close, :stale, :native, :impatient, :malformed, :give, :reconcile, :refused]
+    [:open_events, :open_requests, :request, :request, :request, :request, :post, :post, :options] ++
+      [
+        :info,
+        :close,
+        :close,
+        :stale,
+        :native,
+        :impatient,
+        :malformed,
+        :give,
+        :reconcile,
+        :refused
+      ]
   end
 
   ## Hearing
@@ -303,7 +314,7 @@ defmodule Soak.Worker do
         state = hurry(state, sub)
 
         Storm.still(sub.storm, fn sent ->
-          reconcile(state, handle(sub.socket), sent, now() + @patience)
+          reconcile(state, handle(sub.socket), sent, {nil, nil})
         end)
       else
         state
@@ -321,10 +332,12 @@ defmodule Soak.Worker do
     end
   end
 
-  defp reconcile(state, handle, sent, deadline) do
+  # As long as less and less is missing, it is on its way.
+  defp reconcile(state, handle, sent, {before, deadline}) do
     case state.subs do
       %{^handle => sub} ->
         missing = sent - sub.base - sub.seen - sub.lost
+        deadline = if missing == before, do: deadline, else: now() + @patience
 
         cond do
           missing == 0 ->
@@ -337,10 +350,10 @@ defmodule Soak.Worker do
 
           sub.mode == false ->
             answer = Ledger.call(:recv, fn -> NetlinkPort.recv(sub.socket, 100) end)
-            state |> received(sub, answer) |> reconcile(handle, sent, deadline)
+            state |> received(sub, answer) |> reconcile(handle, sent, {missing, deadline})
 
           true ->
-            state |> hear(100) |> reconcile(handle, sent, deadline)
+            state |> hear(100) |> reconcile(handle, sent, {missing, deadline})
         end
 
       # Closed meanwhile.
@@ -405,7 +418,7 @@ defmodule Soak.Worker do
         %{state | subs: Map.delete(state.subs, handle)}
 
       {:error, error} ->
-        # Whose it is now is not known.
+        # Whose it is now is not known. ESRCH: the taker has been killed.
         send(taker, {:untake, handle})
         _ok = Ledger.call(:close, fn -> NetlinkPort.close(sub.socket) end)
 
@@ -415,7 +428,7 @@ defmodule Soak.Worker do
             void: MapSet.put(state.void, handle)
         }
 
-        expected(state, error, sub.index)
+        if error.reason == :esrch, do: state, else: expected(state, error, sub.index)
     end
   end
 

@@ -1,0 +1,183 @@
+defmodule NetlinkPort.FaultsTest do
+  # System calls of the helper that fail, one at a time: what its user sees of each, and that all
+  # else goes on. Part of docs/faults.md.
+  use NetlinkPort.Case, async: true
+
+  @moduletag :root
+
+  # A fault that can be switched on and off: while this file exists.
+  defp switch!, do: tmp_path!("fault")
+
+  defp closed!(socket) do
+    assert_receive {:netlink_closed, ^socket, reason}, 5_000
+    reason
+  end
+
+  defp works!(socket) do
+    assert Rtnl.link_names(socket) == ["lo"]
+  end
+
+  describe "an open that the kernel refuses" do
+    test "says which call failed, and leaves nothing behind" do
+      netns = netns!()
+
+      for {syscall, errno, stage} <- [
+            {"socket", "ENOMEM", :socket},
+            {"socket", "ENFILE", :socket},
+            {"socket", "EMFILE", :socket},
+            {"setns", "ENOMEM", :setns},
+            {"openat", "EMFILE", :open},
+            {"bind", "ENOMEM", :bind},
+            {"connect", "ENOBUFS", :connect},
+            {"setsockopt", "ENOMEM", :setsockopt},
+            {"getsockname", "ENOBUFS", :info}
+          ] do
+        switch = switch!()
+        server = start_injected!("#{syscall} #{errno} file:#{switch}")
+        {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
+        before = fds(server)
+
+        File.write!(switch, "")
+        assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, netns})
+        reason = errno |> String.downcase() |> String.to_atom()
+        assert {syscall, error.stage, error.reason} == {syscall, stage, reason}
+        assert Exception.message(error) =~ errno
+
+        File.rm!(switch)
+        assert fds(server) == before
+        works!(socket)
+        assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      end
+    end
+
+    test "once, by a signal, is tried again" do
+      netns = netns!()
+      switch = switch!()
+      server = start_injected!("openat EINTR once:#{switch}")
+      File.write!(switch, "")
+
+      assert {:ok, socket} =
+               NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
+
+      refute File.exists?(switch)
+      works!(socket)
+    end
+  end
+
+  describe "a proof of place that the kernel refuses" do
+    test "leaves the socket usable, and says so" do
+      netns = netns!()
+      server = start_injected!("ioctl EPERM always")
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
+      inode = inode(netns_path(netns))
+      assert {:ok, %{verified: false, inode: ^inode}} = NetlinkPort.info(socket)
+      works!(socket)
+    end
+  end
+
+  describe "a send" do
+    test "that the kernel refuses is told, to who waits and to who does not" do
+      netns = netns!()
+
+      for {errno, reason} <- [{"ENOBUFS", :enobufs}, {"ENOMEM", :enomem}] do
+        switch = switch!()
+        server = start_injected!("sendto #{errno} file:#{switch}")
+        {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+        File.write!(switch, "")
+        request = Rtnl.getlink(1, 1)
+        assert {:error, error} = NetlinkPort.send(socket, request, wait: true)
+        assert {error.stage, error.reason} == {:send, reason}
+        assert :ok = NetlinkPort.send(socket, request)
+        assert_receive {:netlink_error, ^socket, %Error{stage: :send, reason: ^reason}}
+        File.rm!(switch)
+        assert :ok = NetlinkPort.send(socket, request)
+        assert_receive {:netlink, ^socket, _datagram}
+      end
+    end
+
+    test "that a signal interrupts is sent once" do
+      netns = netns!()
+      server = start_injected!("sendto EINTR 1")
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1), wait: true)
+      assert_receive {:netlink, ^socket, _datagram}
+      refute_receive {:netlink, ^socket, _datagram}, 100
+    end
+  end
+
+  describe "a receive" do
+    test "that fails is told, and reading goes on" do
+      netns = netns!()
+      server = start_injected!("recvmsg EIO 1")
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1))
+      assert_receive {:netlink_error, ^socket, %Error{stage: :recv, reason: :eio}}
+      assert_receive {:netlink, ^socket, _datagram}
+    end
+
+    test "that a signal interrupts is not noticed" do
+      netns = netns!()
+      server = start_injected!("recvmsg EINTR 1")
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1))
+      assert_receive {:netlink, ^socket, _datagram}
+      refute_received {:netlink_error, _socket, _error}
+    end
+  end
+
+  describe "the loop" do
+    test "that cannot wait, read or write ends with a code that says so" do
+      for {syscall, errno, code} <- [
+            {"epoll_wait", "ENOMEM", 71},
+            {"read", "EIO", 71},
+            {"write", "EIO", 74},
+            {"write", "EPIPE", 74}
+          ] do
+        switch = switch!()
+        server = start_injected!("#{syscall} #{errno} file:#{switch}")
+        {:ok, socket} = NetlinkPort.open(server, :route, [])
+        File.write!(switch, "")
+        # What it is asked next may still be answered: it has been waiting since before.
+        _answer = NetlinkPort.info(socket)
+        assert {syscall, closed!(socket)} == {syscall, {:helper_exit, code}}
+      end
+    end
+
+    test "goes on where a signal interrupts it" do
+      for syscall <- ~w(epoll_wait read write) do
+        switch = switch!()
+        server = start_injected!("#{syscall} EINTR once:#{switch}")
+        {:ok, socket} = NetlinkPort.open(server, :route, active: false, netns: {:name, netns!()})
+
+        for _ <- 1..3 do
+          File.write!(switch, "")
+          works!(socket)
+          works!(socket)
+          refute File.exists?(switch)
+        end
+      end
+    end
+  end
+
+  describe "a start" do
+    test "that the system refuses says what it needs" do
+      for {syscall, sentence} <- [
+            {"prlimit64", "setrlimit(RLIMIT_NOFILE)"},
+            {"prctl", "prctl(PR_SET_NO_NEW_PRIVS)"},
+            {"epoll_create1", "epoll_create1"}
+          ] do
+        stderr = tmp_path!("stderr")
+
+        script =
+          script!("exec #{fixture!("inject")} #{syscall} EPERM always #{helper()} 2> #{stderr}")
+
+        assert {:error, {%Error{} = error, _child}} =
+                 start_supervised({NetlinkPort, name: nil, executable: script})
+
+        assert {error.stage, error.reason} == {:thread, :eproto}
+        assert error.subject =~ "ended with exit status 71"
+        assert File.read!(stderr) =~ "netlink_port: #{sentence}: EPERM"
+      end
+    end
+  end
+end
