@@ -179,8 +179,15 @@ fn open_pid(pid: i32) -> Result<OwnedFd, Failure> {
     let process = sys::pidfd_open(pid).at(Stage::Open)?;
     let file = open_path(format!("/proc/{pid}/ns/net").as_bytes());
     let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    match sys::retry(|| poll(&mut ended, PollTimeout::ZERO)).at(Stage::Open)? {
-        0 => file,
+    match (
+        sys::retry(|| poll(&mut ended, PollTimeout::ZERO)).at(Stage::Open)?,
+        file,
+    ) {
+        // One that is about to end gives up its namespaces before it can be waited for.
+        (0, Err(failure)) if failure.errno == Errno::ENOENT => {
+            Err(Failure::new(Stage::Open, Errno::ESRCH))
+        }
+        (0, file) => file,
         _ => Err(Failure::new(Stage::Open, Errno::ESRCH)),
     }
 }

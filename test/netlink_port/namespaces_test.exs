@@ -74,6 +74,55 @@ defmodule NetlinkPort.NamespacesTest do
     assert {error.stage, error.reason} == {:open, :esrch}
   end
 
+  test "a process that ends while it is looked up is ESRCH, or was there", %{server: server} do
+    home = inode("/proc/self/ns/net")
+
+    for _ <- 1..200 do
+      port = Port.open({:spawn, "true"}, [])
+
+      with {:os_pid, os_pid} <- Port.info(port, :os_pid) do
+        case NetlinkPort.open(server, :route, netns: {:pid, os_pid}) do
+          {:ok, socket} -> assert {:ok, %{inode: ^home}} = NetlinkPort.info(socket)
+          {:error, error} -> assert {error.stage, error.reason} == {:open, :esrch}
+        end
+      end
+    end
+  end
+
+  test "a zombie is ESRCH, a loop of links ELOOP", %{server: server} do
+    # exec leaves a child behind that nobody waits for.
+    port = Port.open({:spawn, "sh -c 'sleep 0.1 & echo $!; exec sleep 60'"}, [:binary, :line])
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    on_exit(fn -> as_root("kill", ["-KILL", "#{os_pid}"]) end)
+    assert_receive {^port, {:data, {:eol, zombie}}}
+    eventually!(fn -> File.read!("/proc/#{zombie}/stat") =~ ") Z " end)
+    netns = {:pid, String.to_integer(zombie)}
+
+    assert {:error, %Error{stage: :open, reason: :esrch}} =
+             NetlinkPort.open(server, :route, netns: netns)
+
+    loop = tmp_path!("loop")
+    File.ln_s!(loop, loop)
+    netns = {:path, loop}
+
+    assert {:error, %Error{stage: :open, reason: :eloop}} =
+             NetlinkPort.open(server, :route, netns: netns)
+  end
+
+  test "a namespace that is made anew under its name is another", context do
+    %{server: server, netns: netns} = context
+    old = open!(server, netns, active: false)
+    {:ok, %{inode: inode, cookie: cookie}} = NetlinkPort.info(old)
+    ip!(["netns", "del", netns])
+    {_output, _status} = as_root("ip", ["netns", "add", netns])
+    ip!(["-n", netns, "link", "add", "br0", "type", "bridge"])
+    new = open!(server, netns, active: false)
+    assert {:ok, %{inode: other, cookie: another}} = NetlinkPort.info(new)
+    assert other != inode and another != cookie
+    assert Rtnl.link_names(old) == ["lo"]
+    assert Enum.sort(Rtnl.link_names(new)) == ["br0", "lo"]
+  end
+
   # /proc tells this of a helper to the one who may trace it.
   @tag :trace
   test "after every failed open all threads are at home", %{server: server, netns: netns} do

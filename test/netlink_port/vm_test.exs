@@ -95,4 +95,36 @@ defmodule NetlinkPort.VMTest do
       eventually!(fn -> not running?(helper) end, 1_000)
     end
   end
+
+  test "stopped for longer than every deadline, and continued: the helper is not suspected" do
+    netns = netns!()
+
+    {port, vm} =
+      vm!("""
+      Application.ensure_all_started(:logger)
+      child = {NetlinkPort, call_timeout: 500, ping_interval: 200}
+      {:ok, _} = Supervisor.start_link([child], strategy: :one_for_one)
+      {:ok, %{os_pid: helper}} = NetlinkPort.info(NetlinkPort)
+      {:ok, socket} = NetlinkPort.open(:route, netns: {:name, "#{netns}"}, groups: [5])
+      # Calls are on their way all the time.
+      ask = fn ask -> {:ok, _} = NetlinkPort.info(socket); ask.(ask) end
+      spawn(fn -> ask.(ask) end)
+      IO.puts(helper)
+      receive do
+        {:netlink, ^socket, _event} -> IO.puts("flowing")
+        {:netlink_closed, ^socket, reason} -> IO.puts(inspect(reason))
+      end
+      Process.sleep(:infinity)
+      """)
+
+    helper = port |> line!() |> String.to_integer()
+    signal!(vm, :STOP)
+    Process.sleep(2_500)
+    signal!(vm, :CONT)
+    # Longer than the deadline and the last chance take.
+    Process.sleep(2_500)
+    ip!(["-n", netns, "addr", "add", "10.0.0.1/32", "dev", "lo"])
+    assert line!(port) == "flowing"
+    assert running?(helper)
+  end
 end

@@ -1,0 +1,99 @@
+defmodule NetlinkPort.RestartTest do
+  # Helpers that end again and again, and executables that change or cannot start.
+  use NetlinkPort.Case, async: true
+
+  @moduletag :root
+
+  defp supervisor!(opts) do
+    child = {NetlinkPort, opts}
+    limits = [strategy: :one_for_one, max_restarts: 3, max_seconds: 60]
+
+    start_supervised!(%{
+      id: make_ref(),
+      start: {Supervisor, :start_link, [[child], limits]},
+      restart: :temporary
+    })
+  end
+
+  defp kill!(name) do
+    server = Process.whereis(name)
+    signal!(os_pid(name), :KILL)
+    eventually!(fn -> Process.whereis(name) != server end)
+  end
+
+  test "a storm of restarts ends where the supervisor says: callers get ESRCH, nothing is left" do
+    supervisor = supervisor!(name: :stormy)
+    monitor = Process.monitor(supervisor)
+
+    helpers =
+      for _ <- 1..3 do
+        helper = os_pid(:stormy)
+        {:ok, socket} = NetlinkPort.open(:stormy, :route, [])
+        kill!(:stormy)
+        assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+        eventually!(fn -> Process.whereis(:stormy) != nil end)
+        helper
+      end
+
+    last = os_pid(:stormy)
+    kill!(:stormy)
+    assert_receive {:DOWN, ^monitor, :process, ^supervisor, :shutdown}, 5_000
+    assert {:error, error} = NetlinkPort.open(:stormy, :route, [])
+    assert {error.stage, error.reason} == {:thread, :esrch}
+    for helper <- [last | helpers], do: eventually!(fn -> not running?(helper) end)
+  end
+
+  test "an executable that is replaced: the old one runs on, the next start takes the new one" do
+    executable = tmp_path!("netlink_port")
+    File.cp!(helper(), executable)
+    supervisor!(name: :replaced, executable: executable)
+    {:ok, socket} = NetlinkPort.open(:replaced, :route, active: false)
+
+    marker = tmp_path!("marker")
+    new = script!("touch #{marker}; exec #{helper()} \"$@\"")
+    File.rename!(new, executable)
+    assert "lo" in Rtnl.link_names(socket)
+    refute File.exists?(marker)
+
+    kill!(:replaced)
+    eventually!(fn -> Process.whereis(:replaced) != nil end)
+    assert {:ok, _socket} = NetlinkPort.open(:replaced, :route, [])
+    assert File.exists?(marker)
+  end
+
+  test "without /proc it does not start, and says so" do
+    script =
+      script!("exec unshare -m sh -c 'mount -t tmpfs none /proc; exec #{helper()}' 2> $0.err")
+
+    start = {NetlinkPort, name: nil, executable: script}
+    assert {:error, {%Error{} = error, _child}} = start_supervised(start)
+    assert error.subject =~ "ended with exit status 71"
+    on_exit(fn -> File.rm(script <> ".err") end)
+    assert File.read!(script <> ".err") =~ "cannot open /proc/self/ns/net: ENOENT"
+  end
+
+  test "with a standard error that is full it runs, and ends in order" do
+    fifo = tmp_path!("fifo")
+    {_output, 0} = System.cmd("mkfifo", [fifo])
+    fill = "dd if=/dev/zero of=#{fifo} oflag=nonblock bs=4096 count=64 2> /dev/null"
+
+    server =
+      start_server!(executable: script!("exec 3<> #{fifo}; #{fill}; exec #{helper()} 2>&3"))
+
+    pid = os_pid(server)
+    {:ok, socket} = NetlinkPort.open(server, :route, active: false)
+    assert "lo" in Rtnl.link_names(socket)
+    assert GenServer.stop(server) == :ok
+    eventually!(fn -> not running?(pid) end)
+  end
+
+  # Deadlines are of the monotonic clock, and the program has none: nothing here can jump.
+  test "nothing looks at the wall clock" do
+    root = Path.expand("../..", __DIR__)
+
+    for file <- Path.wildcard(root <> "/{elixir,src}/**/*.{ex,rs}") do
+      refute File.read!(file) =~
+               ~r/system_time|os_time|utc_now|SystemTime|CLOCK_REALTIME|gettimeofday/
+    end
+  end
+end
