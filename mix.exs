@@ -49,7 +49,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
 
     case System.cmd(cargo, arguments, cd: root, stderr_to_stdout: true, into: IO.stream()) do
       {_output, 0} -> install(Path.join(root, "target/release/netlink_port"), root)
-      {_output, status} -> Mix.raise("cargo build failed with status #{status}; #{@install}")
+      {_output, status} -> Mix.raise("cargo build failed with status #{status}, as it says above")
     end
   end
 
@@ -60,11 +60,17 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     if same?(built, installed) do
       {:noop, []}
     else
-      File.mkdir_p!(Path.dirname(installed))
       temporary = installed <> ".tmp#{System.pid()}"
-      File.cp!(built, temporary)
-      File.rename!(temporary, installed)
-      {:ok, []}
+
+      with :ok <- File.mkdir_p(Path.dirname(installed)),
+           :ok <- File.cp(built, temporary),
+           :ok <- File.rename(temporary, installed) do
+        {:ok, []}
+      else
+        {:error, reason} ->
+          _result = File.rm(temporary)
+          Mix.raise("cannot write #{installed}: #{:file.format_error(reason)}")
+      end
     end
   end
 
