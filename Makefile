@@ -1,6 +1,7 @@
 # make demo    the main job, on real namespaces (root)
 # make test    the Rust and the ExUnit suites
 # make check   formatting, lints, warnings as errors, Dialyzer
+# make soak    random operations, storms and kills for SOAK_SECONDS (300; root)
 # make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
 #
 # Each installs what it lacks from Debian's packages first.
@@ -10,7 +11,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 PACKAGES := elixir erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 libcap2-bin procps gcc libc6-dev
 
-.PHONY: demo test check fuzz dialyzer setup clean
+.PHONY: demo test check soak fuzz dialyzer setup clean
 
 demo: setup
 	@mix compile
@@ -42,6 +43,9 @@ fuzz: setup
 	    -print_final_stats=1 >$$log 2>&1 || { tail -40 $$log; exit 1; }; \
 	  sed -n "s/^stat::number_of_executed_units: */$$target: executions /p" $$log; \
 	done
+
+soak: setup
+	MIX_ENV=test mix run test/soak/soak.exs
 
 # The PLT of OTP and Elixir is built once and kept, by version.
 ELIXIR_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:elixir))')/ebin
