@@ -91,6 +91,35 @@ defmodule NetlinkPort.CapabilitiesTest do
     start_server!(executable: script!("exec setpriv --bounding-set #{drop} #{helper}"))
   end
 
+  # AUDIT_GET (1000) of include/uapi/linux/audit.h is answered by itself; a refusal by NLMSG_ERROR (2).
+  test "the commands of NETLINK_AUDIT take CAP_AUDIT_CONTROL" do
+    for {keep, type} <- [{[], 2}, {[:audit_control], 1000}] do
+      server = start_server!(keep: keep)
+      {:ok, socket} = NetlinkPort.open(server, :audit, active: false)
+      :ok = NetlinkPort.send(socket, Rtnl.message(1000, 1, 1, <<>>))
+      assert {:ok, datagram} = NetlinkPort.recv(socket, 2_000)
+      assert [{^type, 1, _payload}] = Rtnl.messages(datagram)
+    end
+  end
+
+  test "a namespace file in a folder of another user takes CAP_DAC_READ_SEARCH" do
+    folder = tmp_path!("folder")
+    File.mkdir_p!(folder)
+    File.touch!(Path.join(folder, "netns"))
+    path = Path.join(folder, "netns")
+    {_output, 0} = as_root("mount", ["--bind", netns_path(netns!()), path])
+    on_exit(fn -> as_root("umount", [path]) end)
+    File.chmod!(folder, 0o700)
+    {_output, 0} = as_root("chown", ["65534", folder])
+
+    assert {:error, error} = NetlinkPort.open(start_server!(), :route, netns: {:path, path})
+    assert {error.stage, error.reason, error.lacks} == {:open, :eacces, :dac_read_search}
+    assert Exception.message(error) =~ "keep: [:dac_read_search]"
+
+    server = start_server!(keep: [:dac_read_search])
+    assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:path, path})
+  end
+
   test "without CAP_SYS_ADMIN it serves its own namespace and no other" do
     netns = netns!()
     server = start_without!([:sys_admin])
