@@ -4,7 +4,8 @@ defmodule Soak.Chaos do
 
   alias Soak.{Ledger, World}
 
-  def start(config), do: spawn_link(fn -> loop(config) end)
+  # Of several, each has its own share of the namespaces.
+  def start(config, share), do: spawn_link(fn -> loop(Map.put(config, :share, share)) end)
 
   @doc "Waits until it has finished what it was at; `go_on/1` starts it again."
   def pause(chaos) do
@@ -75,7 +76,7 @@ defmodule Soak.Chaos do
   end
 
   defp act(:namespace, config) do
-    index = Enum.random(Enum.to_list(1..config.world.count) -- Map.keys(config.storms))
+    index = Enum.random(config.share)
     World.delete(index)
     World.create(index)
   end

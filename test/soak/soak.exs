@@ -58,7 +58,9 @@ defmodule Soak do
     }
 
     for number <- 1..@workers, do: hire(number, config)
-    chaos = for _ <- 1..@chaos, do: Chaos.start(config)
+    # Namespaces without a storm come and go.
+    shares = Enum.chunk_every((@storms + 1)..@namespaces, div(@namespaces - @storms, @chaos))
+    chaos = for share <- shares, do: Chaos.start(config, share)
     warm_up = max(div(seconds, 10), 10)
     keep_up(config, now() + 1_000 * warm_up)
     before = at_rest(config, chaos)
