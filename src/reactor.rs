@@ -5,7 +5,7 @@
 //! - Commands are read, also while standard output is full, until the room for answers is used up.
 //! - End of input ends the program at once, whatever else is going on.
 
-use crate::error::{Exit, Failure, Fatal, Stage};
+use crate::error::{At, Exit, Failure, Fatal, Stage};
 use crate::etf;
 use crate::frame::{Inbox, Outbox, MAX_FRAME};
 use crate::netlink::{Arrival, Socket};
@@ -337,6 +337,9 @@ impl State {
                     undrained: false,
                     due: false,
                 };
+                // Only this can fail (ENOSPC, ENOMEM): what `watch` changes is there already.
+                let event = EpollEvent::new(unwatched(), Token::Socket(handle).data());
+                epoll.add(&entry.socket, event).at(Stage::Socket)?;
                 watch(epoll, handle, &mut entry);
                 let mut told = protocol::place(entry.socket.place());
                 told.push(protocol::property(
@@ -472,21 +475,26 @@ fn closed() -> Failure {
     Failure::new(Stage::Info, Errno::EBADF)
 }
 
-/// Watches a socket exactly while its window is open.
+/// Watches a socket exactly while its window is open. It stays with epoll all the while: taken out
+/// and put in again, it could be refused, and would be deaf without anybody knowing.
 fn watch(epoll: &Epoll, handle: Handle, entry: &mut Entry) {
     let open = entry.window.is_open();
     if open != entry.watched {
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Socket(handle).data());
-        let done = if open {
-            epoll.add(&entry.socket, event)
+        let flags = if open {
+            EpollFlags::EPOLLIN
         } else {
-            epoll.delete(&entry.socket)
+            unwatched()
         };
-        // An epoll_ctl(2) that fails (ENOMEM, ENOSPC) is tried again at the next grant.
-        if done.is_ok() {
+        let mut event = EpollEvent::new(flags, Token::Socket(handle).data());
+        if epoll.modify(&entry.socket, &mut event).is_ok() {
             entry.watched = open;
         }
     }
+}
+
+/// Nothing is told of the socket but an error, and that once.
+fn unwatched() -> EpollFlags {
+    EpollFlags::EPOLLONESHOT
 }
 
 // Frames are bounded so that neither side allocates for a length alone.

@@ -121,6 +121,10 @@ defmodule NetlinkPort.Error do
     "the helper has no descriptor left; close sockets or raise its RLIMIT_NOFILE"
   end
 
+  defp explanation(%{stage: :socket, reason: :enospc}) do
+    "the helper's user has no epoll watch left; raise fs.epoll.max_user_watches"
+  end
+
   defp explanation(%{stage: :socket, reason: :eprotonosupport}) do
     "this kernel does not have the protocol"
   end

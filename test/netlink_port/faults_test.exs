@@ -30,7 +30,9 @@ defmodule NetlinkPort.FaultsTest do
             {"bind", "ENOMEM", :bind},
             {"connect", "ENOBUFS", :connect},
             {"setsockopt", "ENOMEM", :setsockopt},
-            {"getsockname", "ENOBUFS", :info}
+            {"getsockname", "ENOBUFS", :info},
+            {"ioctl", "ENFILE", :socket},
+            {"epoll_ctl", "ENOSPC", :socket}
           ] do
         switch = switch!()
         server = start_injected!("#{syscall} #{errno} file:#{switch}")

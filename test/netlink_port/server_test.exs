@@ -290,6 +290,8 @@ defmodule NetlinkPort.ServerTest do
       send(server, {make_ref(), :late})
       send(server, {:recv_timeout, 1, make_ref()})
       send(server, {:overdue, 77})
+      GenServer.cast(server, :bogus)
+      assert {:error, {:protocol, 22, ""}} = GenServer.call(server, :bogus)
       assert {:ok, _info} = NetlinkPort.info(server)
     end
   end
@@ -331,6 +333,22 @@ defmodule NetlinkPort.ServerTest do
     before = switches(helper)
     Process.sleep(1_000)
     assert switches(helper) == before
+  end
+
+  # The kernel tells of an error (ENOBUFS) whether one asks for it or not.
+  test "a socket that may not be read does not keep the helper awake, with an error pending" do
+    netns = netns!()
+    server = start_server!(ping_interval: :infinity)
+    opts = [netns: {:name, netns}, groups: [5], active: false, window: 1, rcvbuf: 4_096]
+    {:ok, socket} = NetlinkPort.open(server, :route, opts)
+    ip_batch!(netns, for(n <- 1..100, do: "addr add 10.0.0.#{n}/32 dev lo"))
+    helper = os_pid(server)
+    eventually!(fn -> File.read!("/proc/#{helper}/stat") =~ ~r/\) S / end)
+    before = switches(helper)
+    Process.sleep(500)
+    assert switches(helper) == before
+    assert {:ok, _first} = NetlinkPort.recv(socket, 1_000)
+    assert {:ok, _second} = NetlinkPort.recv(socket, 1_000)
   end
 
   defp switches(os_pid) do
