@@ -170,6 +170,58 @@ defmodule NetlinkPort.ServerTest do
       assert {:ok, [ext_ack: true]} = NetlinkPort.getopts(socket, [:ext_ack])
     end
 
+    test "and goes on before any deadline has lost nothing: every call, command and event is there" do
+      netns = netns!()
+      server = start_server!(call_timeout: 60_000)
+      opts = [netns: {:name, netns}, timeout: 60_000]
+      {:ok, events} = NetlinkPort.open(server, :route, [groups: [7], rcvbuf: 8_000_000] ++ opts)
+      {:ok, passive} = NetlinkPort.open(server, :route, [active: false] ++ opts)
+      helper = os_pid(server)
+      signal!(helper, :STOP)
+
+      callers =
+        for n <- 1..30 do
+          spawn_reporting(fn ->
+            case rem(n, 3) do
+              0 -> NetlinkPort.open(server, :route, opts ++ [owner: server])
+              1 -> NetlinkPort.getopts(passive, [:ext_ack])
+              2 -> NetlinkPort.recv(passive, 60_000)
+            end
+          end)
+        end
+
+      for n <- 1..10, do: :ok = NetlinkPort.send(passive, Rtnl.getlink(1, n))
+
+      ip_batch!(
+        netns,
+        for(n <- 1..500, do: "route add 10.0.#{div(n, 250)}.#{rem(n, 250)}/32 dev lo")
+      )
+
+      refute_received {:result, _caller, _answer}
+      signal!(helper, :CONT)
+
+      answers =
+        for caller <- callers do
+          assert_receive {:result, ^caller, {:ok, answer}}, 10_000
+          answer
+        end
+
+      assert Enum.count(answers, &match?(%Socket{}, &1)) == 10
+      assert Enum.count(answers, &(&1 == [ext_ack: true])) == 10
+      sequences = for answer when is_binary(answer) <- answers, do: sequence(answer)
+      assert Enum.sort(sequences) == Enum.to_list(1..10)
+
+      for n <- 1..500 do
+        assert_receive {:netlink, ^events, datagram}, 10_000
+        assert [{24, _sequence, route}] = Rtnl.messages(datagram)
+        assert Rtnl.destination(route) == {10, 0, div(n, 250), rem(n, 250)}
+      end
+
+      assert os_pid(server) == helper
+    end
+
+    defp sequence(datagram), do: datagram |> Rtnl.messages() |> hd() |> elem(1)
+
     test "is not suspected by a caller who waits for less than a command may take" do
       server = start_server!(call_timeout: 60_000)
       {:ok, socket} = NetlinkPort.open(server, :route, [])
@@ -279,6 +331,66 @@ defmodule NetlinkPort.ServerTest do
       Process.exit(server, :kill)
       assert closed!(socket) == :killed
       refute_closed_again(socket)
+    end
+  end
+
+  describe "a server" do
+    test "whose supervisor is killed ends, and its helper; owners are told" do
+      test = self()
+
+      {:ok, supervisor} =
+        Task.start(fn ->
+          {:ok, _} = Supervisor.start_link([], strategy: :one_for_one, name: :doomed)
+          Process.sleep(:infinity)
+        end)
+
+      on_exit(fn -> Process.exit(supervisor, :kill) end)
+      eventually!(fn -> Process.whereis(:doomed) != nil end)
+      {:ok, server} = Supervisor.start_child(:doomed, {NetlinkPort, name: nil})
+      {:ok, socket} = NetlinkPort.open(server, :route, owner: test)
+      helper = os_pid(server)
+      Process.exit(Process.whereis(:doomed), :kill)
+      assert closed!(socket) == :killed
+      refute_closed_again(socket)
+      eventually!(fn -> not running?(helper) end)
+    end
+
+    test "whose port somebody closes ends, and its helper; owners are told" do
+      server = start_server!()
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      helper = os_pid(server)
+      spawn(fn -> Port.close(socket.link.port) end)
+      assert closed!(socket) == {:helper_exit, :normal}
+      refute_closed_again(socket)
+      eventually!(fn -> not running?(helper) end)
+    end
+
+    # The one case in which nobody is left to tell: calls do.
+    test "killed at once with its witness: no message, calls are EPIPE, the helper is gone" do
+      server = start_server!()
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      helper = os_pid(server)
+      witness = :sys.get_state(server).witness
+      # So that it does not start another.
+      :sys.suspend(server)
+      for pid <- [witness, server], do: Process.exit(pid, :kill)
+      eventually!(fn -> not running?(helper) end)
+      assert {:error, %Error{stage: :thread, reason: :epipe}} = NetlinkPort.send(socket, "x")
+
+      assert {:error, %Error{stage: :thread, reason: :esrch}} = NetlinkPort.recv(socket, 1_000)
+
+      refute_received {:netlink_closed, ^socket, _reason}
+    end
+
+    test "whose name is taken is not started, nor is a helper" do
+      name = supervise!([])
+      marker = tmp_path!("marker")
+      script = script!("touch #{marker}; exec #{helper()} \"$@\"")
+      server = Process.whereis(name)
+      started = NetlinkPort.start_link(name: name, executable: script)
+      assert started == {:error, {:already_started, server}}
+      refute File.exists?(marker)
+      assert {:ok, _socket} = NetlinkPort.open(name, :route, [])
     end
   end
 
