@@ -211,16 +211,7 @@ defmodule NetlinkPort.ProgramTest do
     end
 
     test "it ends with its standard input while its standard output is full" do
-      script = script!(~S(exec 2>/dev/null; "$1" | sleep 600))
-      port = Port.open({:spawn_executable, script}, [:binary, args: [executable()]])
-      {:os_pid, shell} = Port.info(port, :os_pid)
-
-      on_exit(fn ->
-        if sleep = child(shell, "sleep"), do: System.cmd("kill", ["-KILL", sleep])
-      end)
-
-      eventually!(fn -> child(shell, "sleep") && child(shell, "netlink_port") end, 10_000)
-      os_pid = child(shell, "netlink_port")
+      {port, os_pid} = start_unread!()
 
       # So many empty frames have more answers than the pipe and the arena hold. What is not
       # answered fits the inbox and the other pipe, so that it is not the VM that waits.
@@ -231,6 +222,49 @@ defmodule NetlinkPort.ProgramTest do
       Port.close(port)
       eventually!(fn -> not running?(os_pid) end, 2_000)
     end
+
+    # Two sockets that it has itself: one sends to the other 30 MB, which nobody takes from the
+    # program. It takes all commands meanwhile, and leaves the datagrams in the kernel.
+    @tag :root
+    test "it keeps no datagrams of its own while its standard output is full" do
+      {port, os_pid} = start_unread!()
+      target = {:path, netns_path(netns!())}
+      settings = [rcvbuf: 100_000_000, sndbuf: 1_000_000]
+
+      for handle <- [1, 2] do
+        frame(port, {:open, 0, handle, target, 2, handle, true, 1_000_000_000, settings})
+      end
+
+      frame(port, {:grant, 1_000_000_000})
+      datagram = :binary.copy(<<7>>, 60_000)
+      for _ <- 1..500, do: frame(port, {:send_to, 0, 1, 2, 0, datagram})
+      taken = fn -> moved(os_pid, "rchar") > 500 * 60_000 and sleeping?(os_pid) end
+      eventually!(taken, 20_000)
+      # The pipe is full: it took some, and not nearly all.
+      assert moved(os_pid, "wchar") in 500_000..2_000_000
+      assert_peak(%{os_pid: os_pid}, 4 * 1024 * 1024)
+      Port.close(port)
+      eventually!(fn -> not running?(os_pid) end, 2_000)
+    end
+  end
+
+  defp frame(port, term) do
+    term = term(term)
+    Port.command(port, [<<byte_size(term)::32>>, term])
+  end
+
+  # One whose standard output nobody reads; returns the port of its standard input.
+  defp start_unread! do
+    script = script!(~S(exec 2>/dev/null; "$1" | sleep 600))
+    port = Port.open({:spawn_executable, script}, [:binary, args: [executable()]])
+    {:os_pid, shell} = Port.info(port, :os_pid)
+
+    on_exit(fn ->
+      if sleep = child(shell, "sleep"), do: System.cmd("kill", ["-KILL", sleep])
+    end)
+
+    eventually!(fn -> child(shell, "sleep") && child(shell, "netlink_port") end, 10_000)
+    {port, child(shell, "netlink_port")}
   end
 
   # A child of a process by its name, as a string.
