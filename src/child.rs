@@ -10,6 +10,8 @@ use byteorder::{ByteOrder, NativeEndian};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sched::{setns, CloneFlags};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     recvmsg, sendmsg, socketpair, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags,
     SockFlag, SockType,
@@ -44,8 +46,12 @@ pub fn open(
 }
 
 fn join(netns: &OwnedFd, owner: Option<&OwnedFd>) -> Result<(), Failure> {
+    // Whoever rules the user namespace may stop this child, which must not stay behind so.
+    set_pdeathsig(Signal::SIGKILL).at(Stage::Setns)?;
     if let Some(owner) = owner {
         setns(owner, CloneFlags::CLONE_NEWUSER).at(Stage::Setns)?;
+        // New credentials can have undone it.
+        set_pdeathsig(Signal::SIGKILL).at(Stage::Setns)?;
     }
     setns(netns, CloneFlags::CLONE_NEWNET).at(Stage::Setns)
 }

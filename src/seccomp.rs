@@ -141,10 +141,11 @@ fn conditional() -> [Condition; 6] {
 
 /// What the child that enters another user namespace takes: fork(2), and its way to hand the socket
 /// back. A thread or a namespace of its own it may not make.
-fn child() -> [Condition; 4] {
+fn child() -> [Condition; 5] {
     let fork_flags = libc::CLONE_CHILD_CLEARTID | libc::CLONE_CHILD_SETTID | 0xff;
     [
         (libc::SYS_clone, 0, none_but(fork_flags), 0),
+        (libc::SYS_prctl, 0, Eq, libc::PR_SET_PDEATHSIG as u64),
         (libc::SYS_socketpair, 0, Eq, libc::AF_UNIX as u64),
         (libc::SYS_setns, 1, Eq, libc::CLONE_NEWUSER as u64),
         (libc::SYS_ioctl, 1, Eq, NS_GET_USERNS),
@@ -276,6 +277,10 @@ mod tests {
                 needs.user_namespaces
             );
             assert_eq!(may(needs, libc::SYS_clone, fork), needs.user_namespaces);
+            let end = [libc::PR_SET_PDEATHSIG.into(), 0, 0, 0, 0];
+            assert_eq!(may(needs, libc::SYS_prctl, end), needs.user_namespaces);
+            let dump = [libc::PR_SET_DUMPABLE.into(), 1, 0, 0, 0];
+            assert!(!may(needs, libc::SYS_prctl, dump));
             assert!(!may(needs, libc::SYS_clone, thread));
             assert!(!may(needs, libc::SYS_clone, namespace));
             assert_eq!(may(needs, libc::SYS_capset, [0; 5]), needs.capset);

@@ -123,4 +123,31 @@ defmodule NetlinkPort.UserNamespacesTest do
     assert Enum.sort(Rtnl.link_names(socket)) == ["br0", "lo"]
     assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: :host)
   end
+
+  # Who rules a user namespace may signal what joins it.
+  test "a child that is stopped there does not outlive the helper that waits for it" do
+    hold = tmp_path!("hold")
+    on_exit(fn -> File.rm(hold <> ".held") end)
+    injected = "#{fixture!("inject")} socket EPERM hold:#{hold}"
+    script = script!("exec #{injected} setpriv #{Enum.join(@nobody, " ")} #{helper()} \"$@\"")
+    server = start_server!(executable: script, user_namespaces: true, call_timeout: 1_000)
+    {:ok, socket} = NetlinkPort.open(server, :route, [])
+    helper = os_pid(server)
+    netns = {:pid, container!()}
+
+    File.write!(hold, "")
+    opening = spawn_reporting(fn -> NetlinkPort.open(server, :route, netns: netns) end)
+    eventually!(fn -> File.exists?(hold <> ".held") end)
+    {child, 0} = System.cmd("pgrep", ["-P", "#{helper}"])
+    child = String.trim(child)
+    on_exit(fn -> as_root("kill", ["-KILL", child]) end)
+    {_output, 0} = System.cmd("setpriv", @nobody ++ ["kill", "-STOP", child])
+    File.rm!(hold <> ".held")
+
+    assert_receive {:result, ^opening, {:error, %Error{stage: :thread, reason: :etimedout}}},
+                   5_000
+
+    assert_receive {:netlink_closed, ^socket, :stuck}, 5_000
+    eventually!(fn -> not running?(helper) and not running?(child) end)
+  end
 end
