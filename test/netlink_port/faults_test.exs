@@ -194,6 +194,20 @@ defmodule NetlinkPort.FaultsTest do
     end
   end
 
+  describe "a helper that was taken over" do
+    test "is ended by its first system call that is not of its work" do
+      marker = tmp_path!("marker")
+      preload = "LD_PRELOAD=#{fixture!("libtakeover.so")} TAKEOVER=#{marker}"
+      server = start_server!(executable: script!("#{preload} exec #{helper()} \"$@\""))
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns!()}, active: false)
+      works!(socket)
+      assert :ok = NetlinkPort.send(socket, "take over")
+      # SIGSYS.
+      assert closed!(socket) == {:helper_exit, 159}
+      refute File.exists?(marker)
+    end
+  end
+
   describe "memory" do
     test "that the system refuses ends the helper and not the VM" do
       script = script!("ulimit -v 20000; exec #{helper()} \"$@\" 2> /dev/null")
