@@ -77,6 +77,35 @@ defmodule NetlinkPort.FaultsTest do
     end
   end
 
+  describe "CAP_SYS_PTRACE" do
+    @tag :trace
+    test "that cannot be raised is EACCES where it is needed; what needs none goes on" do
+      netns = netns!()
+      switch = switch!()
+      server = start_injected!("capset EPERM file:#{switch}")
+      assert {:ok, %{os_pid: helper}} = NetlinkPort.info(server)
+      File.write!(switch, "")
+      # A process of more capabilities than the helper has.
+      netns_of_root = {:pid, os_process!("sleep", ["600"])}
+      assert {:error, error} = NetlinkPort.open(server, :route, netns: netns_of_root)
+      assert {error.stage, error.reason} == {:open, :eacces}
+      assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      File.rm!(switch)
+      assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: netns_of_root)
+      assert os_pid(server) == helper
+    end
+
+    @tag :trace
+    test "that cannot be given up again ends the helper with exit code 71" do
+      # capset(2) is called three times at start, then to raise it, and the fifth time to give it up.
+      server = start_injected!("capset EPERM 5")
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, os_pid(server)})
+      assert {error.stage, error.reason} == {:thread, :epipe}
+      assert closed!(socket) == {:helper_exit, 71}
+    end
+  end
+
   describe "a proof of place that the kernel refuses" do
     test "leaves the socket usable, and says so" do
       netns = netns!()
@@ -138,6 +167,45 @@ defmodule NetlinkPort.FaultsTest do
     end
   end
 
+  describe "the count of what was dropped" do
+    # It is cumulative, so that it is enough to read it later.
+    test "that cannot be read is told as soon as it can be, to the message" do
+      netns = netns!()
+      switch = switch!()
+      server = start_injected!("getsockopt ENOBUFS file:#{switch}")
+      opts = [netns: {:name, netns}, active: false, groups: [5], rcvbuf: 4_096, window: 600]
+      {:ok, socket} = NetlinkPort.open(server, :route, opts)
+      File.write!(switch, "")
+      ip_batch!(netns, for(n <- 1..200, do: "addr add 10.0.0.#{n}/32 dev lo"))
+      {seen, 0} = take_all(socket)
+      assert seen < 200
+      File.rm!(switch)
+      ip!(["-n", netns, "addr", "add", "10.0.1.1/32", "dev", "lo"])
+      {1, dropped} = take_all(socket)
+      assert seen + dropped == 200
+    end
+
+    defp take_all(socket, seen \\ 0, dropped \\ 0) do
+      case NetlinkPort.recv(socket, 500) do
+        {:ok, _datagram} -> take_all(socket, seen + 1, dropped)
+        {:error, %Error{reason: :enobufs, dropped: n}} -> take_all(socket, seen, dropped + n)
+        {:error, %Error{reason: :etimedout}} -> {seen, dropped}
+      end
+    end
+  end
+
+  describe "memory" do
+    test "that the system refuses ends the helper and not the VM" do
+      script = script!("ulimit -v 20000; exec #{helper()} \"$@\" 2> /dev/null")
+      server = start_server!(executable: script)
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      large = :binary.copy(<<0>>, 16_000_000)
+      assert {:error, error} = NetlinkPort.send(socket, large, wait: true)
+      assert {error.stage, error.reason} == {:thread, :epipe}
+      assert {:helper_exit, _status_or_epipe} = closed!(socket)
+    end
+  end
+
   describe "the loop" do
     test "that cannot wait, read or write ends with a code that says so" do
       for {syscall, errno, code} <- [
@@ -175,9 +243,11 @@ defmodule NetlinkPort.FaultsTest do
   describe "a start" do
     test "that the system refuses says what it needs" do
       for {syscall, sentence} <- [
-            {"prlimit64", "setrlimit(RLIMIT_NOFILE)"},
-            {"prctl", "prctl(PR_SET_NO_NEW_PRIVS)"},
-            {"epoll_create1", "epoll_create1"}
+            {"prlimit64", "setrlimit(RLIMIT_NOFILE): EPERM"},
+            {"prctl", "prctl(PR_SET_NO_NEW_PRIVS): EPERM"},
+            {"capset", "capabilities could not be given up, capset(2)"},
+            {"seccomp", "seccomp(2) was refused; the kernel needs CONFIG_SECCOMP_FILTER"},
+            {"epoll_create1", "epoll_create1: EPERM"}
           ] do
         stderr = tmp_path!("stderr")
 
@@ -189,7 +259,7 @@ defmodule NetlinkPort.FaultsTest do
 
         assert {error.stage, error.reason} == {:thread, :eproto}
         assert error.subject =~ "ended with exit status 71"
-        assert File.read!(stderr) =~ "netlink_port: #{sentence}: EPERM"
+        assert File.read!(stderr) =~ "netlink_port: #{sentence}"
       end
     end
   end

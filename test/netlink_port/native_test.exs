@@ -61,6 +61,24 @@ defmodule NetlinkPort.NativeTest do
     assert Task.await(task, 1_000) == {:error, {:setns, 22}}
   end
 
+  # Who opens a FIFO for writing waits until somebody opens it for reading.
+  test "what is no namespace is not even opened: a FIFO, a device, a socket, a directory" do
+    fifo = tmp_path!("fifo")
+    {_, 0} = System.cmd("mkfifo", [fifo])
+    writer = os_process!("sh", ["-c", "exec 3> #{fifo}; exec sleep 600"])
+    eventually!(fn -> File.read!("/proc/#{writer}/stat") =~ "(sh) S " end)
+    socket = tmp_path!("socket")
+    {:ok, _listener} = :gen_tcp.listen(0, ifaddr: {:local, socket})
+
+    for path <- [fifo, "/dev/null", "/dev/tty", socket, "/", "/etc/hostname"] do
+      assert {path, Native.open_in_netns(path, 0)} == {path, {:error, {:setns, 22}}}
+    end
+
+    # It would be another program as soon as its open(2) returned.
+    Process.sleep(100)
+    assert File.read!("/proc/#{writer}/stat") =~ "(sh) S "
+  end
+
   test "nothing is ever created" do
     path = tmp_path!("missing")
     assert Native.open_in_netns(path, 0) == {:error, {:open, 2}}

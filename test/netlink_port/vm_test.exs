@@ -6,7 +6,7 @@ defmodule NetlinkPort.VMTest do
 
   # Runs a script in a VM of its own, with this library; returns its port and its OS pid. It prints
   # lines, which arrive as `{port, {:data, {:eol, line}}}`.
-  defp vm!(script) do
+  defp vm!(script, environment \\ []) do
     path = tmp_path!("vm.exs")
     File.write!(path, script)
     elixir = System.find_executable("elixir")
@@ -19,7 +19,7 @@ defmodule NetlinkPort.VMTest do
         :exit_status,
         {:line, 1_000},
         args: arguments,
-        env: [{'LC_ALL', 'C.UTF-8'}]
+        env: [{'LC_ALL', 'C.UTF-8'} | environment]
       ])
 
     {:os_pid, os_pid} = Port.info(port, :os_pid)
@@ -126,5 +126,54 @@ defmodule NetlinkPort.VMTest do
     ip!(["-n", netns, "addr", "add", "10.0.0.1/32", "dev", "lo"])
     assert line!(port) == "flowing"
     assert running?(helper)
+  end
+
+  # The clock of that VM and its helper alone: see clock.rs.
+  test "whose wall clock jumps by a day, both ways: no deadline moves, the helper is not suspected" do
+    offset = tmp_path!("offset")
+    File.write!(offset, <<0::64>>)
+    File.write!(offset <> ".request", Rtnl.getlink(1, 1))
+    on_exit(fn -> File.rm(offset <> ".request") end)
+    preload = {'LD_PRELOAD', to_charlist(fixture!("libclock.so"))}
+
+    {port, _vm} =
+      vm!(
+        """
+        Application.ensure_all_started(:logger)
+        child = {NetlinkPort, call_timeout: 500, ping_interval: 100}
+        {:ok, _} = Supervisor.start_link([child], strategy: :one_for_one)
+        {:ok, %{os_pid: helper}} = NetlinkPort.info(NetlinkPort)
+        {:ok, socket} = NetlinkPort.open(:route, active: false)
+        request = File.read!("#{offset}.request")
+        server = Process.whereis(NetlinkPort)
+        start = System.os_time(:second)
+
+        for jump <- [86_400, -86_400, 0] do
+          # One who waits already when the clock jumps.
+          waiting = Task.async(fn -> NetlinkPort.recv(socket, 30_000) end)
+          waits? = fn -> map_size(:sys.get_state(server).sockets.monitors) == 2 end
+          Enum.find(Stream.repeatedly(waits?), & &1)
+          {:ok, file} = :file.open("#{offset}", [:raw, :read, :write])
+          :ok = :file.pwrite(file, 0, <<jump::64-signed-native>>)
+          true = abs(System.os_time(:second) - start - jump) < 3_600
+          :ok = NetlinkPort.send(socket, request)
+          {:ok, _datagram} = Task.await(waiting, 30_000)
+
+          # Some pings, and deadlines that pass.
+          for _ <- 1..5 do
+            {:error, %{reason: :etimedout}} = NetlinkPort.recv(socket, 100)
+            {:ok, %{os_pid: ^helper}} = NetlinkPort.info(NetlinkPort)
+          end
+
+          IO.puts(jump)
+        end
+
+        receive do: (message -> IO.inspect(message)), after: (0 -> IO.puts("nothing else"))
+        Process.sleep(:infinity)
+        """,
+        [preload, {'CLOCK_OFFSET', to_charlist(offset)}]
+      )
+
+    for line <- ["86400", "-86400", "0", "nothing else"], do: assert(line!(port) == line)
   end
 end
