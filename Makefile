@@ -2,6 +2,7 @@
 # make test    the Rust and the ExUnit suites
 # make check   formatting, lints, warnings as errors, Dialyzer
 # make soak    random operations, storms and kills for SOAK_SECONDS (300; root)
+# make bench   what the way through the helper costs beside OTP's own socket (root)
 # make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
 #
 # Each installs what it lacks from Debian's packages first.
@@ -11,7 +12,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 PACKAGES := elixir erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 libcap2-bin procps gcc libc6-dev
 
-.PHONY: demo test check soak fuzz dialyzer setup clean
+.PHONY: demo test check soak bench fuzz dialyzer setup clean
 
 demo: setup
 	@mix compile
@@ -46,6 +47,10 @@ fuzz: setup
 
 soak: setup
 	MIX_ENV=test mix run test/soak/soak.exs
+
+bench: setup
+	@mix compile
+	@mix run bench/bench.exs
 
 # The PLT of OTP and Elixir is built once and kept, by version.
 ELIXIR_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:elixir))')/ebin

@@ -18,6 +18,7 @@ mod protocol;
 mod reactor;
 mod seccomp;
 mod sockets;
+mod spin;
 mod start;
 mod sys;
 

@@ -12,11 +12,14 @@ use crate::netlink::{Arrival, Socket};
 use crate::netns::Home;
 use crate::protocol::{self, Command, Handle, Prefix, Reference};
 use crate::sockets::{Entry, Sockets, Window};
+use crate::spin::Spin;
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 /// First size of the receive buffer. The kernel cuts dumps to the reader's buffer, up to 32 KiB.
 const DATAGRAM: usize = 1 << 20;
@@ -86,6 +89,7 @@ pub struct Reactor {
 #[derive(Debug)]
 struct Watch {
     epoll: Epoll,
+    spin: Spin,
     reading: bool,
     writing: bool,
 }
@@ -104,7 +108,7 @@ struct State {
 
 impl Reactor {
     /// Sets up the loop. `hello` is the first frame.
-    pub fn new(wire: Wire, home: Home, hello: &[u8]) -> Result<Self, Fatal> {
+    pub fn new(wire: Wire, home: Home, spin: Duration, hello: &[u8]) -> Result<Self, Fatal> {
         let system = Fatal::system;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("epoll_create1"))?;
         let watching = EpollEvent::new(EpollFlags::EPOLLIN, Token::Input.data());
@@ -121,6 +125,7 @@ impl Reactor {
             wire,
             watch: Watch {
                 epoll,
+                spin: Spin::new(spin),
                 reading: true,
                 writing: false,
             },
@@ -234,16 +239,17 @@ impl Watch {
             self.epoll.modify(&wire.output, &mut event)?;
             self.writing = writing;
         }
-        let mut events = [EpollEvent::empty(); EVENTS];
-        let patience = if idle {
-            EpollTimeout::NONE
-        } else {
-            EpollTimeout::ZERO
+        let events = RefCell::new([EpollEvent::empty(); EVENTS]);
+        let epoll = &self.epoll;
+        let wait = |patience| sys::retry(|| epoll.wait(events.borrow_mut().as_mut(), patience));
+        let look = || wait(EpollTimeout::ZERO);
+        let count = match idle {
+            true => self.spin.wait(look, || wait(EpollTimeout::NONE))?,
+            false => look()?,
         };
-        let count = sys::retry(|| self.epoll.wait(&mut events, patience))?;
         let gone = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
         let mut ready = Ready::default();
-        for event in events.iter().take(count) {
+        for event in events.borrow().iter().take(count) {
             match Token::from_data(event.data()) {
                 Token::Input => {
                     ready.input = event.events().contains(EpollFlags::EPOLLIN);
@@ -312,7 +318,10 @@ impl State {
         command: Command<'_>,
     ) -> Result<Option<etf::Term>, Failure> {
         match command {
-            Command::Send(handle, datagram) => self.socket(handle)?.send(datagram, None)?,
+            Command::Send(handle, datagram) => {
+                self.socket(handle)?.send(datagram, None)?;
+                self.expect_answer(handle);
+            }
             Command::SendTo(handle, port_id, groups, datagram) => {
                 let to = Some((port_id, groups));
                 self.socket(handle)?.send(&datagram, to)?;
@@ -446,6 +455,15 @@ impl State {
     }
 
     /// Puts a socket whose queue was not seen empty on the list of those to be read again.
+    /// The kernel has answered most requests before sendmsg(2) returns: the socket is looked at
+    /// before the next wait.
+    fn expect_answer(&mut self, handle: Handle) {
+        if let Some(entry) = self.sockets.get_mut(handle) {
+            entry.undrained = true;
+        }
+        self.read_again(handle);
+    }
+
     fn read_again(&mut self, handle: Handle) {
         if let Some(entry) = self.sockets.get_mut(handle) {
             if entry.undrained && entry.window.is_open() && !entry.due {

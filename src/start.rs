@@ -23,6 +23,8 @@ use std::ffi::OsString;
 use std::io::{stderr, stdin, stdout, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::thread::available_parallelism;
+use std::time::Duration;
 
 /// Size the pipes to the VM are given, in bytes: the most an ordinary user may ask for.
 const PIPE: i32 = 1 << 20;
@@ -34,6 +36,8 @@ struct Arguments {
     keep: Vec<Capability>,
     /// Whether namespaces of other user namespaces may be entered, in a child.
     user_namespaces: bool,
+    /// How long to look for more before each sleep.
+    spin: Duration,
 }
 
 /// The whole program: from its arguments to its exit code.
@@ -65,6 +69,11 @@ fn parse(arguments: &[OsString]) -> Result<Arguments, String> {
     while let Some(argument) = rest.next() {
         match argument.to_str() {
             Some("--user-namespaces") => parsed.user_namespaces = true,
+            Some("--spin") => {
+                let microseconds = rest.next().and_then(|number| number.to_str()?.parse().ok());
+                let microseconds: u32 = microseconds.ok_or("--spin takes a number")?;
+                parsed.spin = Duration::from_micros(microseconds.into());
+            }
             Some("--keep") => {
                 let name = rest.next().ok_or("--keep takes a capability")?;
                 let known = KEEPABLE.iter().find(|(known, _)| name == known);
@@ -86,9 +95,10 @@ fn help() -> String {
          when its standard input does. To enter namespaces it needs CAP_SYS_ADMIN; to change\n\
          anything there, CAP_NET_ADMIN. CAP_SYS_PTRACE serves to open namespaces of processes\n\
          with more capabilities. It gives up every other capability at start.\n\n\
-         usage: netlink_port [--keep CAPABILITY]... [--user-namespaces]\n       \
+         usage: netlink_port [--keep CAPABILITY]... [--spin MICROSECONDS] [--user-namespaces]\n       \
          netlink_port --help | --version\n\n\
          --keep CAPABILITY    keep this one, too: {}\n\
+         --spin MICROSECONDS  look for more so long before each sleep, right after traffic\n\
          --user-namespaces    enter namespaces of other user namespaces, in a child that joins\n                     \
          those first\n\n\
          exit codes:\n",
@@ -160,9 +170,17 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
         max_frame: MAX_FRAME,
         max_fds,
     });
-    let reactor = Reactor::new(wire, home, &hello)?;
+    let reactor = Reactor::new(wire, home, spin(arguments.spin), &hello)?;
     seccomp::install(needs)?;
     Ok(reactor)
+}
+
+/// With one processor, looking for more keeps away who would bring it.
+fn spin(wanted: Duration) -> Duration {
+    match available_parallelism() {
+        Ok(processors) if processors.get() > 1 => wanted,
+        _ => Duration::ZERO,
+    }
 }
 
 /// Moves the two pipes off descriptors 0 and 1, so that nothing but the loop can reach them: four

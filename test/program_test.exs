@@ -22,7 +22,10 @@ defmodule NetlinkPort.ProgramTest do
     test "has --help, which names every exit code" do
       for flag <- ["--help", "-h"] do
         {help, 0} = System.cmd(executable(), [flag], stderr_to_stdout: true)
-        assert help =~ "usage: netlink_port [--keep CAPABILITY]... [--user-namespaces]"
+
+        assert help =~
+                 "usage: netlink_port [--keep CAPABILITY]... [--spin MICROSECONDS] [--user-namespaces]"
+
         assert help =~ "(protocol #{Protocol.version()})"
         codes = for [_, code] <- Regex.scan(~r/^ +(\d+)  \w/m, help), do: code
         assert codes == ~w(0 64 65 70 71 74 80)
@@ -47,6 +50,18 @@ defmodule NetlinkPort.ProgramTest do
         assert {arguments, status} == {arguments, 64}
         first = inspect(hd(arguments))
         assert output == "netlink_port: unknown argument #{first}; try --help\n"
+      end
+
+      for wrong <- [
+            ["--keep"],
+            ["--keep", "chown"],
+            ["--spin"],
+            ["--spin", "-1"],
+            ["--spin", "x"]
+          ] do
+        {output, status} = System.cmd(executable(), wrong, stderr_to_stdout: true)
+        assert {wrong, status} == {wrong, 64}
+        assert output =~ ~r/^netlink_port: .*(keep|spin).*; try --help$/
       end
 
       assert {output, 64} = System.cmd(executable(), [<<"--", 255>>], stderr_to_stdout: true)

@@ -24,4 +24,4 @@ if without == [],
 
 NetlinkPort.Case.sweep()
 exclude = Keyword.keys(missing) ++ without
-ExUnit.start(capture_log: true, assert_receive_timeout: 2_000, exclude: exclude)
+ExUnit.start(capture_log: true, assert_receive_timeout: 5_000, exclude: exclude)

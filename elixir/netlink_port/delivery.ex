@@ -154,6 +154,10 @@ defmodule NetlinkPort.Delivery do
     end
   end
 
+  @doc "Whether anything is kept."
+  @spec kept?(t()) :: boolean()
+  def kept?(state), do: not :queue.is_empty(state.kept)
+
   @doc "How many items are kept."
   @spec kept(t()) :: non_neg_integer()
   def kept(state), do: :queue.len(state.kept)

@@ -40,7 +40,7 @@ defmodule NetlinkPort.Gauge do
     %{credit: credit} = delivery
 
     # An owner that is sent nothing is left alone.
-    if 2 * credit <= gauge.bound and (credit < gauge.found or Delivery.kept(delivery) > 0) do
+    if 2 * credit <= gauge.bound and (credit < gauge.found or Delivery.kept?(delivery)) do
       server = self()
 
       _pid =

@@ -48,7 +48,8 @@ defmodule NetlinkPort.Helper do
   @spec arguments(keyword()) :: [String.t()]
   def arguments(opts) do
     keep = Enum.flat_map(opts[:keep], &["--keep", Atom.to_string(&1)])
-    if opts[:user_namespaces], do: keep ++ ["--user-namespaces"], else: keep
+    rootless = if opts[:user_namespaces], do: ["--user-namespaces"], else: []
+    ["--spin", Integer.to_string(opts[:spin])] ++ keep ++ rootless
   end
 
   defp spawn_executable(executable, arguments) do

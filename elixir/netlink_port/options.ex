@@ -244,10 +244,19 @@ defmodule NetlinkPort.Options do
     raise ArgumentError, "expected executable: a path, got: #{inspect(other)}"
   end
 
+  @doc "How long a helper may look for more before it sleeps, in microseconds."
+  @spec spin!(term()) :: non_neg_integer()
+  def spin!(microseconds) when is_integer(microseconds) and microseconds in 0..1_000_000,
+    do: microseconds
+
+  def spin!(other) do
+    raise ArgumentError, "expected spin: microseconds, 0 to 1000000, got: #{inspect(other)}"
+  end
+
   @doc "Capabilities that a helper may keep beyond those it always keeps."
   @spec keep!(term()) :: [atom()]
   def keep!(list) do
-    if is_list(list) and Enum.all?(list, &(&1 in @keepable)) do
+    if is_list(list) and not List.improper?(list) and Enum.all?(list, &(&1 in @keepable)) do
       list
     else
       raise ArgumentError,

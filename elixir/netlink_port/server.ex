@@ -21,7 +21,7 @@ defmodule NetlinkPort.Server do
   # Shorter than the usual shutdown of a child, 5 s.
   @stop_timeout 2_000
   @timeouts [call_timeout: 15_000, hello_timeout: 5_000, ping_interval: 30_000]
-  @defaults @timeouts ++ [keep: [], user_namespaces: false]
+  @defaults @timeouts ++ [keep: [], spin: 50, user_namespaces: false]
 
   @enforce_keys [
     :link,
@@ -46,6 +46,7 @@ defmodule NetlinkPort.Server do
     Enum.each(@timeouts, fn {key, _default} -> _ms = Options.timeout!(opts[key]) end)
     _path = Options.executable!(opts[:executable])
     _capabilities = Options.keep!(opts[:keep])
+    _microseconds = Options.spin!(opts[:spin])
     _whether = Options.boolean!(:user_namespaces, opts[:user_namespaces])
     GenServer.start_link(__MODULE__, opts, if(name == nil, do: [], else: [name: name]))
   end

@@ -449,6 +449,10 @@ defmodule NetlinkPort.OptionsTest do
             {[call_timeout: 0.5], ["timeout", "0.5"]},
             {[hello_timeout: nil], ["timeout", "nil"]},
             {[ping_interval: -1], ["timeout", "-1"]},
+            {[keep: [:net_broadcast | :audit_read]], ["keep:", ":dac_read_search"]},
+            {[user_namespaces: 1], ["user_namespaces: true or false", "1"]},
+            {[spin: -1], ["spin: microseconds", "-1"]},
+            {[spin: :infinity], ["spin: microseconds", ":infinity"]},
             {:executable, ["keyword list"]}
           ] do
         error = assert_raise ArgumentError, fn -> NetlinkPort.start_link(opts) end

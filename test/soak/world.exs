@@ -31,7 +31,18 @@ defmodule Soak.World do
       Port.open({:spawn_executable, find("ip")}, args: ~w(netns exec #{name} sleep 100000))
 
     {:os_pid, pid} = Port.info(sleeper, :os_pid)
+    settle(pid, "/run/netns/" <> name)
     :ets.insert(__MODULE__, {index, pid})
+  end
+
+  # Until it has entered the namespace it is in the host's.
+  defp settle(pid, path) do
+    inode = File.stat!(path).inode
+
+    unless match?({:ok, %{inode: ^inode}}, File.stat("/proc/#{pid}/ns/net")) do
+      Process.sleep(1)
+      settle(pid, path)
+    end
   end
 
   def delete(index) do

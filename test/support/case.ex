@@ -156,7 +156,7 @@ defmodule NetlinkPort.Case do
   end
 
   @doc "Waits until `fun` is true; fails the test after `timeout` ms."
-  def eventually!(fun, timeout \\ 2_000) do
+  def eventually!(fun, timeout \\ 5_000) do
     deadline = System.monotonic_time(:millisecond) + timeout
     poll(fun, deadline, timeout)
   end
