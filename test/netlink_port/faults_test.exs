@@ -137,6 +137,39 @@ defmodule NetlinkPort.FaultsTest do
       end
     end
 
+    # As a large batch of nftables can take: one thread serves all sockets.
+    test "that the kernel takes long over holds all up, and nothing is lost or suspected" do
+      [netns, other] = [netns!(), netns!()]
+      hold = tmp_path!("hold")
+      on_exit(fn -> File.rm(hold <> ".held") end)
+      opts = [call_timeout: 60_000, ping_interval: 100]
+      server = start_injected!("sendto EPERM hold:#{hold}", opts)
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      opts = [netns: {:name, other}, groups: [5], rcvbuf: 1_000_000]
+      {:ok, events} = NetlinkPort.open(server, :route, opts)
+      helper = os_pid(server)
+      File.write!(hold, "")
+      assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1))
+      eventually!(fn -> File.exists?(hold <> ".held") end)
+
+      waiting = spawn_reporting(fn -> NetlinkPort.memberships(events) end)
+      ip_batch!(other, for(n <- 1..200, do: "addr add 10.0.0.#{n}/32 dev lo"))
+      # Several pings are due meanwhile.
+      refute_receive {_kind, _socket, _message}, 500
+      File.rm!(hold <> ".held")
+
+      assert_receive {:result, ^waiting, {:ok, [5]}}, 5_000
+      assert_receive {:netlink, ^socket, _reply}, 5_000
+      for n <- 1..200, do: assert({n, address(events)} == {n, {10, 0, 0, n}})
+      assert os_pid(server) == helper
+    end
+
+    defp address(socket) do
+      assert_receive {:netlink, ^socket, datagram}, 5_000
+      [{20, _sequence, payload}] = Rtnl.messages(datagram)
+      Rtnl.address(payload)
+    end
+
     test "that a signal interrupts is sent once" do
       netns = netns!()
       server = start_injected!("sendto EINTR 1")

@@ -61,6 +61,24 @@ defmodule NetlinkPort.RestartTest do
     assert File.exists?(marker)
   end
 
+  test "an executable that is removed: the old one runs on, the next start is ENOENT" do
+    executable = tmp_path!("netlink_port")
+    File.cp!(helper(), executable)
+    supervisor = supervisor!(name: :removed, executable: executable)
+    {:ok, socket} = NetlinkPort.open(:removed, :route, active: false)
+    File.rm!(executable)
+    assert "lo" in Rtnl.link_names(socket)
+
+    monitor = Process.monitor(supervisor)
+    signal!(os_pid(:removed), :KILL)
+    assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+    # Tried as often as the supervisor allows, and not for ever.
+    assert_receive {:DOWN, ^monitor, :process, ^supervisor, :shutdown}, 5_000
+    start = {NetlinkPort, name: nil, executable: executable}
+    assert {:error, {%Error{} = error, _child}} = start_supervised(start)
+    assert {error.stage, error.reason, error.subject} == {:thread, :enoent, executable}
+  end
+
   test "without /proc it does not start, and says so" do
     script =
       script!("exec unshare -m sh -c 'mount -t tmpfs none /proc; exec #{helper()}' 2> $0.err")
