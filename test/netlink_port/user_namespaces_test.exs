@@ -124,13 +124,40 @@ defmodule NetlinkPort.UserNamespacesTest do
     assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: :host)
   end
 
+  # The filter of the fault is installed by root.
+  defp start_injected_as_nobody!(fault, opts \\ []) do
+    injected = "#{fixture!("inject")} #{fault} setpriv #{Enum.join(@nobody, " ")}"
+    script = script!("exec #{injected} #{helper()} \"$@\"")
+    start_server!([executable: script, user_namespaces: true] ++ opts)
+  end
+
+  test "without a process or a descriptor for the child the open says so, and all else goes on" do
+    netns = {:pid, container!()}
+
+    for {syscall, errno, reason} <- [
+          {"clone", "EAGAIN", :eagain},
+          {"socketpair", "EMFILE", :emfile},
+          {"prctl", "EPERM", :eperm}
+        ] do
+      switch = tmp_path!("fault")
+      server = start_injected_as_nobody!("#{syscall} #{errno} file:#{switch}")
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: netns, active: false)
+      before = fds(server)
+      File.write!(switch, "")
+      assert {:error, error} = NetlinkPort.open(server, :route, netns: netns)
+      assert {syscall, error.stage, error.reason} == {syscall, :setns, reason}
+      File.rm!(switch)
+      assert fds(server) == before
+      assert Rtnl.link_names(socket) == ["lo"]
+      assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: netns)
+    end
+  end
+
   # Who rules a user namespace may signal what joins it.
   test "a child that is stopped there does not outlive the helper that waits for it" do
     hold = tmp_path!("hold")
     on_exit(fn -> File.rm(hold <> ".held") end)
-    injected = "#{fixture!("inject")} socket EPERM hold:#{hold}"
-    script = script!("exec #{injected} setpriv #{Enum.join(@nobody, " ")} #{helper()} \"$@\"")
-    server = start_server!(executable: script, user_namespaces: true, call_timeout: 1_000)
+    server = start_injected_as_nobody!("socket EPERM hold:#{hold}", call_timeout: 1_000)
     {:ok, socket} = NetlinkPort.open(server, :route, [])
     helper = os_pid(server)
     netns = {:pid, container!()}
