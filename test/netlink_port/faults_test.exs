@@ -190,6 +190,25 @@ defmodule NetlinkPort.FaultsTest do
       assert_receive {:netlink, ^socket, _datagram}
     end
 
+    test "that fails for ever is told again and again, until the socket is closed; others go on" do
+      netns = netns!()
+      switch = switch!()
+      server = start_injected!("recvmsg EIO file:#{switch}")
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      {:ok, other} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
+      File.write!(switch, "")
+      assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1))
+
+      for _ <- 1..100 do
+        assert_receive {:netlink_error, ^socket, %Error{stage: :recv, reason: :eio}}
+      end
+
+      assert {:ok, _info} = NetlinkPort.info(other)
+      assert :ok = NetlinkPort.close(socket)
+      File.rm!(switch)
+      works!(other)
+    end
+
     test "that a signal interrupts is not noticed" do
       netns = netns!()
       server = start_injected!("recvmsg EINTR 1")
