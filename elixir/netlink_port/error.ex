@@ -129,6 +129,10 @@ defmodule NetlinkPort.Error do
     "this kernel does not have the protocol"
   end
 
+  defp explanation(%{stage: :thread, reason: :emfile}) do
+    "the VM has no port or descriptor left; raise +Q of erl, or its RLIMIT_NOFILE"
+  end
+
   defp explanation(%{stage: :thread, reason: :esrch}) do
     "no such server is running; start one under a supervisor: {NetlinkPort, name: NetlinkPort}"
   end

@@ -66,6 +66,8 @@ defmodule NetlinkPort.Helper do
 
     {:ok, port, process(port)}
   rescue
+    # The VM has as many ports as it may have (+Q of erl).
+    _error in SystemLimitError -> {:error, Error.new(:thread, :emfile, subject: executable)}
     error in ErlangError -> {:error, Error.new(:thread, posix(error), subject: executable)}
     _error in ArgumentError -> {:error, Error.new(:thread, :einval, subject: executable)}
   end
@@ -81,7 +83,7 @@ defmodule NetlinkPort.Helper do
 
   defp process(port) do
     with {:os_pid, os_pid} <- Port.info(port, :os_pid),
-         start_time when is_binary(start_time) <- start_time(os_pid) do
+         {:ok, start_time} <- start_time(os_pid) do
       {os_pid, start_time}
     else
       _gone -> nil
@@ -159,34 +161,54 @@ defmodule NetlinkPort.Helper do
   def format_error({:no_greeting, bytes}),
     do: "is not netlink_port: it began with #{inspect(bytes)}"
 
-  @doc "Whether the process is still there; a zombie is not."
+  @doc """
+  Whether the process is still there; a zombie is not. One that nothing can be known of, for want of a
+  descriptor say, may be.
+  """
   @spec alive?(process()) :: boolean()
-  def alive?({os_pid, start_time}), do: start_time(os_pid) == start_time
+  def alive?(process), do: state(process) != :gone
 
   @doc """
   Ends the process with SIGKILL, which it can neither ignore nor miss while it is stopped. OTP has no
   kill(2), so that a shell does it. Nothing happens where the process is not that one any more.
+
+  An error where it could not be done: without a descriptor there is neither `/proc` nor a shell.
   """
-  @spec kill(process() | nil) :: :ok
+  @spec kill(process() | nil) :: :ok | :error
   def kill(nil), do: :ok
 
   def kill({os_pid, _start_time} = process) do
-    _output = if alive?(process), do: :os.cmd(~c"kill -KILL #{os_pid} 2>&1")
-    :ok
+    case state(process) do
+      :alive ->
+        _output = :os.cmd(~c"kill -KILL #{os_pid} 2>&1")
+        :ok
+
+      :gone ->
+        :ok
+
+      :unknown ->
+        :error
+    end
   catch
-    # No descriptor for the shell's pipes, say. The end of its standard input ends it, too.
-    _kind, _reason -> :ok
+    _kind, _reason -> :error
+  end
+
+  defp state({os_pid, start_time}) do
+    case start_time(os_pid) do
+      {:ok, ^start_time} -> :alive
+      {:error, reason} when reason not in [:enoent, :esrch] -> :unknown
+      _gone_or_another -> :gone
+    end
   end
 
   # Field 22 of /proc/<pid>/stat, proc(5), counted from behind the name in parentheses, which may
   # hold anything. Field 3 is the state.
   defp start_time(os_pid) do
-    with {:ok, stat} <- File.read("/proc/#{os_pid}/stat"),
-         fields = stat |> String.split(")") |> List.last() |> String.split(),
-         [state | _rest] when state not in ["Z", "X"] <- fields do
-      Enum.at(fields, 19)
-    else
-      _gone -> nil
+    with {:ok, stat} <- File.read("/proc/#{os_pid}/stat") do
+      case stat |> String.split(")") |> List.last() |> String.split() do
+        [state | fields] when state not in ["Z", "X"] -> {:ok, Enum.at(fields, 18)}
+        _ended -> :gone
+      end
     end
   end
 end

@@ -109,11 +109,23 @@ defmodule NetlinkPort.Witness do
         :ok
 
       System.monotonic_time(:millisecond) >= deadline ->
-        Helper.kill(process)
+        insist(process)
 
       true ->
         Process.sleep(10)
         see_to_it(process, deadline)
+    end
+  end
+
+  # Where the VM has no descriptor for a shell, it is tried again until there is one, or until the VM
+  # stops: what is left then ends with it (PR_SET_PDEATHSIG).
+  defp insist(process) do
+    if Helper.kill(process) == :error do
+      receive do
+        {:EXIT, _supervisor, _reason} -> :ok
+      after
+        @patience -> insist(process)
+      end
     end
   end
 end

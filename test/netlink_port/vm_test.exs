@@ -6,19 +6,17 @@ defmodule NetlinkPort.VMTest do
 
   # Runs a script in a VM of its own, with this library; returns its port and its OS pid. It prints
   # lines, which arrive as `{port, {:data, {:eol, line}}}`.
-  defp vm!(script, environment \\ []) do
+  defp vm!(script, environment \\ [], command \\ "exec elixir") do
     path = tmp_path!("vm.exs")
     File.write!(path, script)
-    elixir = System.find_executable("elixir")
     ebin = Path.join(Mix.Project.app_path(), "ebin")
-    arguments = ["-pa", ebin, path]
 
     port =
-      Port.open({:spawn_executable, elixir}, [
+      Port.open({:spawn_executable, "/bin/sh"}, [
         :binary,
         :exit_status,
         {:line, 1_000},
-        args: arguments,
+        args: ["-c", "#{command} -pa #{ebin} #{path}"],
         env: [{'LC_ALL', 'C.UTF-8'} | environment]
       ])
 
@@ -106,8 +104,8 @@ defmodule NetlinkPort.VMTest do
       {:ok, _} = Supervisor.start_link([child], strategy: :one_for_one)
       {:ok, %{os_pid: helper}} = NetlinkPort.info(NetlinkPort)
       {:ok, socket} = NetlinkPort.open(:route, netns: {:name, "#{netns}"}, groups: [5])
-      # Calls are on their way all the time.
-      ask = fn ask -> {:ok, _} = NetlinkPort.info(socket); ask.(ask) end
+      # Calls are on their way all the time; the time of one may run out meanwhile.
+      ask = fn ask -> _answer = NetlinkPort.info(socket); ask.(ask) end
       spawn(fn -> ask.(ask) end)
       IO.puts(helper)
       receive do
@@ -175,5 +173,83 @@ defmodule NetlinkPort.VMTest do
       )
 
     for line <- ["86400", "-86400", "0", "nothing else"], do: assert(line!(port) == line)
+  end
+
+  # Everything a VM loads on demand takes a descriptor, too.
+  @load """
+  for app <- [:kernel, :stdlib, :elixir, :logger, :netlink_port] do
+    _loaded = Application.load(app)
+    {:ok, modules} = :application.get_key(app, :modules)
+    Enum.each(modules, &Code.ensure_loaded/1)
+  end
+
+  Application.ensure_all_started(:logger)
+  Logger.configure(level: :critical)
+  Process.flag(:trap_exit, true)
+
+  take = fn take, open, taken ->
+    case open.() do
+      {:ok, one} -> take.(take, open, [one | taken])
+      {:error, _limit} -> taken
+    end
+  end
+  """
+
+  test "without a descriptor left: no server starts, and a stuck helper is killed once there is one" do
+    {port, _vm} =
+      vm!(
+        @load <>
+          """
+          {:ok, server} = NetlinkPort.start_link(name: nil, call_timeout: 500, ping_interval: 200)
+          {:ok, %{os_pid: helper}} = NetlinkPort.info(server)
+          IO.puts(helper)
+          taken = take.(take, fn -> :file.open("/dev/null", [:raw, :read]) end, [])
+          {:error, error} = NetlinkPort.start_link(name: nil)
+          IO.puts(Exception.message(error))
+          "go\n" = IO.gets("")
+          receive do: ({:EXIT, ^server, :stuck} -> IO.puts("stuck"))
+          "go\n" = IO.gets("")
+          Enum.each(taken, &:file.close/1)
+          Process.sleep(:infinity)
+          """,
+        [],
+        "ulimit -n 60; exec elixir"
+      )
+
+    helper = port |> line!() |> String.to_integer()
+    assert line!(port) =~ "EMFILE: the VM has no port or descriptor left"
+    signal!(helper, :STOP)
+    Port.command(port, "go\n")
+    assert line!(port) == "stuck"
+    # The witness has tried by now, in vain.
+    Process.sleep(1_000)
+    assert running?(helper)
+    Port.command(port, "go\n")
+    eventually!(fn -> not running?(helper) end, 5_000)
+  end
+
+  test "without a port left: no server starts, and what runs goes on" do
+    {port, _vm} =
+      vm!(
+        @load <>
+          """
+          {:ok, server} = NetlinkPort.start_link(name: nil)
+          {:ok, socket} = NetlinkPort.open(server, :route, [])
+          taken = take.(take, fn -> :gen_udp.open(0) end, [])
+          {:error, error} = NetlinkPort.start_link(name: nil)
+          IO.puts(Exception.message(error))
+          {:ok, _} = NetlinkPort.info(socket)
+          Enum.each(taken, &:gen_udp.close/1)
+          {:ok, _server} = NetlinkPort.start_link(name: nil)
+          IO.puts("started")
+          System.stop(0)
+          """,
+        [],
+        "exec elixir --erl '+Q 1024'"
+      )
+
+    assert line!(port) =~ "EMFILE: the VM has no port or descriptor left"
+    assert line!(port) == "started"
+    assert_receive {^port, {:exit_status, 0}}, 20_000
   end
 end
