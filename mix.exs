@@ -29,7 +29,7 @@ defmodule NetlinkPort.MixProject do
       licenses: ["Apache-2.0"],
       files:
         ~w(Cargo.toml Cargo.lock src elixir priv/.gitkeep mix.exs README.md CHANGELOG.md LICENSE
-           docs examples)
+           docs examples test/fixtures)
     ]
   end
 end
