@@ -62,7 +62,7 @@ defmodule Soak.Chaos do
   defp act(:restart, config) do
     name = Enum.random(config.servers)
     _result = Supervisor.terminate_child(config.supervisor, name)
-    _result = Supervisor.restart_child(config.supervisor, name)
+    restart(config, name)
   end
 
   defp act(:helper_kill, config), do: signal(config, "KILL")

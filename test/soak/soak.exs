@@ -108,7 +108,25 @@ defmodule Soak do
     for {_index, storm} <- config.storms, do: Storm.pause(storm)
     keep_up(config, now() + 500)
     for {number, _pid} <- :ets.tab2list(config.workers), do: quiesce(config, number)
+    await_servers(config, now() + 30_000)
     settle(config, now() + 30_000)
+  end
+
+  # One that was just killed is on its way up again.
+  defp await_servers(config, deadline) do
+    down = for name <- config.servers, not match?({:ok, _}, NetlinkPort.info(name)), do: name
+
+    cond do
+      down == [] ->
+        :ok
+
+      now() > deadline ->
+        Ledger.wrong({:down, down, Supervisor.which_children(config.supervisor)})
+
+      true ->
+        Process.sleep(100)
+        await_servers(config, deadline)
+    end
   end
 
   defp go_on(config, chaos) do
