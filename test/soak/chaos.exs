@@ -81,6 +81,22 @@ defmodule Soak.Chaos do
     World.create(index)
   end
 
+  # A supervisor tries again by itself only where it has restarted a child by itself.
+  defp restart(config, name) do
+    case Supervisor.restart_child(config.supervisor, name) do
+      {:ok, _server} ->
+        :ok
+
+      # Another has been faster.
+      {:error, reason} when reason in [:running, :restarting] ->
+        :ok
+
+      {:error, reason} ->
+        Ledger.wrong({:not_started, name, reason})
+        restart(config, name)
+    end
+  end
+
   defp worker(config),
     do: config.workers |> :ets.lookup(:rand.uniform(config.count)) |> hd() |> elem(1)
 
