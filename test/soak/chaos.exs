@@ -91,6 +91,10 @@ defmodule Soak.Chaos do
       {:error, reason} when reason in [:running, :restarting] ->
         :ok
 
+      # Killed by another, while it was starting.
+      {:error, :killed} ->
+        restart(config, name)
+
       {:error, reason} ->
         Ledger.wrong({:not_started, name, reason})
         restart(config, name)
