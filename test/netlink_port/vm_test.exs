@@ -138,7 +138,7 @@ defmodule NetlinkPort.VMTest do
       vm!(
         """
         Application.ensure_all_started(:logger)
-        child = {NetlinkPort, call_timeout: 500, ping_interval: 100}
+        child = {NetlinkPort, call_timeout: 5_000, ping_interval: 100}
         {:ok, _} = Supervisor.start_link([child], strategy: :one_for_one)
         {:ok, %{os_pid: helper}} = NetlinkPort.info(NetlinkPort)
         {:ok, socket} = NetlinkPort.open(:route, active: false)
