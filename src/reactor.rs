@@ -109,16 +109,16 @@ struct State {
 impl Reactor {
     /// Sets up the loop. `hello` is the first frame.
     pub fn new(wire: Wire, home: Home, spin: Duration, hello: &[u8]) -> Result<Self, Fatal> {
-        let system = Fatal::system;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("epoll_create1"))?;
+        let epoll =
+            Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(Fatal::system("epoll_create1"))?;
         let watching = EpollEvent::new(EpollFlags::EPOLLIN, Token::Input.data());
         epoll
             .add(&wire.input, watching)
-            .map_err(system("standard input is neither a pipe nor a socket"))?;
+            .map_err(unwatchable("standard input is neither a pipe nor a socket"))?;
         let waiting = EpollEvent::new(EpollFlags::empty(), Token::Output.data());
-        epoll
-            .add(&wire.output, waiting)
-            .map_err(system("standard output is neither a pipe nor a socket"))?;
+        epoll.add(&wire.output, waiting).map_err(unwatchable(
+            "standard output is neither a pipe nor a socket",
+        ))?;
         let mut outbox = Outbox::new(DATAGRAM);
         outbox.push(hello);
         Ok(Self {
@@ -485,6 +485,14 @@ impl State {
             }
         }
         due
+    }
+}
+
+/// A descriptor that epoll does not take: EPERM is its word for a file or a device.
+fn unwatchable(no_pipe: &'static str) -> impl Fn(Errno) -> Fatal {
+    move |errno| match errno {
+        Errno::EPERM => Fatal::system(no_pipe)(errno),
+        _ => Fatal::system("epoll_ctl")(errno),
     }
 }
 

@@ -308,17 +308,18 @@ defmodule NetlinkPort.FaultsTest do
 
   describe "a start" do
     test "that the system refuses says what it needs" do
-      for {syscall, sentence} <- [
-            {"prlimit64", "setrlimit(RLIMIT_NOFILE): EPERM"},
-            {"prctl", "prctl(PR_SET_NO_NEW_PRIVS): EPERM"},
-            {"capset", "capabilities could not be given up, capset(2)"},
-            {"seccomp", "seccomp(2) was refused; the kernel needs CONFIG_SECCOMP_FILTER"},
-            {"epoll_create1", "epoll_create1: EPERM"}
+      for {refusal, sentence} <- [
+            {"prlimit64 EPERM", "setrlimit(RLIMIT_NOFILE): EPERM"},
+            {"prctl EPERM", "prctl(PR_SET_NO_NEW_PRIVS): EPERM"},
+            {"capset EPERM", "capabilities could not be given up, capset(2)"},
+            {"seccomp EPERM", "seccomp(2) was refused; the kernel needs CONFIG_SECCOMP_FILTER"},
+            {"epoll_create1 EPERM", "epoll_create1: EPERM"},
+            # EPERM would be a file.
+            {"epoll_ctl ENOSPC", "epoll_ctl: ENOSPC"}
           ] do
         stderr = tmp_path!("stderr")
 
-        script =
-          script!("exec #{fixture!("inject")} #{syscall} EPERM always #{helper()} 2> #{stderr}")
+        script = script!("exec #{fixture!("inject")} #{refusal} always #{helper()} 2> #{stderr}")
 
         assert {:error, {%Error{} = error, _child}} =
                  start_supervised({NetlinkPort, name: nil, executable: script})
