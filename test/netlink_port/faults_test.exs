@@ -219,6 +219,31 @@ defmodule NetlinkPort.FaultsTest do
     end
   end
 
+  describe "an option of an open socket" do
+    test "that the kernel refuses is named; the socket goes on" do
+      netns = netns!()
+
+      for {fault, work, failure} <- [
+            {"setsockopt ENOMEM", &NetlinkPort.join(&1, 1),
+             {:setsockopt, :enomem, "add_membership"}},
+            {"setsockopt ENOBUFS", &NetlinkPort.setopts(&1, rcvbuf: 9_000),
+             {:setsockopt, :enobufs, "rcvbuf"}},
+            {"getsockopt ENOBUFS", &NetlinkPort.getopts(&1, [:ext_ack]),
+             {:getsockopt, :enobufs, "ext_ack"}}
+          ] do
+        switch = switch!()
+        server = start_injected!("#{fault} file:#{switch}")
+        {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
+        File.write!(switch, "")
+        assert {:error, error} = work.(socket)
+        assert {error.stage, error.reason, error.subject} == failure
+        File.rm!(switch)
+        assert {:ok, _value} = with(:ok <- work.(socket), do: {:ok, nil})
+        works!(socket)
+      end
+    end
+  end
+
   describe "the count of what was dropped" do
     # It is cumulative, so that it is enough to read it later.
     test "that cannot be read is told as soon as it can be, to the message" do
