@@ -65,7 +65,12 @@ pub struct Socket {
     user_peers: bool,
     pktinfo: bool,
     all_nsid: bool,
+    no_enobufs: bool,
     drops: u32,
+    /// Whether there may be drops that were not told yet.
+    doubt: bool,
+    /// How many datagrams were read since the queue was last seen empty.
+    run: u32,
     foreign: u64,
 }
 
@@ -89,7 +94,10 @@ impl Socket {
             user_peers: spec.user_peers,
             pktinfo: false,
             all_nsid: false,
+            no_enobufs: false,
             drops: 0,
+            doubt: false,
+            run: 0,
             foreign: 0,
         };
         if let Some(port_id) = spec.bind {
@@ -103,7 +111,7 @@ impl Socket {
         for (name, value) in &spec.options {
             socket.set(*name, value)?;
         }
-        socket.drops = socket.dropped();
+        socket.drops = socket.dropped().unwrap_or(0);
         Ok(socket)
     }
 
@@ -132,6 +140,7 @@ impl Socket {
         match name {
             Name::Pktinfo => self.pktinfo = on,
             Name::ListenAllNsid => self.all_nsid = on,
+            Name::NoEnobufs => self.no_enobufs = on,
             _ => {}
         }
         Ok(())
@@ -168,31 +177,57 @@ impl Socket {
     pub fn receive(&mut self, buffer: &mut [u8]) -> Arrival {
         let room = buffer.len();
         match sys::retry(|| sys::receive(&self.fd, buffer)) {
-            Ok(received) if received.sender != 0 && !self.user_peers => {
-                self.foreign += 1;
-                Arrival::Foreign
+            Ok(received) => {
+                self.run = self.run.saturating_add(1);
+                if received.sender != 0 && !self.user_peers {
+                    self.foreign += 1;
+                    Arrival::Foreign
+                } else if received.length > room {
+                    Arrival::Truncated(received.length)
+                } else {
+                    Arrival::Datagram(received)
+                }
             }
-            Ok(received) if received.length > room => Arrival::Truncated(received.length),
-            Ok(received) => Arrival::Datagram(received),
-            Err(Errno::EAGAIN) => {
-                let dropped = self.dropped();
-                let lost = dropped.wrapping_sub(self.drops);
-                self.drops = dropped;
-                Arrival::Drained(lost)
+            Err(Errno::EAGAIN) => Arrival::Drained(self.lost()),
+            Err(Errno::ENOBUFS) => {
+                self.doubt = true;
+                Arrival::Overrun
             }
-            Err(Errno::ENOBUFS) => Arrival::Overrun,
             Err(errno) => Arrival::Failed(errno),
         }
     }
 
+    /// Whether the queue must be seen empty soon, since only then what was dropped is told. The
+    /// first drop since it was last empty is told by ENOBUFS, unless that is turned off.
+    pub fn in_doubt(&self) -> bool {
+        self.doubt || self.no_enobufs
+    }
+
+    /// How many were dropped since it was last told; the queue is empty. Asking is a call, and is
+    /// left out where no more than one datagram came, without ENOBUFS.
+    fn lost(&mut self) -> u32 {
+        let run = std::mem::take(&mut self.run);
+        if run < 2 && !self.in_doubt() {
+            return 0;
+        }
+        // As long as the kernel does not tell, it is asked again.
+        let Some(dropped) = self.dropped() else {
+            return 0;
+        };
+        let lost = dropped.wrapping_sub(self.drops);
+        self.drops = dropped;
+        self.doubt = false;
+        lost
+    }
+
     /// The kernel's count of datagrams dropped on this socket; it wraps.
-    fn dropped(&self) -> u32 {
+    fn dropped(&self) -> Option<u32> {
         let mut words = [0; 4 * 16];
         match sys::getsockopt(&self.fd, libc::SOL_SOCKET, sys::SO_MEMINFO, &mut words) {
             Ok(length) if length > 4 * MEMINFO_DROPS => words
                 .get(4 * MEMINFO_DROPS..)
-                .map_or(self.drops, NativeEndian::read_u32),
-            _ => self.drops,
+                .map(NativeEndian::read_u32),
+            _ => None,
         }
     }
 

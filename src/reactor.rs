@@ -17,7 +17,6 @@ use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -71,7 +70,6 @@ pub struct Wire {
 struct Ready {
     input: bool,
     hangup: bool,
-    sockets: Vec<Handle>,
 }
 
 /// The loop and all it holds.
@@ -89,6 +87,7 @@ pub struct Reactor {
 #[derive(Debug)]
 struct Watch {
     epoll: Epoll,
+    events: Vec<EpollEvent>,
     spin: Spin,
     reading: bool,
     writing: bool,
@@ -101,8 +100,10 @@ struct State {
     sockets: Sockets,
     window: Window,
     outbox: Outbox,
-    /// Sockets to be read again without being woken.
+    /// Sockets to be read.
     due: Vec<Handle>,
+    /// An empty list, for the next `due`.
+    spare: Vec<Handle>,
     stopping: bool,
 }
 
@@ -125,6 +126,7 @@ impl Reactor {
             wire,
             watch: Watch {
                 epoll,
+                events: vec![EpollEvent::empty(); EVENTS],
                 spin: Spin::new(spin),
                 reading: true,
                 writing: false,
@@ -137,6 +139,7 @@ impl Reactor {
                 window: Window::default(),
                 outbox,
                 due: Vec::new(),
+                spare: Vec::new(),
                 stopping: false,
             },
         })
@@ -165,17 +168,20 @@ impl Reactor {
         if ready.input && !self.stalled {
             match self.inbox.fill(&self.wire.input) {
                 Ok(0) => return Err(Exit::Done),
-                Ok(_) | Err(Errno::EAGAIN) => {}
+                Ok(_) => self.watch.spin.commanded(),
+                Err(Errno::EAGAIN) => {}
                 Err(_) => return Err(Exit::System),
             }
         }
         self.commands()?;
-        for handle in self.state.take_due().into_iter().chain(ready.sockets) {
+        let mut due = self.state.take_due();
+        for handle in due.drain(..) {
             if !self.state.may_read() {
                 self.flush()?;
             }
             self.state.pump(&self.watch.epoll, handle);
         }
+        self.state.spare = due;
         Ok(())
     }
 
@@ -209,8 +215,8 @@ impl Reactor {
             return Ok(Ready::default());
         }
         if self.state.may_read() {
-            let idle = self.state.due.is_empty();
-            self.watch.all(&self.wire, reading, writing, idle)
+            let due = &mut self.state.due;
+            self.watch.all(&self.wire, reading, writing, due)
         } else {
             pipes(&self.wire, reading, writing)
         }
@@ -219,12 +225,14 @@ impl Reactor {
 }
 
 impl Watch {
+    /// Everything. Sockets that have something to read are added to those that are `due`; as long
+    /// as there are any it does not sleep.
     fn all(
         &mut self,
         wire: &Wire,
         reading: bool,
         writing: bool,
-        idle: bool,
+        due: &mut Vec<Handle>,
     ) -> Result<Ready, Errno> {
         let interest = |wanted, flag| if wanted { flag } else { EpollFlags::empty() };
         if reading != self.reading {
@@ -239,24 +247,22 @@ impl Watch {
             self.epoll.modify(&wire.output, &mut event)?;
             self.writing = writing;
         }
-        let events = RefCell::new([EpollEvent::empty(); EVENTS]);
-        let epoll = &self.epoll;
-        let wait = |patience| sys::retry(|| epoll.wait(events.borrow_mut().as_mut(), patience));
-        let look = || wait(EpollTimeout::ZERO);
-        let count = match idle {
-            true => self.spin.wait(look, || wait(EpollTimeout::NONE))?,
-            false => look()?,
+        let (epoll, events) = (&self.epoll, &mut self.events);
+        let mut wait = |patience| sys::retry(|| epoll.wait(events, patience));
+        let count = match due.is_empty() {
+            true => self.spin.wait(wait)?,
+            false => wait(EpollTimeout::ZERO)?,
         };
         let gone = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
         let mut ready = Ready::default();
-        for event in events.borrow().iter().take(count) {
+        for event in self.events.iter().take(count) {
             match Token::from_data(event.data()) {
                 Token::Input => {
                     ready.input = event.events().contains(EpollFlags::EPOLLIN);
                     ready.hangup |= event.events().intersects(gone);
                 }
                 Token::Output => ready.hangup |= event.events().intersects(gone),
-                Token::Socket(handle) => ready.sockets.push(handle),
+                Token::Socket(handle) => due.push(handle),
             }
         }
         Ok(ready)
@@ -276,7 +282,6 @@ fn pipes(wire: &Wire, reading: bool, writing: bool) -> Result<Ready, Errno> {
     Ok(Ready {
         input: input.contains(PollFlags::POLLIN),
         hangup: input.intersects(gone) || output.intersects(gone),
-        sockets: Vec::new(),
     })
 }
 
@@ -344,6 +349,7 @@ impl State {
                     window: Window::new(window),
                     watched: false,
                     undrained: false,
+                    asked: false,
                     due: false,
                 };
                 // Only this can fail (ENOSPC, ENOMEM): what `watch` changes is there already.
@@ -429,6 +435,11 @@ impl State {
                     self.window.charge(received.length);
                     let prefix = Prefix::of(handle, metadata, &received);
                     self.outbox.commit(prefix.bytes(), received.length);
+                    // Most answers are alone: whether this one is, epoll tells.
+                    if std::mem::take(&mut entry.asked) && !entry.socket.in_doubt() {
+                        entry.undrained = false;
+                        return watch(epoll, handle, entry);
+                    }
                 }
                 Arrival::Foreign | Arrival::Overrun => {}
                 Arrival::Drained(lost) => {
@@ -454,16 +465,17 @@ impl State {
         self.read_again(handle);
     }
 
-    /// Puts a socket whose queue was not seen empty on the list of those to be read again.
     /// The kernel has answered most requests before sendmsg(2) returns: the socket is looked at
     /// before the next wait.
     fn expect_answer(&mut self, handle: Handle) {
         if let Some(entry) = self.sockets.get_mut(handle) {
             entry.undrained = true;
+            entry.asked = true;
         }
         self.read_again(handle);
     }
 
+    /// Puts a socket whose queue was not seen empty on the list of those to be read again.
     fn read_again(&mut self, handle: Handle) {
         if let Some(entry) = self.sockets.get_mut(handle) {
             if entry.undrained && entry.window.is_open() && !entry.due {
@@ -478,7 +490,7 @@ impl State {
         if !self.may_read() {
             return Vec::new();
         }
-        let due = std::mem::take(&mut self.due);
+        let due = std::mem::replace(&mut self.due, std::mem::take(&mut self.spare));
         for handle in &due {
             if let Some(entry) = self.sockets.get_mut(*handle) {
                 entry.due = false;

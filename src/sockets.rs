@@ -63,6 +63,8 @@ pub struct Entry {
     /// Whether datagrams were read since the queue was last seen empty. Only then are losses told;
     /// and epoll says nothing of a queue that has just been emptied, so such a socket is due.
     pub undrained: bool,
+    /// Whether a request was sent on it whose answer is about to be there.
+    pub asked: bool,
     /// Whether the loop has it on its list of those to be read again without being woken.
     pub due: bool,
 }

@@ -1,113 +1,154 @@
 //! When to look again instead of going to sleep: a wake-up costs tens of microseconds, and a request
 //! that follows an answer comes sooner than that.
 //!
-//! Only right after traffic, and only while it pays: a few waits that were long turn it off, and
-//! it looks at the clock twice a wait to see that it would pay again. Asleep is asleep: nothing
-//! here wakes anything.
+//! Only right after a command, and only while it pays: a few that came late turn it off, and some
+//! that come soon turn it on again. Events alone never do: there is nothing to be asked next, and
+//! they come in larger groups to one that sleeps. Asleep is asleep: nothing here wakes anything.
 
+use nix::sys::epoll::EpollTimeout;
 use std::time::{Duration, Instant};
 
-/// So many more long waits than short ones turn spinning off.
+/// So many more commands that came late than soon turn spinning off.
 const PATIENCE: u32 = 4;
-/// A wait up to this many times the limit is short: had it been spun, it would nearly have paid.
-const SHORT: u32 = 4;
+/// A command is soon up to this many times the limit after the one before: had it been spun for, it
+/// would nearly have paid.
+const SOON: u32 = 4;
 
 /// Decides it for one loop.
 #[derive(Debug)]
 pub struct Spin {
     limit: Duration,
+    last: Option<Instant>,
     misses: u32,
 }
 
 impl Spin {
-    /// Spins for up to `limit` before each sleep; never for zero.
+    /// Spins for up to `limit` after each command; never for zero.
     pub fn new(limit: Duration) -> Self {
         Self {
             limit,
+            last: None,
             misses: PATIENCE,
         }
     }
 
-    /// Waits: `look` returns at once with what there is, `sleep` when there is something.
-    pub fn wait<E>(
-        &mut self,
-        mut look: impl FnMut() -> Result<usize, E>,
-        sleep: impl FnOnce() -> Result<usize, E>,
-    ) -> Result<usize, E> {
-        if self.limit.is_zero() {
-            return sleep();
+    /// Commands have come.
+    pub fn commanded(&mut self) {
+        if !self.limit.is_zero() {
+            self.commanded_at(Instant::now());
         }
-        let start = Instant::now();
-        if self.misses < PATIENCE {
-            while start.elapsed() < self.limit {
-                let found = look()?;
+    }
+
+    fn commanded_at(&mut self, now: Instant) {
+        if let Some(last) = self.last {
+            let gap = now.saturating_duration_since(last);
+            self.misses = if gap <= self.limit {
+                0
+            } else if gap <= self.limit * SOON {
+                self.misses.saturating_sub(1)
+            } else {
+                PATIENCE.min(self.misses + 1)
+            };
+        }
+        self.last = Some(now);
+    }
+
+    /// Until when to look instead of going to sleep.
+    fn until(&self) -> Option<Instant> {
+        match self.last {
+            Some(last) if self.misses < PATIENCE => Some(last + self.limit),
+            _ => None,
+        }
+    }
+
+    /// Waits: `wait` is epoll_wait(2), with how long it may sleep.
+    pub fn wait<E>(
+        &self,
+        mut wait: impl FnMut(EpollTimeout) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        if let Some(until) = self.until() {
+            while Instant::now() < until {
+                let found = wait(EpollTimeout::ZERO)?;
                 if found > 0 {
-                    self.misses = 0;
                     return Ok(found);
                 }
                 std::hint::spin_loop();
             }
         }
-        let found = sleep()?;
-        self.misses = if start.elapsed() < self.limit * SHORT {
-            self.misses.saturating_sub(1)
-        } else {
-            PATIENCE.min(self.misses + 1)
-        };
-        Ok(found)
+        wait(EpollTimeout::NONE)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
-    use std::thread::sleep;
 
-    const LIMIT: Duration = Duration::from_millis(2);
+    const LIMIT: Duration = Duration::from_micros(50);
 
-    /// One wait that takes `asleep` where it sleeps; how often it has looked.
-    fn looks(spin: &mut Spin, asleep: Duration) -> u32 {
-        let count = Cell::new(0);
-        let look = || {
-            count.set(count.get() + 1);
-            Ok::<_, ()>(0)
-        };
-        let found = spin.wait(look, || {
-            sleep(asleep);
-            Ok(1)
-        });
-        assert_eq!(found, Ok(1));
-        count.get()
-    }
-
-    #[test]
-    fn it_looks_only_after_short_waits_and_stops_after_long_ones() {
-        let mut spin = Spin::new(LIMIT);
-        assert_eq!(looks(&mut spin, Duration::ZERO), 0);
-        assert!(looks(&mut spin, Duration::ZERO) > 0);
-        // Each wait is longer than the limit allows, its own spinning included.
-        let long = LIMIT * SHORT;
-        let spun = (0..10).filter(|_| looks(&mut spin, long) > 0).count();
-        assert!(spun <= PATIENCE as usize);
-        assert_eq!(looks(&mut spin, long), 0);
-    }
-
-    #[test]
-    fn what_it_finds_keeps_it_looking_and_it_does_not_sleep() {
-        let mut spin = Spin::new(LIMIT);
-        looks(&mut spin, Duration::ZERO);
-        for _ in 0..100 {
-            let found = spin.wait(|| Ok::<_, ()>(3), || panic!("asleep"));
-            assert_eq!(found, Ok(3));
+    /// A spin after commands with these gaps between them, and the time of the last.
+    fn after(limit: Duration, gaps: &[Duration]) -> (Spin, Instant) {
+        let mut spin = Spin::new(limit);
+        let mut now = Instant::now();
+        spin.commanded_at(now);
+        for gap in gaps {
+            now += *gap;
+            spin.commanded_at(now);
         }
+        (spin, now)
+    }
+
+    #[test]
+    fn it_does_not_look_before_commands_come_soon_after_each_other() {
+        assert_eq!(Spin::new(LIMIT).until(), None);
+        let (spin, _now) = after(LIMIT, &[]);
+        assert_eq!(spin.until(), None);
+        let (spin, now) = after(LIMIT, &[LIMIT * SOON]);
+        assert_eq!(spin.until(), Some(now + LIMIT));
+    }
+
+    #[test]
+    fn a_few_late_commands_turn_it_off_and_a_soon_one_turns_it_on() {
+        let late = LIMIT * (SOON + 1);
+        let (spin, now) = after(LIMIT, &[LIMIT, late, late, late]);
+        assert_eq!(spin.until(), Some(now + LIMIT));
+        let (spin, _now) = after(LIMIT, &[LIMIT, late, late, late, late]);
+        assert_eq!(spin.until(), None);
+        let (spin, now) = after(LIMIT, &[late, late, late, late, LIMIT]);
+        assert_eq!(spin.until(), Some(now + LIMIT));
+    }
+
+    #[test]
+    fn it_sleeps_when_its_time_is_over_however_often_it_is_woken() {
+        let (spin, _now) = after(Duration::from_millis(1), &[Duration::ZERO]);
+        let looks = || {
+            let mut looks = 0;
+            let found = spin.wait(|patience| {
+                looks += 1;
+                Ok::<_, ()>(usize::from(patience == EpollTimeout::NONE))
+            });
+            assert_eq!(found, Ok(1));
+            looks
+        };
+        assert!(looks() > 1);
+        assert_eq!(looks(), 1);
+    }
+
+    #[test]
+    fn what_it_finds_keeps_it_from_sleeping() {
+        let (spin, _now) = after(Duration::from_secs(60), &[Duration::ZERO]);
+        let found = spin.wait(|patience| {
+            assert_eq!(patience, EpollTimeout::ZERO);
+            Ok::<_, ()>(3)
+        });
+        assert_eq!(found, Ok(3));
     }
 
     #[test]
     fn a_limit_of_zero_never_looks() {
         let mut spin = Spin::new(Duration::ZERO);
         for _ in 0..10 {
-            assert_eq!(looks(&mut spin, Duration::ZERO), 0);
+            spin.commanded();
         }
+        assert_eq!(spin.until(), None);
     }
 }

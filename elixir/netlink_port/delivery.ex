@@ -58,10 +58,6 @@ defmodule NetlinkPort.Delivery do
 
   @doc "Something has arrived."
   @spec arrive(t(), item()) :: {[effect()], t()}
-  def arrive(%{mode: true, credit: :infinity} = state, item) do
-    {[{:deliver, item}], take(state, item)}
-  end
-
   def arrive(state, item) do
     case {state.mode, :queue.out(state.waiters)} do
       {true, _nobody} when state.credit == 0 ->
@@ -77,6 +73,14 @@ defmodule NetlinkPort.Delivery do
         deliver(state, item)
     end
   end
+
+  @doc "An item was handed on, and costs its window nothing any more."
+  @spec take(t(), item()) :: t()
+  def take(state, {:data, datagram, _metadata}) do
+    %{state | taken: state.taken + cost(byte_size(datagram))}
+  end
+
+  def take(state, _item), do: state
 
   @doc "The owner may be sent so many messages more: what was kept for want of credit goes first."
   @spec credit(t(), credit()) :: {[effect()], t()}
@@ -225,10 +229,4 @@ defmodule NetlinkPort.Delivery do
         {nil, state}
     end
   end
-
-  defp take(state, {:data, datagram, _metadata}) do
-    %{state | taken: state.taken + cost(byte_size(datagram))}
-  end
-
-  defp take(state, _item), do: state
 end

@@ -261,38 +261,31 @@ defmodule NetlinkPort.Server do
   def handle_cast(_unknown, state), do: {:noreply, state}
 
   # Sockets have changed: the helper is told what may come.
-  defp update(state, sockets) do
-    {grants, sockets} = Sockets.take_grants(sockets)
+  defp update(state, sockets), do: write_grants(%{state | sockets: sockets})
+
+  defp write_grants(%{sockets: %{grants: []}} = state), do: state
+
+  defp write_grants(state) do
+    {grants, sockets} = Sockets.take_grants(state.sockets)
     Enum.reduce(grants, %{state | sockets: sockets}, &write(&2, &1))
   end
 
   ## Frames from the helper
 
+  # Every datagram comes this way: the state is written once.
   @impl true
   def handle_info({port, {:data, frame}}, %{link: %{port: port}} = state) do
-    state = %{state | frames: state.frames + 1}
+    frames = state.frames + 1
 
     case Protocol.decode(frame) do
       {:data, handle, datagram, metadata} ->
-        cost = Delivery.cost(byte_size(datagram))
-        state = %{state | taken: state.taken + cost}
-        {:noreply, state |> arrive(handle, {:data, datagram, metadata}) |> grant_all()}
+        sockets = Sockets.arrive(state.sockets, handle, {:data, datagram, metadata})
+        taken = state.taken + Delivery.cost(byte_size(datagram))
+        state = %{state | frames: frames, sockets: sockets, taken: taken}
+        {:noreply, state |> write_grants() |> grant_all()}
 
-      {:reply, reference, answer} ->
-        {:noreply, reply(state, reference, answer)}
-
-      {:overrun, handle, dropped} ->
-        {:noreply, arrive(state, handle, {:overrun, dropped})}
-
-      {:failed, handle, stage, errno, length} ->
-        {:noreply, arrive(state, handle, {:error, failure(state, stage, errno, length)})}
-
-      {:malformed, reason} ->
-        Logger.error("netlink_port: the helper could not read a command: #{reason}")
-        {:noreply, state}
-
-      other ->
-        {:stop, {:protocol_error, other}, state}
+      event ->
+        frame(event, %{state | frames: frames})
     end
   end
 
@@ -380,6 +373,25 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_info(_message, state), do: {:noreply, state}
+
+  defp frame({:reply, reference, answer}, state) do
+    {:noreply, reply(state, reference, answer)}
+  end
+
+  defp frame({:overrun, handle, dropped}, state) do
+    {:noreply, arrive(state, handle, {:overrun, dropped})}
+  end
+
+  defp frame({:failed, handle, stage, errno, length}, state) do
+    {:noreply, arrive(state, handle, {:error, failure(state, stage, errno, length)})}
+  end
+
+  defp frame({:malformed, reason}, state) do
+    Logger.error("netlink_port: the helper could not read a command: #{reason}")
+    {:noreply, state}
+  end
+
+  defp frame(other, state), do: {:stop, {:protocol_error, other}, state}
 
   ## Asking the helper
 

@@ -114,6 +114,11 @@ defmodule NetlinkPort.Sockets do
   @spec arrive(t(), Socket.handle(), Delivery.item()) :: t()
   def arrive(sockets, handle, item) do
     case sockets.entries do
+      # The usual case, made short: nothing is kept, nobody waits, nothing is counted.
+      %{^handle => %{delivery: %{mode: true, credit: :infinity}} = entry} ->
+        send(entry.owner, message(entry.socket, item))
+        put(sockets, %{entry | delivery: Delivery.take(entry.delivery, item)})
+
       %{^handle => entry} ->
         {gone, delivery} = Delivery.skip(entry.delivery, &stale?/1)
         {effects, delivery} = Delivery.arrive(delivery, item)
@@ -243,11 +248,25 @@ defmodule NetlinkPort.Sockets do
 
   defp put(sockets, entry) do
     handle = Socket.handle(entry.socket)
-    {due, delivery} = Delivery.grant(entry.delivery)
-    grants = if due, do: [Protocol.grant(handle, due) | sockets.grants], else: sockets.grants
-    gauge = entry.gauge && Gauge.watch(entry.gauge, handle, entry.owner, delivery)
-    entries = Map.put(sockets.entries, handle, %{entry | delivery: delivery, gauge: gauge})
-    %{sockets | entries: entries, grants: grants}
+    {sockets, entry} = grant(sockets, handle, watch(entry, handle))
+    %{sockets | entries: Map.put(sockets.entries, handle, entry)}
+  end
+
+  defp watch(%{gauge: nil} = entry, _handle), do: entry
+
+  defp watch(%{gauge: gauge} = entry, handle) do
+    %{entry | gauge: Gauge.watch(gauge, handle, entry.owner, entry.delivery)}
+  end
+
+  defp grant(sockets, handle, entry) do
+    case Delivery.grant(entry.delivery) do
+      {nil, _same} ->
+        {sockets, entry}
+
+      {due, delivery} ->
+        grants = [Protocol.grant(handle, due) | sockets.grants]
+        {%{sockets | grants: grants}, %{entry | delivery: delivery}}
+    end
   end
 
   defp perform(sockets, entry, effects) do
