@@ -101,7 +101,8 @@ impl Socket {
             foreign: 0,
         };
         if let Some(port_id) = spec.bind {
-            socket.bind(port_id, 0)?;
+            let address = NetlinkAddr::new(port_id, 0);
+            bind(socket.fd.as_raw_fd(), &address).at(Stage::Bind)?;
         }
         if !socket.user_peers {
             connect(socket.fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).at(Stage::Connect)?;
@@ -111,7 +112,6 @@ impl Socket {
         for (name, value) in &spec.options {
             socket.set(*name, value)?;
         }
-        socket.drops = socket.dropped().unwrap_or(0);
         Ok(socket)
     }
 
@@ -224,9 +224,9 @@ impl Socket {
     fn dropped(&self) -> Option<u32> {
         let mut words = [0; 4 * 16];
         match sys::getsockopt(&self.fd, libc::SOL_SOCKET, sys::SO_MEMINFO, &mut words) {
-            Ok(length) if length > 4 * MEMINFO_DROPS => words
-                .get(4 * MEMINFO_DROPS..)
-                .map(NativeEndian::read_u32),
+            Ok(length) if length > 4 * MEMINFO_DROPS => {
+                words.get(4 * MEMINFO_DROPS..).map(NativeEndian::read_u32)
+            }
             _ => None,
         }
     }

@@ -344,18 +344,18 @@ impl State {
                     return Err(Failure::protocol("handle used before"));
                 }
                 self.sockets.reserve(handle);
-                let mut entry = Entry {
+                let window = Window::new(window);
+                let entry = Entry {
                     socket: Socket::open(&self.home, &spec)?,
-                    window: Window::new(window),
-                    watched: false,
+                    watched: window.is_open(),
+                    window,
                     undrained: false,
                     asked: false,
                     due: false,
                 };
                 // Only this can fail (ENOSPC, ENOMEM): what `watch` changes is there already.
-                let event = EpollEvent::new(unwatched(), Token::Socket(handle).data());
+                let event = interest(entry.watched, handle);
                 epoll.add(&entry.socket, event).at(Stage::Socket)?;
-                watch(epoll, handle, &mut entry);
                 let mut told = protocol::place(entry.socket.place());
                 told.push(protocol::property(
                     "port_id",
@@ -517,22 +517,22 @@ fn closed() -> Failure {
 /// and put in again, it could be refused, and would be deaf without anybody knowing.
 fn watch(epoll: &Epoll, handle: Handle, entry: &mut Entry) {
     let open = entry.window.is_open();
-    if open != entry.watched {
-        let flags = if open {
-            EpollFlags::EPOLLIN
-        } else {
-            unwatched()
-        };
-        let mut event = EpollEvent::new(flags, Token::Socket(handle).data());
-        if epoll.modify(&entry.socket, &mut event).is_ok() {
-            entry.watched = open;
-        }
+    if open != entry.watched
+        && epoll
+            .modify(&entry.socket, &mut interest(open, handle))
+            .is_ok()
+    {
+        entry.watched = open;
     }
 }
 
-/// Nothing is told of the socket but an error, and that once.
-fn unwatched() -> EpollFlags {
-    EpollFlags::EPOLLONESHOT
+/// What epoll tells of a socket: nothing, where it is not watched, but an error, and that once.
+fn interest(watched: bool, handle: Handle) -> EpollEvent {
+    let flags = match watched {
+        true => EpollFlags::EPOLLIN,
+        false => EpollFlags::EPOLLONESHOT,
+    };
+    EpollEvent::new(flags, Token::Socket(handle).data())
 }
 
 // Frames are bounded so that neither side allocates for a length alone.

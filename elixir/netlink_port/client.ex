@@ -5,7 +5,7 @@ defmodule NetlinkPort.Client do
   #
   # Nothing here crashes the caller or suspends it for good, whatever becomes of server and helper.
 
-  alias NetlinkPort.{Errno, Error, Helper, Link, Options, Protocol, Socket}
+  alias NetlinkPort.{Errno, Error, Helper, Link, Options, Protocol, Socket, Soon}
 
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
 
@@ -93,20 +93,23 @@ defmodule NetlinkPort.Client do
   @doc "Calls the server. Every way it can end becomes a value."
   @spec call(GenServer.server(), term(), timeout()) :: term()
   def call(server, message, timeout) do
-    server = Options.server!(server)
-    GenServer.call(server, message, plus_grace(timeout))
-  catch
-    :exit, {reason, _call} -> {:error, {:thread, Errno.number(gone(reason)), ""}}
-    :exit, reason -> {:error, {:thread, Errno.number(gone(reason)), ""}}
+    request = :gen_server.send_request(Options.server!(server), message)
+    look = fn -> :gen_server.wait_response(request, 0) end
+
+    with :timeout <- Soon.look(look),
+         :timeout <- :gen_server.receive_response(request, plus_grace(timeout)) do
+      {:error, {:thread, Errno.number(:etimedout), ""}}
+    else
+      {:reply, answer} -> answer
+      {:error, {reason, _server}} -> {:error, {:thread, Errno.number(gone(reason)), ""}}
+    end
   end
 
   defp plus_grace(:infinity), do: :infinity
   defp plus_grace(timeout), do: timeout + @grace
 
   # What the end of the server means to a caller.
-  defp gone(:noproc), do: :esrch
-  defp gone({:nodedown, _node}), do: :esrch
-  defp gone(:timeout), do: :etimedout
+  defp gone(reason) when reason in [:noproc, :noconnection], do: :esrch
   defp gone(:stuck), do: :etimedout
   defp gone(_reason), do: :epipe
 
@@ -182,6 +185,14 @@ defmodule NetlinkPort.Client do
   end
 
   defp await(link, reference, monitor, timeout) do
+    with :timeout <- Soon.look(fn -> answer(monitor, 0) end),
+         :timeout <- answer(monitor, timeout) do
+      report_overdue(link, timeout)
+      forget(link, reference, monitor, :thread, :etimedout)
+    end
+  end
+
+  defp answer(monitor, timeout) do
     receive do
       {^monitor, answer} ->
         answer
@@ -189,9 +200,7 @@ defmodule NetlinkPort.Client do
       {:DOWN, ^monitor, :process, _server, reason} ->
         {:error, {:thread, Errno.number(gone(reason)), ""}}
     after
-      timeout ->
-        report_overdue(link, timeout)
-        forget(link, reference, monitor, :thread, :etimedout)
+      timeout -> :timeout
     end
   end
 
