@@ -164,7 +164,7 @@ defmodule NetlinkPort do
     * `:hello_timeout` - ms the helper may take to start; 5 000.
     * `:ping_interval` - ms of silence after which the helper is asked whether it lives; 30 000, and
       `:infinity` for never.
-    * `:spin` - microseconds the helper looks for more before it goes to sleep, right after traffic,
+    * `:spin` - microseconds helper and server look for more before they sleep, right after traffic,
       while that pays; 50, and 0 for never. It makes the next request two to four times as fast, and
       costs up to as much of a processor's time after each.
     * `:keep` - capabilities the helper does not give up at start beside `CAP_SYS_ADMIN`,

@@ -341,43 +341,51 @@ pub fn value(value: Value) -> Term {
     }
 }
 
+/// The three forms of a frame that carries a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// The datagram alone.
+    Plain,
+    /// The same, where it is most likely the answer to a send: the next one is soon to come.
+    Answer,
+    /// With metadata.
+    Metadata,
+}
+
 /// The prefix of a frame that carries a datagram, the frame's header included.
 #[derive(Debug)]
 pub struct Prefix {
-    bytes: [u8; Self::METADATA],
+    bytes: [u8; Self::LONGEST],
     length: usize,
 }
 
 impl Prefix {
-    /// Length of the prefix without metadata.
-    pub const PLAIN: usize = HEADER + 15;
-    /// Length of the prefix with metadata.
-    pub const METADATA: usize = HEADER + 30;
+    /// Length of the longest.
+    pub const LONGEST: usize = HEADER + 30;
 
     /// The length the prefix will have.
-    pub fn length(metadata: bool) -> usize {
-        if metadata {
-            Self::METADATA
-        } else {
-            Self::PLAIN
+    pub fn length(form: Form) -> usize {
+        match form {
+            Form::Plain | Form::Answer => HEADER + 15,
+            Form::Metadata => Self::LONGEST,
         }
     }
 
     /// The prefix of one datagram.
-    pub fn of(handle: Handle, metadata: bool, received: &Received) -> Self {
+    pub fn of(handle: Handle, form: Form, received: &Received) -> Self {
         let mut prefix = Self {
-            bytes: [0; Self::METADATA],
+            bytes: [0; Self::LONGEST],
             length: 0,
         };
-        let total = Self::length(metadata) - HEADER + received.length;
+        let total = Self::length(form) - HEADER + received.length;
         prefix.put(&(total as u32).to_be_bytes());
-        if metadata {
-            prefix.put(&[131, 104, 6, 97, 2]);
-        } else {
-            prefix.put(&[131, 104, 3, 97, 1]);
-        }
+        prefix.put(match form {
+            Form::Plain => &[131, 104, 3, 97, 1],
+            Form::Metadata => &[131, 104, 6, 97, 2],
+            Form::Answer => &[131, 104, 3, 97, 3],
+        });
         prefix.put_integer(handle.0 as i32);
-        if metadata {
+        if form == Form::Metadata {
             prefix.put_integer(received.group.map_or(ABSENT, |group| group as i32));
             prefix.put_integer(received.nsid.unwrap_or(ABSENT));
             prefix.put_integer(received.sender as i32);
@@ -526,21 +534,23 @@ mod tests {
             group: None,
             nsid: None,
         };
-        let frame = |metadata, received: &Received| {
-            let mut frame = Prefix::of(Handle(7), metadata, received).bytes().to_vec();
-            assert_eq!(frame.len(), Prefix::length(metadata));
+        let frame = |form, received: &Received| {
+            let mut frame = Prefix::of(Handle(7), form, received).bytes().to_vec();
+            assert_eq!(frame.len(), Prefix::length(form));
             frame.extend(b"\x00\x01\x02\xff");
             frame.split_off(HEADER)
         };
-        assert_eq!(frame(false, &received), vector("data"));
-        assert_eq!(frame(true, &received), vector("data metadata absent"));
+        assert_eq!(frame(Form::Plain, &received), vector("data"));
+        assert_eq!(frame(Form::Answer, &received), vector("data answer"));
+        let absent = vector("data metadata absent");
+        assert_eq!(frame(Form::Metadata, &received), absent);
         let received = Received {
             length: 4,
             sender: 0xFFFF_FFFE,
             group: Some(33),
             nsid: Some(-1),
         };
-        assert_eq!(frame(true, &received), vector("data metadata"));
+        assert_eq!(frame(Form::Metadata, &received), vector("data metadata"));
     }
 
     #[test]

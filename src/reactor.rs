@@ -10,7 +10,7 @@ use crate::etf;
 use crate::frame::{Inbox, Outbox, MAX_FRAME};
 use crate::netlink::{Arrival, Socket};
 use crate::netns::Home;
-use crate::protocol::{self, Command, Handle, Prefix, Reference};
+use crate::protocol::{self, Command, Form, Handle, Prefix, Reference};
 use crate::sockets::{Entry, Sockets, Window};
 use crate::spin::Spin;
 use crate::sys;
@@ -426,14 +426,18 @@ impl State {
             if !entry.window.is_open() {
                 return watch(epoll, handle, entry);
             }
-            let metadata = entry.socket.metadata();
-            let room = self.outbox.datagram_room(Prefix::length(metadata));
+            let form = match (entry.socket.metadata(), entry.asked) {
+                (true, _) => Form::Metadata,
+                (false, true) => Form::Answer,
+                (false, false) => Form::Plain,
+            };
+            let room = self.outbox.datagram_room(Prefix::length(form));
             entry.undrained = true;
             match entry.socket.receive(room) {
                 Arrival::Datagram(received) => {
                     entry.window.charge(received.length);
                     self.window.charge(received.length);
-                    let prefix = Prefix::of(handle, metadata, &received);
+                    let prefix = Prefix::of(handle, form, &received);
                     self.outbox.commit(prefix.bytes(), received.length);
                     // Most answers are alone: whether this one is, epoll tells.
                     if std::mem::take(&mut entry.asked) && !entry.socket.in_doubt() {
@@ -444,6 +448,7 @@ impl State {
                 Arrival::Foreign | Arrival::Overrun => {}
                 Arrival::Drained(lost) => {
                     entry.undrained = false;
+                    entry.asked = false;
                     if lost > 0 {
                         self.outbox.push(&protocol::overrun(handle, lost));
                     }
@@ -536,7 +541,7 @@ fn interest(watched: bool, handle: Handle) -> EpollEvent {
 }
 
 // Frames are bounded so that neither side allocates for a length alone.
-const _: () = assert!(MAX_DATAGRAM + Prefix::METADATA <= MAX_FRAME);
+const _: () = assert!(MAX_DATAGRAM + Prefix::LONGEST <= MAX_FRAME);
 
 #[cfg(test)]
 mod tests {

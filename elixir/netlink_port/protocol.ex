@@ -29,6 +29,7 @@ defmodule NetlinkPort.Protocol do
   @type target :: :host | {:path, binary()} | {:pid, integer()}
   @type event ::
           {:data, NetlinkPort.Socket.handle(), binary(), metadata() | nil}
+          | {:answer, NetlinkPort.Socket.handle(), binary()}
           | {:reply, reference_number(), {:ok, term()} | {:error, {atom(), integer(), binary()}}}
           | {:failed, NetlinkPort.Socket.handle(), atom(), integer(), non_neg_integer()}
           | {:overrun, NetlinkPort.Socket.handle(), non_neg_integer()}
@@ -66,6 +67,10 @@ defmodule NetlinkPort.Protocol do
   @spec decode(binary()) :: event()
   def decode(<<131, 104, 3, 97, 1, 98, handle::32, 109, size::32, datagram::binary-size(size)>>) do
     {:data, handle, datagram, nil}
+  end
+
+  def decode(<<131, 104, 3, 97, 3, 98, handle::32, 109, size::32, datagram::binary-size(size)>>) do
+    {:answer, handle, datagram}
   end
 
   def decode(

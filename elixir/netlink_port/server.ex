@@ -8,7 +8,19 @@ defmodule NetlinkPort.Server do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Delivery, Errno, Error, Handle, Helper, Link, Options, Outgoing}
+  alias NetlinkPort.{
+    Client,
+    Delivery,
+    Errno,
+    Error,
+    Handle,
+    Helper,
+    Link,
+    Look,
+    Options,
+    Outgoing
+  }
+
   alias NetlinkPort.{Protocol, Socket, Sockets, Witness}
 
   require Logger
@@ -20,6 +32,9 @@ defmodule NetlinkPort.Server do
   # How long the helper may take for the last acknowledgement when the server is stopped, in ms.
   # Shorter than the usual shutdown of a child, 5 s.
   @stop_timeout 2_000
+  # What a process may use up before others go first (CONTEXT_REDS of erts). After two of these a
+  # scheduler asks for input.
+  @turn 4_000
   @timeouts [call_timeout: 15_000, hello_timeout: 5_000, ping_interval: 30_000]
   @defaults @timeouts ++ [keep: [], spin: 50, user_namespaces: false]
 
@@ -35,7 +50,14 @@ defmodule NetlinkPort.Server do
     :outgoing
   ]
   defstruct @enforce_keys ++
-              [frames: 0, frames_at_ping: 0, suspect?: false, taken: 0, granted: @window]
+              [
+                frames: 0,
+                frames_at_ping: 0,
+                suspect?: false,
+                taken: 0,
+                granted: @window,
+                look: nil
+              ]
 
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
@@ -106,7 +128,8 @@ defmodule NetlinkPort.Server do
       ping_interval: opts[:ping_interval],
       executable: executable,
       sockets: Sockets.new(link),
-      outgoing: Outgoing.new(port)
+      outgoing: Outgoing.new(port),
+      look: Look.new(opts[:spin])
     }
 
     :ok = schedule_ping(state)
@@ -272,21 +295,31 @@ defmodule NetlinkPort.Server do
 
   ## Frames from the helper
 
-  # Every datagram comes this way: the state is written once.
   @impl true
   def handle_info({port, {:data, frame}}, %{link: %{port: port}} = state) do
     frames = state.frames + 1
 
     case Protocol.decode(frame) do
       {:data, handle, datagram, metadata} ->
-        sockets = Sockets.arrive(state.sockets, handle, {:data, datagram, metadata})
-        taken = state.taken + Delivery.cost(byte_size(datagram))
-        state = %{state | frames: frames, sockets: sockets, taken: taken}
-        {:noreply, state |> write_grants() |> grant_all()}
+        {:noreply, arrive(%{state | frames: frames}, handle, datagram, metadata)}
+
+      {:answer, handle, datagram} ->
+        now = System.monotonic_time()
+        look = Look.answered(state.look, now)
+        state = arrive(%{state | frames: frames, look: look}, handle, datagram, nil)
+        {:noreply, state, if(Look.on?(look, now), do: 0, else: :infinity)}
 
       event ->
         frame(event, %{state | frames: frames})
     end
+  end
+
+  # Nothing has come: the scheduler is kept awake, and made to ask for input, but others go first.
+  def handle_info(:timeout, state) do
+    :erlang.bump_reductions(@turn)
+    :erlang.yield()
+    now = System.monotonic_time()
+    {:noreply, state, if(Look.on?(state.look, now), do: 0, else: :infinity)}
   end
 
   def handle_info({port, {:exit_status, status}}, %{link: %{port: port}} = state) do
@@ -543,6 +576,12 @@ defmodule NetlinkPort.Server do
   end
 
   defp arrive(state, handle, item), do: update(state, Sockets.arrive(state.sockets, handle, item))
+
+  defp arrive(state, handle, datagram, metadata) do
+    sockets = Sockets.arrive(state.sockets, handle, {:data, datagram, metadata})
+    taken = state.taken + Delivery.cost(byte_size(datagram))
+    %{state | sockets: sockets, taken: taken} |> write_grants() |> grant_all()
+  end
 
   defp failure(state, stage, errno, 0) do
     Client.error(stage, errno, "", {nil, :host}, state.link.capabilities)

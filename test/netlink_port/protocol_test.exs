@@ -57,6 +57,7 @@ defmodule NetlinkPort.ProtocolTest do
       "overrun" => {:overrun, 7, 3_000_000_000},
       "malformed" => {:malformed, :tag},
       "data" => {:data, 7, datagram, nil},
+      "data answer" => {:answer, 7, datagram},
       "data metadata" => {:data, 7, datagram, %{group: 33, nsid: -1, port_id: 0xFFFFFFFE}},
       "data metadata absent" => {:data, 7, datagram, %{group: nil, nsid: nil}}
     }
