@@ -52,7 +52,7 @@ defmodule NetlinkPort do
   them again. A handle is never given twice, so nothing that is left over reaches a new socket.
   """
 
-  alias NetlinkPort.{Client, Error, Options, Protocol, Server, Socket}
+  alias NetlinkPort.{Client, Error, Message, Options, Protocol, Request, Server, Socket}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::
@@ -255,7 +255,7 @@ defmodule NetlinkPort do
   def close(socket) do
     %Socket{handle: handle, link: link} = Options.socket!(socket)
     _answer = Client.call(link.server, {:close, handle}, link.call_timeout)
-    :ok
+    Request.forget(socket)
   end
 
   @doc """
@@ -278,7 +278,10 @@ defmodule NetlinkPort do
           timeout: timeout(),
           to: {non_neg_integer(), non_neg_integer()}
         ) :: :ok | error()
-  def send(socket, datagram, opts \\ []) do
+  def send(socket, datagram, opts \\ [])
+  def send(%Socket{} = socket, datagram, []), do: Client.send(socket, datagram, false, 5_000)
+
+  def send(socket, datagram, opts) do
     socket = Options.socket!(socket)
     Options.keyword!(opts)
     Options.known!(opts, [:wait, :timeout, :to])
@@ -323,6 +326,111 @@ defmodule NetlinkPort do
       {:error, %Error{} = error} -> {:error, error}
       {:error, _raw} = failed -> Client.explain(failed, socket)
     end
+  end
+
+  ## Requests
+
+  @doc """
+  Sends one request and returns its whole answer: the messages the kernel replied with, in their order;
+  none where an ack was all.
+
+  `type` is that of the message, `payload` what follows `struct nlmsghdr`, as iodata; the number of the
+  request is chosen here. `NLM_F_REQUEST` and `NLM_F_ACK` are set.
+
+      # RTM_GETLINK of interface 1, rtnetlink(7)
+      {:ok, [link]} = NetlinkPort.request(socket, 18, <<0::32, 1::32-native, 0::64>>)
+
+  The calling process is to own the socket, passive or active, and it is best to have one for requests
+  alone. What comes meanwhile and is not of the answer is not lost: on an active socket it stays in the
+  mailbox, on a passive one it is sent there as `{:netlink, socket, datagram}`. Answers that come
+  after their request was given up are dropped.
+
+  Options:
+
+    * `:flags` - more flags, by name or as a number, see `t:NetlinkPort.Message.flag/0`.
+    * `:timeout` - ms for the whole of it; 5 000.
+    * `:ack` - `false` asks for no ack: the answer ends with its first message, or `NLMSG_DONE`. For
+      what is never acked, or acked before it is answered (audit).
+
+  Errors: the kernel's own have the stage `:request`, its errno, and all it said in `:ext_ack`;
+  `ETIMEDOUT`; `ENOBUFS` where the kernel dropped datagrams meanwhile, for the answer may not be whole;
+  and those of `send/3` and `recv/2`.
+  """
+  @spec request(Socket.t(), 0..0xFFFF, iodata(),
+          flags: [Message.flag()] | 0..0xFFFF,
+          timeout: timeout(),
+          ack: boolean()
+        ) :: {:ok, [Message.t()]} | error()
+  def request(socket, type, payload \\ "", opts \\ []) do
+    opts = Options.request!(opts, [:flags, :timeout, :ack])
+    Request.request(Options.socket!(socket), Options.type!(type), payload, opts)
+  end
+
+  @doc """
+  Sends many requests in one datagram: `{type, flags, payload}` each, flags as with `request/4`.
+
+  Returns a list with the outcome of each, in their order: `{:ok, messages}` or `{:error, error}`. Only
+  the last is acked: the kernel reports errors of the others without being asked, so that a batch
+  costs little more than the changes it makes. In a batch of nf_tables, which begins and ends with
+  messages of its own, the one before the end is acked.
+
+  Requests that are answered by dumps have no place here. A batch longer than the socket's `sndbuf` is
+  `EMSGSIZE`, and where many fail the `rcvbuf` is to hold their errors: else it is `ENOBUFS`, and which
+  failed is not known. `:timeout` as with `request/4`.
+  """
+  @spec batch(Socket.t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}],
+          timeout: timeout()
+        ) :: {:ok, [{:ok, [Message.t()]} | error()]} | error()
+  def batch(socket, requests, opts \\ []) do
+    opts = Options.request!(opts, [:timeout])
+    requests = for request <- requests, do: Options.batched!(request)
+    Request.batch(Options.socket!(socket), requests, opts)
+  end
+
+  @doc """
+  Reads all of a dump: `NLM_F_DUMP` is set, and the messages up to `NLMSG_DONE` are returned.
+
+  A dump that the kernel marks as interrupted by changes (`NLM_F_DUMP_INTR`), or in which datagrams were
+  lost, is read to its end and tried again, five times in all; then it is `EINTR` or `ENOBUFS`, with
+  what was read last in `:messages` of the error. The kernel runs one dump a socket: what an earlier
+  one has left is read first, so that it never says `EBUSY`.
+
+  Options and the rest as with `request/4`; `:timeout` is how long the next datagram may take.
+  """
+  @spec dump(Socket.t(), 0..0xFFFF, iodata(),
+          flags: [Message.flag()] | 0..0xFFFF,
+          timeout: timeout()
+        ) :: {:ok, [Message.t()]} | error()
+  def dump(socket, type, payload \\ "", opts \\ []) do
+    opts = Options.request!(opts, [:flags, :timeout])
+    Request.dump(Options.socket!(socket), Options.type!(type), payload, opts)
+  end
+
+  @doc """
+  The messages of a dump as a lazy `Stream`, of any size: it holds one datagram at a time. On a passive
+  socket the kernel makes no more of the dump than its window and what is taken; on an active one the
+  datagrams go to the mailbox as fast as they come.
+
+  Each run of it asks anew, in the process that runs it, which is to own the socket. A failure raises
+  `NetlinkPort.Error`; so does, at the end and after all messages, a dump that was interrupted by changes
+  (`EINTR`) or not whole (`ENOBUFS`), since what was given out cannot be taken back. Where the rest is not
+  wanted it is read to its end all the same. Another request on the socket ends a stream that is still
+  being read, which then raises `EBUSY`: use a socket for each.
+
+      socket
+      |> NetlinkPort.stream(26, <<2, 0::88>>)
+      |> Stream.filter(&NetlinkPort.Message.flag?(&1, :multi))
+      |> Enum.count()
+
+  Options as with `dump/4`.
+  """
+  @spec stream(Socket.t(), 0..0xFFFF, iodata(),
+          flags: [Message.flag()] | 0..0xFFFF,
+          timeout: timeout()
+        ) :: Enumerable.t()
+  def stream(socket, type, payload \\ "", opts \\ []) do
+    opts = Options.request!(opts, [:flags, :timeout])
+    Request.stream(Options.socket!(socket), Options.type!(type), payload, opts)
   end
 
   ## Options

@@ -21,6 +21,9 @@ defmodule NetlinkPort.Error do
     * `:lacks` - the capability whose lack explains the failure, such as `:sys_admin`; or `nil`.
     * `:dropped` - with `ENOBUFS`: how many datagrams the kernel dropped; or `nil`.
     * `:length` - with `EMSGSIZE` on receive: the datagram's real length in bytes; or `nil`.
+    * `:ext_ack` - with `:request`: what the kernel says beyond the errno, `t:NetlinkPort.ExtAck.t/0`;
+      or `nil`.
+    * `:messages` - of a dump that was not whole: what was read of it; or `nil`.
   """
 
   alias NetlinkPort.Errno
@@ -32,7 +35,8 @@ defmodule NetlinkPort.Error do
   `:recv` are the system calls of that name, made by the helper. `:thread` is the helper itself: no
   server (`ESRCH`), a dead helper (`EPIPE`), one that does not answer (`ETIMEDOUT`). `:info` is a
   question about a socket, closed ones included (`EBADF`), and `:protocol` a command that the helper
-  did not understand.
+  did not understand. `:request` is the kernel's answer to a request, or the lack of one
+  (`ETIMEDOUT`).
   """
   @type stage ::
           :open
@@ -47,6 +51,7 @@ defmodule NetlinkPort.Error do
           | :info
           | :thread
           | :protocol
+          | :request
 
   @type t :: %__MODULE__{
           stage: stage(),
@@ -55,11 +60,23 @@ defmodule NetlinkPort.Error do
           subject: String.t() | nil,
           lacks: atom() | nil,
           dropped: non_neg_integer() | nil,
-          length: non_neg_integer() | nil
+          length: non_neg_integer() | nil,
+          ext_ack: NetlinkPort.ExtAck.t() | nil,
+          messages: [NetlinkPort.Message.t()] | nil
         }
 
   @enforce_keys [:stage, :errno, :reason]
-  defexception [:stage, :errno, :reason, :subject, :lacks, :dropped, :length]
+  defexception [
+    :stage,
+    :errno,
+    :reason,
+    :subject,
+    :lacks,
+    :dropped,
+    :length,
+    :ext_ack,
+    :messages
+  ]
 
   @doc """
   An error of a stage, by errno or by POSIX atom.
@@ -99,6 +116,20 @@ defmodule NetlinkPort.Error do
 
   defp explanation(%{lacks: lacks}) when lacks != nil do
     "the helper lacks CAP_#{lacks |> Atom.to_string() |> String.upcase()}; #{remedy(lacks)}"
+  end
+
+  defp explanation(%{ext_ack: %{} = ext_ack, errno: errno}) do
+    Enum.join([ext_ack.message || Errno.text(errno) | objections(ext_ack)], "; ")
+  end
+
+  defp explanation(%{stage: :request, reason: :etimedout}), do: "no answer came in time"
+
+  defp explanation(%{stage: :request, reason: :ebusy, subject: subject}) when subject != nil do
+    "the kernel runs one dump a socket; use a socket for each"
+  end
+
+  defp explanation(%{stage: :request, reason: :eintr}) do
+    "the tables changed while they were dumped, each time; try again when fewer changes are made"
   end
 
   defp explanation(%{stage: :open, reason: :enoent}) do
@@ -167,6 +198,18 @@ defmodule NetlinkPort.Error do
   defp explanation(%{reason: :ebadf}), do: "the socket is closed"
   defp explanation(%{stage: :bind, reason: :eaddrinuse}), do: "another socket has this port id"
   defp explanation(%{errno: errno}), do: Errno.text(errno)
+
+  # What the kernel points at, as `NetlinkPort.ExtAck` has it.
+  defp objections(ext_ack) do
+    attribute = ext_ack.attribute && "attribute #{elem(ext_ack.attribute, 0)} at "
+
+    [
+      ext_ack.offset && "it objects to #{attribute}byte #{ext_ack.offset}",
+      ext_ack.missing_type && "attribute #{ext_ack.missing_type} is missing",
+      ext_ack.missing_nest && "in the one at byte #{ext_ack.missing_nest}"
+    ]
+    |> Enum.filter(& &1)
+  end
 
   defp remedy(:sys_admin) do
     remedy(:net_admin) <>

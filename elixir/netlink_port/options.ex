@@ -2,7 +2,7 @@ defmodule NetlinkPort.Options do
   @moduledoc false
   # Checks arguments in the caller: what is wrong raises ArgumentError, before anything is sent.
 
-  alias NetlinkPort.{Error, Socket}
+  alias NetlinkPort.{Error, Message, Socket}
 
   # include/uapi/linux/netlink.h
   @protocols %{
@@ -234,6 +234,35 @@ defmodule NetlinkPort.Options do
 
   def timeout!(other) do
     raise ArgumentError, "expected a timeout in ms or :infinity, got: #{inspect(other)}"
+  end
+
+  @doc "The options of a request, `known` of them, as a map with their defaults."
+  @spec request!(term(), [atom()]) :: map()
+  def request!(opts, known) do
+    keyword!(opts)
+    known!(opts, known)
+
+    %{
+      flags: Message.flags(Keyword.get(opts, :flags, 0)),
+      ack: boolean!(:ack, Keyword.get(opts, :ack, true)),
+      timeout: timeout!(Keyword.get(opts, :timeout, 5_000))
+    }
+  end
+
+  @doc "One request of a batch."
+  @spec batched!(term()) :: {0..0xFFFF, 0..0xFFFF, iodata()}
+  def batched!({type, flags, payload}), do: {type!(type), Message.flags(flags), payload}
+
+  def batched!(other) do
+    raise ArgumentError, "expected {type, flags, payload}, got: #{inspect(other)}"
+  end
+
+  @doc "The type of a message."
+  @spec type!(term()) :: 0..0xFFFF
+  def type!(type) when is_integer(type) and type in 0..0xFFFF, do: type
+
+  def type!(other) do
+    raise ArgumentError, "expected the type of a message, 0 to 65535, got: #{inspect(other)}"
   end
 
   @doc "The path of an executable, or nil for the default one."

@@ -1,0 +1,272 @@
+defmodule NetlinkPort.Attr do
+  @moduledoc """
+  Netlink attributes: `struct nlattr` and its value. `include/uapi/linux/netlink.h`.
+
+      0       2       4
+      +-------+-------+-----------+---------
+      | length| type  | value     | padding to 4 bytes
+      +-------+-------+-----------+---------
+
+  Decoded they are a list of `{type, value}` in the order of the wire, the value being its bytes.
+  What the bytes mean is the protocol's to say: the getters read them, and tell a value of the wrong
+  length from one that is missing. The two highest bits of the type, `NLA_F_NESTED` (0x8000) and
+  `NLA_F_NET_BYTEORDER` (0x4000), are left out of it when decoding; a value of big-endian bytes is
+  read by a getter of that order.
+
+      iex> alias NetlinkPort.Attr
+      iex> bytes = IO.iodata_to_binary(Attr.encode([{3, "lo\\0"}, {4, Attr.u32(65_536)}, {18, [{1, "veth\\0"}]}]))
+      iex> {:ok, attrs} = Attr.decode(bytes)
+      iex> {Attr.string(attrs, 3), Attr.u32(attrs, 4), Attr.u32(attrs, 5)}
+      {{:ok, "lo"}, {:ok, 65_536}, :missing}
+      iex> {:ok, info} = Attr.nested(attrs, 18)
+      iex> Attr.string(info, 1)
+      {:ok, "veth"}
+  """
+
+  alias NetlinkPort.DecodeError
+
+  import Bitwise
+
+  @header 4
+  @longest 0xFFFF - @header
+  @nested 0x8000
+  @net_byteorder 0x4000
+  @type_mask 0x3FFF
+
+  @typedoc "The type of an attribute, without the two flags: `NLA_TYPE_MASK`."
+  @type type :: 0..0x3FFF
+
+  @typedoc "Attributes as they are decoded."
+  @type attrs :: [{type(), binary()}]
+
+  @typedoc """
+  An attribute to encode: its bytes; more attributes, nested with `NLA_F_NESTED`; the same without
+  that flag (`:plain`), as some older families want it; bytes with `NLA_F_NET_BYTEORDER`; or `true`,
+  one that says what it says by being there.
+  """
+  @type input ::
+          {type(), binary() | [input()] | {:plain, [input()]} | {:net_byteorder, binary()} | true}
+
+  @typedoc "What a getter returns: the first attribute of the type, read."
+  @type got(value) :: {:ok, value} | :missing | {:error, DecodeError.t()}
+
+  ## Encoding
+
+  @doc """
+  Attributes for the wire, each padded to 4 bytes. A value beyond 65 531 bytes raises `ArgumentError`:
+  the wire has 16 bits for its length.
+  """
+  @spec encode([input()]) :: iodata()
+  def encode(attrs) when is_list(attrs), do: Enum.map(attrs, &encode_one/1)
+
+  defp encode_one({type, true}) when type in 0..@type_mask, do: put(type, <<>>)
+  defp encode_one({type, v}) when type in 0..@type_mask and is_binary(v), do: put(type, v)
+
+  defp encode_one({type, nested}) when type in 0..@type_mask and is_list(nested) do
+    put(type ||| @nested, encode(nested))
+  end
+
+  defp encode_one({type, {:plain, nested}}) when type in 0..@type_mask and is_list(nested) do
+    put(type, encode(nested))
+  end
+
+  defp encode_one({type, {:net_byteorder, value}})
+       when type in 0..@type_mask and is_binary(value) do
+    put(type ||| @net_byteorder, value)
+  end
+
+  defp encode_one(other) do
+    raise ArgumentError, "expected {type, value}, an attribute to encode, got: #{inspect(other)}"
+  end
+
+  defp put(type, value) do
+    size = IO.iodata_length(value)
+
+    if size > @longest do
+      raise ArgumentError,
+            "attribute #{type &&& @type_mask} is #{size} bytes, more than #{@longest}"
+    end
+
+    padding = binary_part(<<0, 0, 0>>, 0, -size &&& 3)
+    [<<@header + size::16-native, type::16-native>>, value | padding]
+  end
+
+  ## Decoding
+
+  @doc "The attributes in a binary, such as the rest of a payload behind the family's own header."
+  @spec decode(binary()) :: {:ok, attrs()} | {:error, DecodeError.t()}
+  def decode(binary) when is_binary(binary), do: decode(binary, binary, [])
+
+  defp decode(<<>>, _binary, attrs), do: {:ok, Enum.reverse(attrs)}
+
+  defp decode(<<length::16-native, type::16-native, rest::binary>> = here, binary, attrs)
+       when length >= @header do
+    size = length - @header
+
+    case rest do
+      <<value::binary-size(size), rest::binary>> ->
+        attr = {type &&& @type_mask, value}
+        rest |> skip(-length &&& 3) |> decode(binary, [attr | attrs])
+
+      _cut ->
+        reason = "its length is #{length}, and #{byte_size(here)} bytes are left"
+        error(:attribute, here, binary, reason)
+    end
+  end
+
+  defp decode(<<length::16-native, _type::16, _rest::binary>> = here, binary, _attrs) do
+    error(:attribute, here, binary, "its length is #{length}, less than its header's 4")
+  end
+
+  defp decode(cut, binary, _attrs) do
+    error(:attribute, cut, binary, "#{byte_size(cut)} bytes are left, less than its header's 4")
+  end
+
+  # The last one may lack its padding.
+  defp skip(rest, padding) when byte_size(rest) <= padding, do: <<>>
+  defp skip(rest, 0), do: rest
+  defp skip(<<_::8, rest::binary>>, 1), do: rest
+  defp skip(<<_::16, rest::binary>>, 2), do: rest
+  defp skip(<<_::24, rest::binary>>, 3), do: rest
+
+  ## Getters
+
+  @doc "The bytes of the first attribute of a type."
+  @spec binary(attrs(), type()) :: got(binary())
+  def binary(attrs, type) do
+    case List.keyfind(attrs, type, 0) do
+      {^type, value} -> {:ok, value}
+      nil -> :missing
+    end
+  end
+
+  @doc """
+  All values of a type, in their order: an array that repeats one attribute, such as
+  `RTA_METRICS` or a generic family's multicast groups do not, but `TCA_STATS2` and policies do.
+  """
+  @spec all(attrs(), type()) :: [binary()]
+  def all(attrs, type), do: for({^type, value} <- attrs, do: value)
+
+  @doc "Whether there is an attribute of a type: what a flag says (`NLA_FLAG`)."
+  @spec flag?(attrs(), type()) :: boolean()
+  def flag?(attrs, type), do: List.keymember?(attrs, type, 0)
+
+  @doc "The attributes nested in one."
+  @spec nested(attrs(), type()) :: got(attrs())
+  def nested(attrs, type) do
+    with {:ok, value} <- binary(attrs, type), do: decode(value)
+  end
+
+  @doc """
+  An array nested in one attribute, each element an attribute of its own whose type is an index: the
+  elements' attributes, in the order of the wire.
+  """
+  @spec array(attrs(), type()) :: got([attrs()])
+  def array(attrs, type) do
+    with {:ok, elements} <- nested(attrs, type) do
+      elements
+      |> Enum.reduce_while([], fn {_index, value}, read ->
+        case decode(value) do
+          {:ok, attrs} -> {:cont, [attrs | read]}
+          {:error, error} -> {:halt, {:error, error}}
+        end
+      end)
+      |> case do
+        read when is_list(read) -> {:ok, Enum.reverse(read)}
+        failed -> failed
+      end
+    end
+  end
+
+  @doc "A string, up to its first NUL byte (`NLA_NUL_STRING`, `NLA_STRING`)."
+  @spec string(attrs(), type()) :: got(binary())
+  def string(attrs, type) do
+    with {:ok, value} <- binary(attrs, type) do
+      [string | _after] = :binary.split(value, <<0>>)
+      {:ok, string}
+    end
+  end
+
+  for {name, bits, modifiers, what} <- [
+        {:u8, 8, [], "An unsigned integer of 8 bits"},
+        {:u16, 16, [:native], "An unsigned integer of 16 bits"},
+        {:u32, 32, [:native], "An unsigned integer of 32 bits"},
+        {:u64, 64, [:native], "An unsigned integer of 64 bits"},
+        {:s8, 8, [:signed], "A signed integer of 8 bits"},
+        {:s16, 16, [:signed, :native], "A signed integer of 16 bits"},
+        {:s32, 32, [:signed, :native], "A signed integer of 32 bits"},
+        {:s64, 64, [:signed, :native], "A signed integer of 64 bits"},
+        {:be16, 16, [:big], "An unsigned big-endian integer of 16 bits"},
+        {:be32, 32, [:big], "An unsigned big-endian integer of 32 bits"},
+        {:be64, 64, [:big], "An unsigned big-endian integer of 64 bits"}
+      ] do
+    {low, high} =
+      if :signed in modifiers,
+        do: {-(1 <<< (bits - 1)), (1 <<< (bits - 1)) - 1},
+        else: {0, (1 <<< bits) - 1}
+
+    segment =
+      Enum.reduce(modifiers, quote(do: size(unquote(bits))), fn modifier, segment ->
+        quote(do: unquote(segment) - unquote(Macro.var(modifier, nil)))
+      end)
+
+    @doc "#{what}: the bytes of one."
+    @spec unquote(name)(integer()) :: binary()
+    def unquote(name)(value) when is_integer(value) and value in unquote(low)..unquote(high) do
+      <<value::unquote(segment)>>
+    end
+
+    def unquote(name)(other) do
+      raise ArgumentError,
+            "expected #{unquote(low)}..#{unquote(high)}, got: #{inspect(other)}"
+    end
+
+    @doc "#{what}, of the first attribute of a type."
+    @spec unquote(name)(attrs(), type()) :: got(integer())
+    def unquote(name)(attrs, type) do
+      with {:ok, value} <- binary(attrs, type) do
+        case value do
+          <<value::unquote(segment)>> -> {:ok, value}
+          _other -> wrong_size(type, value, unquote(div(bits, 8)))
+        end
+      end
+    end
+  end
+
+  @doc "An unsigned integer of 4 or 8 bytes, as its sender chose (`NLA_UINT`)."
+  @spec uint(attrs(), type()) :: got(non_neg_integer())
+  def uint(attrs, type) do
+    with {:ok, value} <- binary(attrs, type) do
+      if byte_size(value) == 8, do: u64(attrs, type), else: u32(attrs, type)
+    end
+  end
+
+  @doc "A signed integer of 4 or 8 bytes, as its sender chose (`NLA_SINT`)."
+  @spec sint(attrs(), type()) :: got(integer())
+  def sint(attrs, type) do
+    with {:ok, value} <- binary(attrs, type) do
+      if byte_size(value) == 8, do: s64(attrs, type), else: s32(attrs, type)
+    end
+  end
+
+  @doc "The value and the mask of `struct nla_bitfield32`."
+  @spec bitfield32(attrs(), type()) :: got({value :: 0..0xFFFFFFFF, mask :: 0..0xFFFFFFFF})
+  def bitfield32(attrs, type) do
+    with {:ok, value} <- binary(attrs, type) do
+      case value do
+        <<value::32-native, mask::32-native>> -> {:ok, {value, mask}}
+        _other -> wrong_size(type, value, 8)
+      end
+    end
+  end
+
+  defp wrong_size(type, value, wanted) do
+    reason = "attribute #{type} is #{byte_size(value)} bytes, not #{wanted}"
+    {:error, %DecodeError{what: :value, offset: 0, reason: reason}}
+  end
+
+  defp error(what, here, binary, reason) do
+    offset = byte_size(binary) - byte_size(here)
+    {:error, %DecodeError{what: what, offset: offset, reason: reason}}
+  end
+end

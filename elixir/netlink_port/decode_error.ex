@@ -1,0 +1,29 @@
+defmodule NetlinkPort.DecodeError do
+  @moduledoc """
+  Bytes that are not what they should be, as a value and as an exception.
+
+      iex> {:error, error} = NetlinkPort.Attr.decode(<<9, 0, 1, 0, 5>>)
+      iex> Exception.message(error)
+      "attribute at byte 0: its length is 9, and 5 bytes are left"
+
+  ## Fields
+
+    * `:what` - what was being read: `:message`, `:attribute` or `:value`.
+    * `:offset` - bytes from the start of the binary that was given to the function.
+    * `:reason` - a sentence for a person.
+  """
+
+  @type t :: %__MODULE__{
+          what: :message | :attribute | :value,
+          offset: non_neg_integer(),
+          reason: String.t()
+        }
+
+  @enforce_keys [:what, :offset, :reason]
+  defexception [:what, :offset, :reason]
+
+  @impl true
+  def message(%__MODULE__{what: what, offset: offset, reason: reason}) do
+    "#{what} at byte #{offset}: #{reason}"
+  end
+end

@@ -1,0 +1,203 @@
+defmodule NetlinkPort.Message do
+  @moduledoc """
+  Netlink messages: `struct nlmsghdr` and what follows it. netlink(7),
+  `include/uapi/linux/netlink.h`.
+
+      0               4       6       8              12              16
+      +---------------+-------+-------+---------------+---------------+---------
+      | length        | type  | flags | sequence      | port id       | payload
+      +---------------+-------+-------+---------------+---------------+---------
+
+  Numbers are in the byte order of the machine; the next message starts at a multiple of 4 bytes. A
+  datagram holds one message or many.
+
+      iex> alias NetlinkPort.Message
+      iex> request = %Message{type: 18, flags: Message.flags([:request, :dump]), seq: 7}
+      iex> datagram = IO.iodata_to_binary(Message.encode(request))
+      iex> {:ok, [^request]} = Message.decode(datagram)
+      iex> Message.flag?(request, :dump)
+      true
+  """
+
+  alias NetlinkPort.DecodeError
+
+  import Bitwise
+
+  @header 16
+
+  @typedoc """
+  A message. `:type` is the protocol's, below 16 one of `t:control/0`; `:flags` are `NLM_F_*`; `:seq`
+  and `:pid` are `nlmsg_seq` and `nlmsg_pid`, the port id of who asked.
+  """
+  @type t :: %__MODULE__{
+          type: 0..0xFFFF,
+          flags: 0..0xFFFF,
+          seq: 0..0xFFFFFFFF,
+          pid: 0..0xFFFFFFFF,
+          payload: iodata()
+        }
+
+  @typedoc "`NLMSG_NOOP` 1, `NLMSG_ERROR` 2 (also an ack), `NLMSG_DONE` 3, `NLMSG_OVERRUN` 4."
+  @type control :: :noop | :error | :done | :overrun
+
+  @typedoc """
+  `NLM_F_*` by name. What a bit means depends on the kind of request: `:root` is `:replace` is `0x100`,
+  `:match` is `:excl` is `0x200`, `:atomic` is `:create` is `0x400`, `:capped` is `:replace`, and
+  `:ack_tlvs` is `:excl`. `:dump` is `:root` and `:match`.
+  """
+  @type flag ::
+          :request
+          | :multi
+          | :ack
+          | :echo
+          | :dump_intr
+          | :dump_filtered
+          | :root
+          | :match
+          | :atomic
+          | :dump
+          | :replace
+          | :excl
+          | :create
+          | :append
+          | :nonrec
+          | :bulk
+          | :capped
+          | :ack_tlvs
+
+  @enforce_keys [:type]
+  defstruct [:type, flags: 0, seq: 0, pid: 0, payload: ""]
+
+  @flags [
+    request: 0x1,
+    multi: 0x2,
+    ack: 0x4,
+    echo: 0x8,
+    dump_intr: 0x10,
+    dump_filtered: 0x20,
+    root: 0x100,
+    match: 0x200,
+    atomic: 0x400,
+    dump: 0x300,
+    replace: 0x100,
+    excl: 0x200,
+    create: 0x400,
+    append: 0x800,
+    nonrec: 0x100,
+    bulk: 0x200,
+    capped: 0x100,
+    ack_tlvs: 0x200
+  ]
+
+  @doc """
+  The number of flags that are given by name, or as a number already.
+
+      iex> NetlinkPort.Message.flags([:request, :ack, :create, :excl])
+      0x605
+  """
+  @spec flags([flag()] | 0..0xFFFF) :: 0..0xFFFF
+  def flags(number) when number in 0..0xFFFF, do: number
+  def flags(names) when is_list(names), do: Enum.reduce(names, 0, &(&2 ||| bits(&1)))
+  def flags(other), do: raise(ArgumentError, "expected flags, got: #{inspect(other)}")
+
+  for {name, bits} <- @flags do
+    defp bits(unquote(name)), do: unquote(bits)
+  end
+
+  defp bits(other) do
+    names = Enum.map_join(@flags, ", ", fn {name, _bits} -> inspect(name) end)
+    raise ArgumentError, "expected a flag of #{names}, got: #{inspect(other)}"
+  end
+
+  @doc "Whether all bits of a flag are set."
+  @spec flag?(t(), flag()) :: boolean()
+  def flag?(%__MODULE__{flags: flags}, flag) do
+    bits = bits(flag)
+    (flags &&& bits) == bits
+  end
+
+  @doc """
+  The control message that a type stands for; `nil` for one of the protocol's own.
+
+      iex> {NetlinkPort.Message.control(3), NetlinkPort.Message.control(16)}
+      {:done, nil}
+  """
+  @spec control(0..0xFFFF) :: control() | nil
+  def control(1), do: :noop
+  def control(2), do: :error
+  def control(3), do: :done
+  def control(4), do: :overrun
+  def control(_type), do: nil
+
+  @doc "One message, or many in their order, as one datagram; each padded to 4 bytes."
+  @spec encode(t() | [t()]) :: iodata()
+  def encode(messages) when is_list(messages), do: Enum.map(messages, &encode/1)
+
+  def encode(%__MODULE__{} = message) do
+    %{type: type, flags: flags, seq: seq, pid: pid, payload: payload} = message
+    length = @header + IO.iodata_length(payload)
+
+    header =
+      <<length::32-native, type::16-native, flags::16-native, seq::32-native, pid::32-native>>
+
+    [header, payload | padding(length)]
+  end
+
+  defp padding(length), do: binary_part(<<0, 0, 0>>, 0, -length &&& 3)
+
+  @doc """
+  The messages of a datagram, in their order. Payloads are parts of it, not copies.
+
+  The last one may lack its padding. An error tells the offset of the message that is wrong.
+  """
+  @spec decode(binary()) :: {:ok, [t()]} | {:error, DecodeError.t()}
+  def decode(datagram) when is_binary(datagram), do: decode(datagram, datagram, [])
+
+  defp decode(
+         <<length::32-native, type::16-native, flags::16-native, seq::32-native, pid::32-native,
+           rest::binary>> = here,
+         datagram,
+         messages
+       )
+       when length >= @header and length - @header <= byte_size(rest) do
+    size = length - @header
+    <<payload::binary-size(size), rest::binary>> = rest
+    message = %__MODULE__{type: type, flags: flags, seq: seq, pid: pid, payload: payload}
+
+    case rest do
+      <<>> ->
+        {:ok, Enum.reverse([message | messages])}
+
+      _more ->
+        case skip(rest, -length &&& 3) do
+          <<>> -> {:ok, Enum.reverse([message | messages])}
+          :cut -> error(here, datagram, "its padding is cut")
+          next -> decode(next, datagram, [message | messages])
+        end
+    end
+  end
+
+  defp decode(<<length::32-native, _::96, rest::binary>> = here, datagram, _messages) do
+    reason =
+      if length < @header,
+        do: "its length is #{length}, less than its header's 16",
+        else: "its length is #{length}, and #{@header + byte_size(rest)} bytes are left"
+
+    error(here, datagram, reason)
+  end
+
+  defp decode(cut, datagram, _messages) do
+    error(cut, datagram, "#{byte_size(cut)} bytes are left, less than its header's 16")
+  end
+
+  defp skip(rest, 0), do: rest
+  defp skip(<<_::8, rest::binary>>, 1), do: rest
+  defp skip(<<_::16, rest::binary>>, 2), do: rest
+  defp skip(<<_::24, rest::binary>>, 3), do: rest
+  defp skip(_cut, _padding), do: :cut
+
+  defp error(here, datagram, reason) do
+    offset = byte_size(datagram) - byte_size(here)
+    {:error, %DecodeError{what: :message, offset: offset, reason: reason}}
+  end
+end
