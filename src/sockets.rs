@@ -63,6 +63,9 @@ pub struct Entry {
     /// Whether datagrams were read since the queue was last seen empty. Only then are losses told;
     /// and epoll says nothing of a queue that has just been emptied, so such a socket is due.
     pub undrained: bool,
+    /// Whether its namespace is gone: it is closed once what the kernel has queued is read, or its
+    /// window is used up.
+    pub leaving: bool,
     /// Whether the loop has it on its list of those to be read again without being woken.
     pub due: bool,
 }

@@ -194,7 +194,7 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_call({:close, handle}, from, state) do
-    if Sockets.open?(state.sockets, handle) do
+    if Sockets.known?(state.sockets, handle) do
       {:noreply, close(state, handle, {:server, from})}
     else
       {:reply, {:ok, nil}, state}
@@ -286,6 +286,9 @@ defmodule NetlinkPort.Server do
 
       {:failed, handle, stage, errno, length} ->
         {:noreply, arrive(state, handle, {:error, failure(state, stage, errno, length)})}
+
+      {:gone, handle} ->
+        {:noreply, update(state, Sockets.gone(state.sockets, handle))}
 
       {:malformed, reason} ->
         Logger.error("netlink_port: the helper could not read a command: #{reason}")

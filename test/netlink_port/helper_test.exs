@@ -193,12 +193,12 @@ defmodule NetlinkPort.HelperTest do
 
   describe "a hello" do
     test "of another version names both versions" do
-      <<head::binary-size(10), 97, 1, rest::binary>> = vector!("hello")
-      path = helper!([print_frame(<<head::binary, 97, 2, rest::binary>>), "\n", @deaf])
+      <<head::binary-size(10), 97, 2, rest::binary>> = vector!("hello")
+      path = helper!([print_frame(<<head::binary, 97, 1, rest::binary>>), "\n", @deaf])
       assert {%Error{reason: :eproto}, message} = refused(path)
 
       assert message =~
-               "helper #{path} speaks protocol version 2, this library speaks 1: " <>
+               "helper #{path} speaks protocol version 1, this library speaks 2: " <>
                  "build both from one source"
 
       assert_gone(path)
@@ -215,7 +215,9 @@ defmodule NetlinkPort.HelperTest do
 
     test "without each of its properties is EPROTO" do
       for missing <- Keyword.keys(properties()) do
-        path = helper!([hello(1, Keyword.delete(properties(), missing)), "\n", @deaf])
+        path =
+          helper!([hello(Protocol.version(), Keyword.delete(properties(), missing)), "\n", @deaf])
+
         assert {%Error{reason: :eproto}, message} = refused(path)
         assert message =~ "is not netlink_port"
         assert_gone(path)
@@ -282,12 +284,12 @@ defmodule NetlinkPort.HelperTest do
     test "and says hello again ends its server with a protocol error" do
       path = helper!([hello(), "\n", hello(), "\n", await_grant()])
       server = started!(path)
-      assert_receive {:EXIT, ^server, {:protocol_error, {:hello, 1, _}}}, @end_timeout
+      assert_receive {:EXIT, ^server, {:protocol_error, {:hello, 2, _}}}, @end_timeout
       assert_gone(path)
     end
 
     test "and sends events of sockets that nobody has is not believed" do
-      names = ["ok", "ok groups", "error", "failed", "overrun", "malformed", "data"]
+      names = ["ok", "ok groups", "error", "failed", "overrun", "gone", "malformed", "data"]
       events = for name <- names ++ ["data metadata"], do: [print_frame(vector!(name)), "\n"]
       # The last frame ends the server: it has seen those before by then.
       path = helper!([hello(), "\n", events, print_frame("end"), "\n", await_grant()])
