@@ -205,7 +205,7 @@ defmodule NetlinkPort.HelperTest do
     end
 
     test "of another version may have other properties" do
-      for version <- [0, -1, 3, 1 <<< 40], properties <- [[], [granted: 1]] do
+      for version <- [0, -1, 1, 3, 1 <<< 40], properties <- [[], [granted: 1]] do
         path = helper!([hello(version, properties), "\n", @deaf])
         assert {%Error{reason: :eproto}, message} = refused(path)
         assert message =~ "protocol version #{version},"
@@ -226,21 +226,29 @@ defmodule NetlinkPort.HelperTest do
 
     test "with properties that are none is EPROTO" do
       for properties <- [[], [1, 2], [{:program, "0.1.0", 1}], [:program], ~c"program"] do
-        path = helper!([hello(1, properties), "\n", @deaf])
+        path = helper!([hello(Protocol.version(), properties), "\n", @deaf])
         assert {%Error{reason: :eproto}, message} = refused(path)
         assert message =~ "is not netlink_port"
         assert_gone(path)
       end
 
       for {name, wrong} <- [max_frame: nil, max_fds: "1024", capabilities: :all] do
-        path = helper!([hello(1, Keyword.replace(properties(), name, wrong)), "\n", @deaf])
+        path =
+          helper!([
+            hello(Protocol.version(), Keyword.replace(properties(), name, wrong)),
+            "\n",
+            @deaf
+          ])
+
         assert {%Error{reason: :eproto}, _message} = refused(path)
         assert_gone(path)
       end
     end
 
     test "with properties that are not known yet is taken" do
-      path = helper!([hello(1, properties() ++ [granted: 1]), "\n", @ignore_input])
+      path =
+        helper!([hello(Protocol.version(), properties() ++ [granted: 1]), "\n", @ignore_input])
+
       server = started!(path)
       assert processes(path) != []
       Process.exit(server, :kill)
