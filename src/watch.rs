@@ -283,10 +283,7 @@ impl Watches {
 /// The folder of a path, and the name in it.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
-        Some(at) => {
-            let (folder, name) = path.split_at(at + 1);
-            (folder, name)
-        }
+        Some(at) => path.split_at(at + 1),
         None => (b".", path),
     }
 }
@@ -297,4 +294,56 @@ fn process_of(path: &[u8]) -> Option<i32> {
     let digits = pid.iter().all(u8::is_ascii_digit);
     let pid = digits.then(|| std::str::from_utf8(pid).ok()?.parse().ok());
     pid.flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_named_by_one_path_alone() {
+        assert_eq!(process_of(b"/proc/42/ns/net"), Some(42));
+        for path in [
+            &b"/proc/self/ns/net"[..],
+            b"/proc//ns/net",
+            b"/proc/ns/net",
+            b"/proc/-1/ns/net",
+            b"/proc/42/task/43/ns/net",
+            b"/proc/42/ns/net/",
+            b"/proc/42/ns/mnt",
+            b"/proc/99999999999/ns/net",
+            b"/srv/proc/42/ns/net",
+            b"",
+        ] {
+            assert_eq!(process_of(path), None, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn every_path_has_a_folder() {
+        for (path, folder, name) in [
+            ("/run/netns/blue", "/run/netns/", "blue"),
+            ("/blue", "/", "blue"),
+            ("blue", ".", "blue"),
+            ("/", "/", ""),
+            ("", ".", ""),
+        ] {
+            let parts = (folder.as_bytes(), name.as_bytes());
+            assert_eq!(split(path.as_bytes()), parts, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_watch_that_fails_leaves_nothing_behind() {
+        let mut watches = Watches::new().unwrap();
+        let nowhere = Target::Path(b"/nowhere/blue".to_vec());
+        let failure = watches.begin(Handle(1), &nowhere).unwrap_err();
+        assert_eq!((failure.stage, failure.errno), (Stage::Open, Errno::ENOENT));
+        let failure = watches
+            .begin(Handle(2), &Target::Pid(i32::MAX))
+            .unwrap_err();
+        assert_eq!((failure.stage, failure.errno), (Stage::Watch, Errno::ESRCH));
+        assert!(watches.inotify.is_none() && watches.folders.is_empty());
+        assert!(watches.watched.is_empty() && watches.gone().is_empty());
+    }
 }

@@ -388,6 +388,30 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
   end
 
+  describe "a helper of an ordinary user, with file capabilities," do
+    test "watches what it may enter" do
+      netns = netns!()
+      copy = tmp_path!("helper")
+      File.cp!(helper(), copy)
+      {_output, 0} = as_root("setcap", ["cap_sys_admin,cap_net_admin+ep", copy])
+      nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups"
+      server = start_server!(executable: script!("exec #{nobody} #{copy} \"$@\""))
+      pid = sleeper!(netns)
+      # The pidfd of root's process needs nothing, the way into its namespace does.
+      assert {:error, %Error{stage: :open, reason: :eacces}} = open(server, {:pid, pid})
+      path = mount!(netns, Path.join(folder!(), "blue"))
+      before = fds(server)
+      sockets = for place <- [{:name, netns}, {:path, path}], do: open!(server, place)
+      Enum.each(sockets, &refute_closed(server, &1))
+      remove!(path)
+      assert_closed(List.last(sockets))
+      refute_closed(server, hd(sockets))
+      delete!(netns)
+      assert_closed(hd(sockets))
+      assert fds(server) == before
+    end
+  end
+
   describe "watches" do
     test "of one folder are one, and end with the last socket", %{server: server} do
       [netns, other, third] = for _ <- 1..3, do: netns!()
