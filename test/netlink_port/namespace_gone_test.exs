@@ -265,6 +265,35 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
+    test "that cannot be read does not hold the end up" do
+      netns = netns!()
+      switch = tmp_path!("fault")
+      server = start_injected!("recvmsg EIO file:#{switch}")
+      socket = open!(server, {:name, netns})
+      File.write!(switch, "")
+      delete!(netns)
+      assert_receive {:netlink_error, ^socket, %Error{stage: :recv, reason: :eio}}
+      assert_closed(socket)
+    end
+
+    test "is all, whatever was sent in vain before its owner could know", %{server: server} do
+      netns = netns!()
+      socket = open!(server, {:name, netns}, active: false, groups: [@addresses])
+      add_addresses!(netns, 1..3)
+      eventually!(fn -> match?({:ok, %{kept: 3}}, NetlinkPort.info(socket)) end)
+      helper = os_pid(server)
+      :sys.suspend(server)
+      before = length(File.ls!("/proc/#{helper}/fd"))
+      delete!(netns)
+      # The socket, and inotify.
+      eventually!(fn -> length(File.ls!("/proc/#{helper}/fd")) == before - 2 end)
+      assert NetlinkPort.send(socket, Rtnl.noop(1)) == :ok
+      :sys.resume(server)
+      {:ok, _info} = NetlinkPort.info(server)
+      for n <- 1..3, do: assert(n == received(socket))
+      assert_closed(socket)
+    end
+
     test "beyond the window is lost, and the end is told all the same", %{server: server} do
       netns = netns!()
       opts = [active: false, groups: [@addresses], window: 1_000]
