@@ -32,7 +32,7 @@ defmodule NetlinkPort do
     * `{:netlink_error, socket, error}` when a `send/3` has failed after it returned, or the kernel
       has reported an error on the socket;
     * `{:netlink_closed, socket, reason}` once, active or not, when the helper or its server has
-      ended. See `t:closed_reason/0`.
+      ended, or the socket's namespace is gone (see below). See `t:closed_reason/0`.
 
   Errors and overruns use up neither `:once` nor a count. On a passive socket `recv/2` returns them, in
   the same order.
@@ -44,6 +44,29 @@ defmodule NetlinkPort do
   `active: true` whatever arrives is sent to the owner at once, as with `:gen_udp`: an owner that falls
   behind has a mailbox without bound, unless `max_queue:` says how many messages it may hold before
   this socket waits.
+
+  ## When a namespace goes
+
+  An open socket keeps its network namespace alive, also one that has been deleted: it goes on there,
+  and nothing tells. With `close_on: :namespace_gone` the helper watches what the namespace was named
+  by, and closes the socket when that is gone:
+
+    * `{:name, name}` and `{:path, path}`: when the file, a symbolic link that leads to it, or the
+      folder of either is deleted, moved or replaced, and the path does not stand for the same
+      namespace any more (device and inode). What cannot be looked at any more counts as gone, too.
+      Not noticed are a umount(8) that leaves the file, a mount over it, and changes to folders
+      further up.
+    * `{:pid, pid}`, and a path that is `/proc/<pid>/ns/net` or a link to it: when that process has
+      ended, with all its threads, whether or not its namespace lives on through others. That it goes
+      to another namespace by setns(2) does not count.
+    * `:host`: never. The helper's own namespace lasts as long as the helper.
+
+  Whatever the kernel had queued on the socket by then comes first, as far as the socket's window
+  lets it through; what comes later is not taken in, the rest of a dump included. Then the socket is
+  closed, every use of it but the following is `EBADF`, and its owner is sent
+  `{:netlink_closed, socket, :namespace_gone}`, once. Datagrams that a passive, `:once` or counted
+  socket, or `max_queue:`, holds back stay there to be taken, by `recv/2` or by `setopts/2` with
+  `active:`; the message comes behind the last of them.
 
   ## When the helper ends
 
@@ -99,9 +122,11 @@ defmodule NetlinkPort do
   @typedoc """
   Why sockets were closed: the exit status of the helper (128 and the signal's number, if one killed
   it; 159 is SIGSYS, a system call its filter does not let through) or what its port told, a helper
-  that did not answer, or the exit reason of the server.
+  that did not answer, the end of the namespace for one opened with `close_on: :namespace_gone`, or
+  the exit reason of the server.
   """
-  @type closed_reason :: {:helper_exit, non_neg_integer() | term()} | :stuck | term()
+  @type closed_reason ::
+          {:helper_exit, non_neg_integer() | term()} | :stuck | :namespace_gone | term()
 
   @typedoc "What `setopts/2` and `getopts/2` know."
   @type option ::
@@ -127,6 +152,7 @@ defmodule NetlinkPort do
           | {:window, pos_integer()}
           | {:max_queue, pos_integer() | :infinity}
           | {:user_peers, boolean()}
+          | {:close_on, :namespace_gone | nil}
           | {:timeout, timeout()}
 
   @type error :: {:error, Error.t()}
@@ -218,6 +244,10 @@ defmodule NetlinkPort do
       drops, and `:netlink_overrun` tells how many. `:infinity` unless told otherwise.
     * `:user_peers` - `true` to speak with processes in user space, too (`:usersock`). Otherwise
       only the kernel is heard: what others send is dropped and counted, see `info/1`.
+    * `:close_on` - `:namespace_gone` closes the socket when its namespace is gone by the name it was
+      opened by, and tells its owner; see "When a namespace goes" above. It costs an inotify(7) watch
+      of the helper's user for each folder that holds such a file, or a descriptor for each socket of a
+      process. `nil` unless told otherwise: the socket keeps its namespace.
     * `:timeout` - ms to wait for server and helper, 15 000 unless told otherwise.
 
   Errors tell the stage and the errno; `Exception.message/1` says what to do about it.

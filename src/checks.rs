@@ -217,15 +217,16 @@ mod tests {
 
     fn spec() -> impl Strategy<Value = Spec> {
         let target = prop_oneof![
-            Just(Target::Host),
-            bytes().prop_map(Target::Path),
-            any::<i32>().prop_map(Target::Pid),
+            Just((Target::Host, false)),
+            (bytes().prop_map(Target::Path), any::<bool>()),
+            (any::<i32>().prop_map(Target::Pid), any::<bool>()),
         ];
         let bind = proptest::option::of(any::<u32>());
         let options = vec((name(), value()), 0..20);
         (target, any::<i32>(), bind, any::<bool>(), options).prop_map(
-            |(target, protocol, bind, user_peers, options)| Spec {
+            |((target, watched), protocol, bind, user_peers, options)| Spec {
                 target,
+                watched,
                 protocol,
                 bind,
                 user_peers,

@@ -26,6 +26,8 @@ pub enum Stage {
     Recv,
     /// A system call that looks at a socket or the program itself.
     Info,
+    /// inotify(7) or pidfd_open(2), where the end of the namespace shall be told.
+    Watch,
     /// The command itself is malformed.
     Protocol,
 }
@@ -44,6 +46,7 @@ impl Stage {
             Self::Send => "send",
             Self::Recv => "recv",
             Self::Info => "info",
+            Self::Watch => "watch",
             Self::Protocol => "protocol",
         }
     }

@@ -21,6 +21,7 @@ mod sockets;
 mod spin;
 mod start;
 mod sys;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -18,6 +18,8 @@ const MEMINFO_DROPS: usize = 8;
 pub struct Spec {
     /// Where.
     pub target: Target,
+    /// Whether it is closed when its namespace is gone by the name in `target`.
+    pub watched: bool,
     /// `NETLINK_ROUTE` and so on.
     pub protocol: i32,
     /// The port id to bind to, 0 for one the kernel picks; `None` for no bind(2).
@@ -153,6 +155,18 @@ impl Socket {
             Err(_) if name == Name::ListenAllNsid => Ok(Value::Integer(self.all_nsid.into())),
             other => other,
         }
+    }
+
+    /// Takes in nothing more: what the kernel has queued can be read to its end.
+    pub fn shut(&self) {
+        let nothing = libc::sock_filter {
+            code: (libc::BPF_RET | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        };
+        // Without memory for it the end comes when nothing is queued for once.
+        let _ = sys::attach_filter(&self.fd, &mut [nothing]);
     }
 
     /// `sendmsg(2)` of one datagram to the kernel, or to `peer`.

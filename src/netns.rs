@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{open, OFlag};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sched::{setns, CloneFlags};
-use nix::sys::stat::{fstat, Mode};
+use nix::sys::stat::{fstat, FileStat, Mode};
 use nix::sys::statfs::{fstatfs, FsType};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -44,11 +44,16 @@ pub struct Identity {
 impl Identity {
     /// `fstat(2)` of a namespace file.
     pub fn of(file: impl AsFd) -> Result<Self, Errno> {
-        let stat = fstat(file)?;
-        Ok(Self {
-            device: stat.st_dev as u64,
-            inode: stat.st_ino as u64,
-        })
+        fstat(file).map(Self::from)
+    }
+}
+
+impl From<FileStat> for Identity {
+    fn from(stat: FileStat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use byteorder::{BigEndian, ByteOrder};
 use std::mem::take;
 
 /// Version of the protocol; `hello` names it.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Length of the fixed prefix of a `send` frame.
 const SEND_PREFIX: usize = 20;
 /// Stands for "not told" where a metadata field of a datagram is absent.
@@ -156,8 +156,10 @@ fn open<'a>(
         Some(_) => return None,
         None => Some(unsigned(bind)?),
     };
+    let (target, watched) = watched_target_of(target)?;
     let spec = Spec {
-        target: target_of(target)?,
+        target,
+        watched,
         protocol: i32::try_from(etf::as_integer(protocol)?).ok()?,
         bind,
         user_peers: boolean(user_peers)?,
@@ -165,6 +167,17 @@ fn open<'a>(
     };
     let window = window_of(window)?;
     Some(Command::Open(handle_of(handle)?, Box::new(spec), window))
+}
+
+/// A target, or `{watched, Target}`, which is not `host`.
+fn watched_target_of(term: &mut Term) -> Option<(Target, bool)> {
+    match etf::as_tuple_mut(term) {
+        Some([kind, target]) if etf::as_atom(kind) == Some("watched") => {
+            let target = target_of(target)?;
+            (target != Target::Host).then_some((target, true))
+        }
+        _ => Some((target_of(term)?, false)),
+    }
 }
 
 fn target_of(term: &mut Term) -> Option<Target> {
@@ -266,6 +279,12 @@ pub fn overrun(handle: Handle, dropped: u32) -> Vec<u8> {
         etf::integer(handle.0),
         etf::integer(dropped),
     ]))
+}
+
+/// Tells that the namespace of a socket is gone, and the socket is closed.
+pub fn gone(handle: Handle) -> Vec<u8> {
+    let elements = vec![etf::atom("gone"), etf::integer(handle.0)];
+    etf::encode(etf::tuple(elements))
 }
 
 /// Tells of a frame that is no term of this protocol.
@@ -447,6 +466,7 @@ mod tests {
     fn commands_match_their_vectors() {
         let spec = Spec {
             target: Target::Path(b"/run/netns/blue".to_vec()),
+            watched: false,
             protocol: 0,
             bind: Some(0),
             user_peers: false,
@@ -463,6 +483,7 @@ mod tests {
         );
         let spec = Spec {
             target: Target::Pid(4242),
+            watched: false,
             protocol: 16,
             bind: None,
             user_peers: true,
@@ -474,7 +495,17 @@ mod tests {
             Command::Open(Handle(8), Box::new(spec.clone()), 1 << 40),
         );
         let spec = Spec {
+            watched: true,
+            ..spec
+        };
+        parsed(
+            "open watched",
+            13,
+            Command::Open(Handle(10), Box::new(spec.clone()), 1 << 20),
+        );
+        let spec = Spec {
             target: Target::Host,
+            watched: false,
             bind: Some(0xFFFF_FFFF),
             protocol: -1,
             user_peers: false,
@@ -523,6 +554,7 @@ mod tests {
         let failure = Failure::new(Stage::Recv, Errno::EMSGSIZE);
         assert_eq!(failed(Handle(7), &failure, 5_000_000), vector("failed"));
         assert_eq!(overrun(Handle(7), 3_000_000_000), vector("overrun"));
+        assert_eq!(gone(Handle(7)), vector("gone"));
         assert_eq!(malformed(Malformed::Tag), vector("malformed"));
     }
 
@@ -587,6 +619,11 @@ mod tests {
         assert_eq!(refused(named("close", vec![])), (5, "unknown command"));
         let too_large = vec![etf::integer(1_u64 << 31)];
         assert_eq!(refused(named("close", too_large)), (5, "wrong argument"));
+        let watched_host = etf::tuple(vec![etf::atom("watched"), etf::atom("host")]);
+        let rest = [0, 0].map(etf::integer).into_iter();
+        let mut open = vec![etf::integer(7), watched_host];
+        open.extend(rest.chain([etf::boolean(false), etf::integer(1), etf::list(vec![])]));
+        assert_eq!(refused(named("open", open)), (5, "wrong argument"));
         let unknown = vec![etf::integer(7), etf::atom("frobnicate"), etf::integer(1)];
         assert_eq!(refused(named("set", unknown)), (5, "wrong argument"));
     }

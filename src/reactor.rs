@@ -8,12 +8,13 @@
 use crate::error::{At, Exit, Failure, Fatal, Stage};
 use crate::etf;
 use crate::frame::{Inbox, Outbox, MAX_FRAME};
-use crate::netlink::{Arrival, Socket};
+use crate::netlink::{Arrival, Socket, Spec};
 use crate::netns::Home;
 use crate::protocol::{self, Command, Form, Handle, Prefix, Reference};
 use crate::sockets::{Entry, Sockets, Window};
 use crate::spin::Spin;
 use crate::sys;
+use crate::watch::Watches;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -35,6 +36,7 @@ const EVENTS: usize = 256;
 enum Token {
     Input,
     Output,
+    Watches,
     Socket(Handle),
 }
 
@@ -43,6 +45,7 @@ impl Token {
         match self {
             Self::Input => u64::MAX,
             Self::Output => u64::MAX - 1,
+            Self::Watches => u64::MAX - 2,
             Self::Socket(handle) => handle.0.into(),
         }
     }
@@ -51,7 +54,8 @@ impl Token {
         match u32::try_from(data) {
             Ok(handle) => Self::Socket(Handle(handle)),
             Err(_) if data == u64::MAX => Self::Input,
-            Err(_) => Self::Output,
+            Err(_) if data == u64::MAX - 1 => Self::Output,
+            Err(_) => Self::Watches,
         }
     }
 }
@@ -70,6 +74,7 @@ pub struct Wire {
 struct Ready {
     input: bool,
     hangup: bool,
+    watches: bool,
 }
 
 /// The loop and all it holds.
@@ -98,6 +103,7 @@ struct Watch {
 struct State {
     home: Home,
     sockets: Sockets,
+    watches: Watches,
     window: Window,
     outbox: Outbox,
     /// Sockets to be read.
@@ -120,6 +126,11 @@ impl Reactor {
         epoll.add(&wire.output, waiting).map_err(unwatchable(
             "standard output is neither a pipe nor a socket",
         ))?;
+        let watches = Watches::new()?;
+        let watching = EpollEvent::new(EpollFlags::EPOLLIN, Token::Watches.data());
+        epoll
+            .add(&watches, watching)
+            .map_err(Fatal::system("epoll_ctl"))?;
         let mut outbox = Outbox::new(DATAGRAM);
         outbox.push(hello);
         Ok(Self {
@@ -136,6 +147,7 @@ impl Reactor {
             state: State {
                 home,
                 sockets: Sockets::default(),
+                watches,
                 window: Window::default(),
                 outbox,
                 due: Vec::new(),
@@ -174,6 +186,9 @@ impl Reactor {
             }
         }
         self.commands()?;
+        if ready.watches {
+            self.state.leave();
+        }
         let mut due = self.state.take_due();
         for handle in due.drain(..) {
             if !self.state.may_read() {
@@ -262,6 +277,7 @@ impl Watch {
                     ready.hangup |= event.events().intersects(gone);
                 }
                 Token::Output => ready.hangup |= event.events().intersects(gone),
+                Token::Watches => ready.watches = true,
                 Token::Socket(handle) => due.push(handle),
             }
         }
@@ -282,6 +298,7 @@ fn pipes(wire: &Wire, reading: bool, writing: bool) -> Result<Ready, Errno> {
     Ok(Ready {
         input: input.contains(PollFlags::POLLIN),
         hangup: input.intersects(gone) || output.intersects(gone),
+        ..Ready::default()
     })
 }
 
@@ -344,27 +361,19 @@ impl State {
                     return Err(Failure::protocol("handle used before"));
                 }
                 self.sockets.reserve(handle);
-                let window = Window::new(window);
-                let entry = Entry {
-                    socket: Socket::open(&self.home, &spec)?,
-                    watched: window.is_open(),
-                    window,
-                    undrained: false,
-                    asked: false,
-                    due: false,
-                };
-                // Only this can fail (ENOSPC, ENOMEM): what `watch` changes is there already.
-                let event = interest(entry.watched, handle);
-                epoll.add(&entry.socket, event).at(Stage::Socket)?;
-                let mut told = protocol::place(entry.socket.place());
-                told.push(protocol::property(
-                    "port_id",
-                    etf::integer(entry.socket.port_id()),
-                ));
-                self.sockets.insert(handle, entry);
-                return Ok(Some(etf::list(told)));
+                if spec.watched {
+                    self.watches.begin(handle, &spec.target)?;
+                }
+                let opened = self.open(epoll, handle, &spec, window);
+                if opened.is_err() {
+                    self.watches.end(handle);
+                }
+                return opened.map(Some);
             }
-            Command::Close(handle) => drop(self.sockets.remove(handle).ok_or_else(closed)?),
+            Command::Close(handle) => {
+                self.watches.end(handle);
+                drop(self.sockets.remove(handle).ok_or_else(closed)?);
+            }
             Command::Bind(handle, port_id, groups) => {
                 self.socket(handle)?.bind(port_id, groups)?;
             }
@@ -379,6 +388,37 @@ impl State {
             Command::Stop => self.stopping = true,
         }
         Ok(None)
+    }
+
+    fn open(
+        &mut self,
+        epoll: &Epoll,
+        handle: Handle,
+        spec: &Spec,
+        window: u64,
+    ) -> Result<etf::Term, Failure> {
+        let window = Window::new(window);
+        let entry = Entry {
+            socket: Socket::open(&self.home, spec)?,
+            watched: window.is_open(),
+            window,
+            undrained: false,
+            asked: false,
+            leaving: false,
+            due: false,
+        };
+        // Only this can fail (ENOSPC, ENOMEM): what `watch` changes is there already.
+        let event = interest(entry.watched, handle);
+        epoll.add(&entry.socket, event).at(Stage::Socket)?;
+        let place = entry.socket.place();
+        self.watches.entered(handle, place.identity);
+        let mut told = protocol::place(place);
+        told.push(protocol::property(
+            "port_id",
+            etf::integer(entry.socket.port_id()),
+        ));
+        self.sockets.insert(handle, entry);
+        Ok(etf::list(told))
     }
 
     fn socket(&mut self, handle: Handle) -> Result<&mut Socket, Failure> {
@@ -424,7 +464,10 @@ impl State {
                 return;
             };
             if !entry.window.is_open() {
-                return watch(epoll, handle, entry);
+                return match entry.leaving {
+                    true => self.close_gone(handle),
+                    false => watch(epoll, handle, entry),
+                };
             }
             let form = match (entry.socket.metadata(), entry.asked) {
                 (true, _) => Form::Metadata,
@@ -440,7 +483,8 @@ impl State {
                     let prefix = Prefix::of(handle, form, &received);
                     self.outbox.commit(prefix.bytes(), received.length);
                     // Most answers are alone: whether this one is, epoll tells.
-                    if std::mem::take(&mut entry.asked) && !entry.socket.in_doubt() {
+                    let asked = std::mem::take(&mut entry.asked);
+                    if asked && !entry.socket.in_doubt() && !entry.leaving {
                         entry.undrained = false;
                         return watch(epoll, handle, entry);
                     }
@@ -451,6 +495,9 @@ impl State {
                     entry.asked = false;
                     if lost > 0 {
                         self.outbox.push(&protocol::overrun(handle, lost));
+                    }
+                    if entry.leaving {
+                        self.close_gone(handle);
                     }
                     return;
                 }
@@ -464,10 +511,31 @@ impl State {
                 Arrival::Failed(errno) => {
                     let failure = Failure::new(Stage::Recv, errno);
                     self.outbox.push(&protocol::failed(handle, &failure, 0));
+                    if entry.leaving {
+                        return self.close_gone(handle);
+                    }
                 }
             }
         }
         self.read_again(handle);
+    }
+
+    /// Sockets whose namespace is gone take in nothing more, and are read for the last time.
+    fn leave(&mut self) {
+        for handle in self.watches.gone() {
+            if let Some(entry) = self.sockets.get_mut(handle) {
+                entry.socket.shut();
+                entry.leaving = true;
+                entry.undrained = true;
+            }
+            self.read_again(handle);
+        }
+    }
+
+    /// Behind all that came from the socket.
+    fn close_gone(&mut self, handle: Handle) {
+        drop(self.sockets.remove(handle));
+        self.outbox.push(&protocol::gone(handle));
     }
 
     /// The kernel has answered most requests before sendmsg(2) returns: the socket is looked at
@@ -483,7 +551,8 @@ impl State {
     /// Puts a socket whose queue was not seen empty on the list of those to be read again.
     fn read_again(&mut self, handle: Handle) {
         if let Some(entry) = self.sockets.get_mut(handle) {
-            if entry.undrained && entry.window.is_open() && !entry.due {
+            let readable = entry.window.is_open() || entry.leaving;
+            if entry.undrained && readable && !entry.due {
                 entry.due = true;
                 self.due.push(handle);
             }
@@ -552,6 +621,7 @@ mod tests {
         for token in [
             Token::Input,
             Token::Output,
+            Token::Watches,
             Token::Socket(Handle(0)),
             Token::Socket(Handle(i32::MAX as u32)),
         ] {

@@ -6,6 +6,7 @@
 
 use crate::error::Fatal;
 use crate::sys::{NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
+use crate::watch;
 use seccompiler::SeccompCmpOp::{self, Eq, MaskedEq};
 use seccompiler::{apply_filter, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen};
 use seccompiler::{SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
@@ -110,6 +111,9 @@ fn plain() -> Vec<i64> {
         libc::SYS_getdents64,
         libc::SYS_pidfd_open,
         libc::SYS_getpid,
+        // What namespaces were named by.
+        libc::SYS_readlinkat,
+        libc::SYS_inotify_rm_watch,
         // Memory.
         libc::SYS_brk,
         libc::SYS_munmap,
@@ -132,7 +136,7 @@ const OLDER: [i64; 0] = [];
 type Condition = (i64, u8, SeccompCmpOp, u64);
 
 /// Calls with an argument that must be this.
-fn conditional() -> [Condition; 6] {
+fn conditional() -> [Condition; 8] {
     // No bit of these means to write, or to make a file.
     let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
     [
@@ -141,6 +145,18 @@ fn conditional() -> [Condition; 6] {
         (libc::SYS_ioctl, 1, Eq, SIOCGSKNS),
         (libc::SYS_ioctl, 1, Eq, NS_GET_NSTYPE),
         (libc::SYS_openat, 2, none_but(open_flags), 0),
+        (
+            libc::SYS_inotify_init1,
+            0,
+            Eq,
+            watch::INSTANCE.bits() as u64,
+        ),
+        (
+            libc::SYS_inotify_add_watch,
+            2,
+            Eq,
+            watch::FOLDER.bits().into(),
+        ),
         // PROT_EXEC would be code from outside.
         (libc::SYS_mmap, 2, MaskedEq(libc::PROT_EXEC as u64), 0),
     ]
@@ -204,6 +220,8 @@ mod tests {
 
     #[test]
     fn what_the_loop_does_is_let_through() {
+        let instance = [watch::INSTANCE.bits().into(), 0, 0, 0, 0];
+        let folder = [-1, 0, watch::FOLDER.bits().into(), 0, 0];
         let netlink = [libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), 0, 0, 0];
         for (number, arguments) in [
             (libc::SYS_socket, netlink),
@@ -214,6 +232,10 @@ mod tests {
             (libc::SYS_read, [-1, 0, 0, 0, 0]),
             (libc::SYS_recvmsg, [-1, 0, 0, 0, 0]),
             (libc::SYS_getpid, [0; 5]),
+            (libc::SYS_readlinkat, [-1, 0, 0, 0, 0]),
+            (libc::SYS_inotify_init1, instance),
+            (libc::SYS_inotify_add_watch, folder),
+            (libc::SYS_inotify_rm_watch, [-1, 0, 0, 0, 0]),
         ] {
             assert!(may(LOOP, number, arguments), "{number} {arguments:?}");
         }
@@ -246,6 +268,13 @@ mod tests {
             (libc::SYS_unshare, [0; 5]),
             (libc::SYS_mount, [0; 5]),
             (libc::SYS_bpf, [0; 5]),
+            (libc::SYS_inotify_init1, [0; 5]),
+            // What others read and write is none of its business.
+            (
+                libc::SYS_inotify_add_watch,
+                [-1, 0, libc::IN_ALL_EVENTS.into(), 0, 0],
+            ),
+            (libc::SYS_fanotify_init, [0; 5]),
             (libc::SYS_io_uring_setup, [0; 5]),
             (libc::SYS_ioctl, [-1, libc::TIOCSTI as c_long, 0, 0, 0]),
             (libc::SYS_mmap, [0, 4096, libc::PROT_EXEC.into(), 0, 0]),

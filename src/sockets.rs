@@ -65,6 +65,9 @@ pub struct Entry {
     pub undrained: bool,
     /// Whether a request was sent on it whose answer is about to be there.
     pub asked: bool,
+    /// Whether its namespace is gone: it is closed once what the kernel has queued is read, or its
+    /// window is used up.
+    pub leaving: bool,
     /// Whether the loop has it on its list of those to be read again without being woken.
     pub due: bool,
 }

@@ -134,7 +134,7 @@ defmodule NetlinkPort.Client do
     )
   end
 
-  defp subject(stage, detail, netns) when stage in [:open, :setns] do
+  defp subject(stage, detail, netns) when stage in [:open, :setns, :watch] do
     path(netns) || subject(nil, detail, netns)
   end
 
@@ -153,6 +153,7 @@ defmodule NetlinkPort.Client do
     if String.starts_with?(path(netns) || "", "/proc/"), do: :sys_ptrace, else: :dac_read_search
   end
 
+  defp wanted(:watch, :eacces, _detail, _place), do: :dac_read_search
   defp wanted(:setns, :eperm, _detail, _place), do: :sys_admin
   defp wanted(:setsockopt, :eperm, "listen_all_nsid", _place), do: :net_broadcast
 

@@ -34,9 +34,9 @@ defmodule NetlinkPort.Error do
   `:open`, `:setns`, `:socket`, `:bind`, `:connect`, `:setsockopt`, `:getsockopt`, `:send` and
   `:recv` are the system calls of that name, made by the helper. `:thread` is the helper itself: no
   server (`ESRCH`), a dead helper (`EPIPE`), one that does not answer (`ETIMEDOUT`). `:info` is a
-  question about a socket, closed ones included (`EBADF`), and `:protocol` a command that the helper
-  did not understand. `:request` is the kernel's answer to a request, or the lack of one
-  (`ETIMEDOUT`).
+  question about a socket, closed ones included (`EBADF`), `:watch` the inotify(7) or the pidfd_open(2)
+  that `close_on: :namespace_gone` takes, and `:protocol` a command that the helper did not understand.
+  `:request` is the kernel's answer to a request, or the lack of one (`ETIMEDOUT`).
   """
   @type stage ::
           :open
@@ -49,6 +49,7 @@ defmodule NetlinkPort.Error do
           | :send
           | :recv
           | :info
+          | :watch
           | :thread
           | :protocol
           | :request
@@ -158,6 +159,27 @@ defmodule NetlinkPort.Error do
 
   defp explanation(%{stage: :socket, reason: :eprotonosupport}) do
     "this kernel does not have the protocol"
+  end
+
+  defp explanation(%{stage: :watch, reason: :enospc}) do
+    "the helper's user has no watch left; raise fs.inotify.max_user_watches " <>
+      "or fs.epoll.max_user_watches"
+  end
+
+  defp explanation(%{stage: :watch, reason: :emfile}) do
+    "the helper has no descriptor left, or its user no instance of inotify; close sockets, or " <>
+      "raise its RLIMIT_NOFILE or fs.inotify.max_user_instances"
+  end
+
+  defp explanation(%{stage: :watch, reason: :esrch}), do: "there is no such process"
+
+  defp explanation(%{stage: :watch, reason: :eacces}) do
+    "the helper may not read the folder"
+  end
+
+  defp explanation(%{stage: :watch, reason: :eopnotsupp}) do
+    "of files in /proc nothing is told but the end of a process; " <>
+      "name it by {:pid, pid} or /proc/<pid>/ns/net"
   end
 
   defp explanation(%{stage: :thread, reason: :emfile}) do

@@ -3,11 +3,13 @@ defmodule NetlinkPort.Link do
   # What a process needs to reach one helper without asking its server: part of every socket, and so
   # of every message about one; that is why it is small.
   #
-  # The board is a public table of the server's, with three kinds of rows:
+  # The board is a public table of the server's, with four kinds of rows:
   #
   #     {:reference, last}                  the references given to commands
   #     {reference, who_waits}              commands that are not answered yet
   #     {{:socket, handle}, owner, socket}  open sockets; only the server writes these
+  #     {{:gone, handle}, owner, socket}    those that the helper has closed by itself, and whose owner
+  #                                         has not been told yet
   #
   # A link is only of use on the node of its server; elsewhere the server is asked to do the work.
 
@@ -62,15 +64,26 @@ defmodule NetlinkPort.Link do
     :ets.insert(board, {{:socket, NetlinkPort.Socket.handle(socket)}, owner, socket})
   end
 
+  @doc "Puts a socket on the board as gone: its owner is still to be told, but nobody may use it."
+  @spec retire_socket(t(), NetlinkPort.Socket.t(), pid()) :: true
+  def retire_socket(%__MODULE__{board: board}, socket, owner) do
+    handle = NetlinkPort.Socket.handle(socket)
+    # In this order: whoever ends in between has not forgotten anybody.
+    :ets.insert(board, {{:gone, handle}, owner, socket})
+    :ets.delete(board, {:socket, handle})
+  end
+
   @doc "Takes a socket off the board."
   @spec delete_socket(t(), NetlinkPort.Socket.handle()) :: true
   def delete_socket(%__MODULE__{board: board}, handle) do
     :ets.delete(board, {:socket, handle})
+    :ets.delete(board, {:gone, handle})
   end
 
-  @doc "Owners and sockets on a board."
+  @doc "Owners and sockets on a board, each once."
   @spec sockets(:ets.tid()) :: [{pid(), NetlinkPort.Socket.t()}]
   def sockets(board) do
-    for [owner, socket] <- :ets.match(board, {{:socket, :_}, :"$1", :"$2"}), do: {owner, socket}
+    rows = :ets.match(board, {{:_, :_}, :"$1", :"$2"})
+    for [owner, socket] <- rows, uniq: true, do: {owner, socket}
   end
 end

@@ -42,7 +42,17 @@ defmodule NetlinkPort.Options do
   @sizes [:rcvbuf, :sndbuf]
   @server_side [:active]
   @settable @flags ++ @sizes ++ [:filter]
-  @open_only [:netns, :groups, :bind, :owner, :window, :max_queue, :user_peers, :timeout]
+  @open_only [
+    :netns,
+    :groups,
+    :bind,
+    :owner,
+    :window,
+    :max_queue,
+    :user_peers,
+    :timeout,
+    :close_on
+  ]
   @max_path 4096
   # The helper takes no command with more terms than 16 384, of which a group needs three.
   @max_groups 4096
@@ -83,13 +93,15 @@ defmodule NetlinkPort.Options do
     known!(opts, @open_only ++ names())
     netns = Keyword.get(opts, :netns, :host)
 
+    close_on = close_on!(Keyword.get(opts, :close_on))
+
     with {:ok, target} <- target(netns) do
       {:ok,
        %{
          protocol: protocol,
          number: protocol!(protocol),
          netns: netns,
-         target: target,
+         target: watched(target, close_on),
          active: active!(Keyword.get(opts, :active, true)),
          bind: bind!(Keyword.get(opts, :bind, 0)),
          user_peers: boolean!(:user_peers, Keyword.get(opts, :user_peers, false)),
@@ -155,6 +167,10 @@ defmodule NetlinkPort.Options do
           "expected netns: to be :host, {:path, path}, {:name, name} or {:pid, os_pid}, " <>
             "got: #{inspect(other)}"
   end
+
+  # The helper's own namespace lasts as long as the helper.
+  defp watched(target, close_on) when close_on == nil or target == :host, do: target
+  defp watched(target, :namespace_gone), do: {:watched, target}
 
   @doc "The options of `setopts/2`, checked, in their order, as the helper or the server takes them."
   @spec set(keyword()) :: [{atom(), term()}]
@@ -375,6 +391,13 @@ defmodule NetlinkPort.Options do
     raise ArgumentError,
           "expected max_queue: a number of messages up to #{@max_queue} or :infinity, " <>
             "got: #{inspect(other)}"
+  end
+
+  defp close_on!(close_on) when close_on in [nil, :namespace_gone], do: close_on
+
+  defp close_on!(other) do
+    raise ArgumentError,
+          "expected close_on: to be :namespace_gone or nil, got: #{inspect(other)}"
   end
 
   defp bind!(false), do: false

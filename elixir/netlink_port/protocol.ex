@@ -3,7 +3,7 @@ defmodule NetlinkPort.Protocol do
   # Frames to and from the helper; docs/protocol.md is the specification, and the tests of both
   # sides read docs/vectors.txt. Pure.
 
-  @version 1
+  @version 2
   # Stands for "not told" in the metadata of a datagram.
   @absent -0x80000000
 
@@ -26,13 +26,15 @@ defmodule NetlinkPort.Protocol do
           | {:info}
           | {:ping}
           | {:stop}
-  @type target :: :host | {:path, binary()} | {:pid, integer()}
+  @type place :: {:path, binary()} | {:pid, integer()}
+  @type target :: :host | place() | {:watched, place()}
   @type event ::
           {:data, NetlinkPort.Socket.handle(), binary(), metadata() | nil}
           | {:answer, NetlinkPort.Socket.handle(), binary()}
           | {:reply, reference_number(), {:ok, term()} | {:error, {atom(), integer(), binary()}}}
           | {:failed, NetlinkPort.Socket.handle(), atom(), integer(), non_neg_integer()}
           | {:overrun, NetlinkPort.Socket.handle(), non_neg_integer()}
+          | {:gone, NetlinkPort.Socket.handle()}
           | {:malformed, atom()}
           | {:hello, integer(), keyword()}
           | {:unknown, term()}
@@ -102,6 +104,9 @@ defmodule NetlinkPort.Protocol do
       {:overrun, handle, dropped} when is_integer(handle) and is_integer(dropped) ->
         {:overrun, handle, dropped}
 
+      {:gone, handle} when is_integer(handle) ->
+        {:gone, handle}
+
       {:malformed, reason} when is_atom(reason) ->
         {:malformed, reason}
 
@@ -118,7 +123,7 @@ defmodule NetlinkPort.Protocol do
   @doc "Atoms a frame may bring, so that `:safe` decoding finds them whatever is loaded."
   @spec atoms() :: [atom()]
   def atoms do
-    ~w(open setns socket bind connect setsockopt getsockopt send recv info protocol
+    ~w(open setns socket bind connect setsockopt getsockopt send recv info watch protocol
        program os_pid home may_leave capabilities max_frame max_fds
        namespace cookie verified port_id drops foreign granted charged sockets fds
        empty version truncated tag depth count atom integer improper trailing nil true false)a

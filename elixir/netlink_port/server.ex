@@ -217,7 +217,7 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_call({:close, handle}, from, state) do
-    if Sockets.open?(state.sockets, handle) do
+    if Sockets.known?(state.sockets, handle) do
       {:noreply, close(state, handle, {:server, from})}
     else
       {:reply, {:ok, nil}, state}
@@ -417,6 +417,10 @@ defmodule NetlinkPort.Server do
 
   defp frame({:failed, handle, stage, errno, length}, state) do
     {:noreply, arrive(state, handle, {:error, failure(state, stage, errno, length)})}
+  end
+
+  defp frame({:gone, handle}, state) do
+    {:noreply, update(state, Sockets.gone(state.sockets, handle))}
   end
 
   defp frame({:malformed, reason}, state) do

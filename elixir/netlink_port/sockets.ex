@@ -11,7 +11,8 @@ defmodule NetlinkPort.Sockets do
     @enforce_keys [:socket, :owner, :monitor, :delivery]
     # `resume` is the mode to go back to, while controlling_process/2 has the socket paused.
     # `gauge` measures the mailbox of an owner that has a bound.
-    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge]
+    # `gone?`: the helper has closed it, and what is kept is all that will ever be there.
+    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, gone?: false]
   end
 
   @type t :: %__MODULE__{
@@ -34,7 +35,13 @@ defmodule NetlinkPort.Sockets do
 
   @doc "Whether a handle is that of an open socket."
   @spec open?(t(), Socket.handle()) :: boolean()
-  def open?(%__MODULE__{entries: entries}, handle), do: is_map_key(entries, handle)
+  def open?(%__MODULE__{entries: entries}, handle) do
+    match?(%{^handle => %{gone?: false}}, entries)
+  end
+
+  @doc "Whether a handle is that of an open socket, or of one that is gone with things left to take."
+  @spec known?(t(), Socket.handle()) :: boolean()
+  def known?(%__MODULE__{entries: entries}, handle), do: is_map_key(entries, handle)
 
   @doc "The answer for a handle that no socket has."
   @spec closed() :: raw()
@@ -72,6 +79,29 @@ defmodule NetlinkPort.Sockets do
     Enum.reduce(Delivery.waiters(entry.delivery), sockets, &dismiss(&2, &1, closed()))
   end
 
+  @doc """
+  The helper has closed a socket, since its namespace is gone. Its owner is told when what is kept has
+  been taken: at once, unless the owner has left something.
+  """
+  @spec gone(t(), Socket.handle()) :: t()
+  def gone(sockets, handle) do
+    case sockets.entries do
+      %{^handle => entry} ->
+        Link.retire_socket(sockets.link, entry.socket, entry.owner)
+        put(sockets, %{entry | gone?: true})
+
+      # Closed meanwhile.
+      _closed ->
+        sockets
+    end
+  end
+
+  # What ends between the two is told again by the witness, rather than by nobody.
+  defp finish(sockets, %{owner: owner, socket: socket}) do
+    send(owner, {:netlink_closed, socket, :namespace_gone})
+    remove(sockets, Socket.handle(socket))
+  end
+
   @doc "What a monitor was for."
   @spec watched(t(), reference()) :: {:owner | :waiter, Socket.handle()} | nil
   def watched(%__MODULE__{monitors: monitors}, monitor), do: Map.get(monitors, monitor)
@@ -94,7 +124,7 @@ defmodule NetlinkPort.Sockets do
   @spec give(t(), Socket.handle(), pid()) :: {raw(), t()}
   def give(sockets, handle, owner) do
     with_entry(sockets, handle, fn entry ->
-      Link.put_socket(sockets.link, entry.socket, owner)
+      register(sockets.link, entry, owner)
       monitor = Process.monitor(owner)
       sockets = forget(sockets, entry.monitor)
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
@@ -104,9 +134,15 @@ defmodule NetlinkPort.Sockets do
       {:ok, effects, delivery} = Delivery.set_active(delivery, entry.resume || false)
       fields = [owner: owner, monitor: monitor, delivery: delivery, gauge: gauge, resume: nil]
       entry = struct!(entry, fields)
-      {{:ok, nil}, sockets |> put(entry) |> perform(entry, effects)}
+      {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
     end)
   end
+
+  defp register(link, %{gone?: true, socket: socket}, owner) do
+    Link.retire_socket(link, socket, owner)
+  end
+
+  defp register(link, %{socket: socket}, owner), do: Link.put_socket(link, socket, owner)
 
   ## What arrives, and who takes it
 
@@ -115,11 +151,11 @@ defmodule NetlinkPort.Sockets do
   def arrive(sockets, handle, item) do
     case sockets.entries do
       # The usual case, made short: nothing is kept, nobody waits, nothing is counted.
-      %{^handle => %{delivery: %{mode: true, credit: :infinity}} = entry} ->
+      %{^handle => %{delivery: %{mode: true, credit: :infinity}, gone?: false} = entry} ->
         send(entry.owner, message(entry.socket, item))
         put(sockets, %{entry | delivery: Delivery.take(entry.delivery, item)})
 
-      %{^handle => entry} ->
+      %{^handle => %{gone?: false} = entry} ->
         {gone, delivery} = Delivery.skip(entry.delivery, &stale?/1)
         {effects, delivery} = Delivery.arrive(delivery, item)
         sockets = Enum.reduce(gone, sockets, &dismiss(&2, &1, timed_out()))
@@ -169,13 +205,13 @@ defmodule NetlinkPort.Sockets do
       case Delivery.set_active(entry.delivery, mode) do
         {:ok, effects, %{mode: false} = delivery} ->
           entry = %{entry | delivery: delivery}
-          {{:ok, nil}, sockets |> put(entry) |> perform(entry, effects)}
+          {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
 
         {:ok, effects, delivery} ->
           {waiters, delivery} = Delivery.withdraw(delivery, fn _waiter -> true end)
           sockets = Enum.reduce(waiters, sockets, &dismiss(&2, &1, active()))
           entry = %{entry | delivery: delivery}
-          {{:ok, nil}, sockets |> put(entry) |> perform(entry, effects)}
+          {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
 
         :einval ->
           {{:error, {:setsockopt, Errno.number(:einval), "active"}}, sockets}
@@ -246,10 +282,15 @@ defmodule NetlinkPort.Sockets do
     end
   end
 
+  # Every change of a socket comes through here, behind what it had to say.
   defp put(sockets, entry) do
     handle = Socket.handle(entry.socket)
     {sockets, entry} = grant(sockets, handle, watch(entry, handle))
-    %{sockets | entries: Map.put(sockets.entries, handle, entry)}
+    sockets = %{sockets | entries: Map.put(sockets.entries, handle, entry)}
+
+    if entry.gone? and not Delivery.kept?(entry.delivery),
+      do: finish(sockets, entry),
+      else: sockets
   end
 
   defp watch(%{gauge: nil} = entry, _handle), do: entry

@@ -4,8 +4,9 @@ defmodule NetlinkPort.Witness do
   # each owner once that its sockets are closed, and sees to it that the helper is gone. Only who
   # kills both at once keeps owners from hearing of it.
   #
-  # It is the heir of the server's board of sockets, and the only process that ever says
-  # `:netlink_closed`, so that nobody hears it twice.
+  # It is the heir of the server's board of sockets, and the only process that says `:netlink_closed` of
+  # the server's end, so that nobody hears it twice. Of one socket whose namespace is gone the server
+  # itself says it, and takes it off the board.
 
   alias NetlinkPort.{Helper, Link}
 

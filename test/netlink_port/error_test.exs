@@ -103,6 +103,20 @@ defmodule NetlinkPort.ErrorTest do
          "the next of its size fits"},
       {{:info, :ebadf, []}, "info: EBADF: the socket is closed"},
       {{:send, :ebadf, []}, "send: EBADF: the socket is closed"},
+      {{:watch, :enospc, subject: "/run/netns/blue"},
+       "watch of /run/netns/blue: ENOSPC: the helper's user has no watch left; " <>
+         "raise fs.inotify.max_user_watches or fs.epoll.max_user_watches"},
+      {{:watch, :emfile, subject: "/run/netns/blue"},
+       "watch of /run/netns/blue: EMFILE: the helper has no descriptor left, or its user no " <>
+         "instance of inotify; close sockets, or raise its RLIMIT_NOFILE or " <>
+         "fs.inotify.max_user_instances"},
+      {{:watch, :esrch, subject: "/proc/99/ns/net"},
+       "watch of /proc/99/ns/net: ESRCH: there is no such process"},
+      {{:watch, :eacces, subject: "/srv/blue"},
+       "watch of /srv/blue: EACCES: the helper may not read the folder"},
+      {{:watch, :eopnotsupp, subject: "/proc/self/ns/net"},
+       "watch of /proc/self/ns/net: EOPNOTSUPP: of files in /proc nothing is told but the end " <>
+         "of a process; name it by {:pid, pid} or /proc/<pid>/ns/net"},
       {{:thread, :esrch, []},
        "helper: ESRCH: no such server is running; " <>
          "start one under a supervisor: {NetlinkPort, name: NetlinkPort}"},
@@ -130,7 +144,7 @@ defmodule NetlinkPort.ErrorTest do
     end
 
     test "is one line that says something, for every stage and errno" do
-      stages = ~w(open setns socket bind connect setsockopt getsockopt send recv info thread
+      stages = ~w(open setns socket bind connect setsockopt getsockopt send recv info watch thread
                   protocol)a
 
       for stage <- stages, errno <- 1..134, subject <- [nil, "/run/netns/blue"] do

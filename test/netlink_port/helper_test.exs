@@ -193,19 +193,19 @@ defmodule NetlinkPort.HelperTest do
 
   describe "a hello" do
     test "of another version names both versions" do
-      <<head::binary-size(10), 97, 1, rest::binary>> = vector!("hello")
-      path = helper!([print_frame(<<head::binary, 97, 2, rest::binary>>), "\n", @deaf])
+      <<head::binary-size(10), 97, 2, rest::binary>> = vector!("hello")
+      path = helper!([print_frame(<<head::binary, 97, 1, rest::binary>>), "\n", @deaf])
       assert {%Error{reason: :eproto}, message} = refused(path)
 
       assert message =~
-               "helper #{path} speaks protocol version 2, this library speaks 1: " <>
+               "helper #{path} speaks protocol version 1, this library speaks 2: " <>
                  "build both from one source"
 
       assert_gone(path)
     end
 
     test "of another version may have other properties" do
-      for version <- [0, -1, 3, 1 <<< 40], properties <- [[], [granted: 1]] do
+      for version <- [0, -1, 1, 3, 1 <<< 40], properties <- [[], [granted: 1]] do
         path = helper!([hello(version, properties), "\n", @deaf])
         assert {%Error{reason: :eproto}, message} = refused(path)
         assert message =~ "protocol version #{version},"
@@ -215,7 +215,9 @@ defmodule NetlinkPort.HelperTest do
 
     test "without each of its properties is EPROTO" do
       for missing <- Keyword.keys(properties()) do
-        path = helper!([hello(1, Keyword.delete(properties(), missing)), "\n", @deaf])
+        path =
+          helper!([hello(Protocol.version(), Keyword.delete(properties(), missing)), "\n", @deaf])
+
         assert {%Error{reason: :eproto}, message} = refused(path)
         assert message =~ "is not netlink_port"
         assert_gone(path)
@@ -224,21 +226,29 @@ defmodule NetlinkPort.HelperTest do
 
     test "with properties that are none is EPROTO" do
       for properties <- [[], [1, 2], [{:program, "0.1.0", 1}], [:program], ~c"program"] do
-        path = helper!([hello(1, properties), "\n", @deaf])
+        path = helper!([hello(Protocol.version(), properties), "\n", @deaf])
         assert {%Error{reason: :eproto}, message} = refused(path)
         assert message =~ "is not netlink_port"
         assert_gone(path)
       end
 
       for {name, wrong} <- [max_frame: nil, max_fds: "1024", capabilities: :all] do
-        path = helper!([hello(1, Keyword.replace(properties(), name, wrong)), "\n", @deaf])
+        path =
+          helper!([
+            hello(Protocol.version(), Keyword.replace(properties(), name, wrong)),
+            "\n",
+            @deaf
+          ])
+
         assert {%Error{reason: :eproto}, _message} = refused(path)
         assert_gone(path)
       end
     end
 
     test "with properties that are not known yet is taken" do
-      path = helper!([hello(1, properties() ++ [granted: 1]), "\n", @ignore_input])
+      path =
+        helper!([hello(Protocol.version(), properties() ++ [granted: 1]), "\n", @ignore_input])
+
       server = started!(path)
       assert processes(path) != []
       Process.exit(server, :kill)
@@ -282,12 +292,12 @@ defmodule NetlinkPort.HelperTest do
     test "and says hello again ends its server with a protocol error" do
       path = helper!([hello(), "\n", hello(), "\n", await_grant()])
       server = started!(path)
-      assert_receive {:EXIT, ^server, {:protocol_error, {:hello, 1, _}}}, @end_timeout
+      assert_receive {:EXIT, ^server, {:protocol_error, {:hello, 2, _}}}, @end_timeout
       assert_gone(path)
     end
 
     test "and sends events of sockets that nobody has is not believed" do
-      names = ["ok", "ok groups", "error", "failed", "overrun", "malformed", "data"]
+      names = ["ok", "ok groups", "error", "failed", "overrun", "gone", "malformed", "data"]
       events = for name <- names ++ ["data metadata"], do: [print_frame(vector!(name)), "\n"]
       # The last frame ends the server: it has seen those before by then.
       path = helper!([hello(), "\n", events, print_frame("end"), "\n", await_grant()])

@@ -17,6 +17,11 @@ defmodule NetlinkPort.ProtocolTest do
     %{
       "open path" => Protocol.command(1, {:open, 7, path, 0, 0, false, 1_048_576, open}),
       "open pid" => Protocol.command(2, {:open, 8, {:pid, 4242}, 16, false, true, 1 <<< 40, []}),
+      "open watched" =>
+        Protocol.command(
+          13,
+          {:open, 10, {:watched, {:pid, 4242}}, 16, false, true, 1_048_576, []}
+        ),
       "open host" => Protocol.command(3, {:open, 9, :host, -1, 0xFFFFFFFF, false, 0, []}),
       "close" => Protocol.command(4, {:close, 7}),
       "bind" => Protocol.command(5, {:bind, 7, 0, 0x80000001}),
@@ -49,12 +54,13 @@ defmodule NetlinkPort.ProtocolTest do
     datagram = <<0, 1, 2, 255>>
 
     %{
-      "hello" => {:hello, 1, hello},
+      "hello" => {:hello, 2, hello},
       "ok" => {:reply, 300, {:ok, nil}},
       "ok groups" => {:reply, 300, {:ok, [1, 33, 70_000]}},
       "error" => {:reply, 300, {:error, denied}},
       "failed" => {:failed, 7, :recv, 90, 5_000_000},
       "overrun" => {:overrun, 7, 3_000_000_000},
+      "gone" => {:gone, 7},
       "malformed" => {:malformed, :tag},
       "data" => {:data, 7, datagram, nil},
       "data answer" => {:answer, 7, datagram},

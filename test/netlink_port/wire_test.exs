@@ -41,7 +41,10 @@ defmodule NetlinkPort.WireTest do
     bind = if bind, do: "Some(#{bind})", else: "None"
     options = Enum.map_join(options, ", ", fn {name, value} -> "(#{pair(name, value)})" end)
 
-    "Open(Handle(#{handle}), Spec { target: #{target(target)}, protocol: #{protocol}, " <>
+    watched = match?({:watched, _target}, target)
+
+    "Open(Handle(#{handle}), Spec { target: #{target(target)}, watched: #{watched}, " <>
+      "protocol: #{protocol}, " <>
       "bind: #{bind}, user_peers: #{user_peers}, options: [#{options}] }, #{window})"
   end
 
@@ -66,6 +69,7 @@ defmodule NetlinkPort.WireTest do
   defp target(:host), do: "Host"
   defp target({:path, path}), do: "Path(#{bytes(path)})"
   defp target({:pid, pid}), do: "Pid(#{pid})"
+  defp target({:watched, target}), do: target(target)
 
   defp pair(name, value), do: "#{camel(name)}, #{value(value)}"
 
@@ -200,6 +204,13 @@ defmodule NetlinkPort.WireTest do
       defp target_type do
         :proper_types.oneof([
           exactly(:host),
+          place_type(),
+          :proper_types.tuple([exactly(:watched), place_type()])
+        ])
+      end
+
+      defp place_type do
+        :proper_types.oneof([
           :proper_types.tuple([exactly(:path), :proper_types.binary()]),
           :proper_types.tuple([exactly(:pid), protocol()])
         ])

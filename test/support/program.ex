@@ -22,7 +22,8 @@ defmodule NetlinkPort.Program do
   def start!(executable \\ executable()) do
     port = open_port([packet: 4], executable)
     assert_receive {^port, {:data, frame}}, 10_000
-    assert {:hello, 1, hello} = Protocol.decode(frame)
+    version = Protocol.version()
+    assert {:hello, ^version, hello} = Protocol.decode(frame)
     {:os_pid, os_pid} = Port.info(port, :os_pid)
     assert hello[:os_pid] == os_pid
     %{port: port, os_pid: os_pid, hello: hello}
