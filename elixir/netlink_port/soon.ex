@@ -5,7 +5,7 @@ defmodule NetlinkPort.Soon do
   # their scheduler awake first, for about as long as the helper takes, by yielding to others.
 
   # How long, in us.
-  @limit 20
+  @limit 50
 
   @doc "Calls `look` again and again until it returns something else than `:timeout`."
   @spec look((() -> :timeout | answer)) :: :timeout | answer when answer: term()
