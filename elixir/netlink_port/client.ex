@@ -94,14 +94,11 @@ defmodule NetlinkPort.Client do
   @spec call(GenServer.server(), term(), timeout()) :: term()
   def call(server, message, timeout) do
     request = :gen_server.send_request(Options.server!(server), message)
-    look = fn -> :gen_server.wait_response(request, 0) end
 
-    with :timeout <- Soon.look(look),
-         :timeout <- :gen_server.receive_response(request, plus_grace(timeout)) do
-      {:error, {:thread, Errno.number(:etimedout), ""}}
-    else
+    case :gen_server.receive_response(request, plus_grace(timeout)) do
       {:reply, answer} -> answer
       {:error, {reason, _server}} -> {:error, {:thread, Errno.number(gone(reason)), ""}}
+      :timeout -> {:error, {:thread, Errno.number(:etimedout), ""}}
     end
   end
 

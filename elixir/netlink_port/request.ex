@@ -9,7 +9,7 @@ defmodule NetlinkPort.Request do
   # where a stream was not done with it. What comes on the socket and belongs to no request is
   # left to the owner: in the mailbox of an active socket, and sent there from a passive one.
 
-  alias NetlinkPort.{Answer, Error, Message, Socket, Soon}
+  alias NetlinkPort.{Answer, Error, Message, Socket}
 
   import Bitwise
 
@@ -300,9 +300,7 @@ defmodule NetlinkPort.Request do
   ## Reading
 
   defp read(%{active?: true} = reader) do
-    look = fn -> take(reader, 0) end
-
-    with :timeout <- Soon.look(look), :timeout <- take(reader, left(reader.deadline)) do
+    with :timeout <- take(reader, left(reader.deadline)) do
       {:error, Error.new(:request, :etimedout)}
     end
   end

@@ -209,7 +209,7 @@ defmodule NetlinkPort.Server do
         command = {:open, handle, target, number, bind, peers, window, settings}
         frame = &Protocol.command(&1, command)
         timeout = min(options.timeout, state.link.call_timeout)
-        {:noreply, ask_with(state, frame, {:open, from, handle, options}, timeout)}
+        answer_soon(ask_with(state, frame, {:open, from, handle, options}, timeout))
 
       :exhausted ->
         {:reply, {:error, {:socket, Errno.number(:eoverflow), ""}}, state}
@@ -218,19 +218,19 @@ defmodule NetlinkPort.Server do
 
   def handle_call({:close, handle}, from, state) do
     if Sockets.known?(state.sockets, handle) do
-      {:noreply, close(state, handle, {:server, from})}
+      answer_soon(close(state, handle, {:server, from}))
     else
       {:reply, {:ok, nil}, state}
     end
   end
 
   def handle_call({:request, command}, from, state) do
-    {:noreply, ask(state, command, {:server, from})}
+    answer_soon(ask(state, command, {:server, from}))
   end
 
   def handle_call({:send, handle, datagram, true}, from, state) do
     frame = &Protocol.send(&1, handle, datagram, byte_size(datagram))
-    {:noreply, ask_with(state, frame, {:server, from})}
+    answer_soon(ask_with(state, frame, {:server, from}))
   end
 
   def handle_call({:send, handle, datagram, false}, _from, state) do
@@ -242,7 +242,9 @@ defmodule NetlinkPort.Server do
     end
   end
 
-  def handle_call(:info, from, state), do: {:noreply, ask(state, {:info}, {:helper_info, from})}
+  def handle_call(:info, from, state) do
+    answer_soon(ask(state, {:info}, {:helper_info, from}))
+  end
 
   def handle_call({:vm_info, handle}, _from, state) do
     {:reply, Sockets.info(state.sockets, handle), state}
@@ -255,7 +257,7 @@ defmodule NetlinkPort.Server do
       {:noreply, state}
     else
       case Sockets.recv(state.sockets, handle, from, left) do
-        {:wait, sockets} -> {:noreply, update(state, sockets)}
+        {:wait, sockets} -> look(update(state, sockets))
         {answer, sockets} -> {:reply, answer, update(state, sockets)}
       end
     end
@@ -304,10 +306,8 @@ defmodule NetlinkPort.Server do
         {:noreply, arrive(%{state | frames: frames}, handle, datagram, metadata)}
 
       {:answer, handle, datagram} ->
-        now = System.monotonic_time()
-        look = Look.answered(state.look, now)
-        state = arrive(%{state | frames: frames, look: look}, handle, datagram, nil)
-        {:noreply, state, if(Look.on?(look, now), do: 0, else: :infinity)}
+        state = answered(%{state | frames: frames})
+        look(arrive(state, handle, datagram, nil))
 
       event ->
         frame(event, %{state | frames: frames})
@@ -318,8 +318,7 @@ defmodule NetlinkPort.Server do
   def handle_info(:timeout, state) do
     :erlang.bump_reductions(@turn)
     :erlang.yield()
-    now = System.monotonic_time()
-    {:noreply, state, if(Look.on?(state.look, now), do: 0, else: :infinity)}
+    look(state)
   end
 
   def handle_info({port, {:exit_status, status}}, %{link: %{port: port}} = state) do
@@ -407,8 +406,21 @@ defmodule NetlinkPort.Server do
 
   def handle_info(_message, state), do: {:noreply, state}
 
+  defp answered(state), do: %{state | look: Look.answered(state.look, System.monotonic_time())}
+
+  defp answer_soon(state) do
+    look(%{state | look: Look.asked(state.look, System.monotonic_time())})
+  end
+
+  # `handle_info(:timeout, …)` follows when the mailbox is empty.
+  defp look(%{look: %{until: nil}} = state), do: {:noreply, state}
+
+  defp look(state) do
+    {:noreply, state, if(Look.on?(state.look, System.monotonic_time()), do: 0, else: :infinity)}
+  end
+
   defp frame({:reply, reference, answer}, state) do
-    {:noreply, reply(state, reference, answer)}
+    state |> reply(reference, answer) |> answered() |> look()
   end
 
   defp frame({:overrun, handle, dropped}, state) do

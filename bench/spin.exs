@@ -1,0 +1,43 @@
+defmodule Bench.Spin do
+  @moduledoc false
+  # What looking for more before sleeping costs, and what it brings: microseconds, and CPU time of VM and
+  # helper, of a request in series and of one a hundredth of a second.
+
+  alias Bench.{Measure, Place, Work}
+
+  def rows do
+    for {name, wait, count} <- [
+          {"in series", fn -> :ok end, 5_000},
+          {"100 a second", fn -> Process.sleep(10) end, 200}
+        ],
+        spin <- [50, 0] do
+      {wall, cpu} = run(spin, wait, count)
+      {name, spin, wall, cpu}
+    end
+  end
+
+  defp run(spin, wait, count) do
+    Place.with_netns("spin", fn netns ->
+      Place.with_server([spin: spin], fn server ->
+        {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+        times(socket, wait, div(count, 10))
+        before = Measure.cpu_of_both(server)
+        wall = times(socket, wait, count)
+        {wall, 1_000 * (Measure.cpu_of_both(server) - before) / count}
+      end)
+    end)
+  end
+
+  # The median of the requests alone.
+  defp times(socket, wait, count) do
+    Measure.median(
+      for n <- 1..count do
+        wait.()
+        start = System.monotonic_time()
+        :ok = NetlinkPort.send(socket, Work.getlink(n))
+        receive do: ({:netlink, ^socket, _answer} -> :ok)
+        Measure.microseconds(start)
+      end
+    )
+  end
+end
