@@ -8,6 +8,7 @@ mod child;
 mod error;
 mod etf;
 mod frame;
+mod gather;
 #[cfg(test)]
 mod mirror;
 mod netlink;

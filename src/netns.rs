@@ -9,10 +9,11 @@ use crate::privileges::Privileges;
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{open, OFlag};
-use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::poll::{ppoll, PollFd, PollFlags};
 use nix::sched::{setns, CloneFlags};
 use nix::sys::stat::{fstat, FileStat, Mode};
 use nix::sys::statfs::{fstatfs, FsType};
+use nix::sys::time::TimeSpec;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -184,16 +185,15 @@ fn open_pid(pid: i32) -> Result<OwnedFd, Failure> {
     let process = sys::pidfd_open(pid).at(Stage::Open)?;
     let file = open_path(format!("/proc/{pid}/ns/net").as_bytes());
     let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    match (
-        sys::retry(|| poll(&mut ended, PollTimeout::ZERO)).at(Stage::Open)?,
-        file,
-    ) {
+    let at_once = Some(TimeSpec::new(0, 0));
+    let has_ended = sys::retry(|| ppoll(&mut ended, at_once, None)).at(Stage::Open)? > 0;
+    match (has_ended, file) {
         // One that is about to end gives up its namespaces before it can be waited for.
-        (0, Err(failure)) if failure.errno == Errno::ENOENT => {
+        (false, Err(failure)) if failure.errno == Errno::ENOENT => {
             Err(Failure::new(Stage::Open, Errno::ESRCH))
         }
-        (0, file) => file,
-        _ => Err(Failure::new(Stage::Open, Errno::ESRCH)),
+        (false, file) => file,
+        (true, _) => Err(Failure::new(Stage::Open, Errno::ESRCH)),
     }
 }
 

@@ -8,6 +8,7 @@
 use crate::error::{At, Exit, Failure, Fatal, Stage};
 use crate::etf;
 use crate::frame::{Inbox, Outbox, MAX_FRAME};
+use crate::gather::{Gather, PAUSE};
 use crate::netlink::{Arrival, Socket, Spec};
 use crate::netns::Home;
 use crate::protocol::{self, Command, Form, Handle, Prefix, Reference};
@@ -16,10 +17,11 @@ use crate::spin::Spin;
 use crate::sys;
 use crate::watch::Watches;
 use nix::errno::Errno;
-use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::poll::{ppoll, PollFd, PollFlags};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// First size of the receive buffer. The kernel cuts dumps to the reader's buffer, up to 32 KiB.
 const DATAGRAM: usize = 1 << 20;
@@ -94,6 +96,7 @@ struct Watch {
     epoll: Epoll,
     events: Vec<EpollEvent>,
     spin: Spin,
+    gather: Gather,
     reading: bool,
     writing: bool,
 }
@@ -139,6 +142,7 @@ impl Reactor {
                 epoll,
                 events: vec![EpollEvent::empty(); EVENTS],
                 spin: Spin::new(spin),
+                gather: Gather::default(),
                 reading: true,
                 writing: false,
             },
@@ -230,10 +234,10 @@ impl Reactor {
             return Ok(Ready::default());
         }
         if self.state.may_read() {
-            let due = &mut self.state.due;
-            self.watch.all(&self.wire, reading, writing, due)
+            self.watch
+                .all(&self.wire, reading, writing, &mut self.state.due)
         } else {
-            pipes(&self.wire, reading, writing)
+            pipes(&self.wire, reading, writing, None)
         }
         .map_err(|_| Exit::System)
     }
@@ -243,6 +247,29 @@ impl Watch {
     /// Everything. Sockets that have something to read are added to those that are `due`; as long
     /// as there are any it does not sleep.
     fn all(
+        &mut self,
+        wire: &Wire,
+        reading: bool,
+        writing: bool,
+        due: &mut Vec<Handle>,
+    ) -> Result<Ready, Errno> {
+        if !due.is_empty() {
+            return self.look(wire, reading, writing, due);
+        }
+        if self.gather.is_on() {
+            let ready = pipes(wire, reading, writing, Some(PAUSE))?;
+            if ready.input || ready.hangup {
+                return Ok(ready);
+            }
+        }
+        let start = Instant::now();
+        let ready = self.look(wire, reading, writing, due)?;
+        let events = !due.is_empty() && !ready.input;
+        self.gather.waited(start.elapsed(), events);
+        Ok(ready)
+    }
+
+    fn look(
         &mut self,
         wire: &Wire,
         reading: bool,
@@ -285,14 +312,19 @@ impl Watch {
     }
 }
 
-/// poll(2) on the two pipes alone.
-fn pipes(wire: &Wire, reading: bool, writing: bool) -> Result<Ready, Errno> {
+/// ppoll(2) on the two pipes alone, for ever or for so long.
+fn pipes(
+    wire: &Wire,
+    reading: bool,
+    writing: bool,
+    patience: Option<Duration>,
+) -> Result<Ready, Errno> {
     let interest = |wanted, flag| if wanted { flag } else { PollFlags::empty() };
     let mut both = [
         PollFd::new(wire.input.as_fd(), interest(reading, PollFlags::POLLIN)),
         PollFd::new(wire.output.as_fd(), interest(writing, PollFlags::POLLOUT)),
     ];
-    sys::retry(|| poll(&mut both, PollTimeout::NONE))?;
+    sys::retry(|| ppoll(&mut both, patience.map(TimeSpec::from), None))?;
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
     let [input, output] = both.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
     Ok(Ready {

@@ -88,11 +88,10 @@ fn plain() -> Vec<i64> {
         // The wire.
         libc::SYS_read,
         libc::SYS_write,
-        // Waiting; poll(2) goes on with restart_syscall(2) after SIGSTOP and SIGCONT.
+        // Waiting.
         libc::SYS_epoll_ctl,
         libc::SYS_epoll_pwait,
         libc::SYS_ppoll,
-        libc::SYS_restart_syscall,
         // Where the clock cannot be read without a system call, vdso(7).
         libc::SYS_clock_gettime,
         // Sockets. Options of other levels than these two do not exist for netlink(7).
@@ -129,7 +128,7 @@ fn plain() -> Vec<i64> {
 
 /// Calls that the older of the architectures alone has, beside their successors.
 #[cfg(target_arch = "x86_64")]
-const OLDER: [i64; 2] = [libc::SYS_epoll_wait, libc::SYS_poll];
+const OLDER: [i64; 1] = [libc::SYS_epoll_wait];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: [i64; 0] = [];
 
