@@ -4,9 +4,10 @@ defmodule NetlinkPort.Request do
   # until the answer is whole (NetlinkPort.Answer), and tries a dump again that was not.
   #
   # A process keeps, for each socket it asks on, the next number, the numbers whose answers it has
-  # given up, and the dump that is under way: the kernel runs one dump a socket, and refuses the next
-  # with EBUSY before that one is read to its end. So whoever asks next reads it to its end first, also
-  # where a stream was not done with it. What comes on the socket and belongs to no request is
+  # given up, and the dump that is under way, `{:live, seq}` as long as someone reads it, and
+  # `{:left, seq}` after that: the kernel runs one dump a socket, and refuses the next with EBUSY before
+  # that one is read to its end. So a dump begins with reading what another has left, and any request
+  # ends a stream that is not done. What comes on the socket and belongs to no request is
   # left to the owner: in the mailbox of an active socket, and sent there from a passive one.
 
   alias NetlinkPort.{Answer, Error, Message, Socket}
@@ -156,7 +157,7 @@ defmodule NetlinkPort.Request do
   end
 
   defp next!(%{answer: %{messages: [], last: last}, socket: socket} = reader) do
-    case if(state(socket).dump == last, do: step(reader), else: {:error, ended()}) do
+    case if(state(socket).dump == {:live, last}, do: step(reader), else: {:error, ended()}) do
       {:ok, reader} -> next!(reader)
       {:error, error} -> raise error
     end
@@ -172,17 +173,12 @@ defmodule NetlinkPort.Request do
   end
 
   # One that is left early is read to its end at once: the rest would fill the socket's window.
-  defp finish(%{socket: socket, answer: answer, timeout: timeout}) do
-    if state(socket).dump == answer.last do
-      if answer.done?, do: dumped(socket), else: leave(socket, answer, timeout)
-    else
-      :ok
+  defp finish(%{socket: socket, answer: %{last: last}, timeout: timeout}) do
+    if state(socket).dump == {:live, last} do
+      leave(socket)
+      _drained = drain(socket, timeout)
     end
-  end
 
-  defp leave(socket, answer, timeout) do
-    abandon(socket, answer)
-    _drained = drain(socket, timeout)
     :ok
   end
 
@@ -193,18 +189,15 @@ defmodule NetlinkPort.Request do
   end
 
   defp start(socket, kind, messages, timeout) do
-    with :ok <- drain(socket, timeout) do
+    leave(socket)
+
+    with :ok <- if(kind == :dump, do: drain(socket, timeout), else: :ok) do
       {answer, datagram} = numbered(socket, kind, messages)
       deadline = deadline(timeout)
 
-      case NetlinkPort.send(socket, datagram, timeout: timeout) do
-        :ok ->
-          put(socket, %{state(socket) | dump: if(kind == :dump, do: answer.last)})
-          reader = %Reader{socket: socket, timeout: timeout, deadline: deadline, answer: answer}
-          {:ok, reader}
-
-        {:error, error} ->
-          {:error, error}
+      with :ok <- NetlinkPort.send(socket, datagram, timeout: timeout) do
+        if kind == :dump, do: put(socket, %{state(socket) | dump: {:live, answer.last}})
+        {:ok, %Reader{socket: socket, timeout: timeout, deadline: deadline, answer: answer}}
       end
     end
   end
@@ -245,10 +238,7 @@ defmodule NetlinkPort.Request do
   def sequence(next, count) when next + count > @last_sequence, do: {next, 1}
   def sequence(next, count), do: {next, next + count}
 
-  defp collect(%{answer: %{done?: true}, socket: socket} = reader) do
-    dumped(socket)
-    {:ok, reader}
-  end
+  defp collect(%{answer: %{done?: true}} = reader), do: {:ok, reader}
 
   defp collect(reader) do
     with {:ok, reader} <- step(reader), do: collect(reader)
@@ -265,7 +255,7 @@ defmodule NetlinkPort.Request do
         {:ok, %{reader | lost: reader.lost || error}}
 
       {:error, error} ->
-        abandon(socket, answer)
+        give_up(socket, answer, error)
         messages = Answer.messages(answer)
         error = if error.reason == :etimedout, do: reader.lost || error, else: error
         {:error, %{error | messages: if(answer.kind == :dump, do: messages)}}
@@ -275,6 +265,7 @@ defmodule NetlinkPort.Request do
   defp sort(%{answer: answer, socket: socket} = reader, datagram) do
     case Message.decode(datagram) do
       {:ok, messages} ->
+        note_end(socket, messages)
         {mine, others} = Enum.split_with(messages, &Answer.mine?(answer, &1))
         if mine == [], do: pass_on(socket, datagram, others)
         {:ok, %{extend(reader) | answer: Enum.reduce(mine, answer, &Answer.add(&2, &1))}}
@@ -362,10 +353,39 @@ defmodule NetlinkPort.Request do
 
   ## What is left of requests that were given up
 
-  defp abandon(socket, %{kind: kind, requests: requests, last: last}) do
+  # One that could not be sent is not answered.
+  defp give_up(socket, %{kind: :dump}, %{stage: :send}) do
+    put(socket, %{state(socket) | dump: nil})
+  end
+
+  defp give_up(socket, %{requests: requests}, _error) do
+    leave(socket)
+    late(socket, Map.keys(requests))
+  end
+
+  defp leave(socket) do
+    case state(socket) do
+      %{dump: {:live, seq}} = state ->
+        put(socket, %{state | dump: {:left, seq}})
+        late(socket, [seq])
+
+      _none ->
+        :ok
+    end
+  end
+
+  defp late(socket, numbers) do
     %State{late: late} = state = state(socket)
-    late = Enum.take(Map.keys(requests) ++ late, @late)
-    put(socket, %{state | late: late, dump: if(kind == :dump, do: last)})
+    put(socket, %{state | late: Enum.take(Enum.uniq(numbers ++ late), @late)})
+  end
+
+  # The dump under way may end while another answer is read.
+  defp note_end(socket, messages) do
+    with %{dump: {_live_or_left, seq}} = state <- state(socket),
+         true <-
+           Enum.any?(messages, &(&1.seq == seq and Message.control(&1.type) in [:done, :error])) do
+      put(socket, %{state | dump: nil})
+    end
   end
 
   # Reads a dump to its end that nobody wants any more.
@@ -374,27 +394,21 @@ defmodule NetlinkPort.Request do
       nil ->
         :ok
 
-      seq ->
+      {_left, seq} ->
         answer = Answer.new(:dump, %{seq => ""}, seq)
         reader = %Reader{socket: socket, timeout: timeout, deadline: nil, answer: answer}
         drain_step(%{reader | deadline: deadline(timeout)})
     end
   end
 
+  defp drain_step(%{answer: %{done?: true}}), do: :ok
+
   defp drain_step(reader) do
     case step(reader) do
-      {:ok, %{answer: %{done?: true}, socket: socket}} ->
-        put(socket, %{state(socket) | dump: nil})
-
-      {:ok, reader} ->
-        drain_step(%{reader | answer: %{reader.answer | messages: []}})
-
-      {:error, error} ->
-        {:error, %{error | messages: nil}}
+      {:ok, reader} -> drain_step(%{reader | answer: %{reader.answer | messages: []}})
+      {:error, error} -> {:error, %{error | messages: nil}}
     end
   end
-
-  defp dumped(socket), do: put(socket, %{state(socket) | dump: nil})
 
   ## The state
 
