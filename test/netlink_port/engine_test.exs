@@ -4,9 +4,6 @@ defmodule NetlinkPort.EngineTest do
 
   alias NetlinkPort.{Attr, Message, Request}
 
-  doctest NetlinkPort.Message
-  doctest NetlinkPort.Attr
-  doctest NetlinkPort.DecodeError
   doctest NetlinkPort.Request, import: true
 
   @newlink 16
