@@ -135,7 +135,7 @@ defmodule NetlinkPort.AttrTest do
     test "attributes go there and back, also nested" do
       property = fn attrs -> Attr.decode(bytes(attrs)) == {:ok, flat(attrs)} end
       # Small, since 65,531 bytes are the end.
-      small = :proper_types.resize(8, nested(3))
+      small = :proper_types.resize(5, nested(2))
       assert Properties.check(small, 1_000, property) == true
     end
 
