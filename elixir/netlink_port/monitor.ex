@@ -56,6 +56,12 @@ defmodule NetlinkPort.Monitor do
   are sent, whether or not it holds what they tell. Applied in their order they lead to the true
   state, if an addition of what is there replaces it, and the removal of what is not there does nothing.
 
+  ## What the kernel does not tell
+
+  Not every change is an event. The IPv4 routes of an interface that is deleted or goes down go with it
+  without one each: whoever mirrors them takes them away on `RTM_DELLINK`, and on an `RTM_NEWLINK` without
+  `IFF_UP`. Counters change untold. A snapshot has it all: to subscribe again is to get one.
+
   ## When something is lost
 
   A socket that is lost, and one that could not be opened, is opened again after 20 ms, and then, as

@@ -16,8 +16,11 @@ defmodule NetlinkPort.Changes do
   @routes 2_000
   @links 20
   @lo 1
+  # Bridge n has the interface index @lo + n.
+  @up 1
 
-  defstruct [:socket, random: nil, routes: MapSet.new(), links: MapSet.new()]
+  # `routes` is the interface index of each, `links` whether each is up, by index.
+  defstruct [:socket, :random, routes: %{}, links: %{@lo => true}]
 
   @doc "Changes over a socket in the namespace, from a seed."
   def new(socket, seed) do
@@ -43,6 +46,7 @@ defmodule NetlinkPort.Changes do
   defp next(changes) do
     case random(changes, 1_000) do
       {n, changes} when n <= 2 -> link(changes)
+      {n, changes} when n <= 5 -> up_or_down(changes)
       {n, changes} when n <= 200 -> mtu(changes)
       {_n, changes} -> route(changes)
     end
@@ -50,50 +54,74 @@ defmodule NetlinkPort.Changes do
 
   defp link(changes) do
     {n, changes} = random(changes, @links)
-    name = "br#{n}"
+    index = @lo + n
 
-    if name in changes.links do
-      request = {@dellink, [], [<<0::128>>, Attr.encode([{3, name <> <<0>>}])]}
-      {request, %{changes | links: MapSet.delete(changes.links, name)}}
+    if is_map_key(changes.links, index) do
+      changes = without_routes(changes, index)
+      {{@dellink, [], ifinfomsg(index)}, %{changes | links: Map.delete(changes.links, index)}}
     else
-      attrs = Attr.encode([{3, name <> <<0>>}, {18, [{1, "bridge" <> <<0>>}]}])
-      request = {@newlink, [:create, :excl], [<<0::128>>, attrs]}
-      {request, %{changes | links: MapSet.put(changes.links, name)}}
+      attrs = Attr.encode([{3, "br#{n}" <> <<0>>}, {18, [{1, "bridge" <> <<0>>}]}])
+      request = {@newlink, [:create, :excl], [ifinfomsg(index, @up) | attrs]}
+      {request, %{changes | links: Map.put(changes.links, index, true)}}
     end
   end
 
-  # Of a bridge, or of the loopback, where there is none.
+  # The loopback stays up.
+  defp up_or_down(changes) do
+    case one_of(changes, Map.keys(changes.links)) do
+      {@lo, changes} ->
+        mtu(changes)
+
+      {index, changes} ->
+        up? = not changes.links[index]
+        changes = if up?, do: changes, else: without_routes(changes, index)
+        request = {@newlink, [], ifinfomsg(index, if(up?, do: @up, else: 0))}
+        {request, %{changes | links: Map.put(changes.links, index, up?)}}
+    end
+  end
+
   defp mtu(changes) do
-    names = Enum.sort(changes.links) ++ ["lo"]
-    {n, changes} = random(changes, length(names))
+    {index, changes} = one_of(changes, Map.keys(changes.links))
     {mtu, changes} = random(changes, 8_000)
-    attrs = Attr.encode([{3, Enum.at(names, n - 1) <> <<0>>}, {4, Attr.u32(1_000 + mtu)}])
-    {{@newlink, [], [<<0::128>>, attrs]}, changes}
+    {{@newlink, [], [ifinfomsg(index) | Attr.encode([{4, Attr.u32(1_000 + mtu)}])]}, changes}
   end
 
   defp route(changes) do
     {n, changes} = random(changes, @routes)
     {what, changes} = random(changes, 3)
+    {protocol, changes} = random(changes, 250)
+    {index, changes} = one_of(changes, for({index, true} <- changes.links, do: index))
 
-    cond do
-      n not in changes.routes ->
-        changes = %{changes | routes: MapSet.put(changes.routes, n)}
-        {{@newroute, [:create, :excl], rtmsg(n, what)}, changes}
+    case changes.routes do
+      %{^n => present} when what > 1 ->
+        changes = %{changes | routes: Map.delete(changes.routes, n)}
+        # A protocol of 0 is any.
+        {{@delroute, [], rtmsg(n, 0, present)}, changes}
 
-      what == 1 ->
-        {protocol, changes} = random(changes, 250)
-        {{@newroute, [:replace], rtmsg(n, protocol)}, changes}
-
-      true ->
-        changes = %{changes | routes: MapSet.delete(changes.routes, n)}
-        {{@delroute, [], rtmsg(n, 0)}, changes}
+      routes ->
+        flag = if is_map_key(routes, n), do: :replace, else: :excl
+        changes = %{changes | routes: Map.put(routes, n, index)}
+        {{@newroute, [:create, flag], rtmsg(n, protocol, index)}, changes}
     end
   end
 
-  # struct rtmsg: table main, scope link, unicast; RTA_DST, RTA_OIF. A protocol of 0 is any.
-  defp rtmsg(n, protocol) do
+  defp one_of(changes, list) do
+    {n, changes} = random(changes, length(list))
+    {list |> Enum.sort() |> Enum.at(n - 1), changes}
+  end
+
+  # They go with their interface, when it is deleted or goes down.
+  defp without_routes(changes, index) do
+    %{changes | routes: changes.routes |> Enum.reject(&(elem(&1, 1) == index)) |> Map.new()}
+  end
+
+  defp ifinfomsg(index), do: <<0::32, index::32-native, 0::64>>
+  defp ifinfomsg(index, up), do: <<0::32, index::32-native, up::32-native, @up::32-native>>
+
+  # struct rtmsg: table main, scope link, unicast; RTA_DST, RTA_OIF.
+  defp rtmsg(n, protocol, index) do
     destination = <<10, 1, div(n, 256), rem(n, 256)>>
-    attrs = Attr.encode([{1, destination}, {4, Attr.u32(@lo)}])
-    [<<2, 32, 0, 0, 254, protocol, 253, 1, 0::32>>, attrs]
+    attrs = Attr.encode([{1, destination}, {4, Attr.u32(index)}])
+    [<<2, 32, 0, 0, 254, protocol, 253, 1, 0::32>> | attrs]
   end
 end

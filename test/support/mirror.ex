@@ -94,12 +94,14 @@ defmodule NetlinkPort.Mirror do
 
   ## Messages, idempotent
 
-  # Links of family AF_UNSPEC: those of AF_BRIDGE are about ports.
+  # Links of family AF_UNSPEC: those of AF_BRIDGE are about ports. The IPv4 routes of a link go when
+  # it is deleted or goes down (IFF_UP), and the kernel tells nothing of each.
   defp change(%{type: type, payload: <<0, _, _::16, index::32-native, rest::binary>>}, tables)
        when type in [16, 17] do
     <<flags::32-native, _change::32, attrs::binary>> = rest
     {:ok, attrs} = Attr.decode(attrs)
     link = {Attr.string(attrs, 3), Attr.u32(attrs, 4), flags}
+    tables = if type == 16 and up?(flags), do: tables, else: without_routes(tables, index)
     if type == 16, do: Map.put(tables, index, link), else: Map.delete(tables, index)
   end
 
@@ -114,4 +116,13 @@ defmodule NetlinkPort.Mirror do
   end
 
   defp change(_other, tables), do: tables
+
+  defp up?(flags), do: Bitwise.band(flags, 1) == 1
+
+  defp without_routes(tables, index) do
+    for {key, value} <- tables, not of?(value, index), into: %{}, do: {key, value}
+  end
+
+  defp of?({_protocol, _scope, _kind, interface, _gateway}, index), do: interface == {:ok, index}
+  defp of?(_link, _index), do: false
 end
