@@ -147,7 +147,7 @@ defmodule NetlinkPort.Monitor do
   @doc """
   Starts a monitor, linked to the caller. It starts whether or not its server and its namespace are there.
 
-  Options, beside `:netns`, `:groups` and `:window` of `NetlinkPort.open/3` and the options of
+  Options, beside `:netns` and `:groups` of `NetlinkPort.open/3` and the options of
   `NetlinkPort.setopts/2` but `:active`:
 
     * `:name` - what to register the monitor as; no name unless told otherwise.

@@ -8,7 +8,7 @@ defmodule NetlinkPort.Monitor.Config do
   @max_queue 1_000
   @largest 1_000_000_000
   @own [:name, :server, :protocol, :dump]
-  @of_sockets [:netns, :groups, :window]
+  @of_sockets [:netns, :groups]
 
   @type t :: %__MODULE__{
           server: GenServer.server(),
