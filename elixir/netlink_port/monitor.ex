@@ -11,24 +11,44 @@ defmodule NetlinkPort.Monitor do
         {NetlinkPort, name: MyApp.Netlink},
         # RTNLGRP_LINK; RTM_GETLINK of all links, behind a struct ifinfomsg
         {NetlinkPort.Monitor,
-         name: MyApp.Links, server: MyApp.Netlink, netns: {:name, "blue"}, groups: [1],
+         name: MyApp.Links,
+         server: MyApp.Netlink,
+         netns: {:name, "blue"},
+         groups: [1],
          dump: [{18, <<0::128>>}]}
       ]
 
-      {:ok, monitor} = NetlinkPort.Monitor.subscribe(MyApp.Links)
+  A subscriber that keeps a table of the links by their index:
 
-      def handle_info({:netlink_snapshot, _monitor, :begin}, state), do: {:noreply, %{state | links: %{}}}
-      def handle_info({:netlink_snapshot, _monitor, :end}, state), do: {:noreply, state}
-      def handle_info({:netlink_snapshot, _monitor, messages}, state), do: {:noreply, apply_all(messages, state)}
-
-      def handle_info({:netlink_event, _monitor, datagram}, state) do
-        {:ok, messages} = NetlinkPort.Message.decode(datagram)
-        {:noreply, apply_all(messages, state)}
+      def init(_argument) do
+        {:ok, _monitor} = NetlinkPort.Monitor.subscribe(MyApp.Links)
+        {:ok, %{}}
       end
 
-      def handle_info({:netlink_resync, _monitor, _reason}, state), do: {:noreply, state}
-      def handle_info({:netlink_down, _monitor, _reason}, state), do: {:noreply, %{state | links: %{}}}
-      def handle_info({:netlink_error, _monitor, error}, state), do: ...
+      def handle_info({:netlink_snapshot, _monitor, :begin}, _links), do: {:noreply, %{}}
+      def handle_info({:netlink_snapshot, _monitor, :end}, links), do: {:noreply, links}
+
+      def handle_info({:netlink_snapshot, _monitor, messages}, links) do
+        {:noreply, Enum.reduce(messages, links, &change/2)}
+      end
+
+      def handle_info({:netlink_event, _monitor, datagram}, links) do
+        {:ok, messages} = NetlinkPort.Message.decode(datagram)
+        {:noreply, Enum.reduce(messages, links, &change/2)}
+      end
+
+      # :netlink_resync, :netlink_down and :netlink_error
+      def handle_info({_tag, _monitor, _reason}, links), do: {:noreply, links}
+
+      # RTM_NEWLINK and RTM_DELLINK
+      defp change(%{type: 16, payload: <<0, _::24, index::32-native, _::binary>> = link}, links),
+        do: Map.put(links, index, link)
+
+      defp change(%{type: 17, payload: <<0, _::24, index::32-native, _::binary>>}, links),
+        do: Map.delete(links, index)
+
+      # Those of the family AF_BRIDGE are about the ports of a bridge.
+      defp change(_message, links), do: links
 
   ## Messages to subscribers
 
@@ -75,13 +95,15 @@ defmodule NetlinkPort.Monitor do
 
   ## Memory
 
-  Each subscriber's mailbox takes at most `max_queue:` messages, of whatever sender, before
-  the monitor's are kept back for it, up to another `max_queue:`. Beyond that it is behind: it
-  is sent nothing any more until half of its mailbox is free, and then
-  `{:netlink_resync, monitor, :behind}` and, with `dump:`, a snapshot of its own. A subscriber that is slow, suspended or stuck
-  holds up no other. In the same way the monitor's own mailbox takes at most 1 000 messages; after
-  that the socket's window fills and then the kernel's queue, and what the kernel drops is a gap. So
-  what a monitor takes is bounded by the tables it dumps, and for each subscriber by its bound.
+  Each subscriber's mailbox takes at most `max_queue:` messages, of whatever sender, before the
+  monitor's are kept back for it, up to another `max_queue:` events. Beyond that it is behind: it is sent
+  nothing any more until half of its mailbox is free, and then `{:netlink_resync, monitor, :behind}` and,
+  with `dump:`, a snapshot of its own. So a subscriber that is slow, suspended or stuck holds up no other.
+
+  In the same way the monitor's own mailbox takes at most 1 000 messages; after that the socket's
+  window fills, then the kernel's queue, and what the kernel drops is a gap: with a larger `rcvbuf:` there
+  are fewer. What a monitor takes is bounded by the tables it dumps, and for each subscriber by
+  its bound. A message is at most as large as the datagram it holds.
 
   A subscriber that ends is forgotten. When the monitor itself ends its subscribers are told nothing:
   a subscriber monitors it (`Process.monitor/1`) and subscribes again.
