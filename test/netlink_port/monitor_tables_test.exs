@@ -45,6 +45,8 @@ defmodule NetlinkPort.MonitorTablesTest do
   @changes 100_000
   @rounds 10
 
+  # Seconds by itself; a machine with other work takes longer.
+  @tag timeout: 180_000
   test "links and routes are true after 100,000 random changes, overruns and kills", context do
     # Which changes are made follows from it; where they fall does not.
     seed = ExUnit.configuration()[:seed]
