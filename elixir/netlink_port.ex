@@ -73,6 +73,7 @@ defmodule NetlinkPort do
   The server ends with it and is restarted by its supervisor. Every owner is told
   `:netlink_closed`, every pending call is answered with an error, and the sockets are gone: open
   them again. A handle is never given twice, so nothing that is left over reaches a new socket.
+  `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
   alias NetlinkPort.{Client, Error, Message, Options, Protocol, Request, Server, Socket}

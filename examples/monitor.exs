@@ -1,5 +1,6 @@
 # Follows the links, addresses and routes of a namespace, a line for each event, until it is
-# interrupted or the time is up.
+# interrupted or the time is up. It lasts longer than the namespace and the helper: try `ip netns del`
+# and `ip netns add`, and kill -9.
 #
 #     mix run examples/monitor.exs [--netns NAME | --path PATH] [--for SECONDS]
 
@@ -13,61 +14,54 @@ defmodule Examples.Monitor do
 
   def main(arguments) do
     {netns, seconds} = options(arguments)
-
-    children = [{NetlinkPort, name: NetlinkPort}]
+    place = [netns: netns, groups: Rtnetlink.groups(), dump: Rtnetlink.dumps()]
+    children = [NetlinkPort, {NetlinkPort.Monitor, [name: Examples.Events] ++ place}]
     {:ok, _supervisor} = Supervisor.start_link(children, strategy: :one_for_one)
 
     if seconds, do: Process.send_after(self(), :time_is_up, seconds * 1_000)
-    open(netns)
+    {:ok, monitor} = NetlinkPort.Monitor.subscribe(Examples.Events)
+    follow(monitor, %{})
   end
 
-  defp open(netns) do
-    case Rtnetlink.subscribe(netns) do
-      {:ok, socket} ->
-        IO.puts("following #{inspect(socket)}")
-        follow(socket, netns, names(netns))
-
-      {:error, error} ->
-        fail(Exception.message(error))
-    end
-  end
-
-  # Listed only once subscribed, so that no link is missed in between.
-  defp names(netns) do
-    case Rtnetlink.list(netns) do
-      {:ok, list} ->
-        IpStyle.learn(%{}, list.links)
-
-      {:error, error} ->
-        IO.puts("-- the names of the links are not known: " <> Exception.message(error))
-        %{}
-    end
-  end
-
-  defp follow(socket, netns, names) do
+  # Messages name links by index: `names` are those that are known.
+  defp follow(monitor, names) do
     receive do
-      {:netlink, ^socket, datagram} ->
+      {:netlink_snapshot, ^monitor, :begin} ->
+        follow(monitor, %{})
+
+      {:netlink_snapshot, ^monitor, :end} ->
+        IO.puts("-- #{map_size(names)} links; what follows are changes")
+        follow(monitor, names)
+
+      {:netlink_snapshot, ^monitor, messages} ->
+        items = for {:new, item} <- Rtnetlink.changes(messages), do: item
+        follow(monitor, IpStyle.learn(names, items))
+
+      {:netlink_event, ^monitor, datagram} ->
         events = Rtnetlink.events(datagram)
         names = IpStyle.learn(names, for({_change, item} <- events, do: item))
         for event <- events, do: IO.puts(IpStyle.event(event, names))
-        follow(socket, netns, names)
+        follow(monitor, names)
 
-      {:netlink_overrun, ^socket, dropped} ->
-        IO.puts("-- the kernel has dropped #{dropped} datagrams")
-        follow(socket, netns, names)
+      {:netlink_resync, ^monitor, reason} ->
+        IO.puts("-- in step from here on: #{why(reason)}")
+        follow(monitor, names)
 
-      {:netlink_error, ^socket, error} ->
+      {:netlink_down, ^monitor, reason} ->
+        IO.puts("-- nothing is heard: #{why(reason)}")
+        follow(monitor, names)
+
+      {:netlink_error, ^monitor, error} ->
         IO.puts("-- " <> Exception.message(error))
-        follow(socket, netns, names)
-
-      {:netlink_closed, ^socket, reason} ->
-        IO.puts("-- closed, #{inspect(reason)}: events are missed until it is open again")
-        open(netns)
+        follow(monitor, names)
 
       :time_is_up ->
         :ok
     end
   end
+
+  defp why({:error, error}), do: Exception.message(error)
+  defp why(reason), do: inspect(reason)
 
   defp options(arguments) do
     strict = [netns: :string, path: :string, for: :integer]

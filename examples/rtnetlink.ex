@@ -7,10 +7,10 @@ defmodule Examples.Rtnetlink do
   `{:new | :deleted, item}`; `:new` stands for changes, too.
   """
 
+  alias NetlinkPort.{Attr, Message}
+
   import Bitwise
 
-  @error 2
-  @done 3
   @changes %{
     16 => {:new, :link},
     17 => {:deleted, :link},
@@ -20,10 +20,8 @@ defmodule Examples.Rtnetlink do
     25 => {:deleted, :route}
   }
 
-  # The type of a request, and the size of the header that follows.
-  @dumps %{link: {18, 16}, address: {22, 8}, route: {26, 12}}
-  @request_and_dump 0x301
-  @dump_interrupted 0x10
+  # The type of a request, and a header that names no family: all of them.
+  @dumps [link: {18, <<0::128>>}, address: {22, <<0::64>>}, route: {26, <<0::96>>}]
 
   # LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR and IPV6_ROUTE
   @groups [1, 5, 7, 9, 11]
@@ -37,6 +35,9 @@ defmodule Examples.Rtnetlink do
   @states {"UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP"}
 
   ## Asking
+
+  @doc "The dumps of links, addresses and routes, in this order."
+  def dumps, do: Keyword.values(@dumps)
 
   @doc "All links, addresses and routes of a namespace, in the order of the kernel."
   def list(netns) do
@@ -53,51 +54,13 @@ defmodule Examples.Rtnetlink do
     end
   end
 
-  @doc "All items of a kind. The socket must be passive and in no group."
-  def dump(socket, kind, attempts \\ 5) do
-    sequence = System.unique_integer([:positive]) &&& 0xFFFFFFFF
+  defp dump(socket, kind) do
+    {type, header} = @dumps[kind]
 
-    with :ok <- NetlinkPort.send(socket, dump_request(kind, sequence)),
-         {:ok, answers} <- collect(socket, sequence, []) do
-      cond do
-        not Enum.any?(answers, &((&1.flags &&& @dump_interrupted) != 0)) ->
-          {:ok, for(answer <- answers, {:new, item} <- decode(answer), do: item)}
-
-        attempts > 1 ->
-          dump(socket, kind, attempts - 1)
-
-        true ->
-          {:error, %RuntimeError{message: "the kernel's list of #{kind}s keeps changing"}}
-      end
+    with {:ok, messages} <- NetlinkPort.dump(socket, type, header) do
+      {:ok, for({:new, item} <- changes(messages), do: item)}
     end
   end
-
-  defp dump_request(kind, sequence) do
-    {type, size} = Map.fetch!(@dumps, kind)
-
-    <<16 + size::native-32, type::native-16, @request_and_dump::native-16, sequence::native-32,
-      0::32, @unspec, 0::size(size - 1)-unit(8)>>
-  end
-
-  # The end of a dump is the last message of its datagram, alone or after items.
-  defp collect(socket, sequence, collected) do
-    with {:ok, datagram} <- NetlinkPort.recv(socket, 5_000) do
-      answers = Enum.filter(messages(datagram), &(&1.sequence == sequence))
-      collected = [answers | collected]
-
-      case List.last(answers) do
-        %{type: type, payload: <<errno::native-signed-32, _rest::binary>>}
-        when type in [@error, @done] ->
-          if errno == 0, do: {:ok, in_order(collected)}, else: {:error, refusal(errno)}
-
-        _more ->
-          collect(socket, sequence, collected)
-      end
-    end
-  end
-
-  defp in_order(collected), do: collected |> Enum.reverse() |> Enum.concat()
-  defp refusal(errno), do: %RuntimeError{message: "the kernel refused: errno #{-errno}"}
 
   ## Following
 
@@ -116,35 +79,21 @@ defmodule Examples.Rtnetlink do
     end
   end
 
+  @doc "The groups in which links, addresses and routes are told of."
+  def groups, do: @groups
+
   @doc "The events of a datagram."
-  def events(datagram), do: datagram |> messages() |> Enum.flat_map(&decode/1)
-
-  ## Messages
-
-  defp messages(<<>>), do: []
-
-  defp messages(<<length::native-32, type::native-16, flags::native-16, rest::binary>>) do
-    <<sequence::native-32, _port_id::32, rest::binary>> = rest
-    {payload, rest} = take(rest, length - 16)
-    [%{type: type, flags: flags, sequence: sequence, payload: payload} | messages(rest)]
+  def events(datagram) do
+    {:ok, messages} = Message.decode(datagram)
+    changes(messages)
   end
 
-  defp attributes(binary), do: binary |> attribute_list() |> Map.new()
+  @doc "What messages say, as events."
+  def changes(messages), do: Enum.flat_map(messages, &decode/1)
 
-  defp attribute_list(<<>>), do: []
-
-  # The two highest bits of the type are flags.
-  defp attribute_list(<<length::native-16, type::native-16, rest::binary>>) do
-    {value, rest} = take(rest, length - 4)
-    [{type &&& 0x3FFF, value} | attribute_list(rest)]
-  end
-
-  # Messages and attributes start at multiples of 4 bytes; their lengths do not count the padding.
-  defp take(binary, length) do
-    <<taken::binary-size(length), rest::binary>> = binary
-    padding = min(rem(4 - rem(length, 4), 4), byte_size(rest))
-    <<_padding::binary-size(padding), rest::binary>> = rest
-    {taken, rest}
+  defp attributes(binary) do
+    {:ok, attrs} = Attr.decode(binary)
+    Map.new(attrs)
   end
 
   ## Items
@@ -224,8 +173,11 @@ defmodule Examples.Rtnetlink do
 
   defp multipath(<<>>), do: []
 
+  # struct rtnexthop and its attributes, at multiples of 4 bytes.
   defp multipath(<<length::native-16, _::16, index::native-32, rest::binary>>) do
-    {attributes, rest} = take(rest, length - 8)
+    size = length - 8
+    padding = min(-length &&& 3, byte_size(rest) - size)
+    <<attributes::binary-size(size), _::binary-size(padding), rest::binary>> = rest
     [hop(index, attributes(attributes)) | multipath(rest)]
   end
 

@@ -1,12 +1,12 @@
 defmodule NetlinkPort.Gauge do
   @moduledoc false
-  # How full the mailbox of a socket's owner is, for `max_queue:`.
+  # How full the mailbox of a socket's owner, or of a monitor's subscriber, is, for `max_queue:`.
   #
   # Nothing tells when a process has taken a message, and asking can block for as long as that process
-  # is suspended: so a process of its own asks, one at a time for each socket. It is asked for when
+  # is suspended: so a process of its own asks, one at a time for each owner. It is asked for when
   # half of the credit is used up, and while the owner does not catch up, again, ever less often.
 
-  alias NetlinkPort.{Delivery, Socket}
+  alias NetlinkPort.Delivery
 
   # How long a mailbox that was too full is left alone, in ms.
   @soonest 1
@@ -21,6 +21,8 @@ defmodule NetlinkPort.Gauge do
           resting?: boolean(),
           rest: pos_integer()
         }
+  @typedoc "What the gauge is of: a socket's handle, a subscriber."
+  @type key :: term()
   @type report :: {:length, pid(), non_neg_integer()} | :rested
 
   # `found` is the credit of the last measurement, `asked` that of when the present one began.
@@ -33,41 +35,37 @@ defmodule NetlinkPort.Gauge do
   def new(bound), do: %__MODULE__{bound: bound}
 
   @doc """
-  Starts a measurement if one is due. The calling process is sent `{:gauge, handle, report}`.
+  Starts a measurement if one is due. The calling process is sent `{:gauge, key, report}`.
+  `waiting?` is whether there is something that waits for credit.
   """
-  @spec watch(t(), Socket.handle(), pid(), Delivery.t()) :: t()
-  def watch(%{asked: nil, resting?: false} = gauge, handle, owner, %{mode: true} = delivery) do
-    %{credit: credit} = delivery
-
+  @spec watch(t(), key(), pid(), Delivery.credit(), waiting? :: boolean()) :: t()
+  def watch(%{asked: nil, resting?: false} = gauge, key, owner, credit, waiting?) do
     # An owner that is sent nothing is left alone.
-    if 2 * credit <= gauge.bound and (credit < gauge.found or Delivery.kept?(delivery)) do
+    if 2 * credit <= gauge.bound and (credit < gauge.found or waiting?) do
       server = self()
-
-      _pid =
-        spawn(fn -> send(server, {:gauge, handle, {:length, owner, queue_length(owner)}}) end)
-
+      _pid = spawn(fn -> send(server, {:gauge, key, {:length, owner, queue_length(owner)}}) end)
       %{gauge | asked: credit}
     else
       gauge
     end
   end
 
-  def watch(gauge, _handle, _owner, _delivery), do: gauge
+  def watch(gauge, _key, _owner, _credit, _waiting?), do: gauge
 
   @doc "What a report means for the credit: what the owner was sent since counts as not yet taken."
-  @spec read(t(), Socket.handle(), report(), Delivery.credit()) :: {Delivery.credit(), t()}
-  def read(gauge, _handle, :rested, credit), do: {credit, %{gauge | resting?: false}}
+  @spec read(t(), key(), report(), Delivery.credit()) :: {Delivery.credit(), t()}
+  def read(gauge, _key, :rested, credit), do: {credit, %{gauge | resting?: false}}
   # Asked for by an earlier gauge of this socket.
-  def read(%{asked: nil} = gauge, _handle, _length, credit), do: {credit, gauge}
+  def read(%{asked: nil} = gauge, _key, _length, credit), do: {credit, gauge}
 
-  def read(%{asked: asked, bound: bound} = gauge, handle, {:length, _owner, length}, credit) do
+  def read(%{asked: asked, bound: bound} = gauge, key, {:length, _owner, length}, credit) do
     found = max(bound - length - (asked - credit), 0)
     gauge = %{gauge | asked: nil, found: found}
 
     if 2 * found > bound do
       {found, %{gauge | rest: @soonest}}
     else
-      _timer = Process.send_after(self(), {:gauge, handle, :rested}, gauge.rest)
+      _timer = Process.send_after(self(), {:gauge, key, :rested}, gauge.rest)
       rest = if found == 0, do: min(2 * gauge.rest, @latest), else: @soonest
       {found, %{gauge | resting?: true, rest: rest}}
     end

@@ -293,11 +293,14 @@ defmodule NetlinkPort.Sockets do
       else: sockets
   end
 
-  defp watch(%{gauge: nil} = entry, _handle), do: entry
-
-  defp watch(%{gauge: gauge} = entry, handle) do
-    %{entry | gauge: Gauge.watch(gauge, handle, entry.owner, entry.delivery)}
+  # What is sent in another mode than `true` has a bound of its own.
+  defp watch(%{gauge: gauge, delivery: %{mode: true} = delivery} = entry, handle)
+       when gauge != nil do
+    waiting? = Delivery.kept?(delivery)
+    %{entry | gauge: Gauge.watch(gauge, handle, entry.owner, delivery.credit, waiting?)}
   end
+
+  defp watch(entry, _handle), do: entry
 
   defp grant(sockets, handle, entry) do
     case Delivery.grant(entry.delivery) do

@@ -99,10 +99,14 @@ defmodule NetlinkPort.Case do
 
   ## Servers and helpers
 
-  @doc "Starts a server under the test's supervisor, which does not restart it; returns its pid."
+  @doc """
+  Starts a server under the test's supervisor, which does not restart it unless told so by `restart:`;
+  returns its pid.
+  """
   def start_server!(opts \\ []) do
+    {restart, opts} = Keyword.pop(opts, :restart, :temporary)
     opts = opts |> Keyword.put_new(:name, nil) |> Keyword.merge(server_options(), &first/3)
-    spec = Supervisor.child_spec({NetlinkPort, opts}, id: make_ref(), restart: :temporary)
+    spec = Supervisor.child_spec({NetlinkPort, opts}, id: make_ref(), restart: restart)
     start_supervised!(spec)
   end
 

@@ -1,0 +1,140 @@
+defmodule NetlinkPort.Monitor.Subscriber do
+  @moduledoc false
+  # What one subscriber of a monitor is sent, and when. Pure.
+  #
+  #     owed ── resync ──▶ waiting ── a dump begins ──▶ attached ── it is read ──▶ live
+  #       ▲ └──────────── resync, without a dump of the monitor's ───────────────▶ │
+  #       └────────────────────────────── a gap, or behind ────────────────────────┘
+  #
+  # Invariants: after a gap nothing is sent before its resync. What comes while a dump runs is sent
+  # behind it, whatever had come before the dump began is not. Credit is how many messages the
+  # subscriber's mailbox may still be sent (NetlinkPort.Gauge); nothing is sent without. What waits
+  # here are at most `bound` events and the pieces of one snapshot.
+
+  alias NetlinkPort.Gauge
+
+  @type place :: :opening | {:joined, NetlinkPort.Socket.t()} | {:down, term()}
+  @type message :: tuple()
+  @type phase :: {:owed, reason :: term(), down_told? :: boolean()} | :waiting | :attached | :live
+  @type t :: %__MODULE__{
+          pid: pid(),
+          bound: pos_integer(),
+          gauge: Gauge.t(),
+          credit: non_neg_integer(),
+          phase: phase(),
+          queue: :queue.queue(message()),
+          events: non_neg_integer()
+        }
+
+  @enforce_keys [:pid, :bound, :gauge]
+  defstruct [
+    :pid,
+    :bound,
+    :gauge,
+    credit: 0,
+    phase: {:owed, :subscribed, false},
+    queue: :queue.new(),
+    events: 0
+  ]
+
+  @doc "A subscriber whose mailbox may hold `bound` messages."
+  @spec new(pid(), pos_integer()) :: t()
+  def new(pid, bound), do: %__MODULE__{pid: pid, bound: bound, gauge: Gauge.new(bound)}
+
+  @doc "Something was lost. Gaps that come before the first of them could be told are one."
+  @spec gap(t(), reason :: term()) :: t()
+  def gap(%{phase: {:owed, _reason, _told?}} = subscriber, _reason_too), do: subscriber
+  def gap(subscriber, reason), do: back_to({:owed, reason, false}, subscriber)
+
+  @doc "An event has come."
+  @spec event(t(), message()) :: t()
+  def event(%{phase: :live, events: events, bound: bound} = subscriber, _message)
+      when events >= bound,
+      do: gap(subscriber, :behind)
+
+  # Nothing of the snapshot has been sent: it is begun anew, and there is nothing to tell.
+  def event(%{phase: :attached, events: events, bound: bound} = subscriber, _message)
+      when events >= bound,
+      do: back_to(:waiting, subscriber)
+
+  def event(%{phase: phase, queue: queue, events: events} = subscriber, message)
+      when phase in [:live, :attached],
+      do: %{subscriber | queue: :queue.in({:event, message}, queue), events: events + 1}
+
+  # It is in the snapshot to come, or the subscriber's own dump.
+  def event(subscriber, _message), do: subscriber
+
+  @doc "A dump begins."
+  @spec attach(t()) :: t()
+  def attach(%{phase: :waiting} = subscriber), do: %{subscriber | phase: :attached}
+  def attach(subscriber), do: subscriber
+
+  @doc "The dump could not be read."
+  @spec detach(t()) :: t()
+  def detach(%{phase: :attached} = subscriber), do: back_to(:waiting, subscriber)
+  def detach(subscriber), do: subscriber
+
+  @doc "The dump is read: it goes before what has come meanwhile."
+  @spec snapshot(t(), [message()]) :: t()
+  def snapshot(%{phase: :attached, queue: queue} = subscriber, pieces) do
+    %{subscriber | phase: :live, queue: :queue.join(:queue.from_list(pieces), queue)}
+  end
+
+  def snapshot(subscriber, _pieces), do: subscriber
+
+  @doc "What is to be sent now. `dumps?` is whether the monitor has a snapshot to make."
+  @spec advance(t(), place(), dumps? :: boolean()) :: {[message()], t()}
+  def advance(%{phase: {:owed, reason, told?}} = subscriber, place, dumps?) do
+    # One that was behind starts again with room for what follows.
+    room? = 2 * subscriber.credit > subscriber.bound
+
+    case place do
+      {:joined, _socket} when room? ->
+        phase = if dumps?, do: :waiting, else: :live
+        {[{:netlink_resync, reason}], spend(%{subscriber | phase: phase})}
+
+      {:down, why} when room? and not told? ->
+        {[{:netlink_down, why}], spend(%{subscriber | phase: {:owed, reason, true}})}
+
+      _not_yet ->
+        {[], subscriber}
+    end
+  end
+
+  def advance(%{phase: :live} = subscriber, _place, _dumps?), do: drain(subscriber, [])
+  def advance(subscriber, _place, _dumps?), do: {[], subscriber}
+
+  @doc "A message beside the order of events, for those who have room for it."
+  @spec aside(t(), message()) :: {[message()], t()}
+  def aside(%{credit: 0} = subscriber, _message), do: {[], subscriber}
+  def aside(subscriber, message), do: {[message], spend(subscriber)}
+
+  @doc "Whether there is something to send that waits for credit."
+  @spec waiting?(t(), place()) :: boolean()
+  def waiting?(%{phase: {:owed, _reason, told?}}, {:down, _why}), do: not told?
+  def waiting?(%{phase: {:owed, _reason, _told?}}, {:joined, _socket}), do: true
+  def waiting?(%{phase: :live, queue: queue}, _place), do: not :queue.is_empty(queue)
+  def waiting?(_subscriber, _place), do: false
+
+  defp drain(%{credit: 0} = subscriber, sent), do: {Enum.reverse(sent), subscriber}
+
+  defp drain(subscriber, sent) do
+    case :queue.out(subscriber.queue) do
+      {{:value, {:event, message}}, queue} ->
+        subscriber = %{subscriber | queue: queue, events: subscriber.events - 1}
+        drain(spend(subscriber), [message | sent])
+
+      {{:value, message}, queue} ->
+        drain(spend(%{subscriber | queue: queue}), [message | sent])
+
+      {:empty, _queue} ->
+        {Enum.reverse(sent), subscriber}
+    end
+  end
+
+  defp spend(%{credit: credit} = subscriber), do: %{subscriber | credit: credit - 1}
+
+  defp back_to(phase, subscriber) do
+    %{subscriber | phase: phase, queue: :queue.new(), events: 0}
+  end
+end

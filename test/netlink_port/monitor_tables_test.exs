@@ -1,0 +1,134 @@
+defmodule NetlinkPort.MonitorTablesTest do
+  # What the subscribers of a monitor make of what they are sent is what the kernel has.
+  use NetlinkPort.Case, async: true
+
+  alias NetlinkPort.{Changes, Mirror, Monitor}
+
+  @moduletag :root
+
+  setup do
+    server = :"server#{System.unique_integer([:positive])}"
+    start_server!(name: server, restart: :permanent)
+    %{server: server, netns: netns!()}
+  end
+
+  defp monitor!(context, rcvbuf) do
+    opts = [server: context.server, netns: {:name, context.netns}, rcvbuf: rcvbuf]
+    start_supervised!({Monitor, [groups: Mirror.groups(), dump: Mirror.dumps()] ++ opts})
+  end
+
+  test "a subscriber with room for one message takes all of a snapshot, and what follows",
+       context do
+    routes = for n <- 1..300, do: "route add 10.2.#{div(n, 256)}.#{rem(n, 256)} dev lo"
+    ip_batch!(context.netns, routes)
+    monitor = monitor!(context, 1_000_000)
+    mirror = Mirror.start(monitor, max_queue: 1)
+    eventually!(fn -> Mirror.read(mirror).tables != nil end)
+    changes = changes!(context, 1)
+    assert_true([mirror], changes)
+    assert Mirror.read(mirror).reasons == %{subscribed: 1}
+    assert_true([mirror], Changes.make(changes, 500))
+  end
+
+  test "many subscribers, some of which end, all have the true state", context do
+    monitor = monitor!(context, 1_000_000)
+    {changes, mirrors} = {changes!(context, 1), for(_ <- 1..200, do: Mirror.start(monitor))}
+    changes = Enum.reduce(1..10, changes, fn _n, changes -> Changes.make(changes, 100) end)
+    {ended, kept} = Enum.split(mirrors, 100)
+    for pid <- ended, do: Process.unlink(pid)
+    for pid <- ended, do: Process.exit(pid, :kill)
+    changes = Enum.reduce(1..10, changes, fn _n, changes -> Changes.make(changes, 100) end)
+    assert_true(kept, changes)
+    assert map_size(:sys.get_state(monitor).subscribers) == 100
+  end
+
+  @changes 100_000
+  @rounds 10
+
+  # Seconds by itself; a machine with other work takes longer.
+  @tag timeout: 180_000
+  test "links and routes are true after 100,000 random changes, overruns and kills", context do
+    # Which changes are made follows from it; where they fall does not.
+    seed = ExUnit.configuration()[:seed]
+    monitor = monitor!(context, 100_000)
+    mirror = Mirror.start(monitor)
+    # With little room in its mailbox, and suspended now and then.
+    slow = Mirror.start(monitor, max_queue: 50)
+
+    changes =
+      for round <- 1..@rounds, reduce: changes!(context, seed) do
+        changes ->
+          if rem(round, 2) == 0, do: :erlang.suspend_process(slow)
+          kill_if_there(context.server)
+          changes = storm(changes, context.server, div(@changes, @rounds))
+          if rem(round, 2) == 0, do: :erlang.resume_process(slow)
+          # One that comes late, and goes.
+          late = Mirror.start(monitor)
+          assert_true([mirror, slow, late], changes)
+          Process.unlink(late)
+          Process.exit(late, :kill)
+          changes
+      end
+
+    assert_listed(Mirror.read(mirror).tables, context.netns)
+    seen = Mirror.read(mirror)
+    assert %{overrun: _some, closed: _more} = seen.reasons
+    assert %{behind: _some} = Mirror.read(slow).reasons
+    assert seen.counts.netlink_event > div(@changes, 10)
+    assert map_size(changes.routes) > 500
+  end
+
+  # Over a helper of its own, which nobody kills.
+  defp changes!(context, seed) do
+    opts = [netns: {:name, context.netns}, active: false, rcvbuf: 4_000_000, sndbuf: 1_000_000]
+    {:ok, socket} = NetlinkPort.open(start_server!(), :route, opts)
+    Changes.new(socket, seed)
+  end
+
+  # In datagrams of very different lengths: some overrun the monitor's socket, and some do not.
+  defp storm(changes, _server, 0), do: changes
+
+  defp storm(changes, server, left) do
+    {exponent, changes} = Changes.random(changes, 10)
+    count = min(left, Bitwise.bsl(1, exponent))
+    changes = Changes.make(changes, count)
+    {n, changes} = Changes.random(changes, 50)
+    if n == 1, do: kill_if_there(server)
+    storm(changes, server, left - count)
+  end
+
+  defp kill_if_there(server) do
+    with {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(server), do: signal!(os_pid, "KILL")
+  end
+
+  defp assert_true(mirrors, changes) do
+    # Links change by themselves for a while, after they were made.
+    for mirror <- mirrors do
+      eventually!(fn -> Mirror.read(mirror).tables == Mirror.kernel(changes.socket) end, 20_000)
+    end
+  end
+
+  # What ip(8) reads.
+  defp assert_listed(tables, netns) do
+    listed = fn arguments, pattern ->
+      ["-n", netns, "-j" | arguments]
+      |> ip!()
+      |> then(&Regex.scan(pattern, &1, capture: :all_but_first))
+      |> Enum.sort()
+    end
+
+    links =
+      for {index, {{:ok, name}, {:ok, mtu}, _flags}} <- tables,
+          is_integer(index),
+          do: ["#{index}", name, "#{mtu}"]
+
+    pattern = ~r/"ifindex":(\d+),"ifname":"([^"]+)","flags":[^\]]*\],"mtu":(\d+)/
+    assert listed.(["link"], pattern) == Enum.sort(links)
+
+    routes =
+      for {{254, {:ok, <<a, b, c, d>>}, 32, _tos, _priority}, _route} <- tables,
+          do: ["#{a}.#{b}.#{c}.#{d}"]
+
+    assert listed.(~w(-4 route), ~r/"dst":"([^"]+)"/) == Enum.sort(routes)
+  end
+end

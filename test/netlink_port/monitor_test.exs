@@ -1,0 +1,414 @@
+defmodule NetlinkPort.MonitorTest do
+  use NetlinkPort.Case, async: true
+
+  alias NetlinkPort.{Message, Mirror, Monitor}
+
+  doctest NetlinkPort.Monitor.Snapshot
+
+  @moduletag :root
+
+  # RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR
+  @links 1
+  @addresses 5
+  # RTM_GETLINK of all links
+  @dump_links {18, <<0::128>>}
+
+  setup do
+    server = :"server#{System.unique_integer([:positive])}"
+    start_server!(name: server, restart: :permanent)
+    %{server: server, netns: netns!()}
+  end
+
+  defp monitor!(context, opts) do
+    opts = Keyword.merge([server: context.server, netns: {:name, context.netns}], opts)
+    start_supervised!({Monitor, opts}, id: make_ref())
+  end
+
+  defp subscribed!(monitor, opts \\ []) do
+    assert Monitor.subscribe(monitor, opts) == {:ok, monitor}
+    assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+    monitor
+  end
+
+  # The message that comes next, of any kind: order counts.
+  defp next(monitor, timeout \\ 5_000) do
+    assert_receive message when elem(message, 1) == monitor, timeout
+    message
+  end
+
+  # The names of the links in the snapshot that comes next.
+  defp snapshot(monitor) do
+    assert {:netlink_snapshot, ^monitor, :begin} = next(monitor)
+    Enum.sort(links(monitor))
+  end
+
+  defp links(monitor) do
+    case next(monitor) do
+      {:netlink_snapshot, ^monitor, :end} ->
+        []
+
+      {:netlink_snapshot, ^monitor, messages} ->
+        names = for %Message{type: 16, payload: payload} <- messages, do: Rtnl.link_name(payload)
+        names ++ links(monitor)
+    end
+  end
+
+  # The name of the link that the next event is about.
+  defp event(monitor) do
+    assert {:netlink_event, ^monitor, datagram} = next(monitor)
+    [{_type, _sequence, payload}] = Rtnl.messages(datagram)
+    Rtnl.link_name(payload)
+  end
+
+  defp address(monitor) do
+    assert {:netlink_event, ^monitor, datagram} = next(monitor)
+    [{20, _sequence, payload}] = Rtnl.messages(datagram)
+    {10, 0, high, low} = Rtnl.address(payload)
+    high * 256 + low
+  end
+
+  defp add_bridge!(netns, name), do: ip!(["-n", netns, "link", "add", name, "type", "bridge"])
+
+  defp add_addresses!(netns, range) do
+    ip_batch!(netns, for(n <- range, do: "addr add 10.0.#{div(n, 256)}.#{rem(n, 256)}/32 dev lo"))
+  end
+
+  # A subscriber of its own that passes everything on.
+  defp follower!(monitor, opts \\ []) do
+    test = self()
+
+    pid =
+      spawn_link(fn ->
+        {:ok, ^monitor} = Monitor.subscribe(monitor, opts)
+        send(test, {:following, self()})
+        pass_on(test)
+      end)
+
+    assert_receive {:following, ^pid}
+    pid
+  end
+
+  defp pass_on(test) do
+    receive do
+      message -> send(test, {self(), message})
+    end
+
+    pass_on(test)
+  end
+
+  defp subscribers(monitor), do: map_size(:sys.get_state(monitor).subscribers)
+  defp kill_helper!(server), do: server |> os_pid() |> signal!("KILL")
+
+  describe "a subscription" do
+    test "begins with a resync, then events come", context do
+      monitor = subscribed!(monitor!(context, groups: [@links]))
+      add_bridge!(context.netns, "br0")
+      assert event(monitor) == "br0"
+    end
+
+    test "with dump begins with a snapshot, then changes", context do
+      add_bridge!(context.netns, "br0")
+      opts = [groups: [@links], dump: [@dump_links], name: :"m#{System.unique_integer()}"]
+      monitor = monitor!(context, opts)
+      assert Monitor.subscribe(opts[:name]) == {:ok, monitor}
+      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+      assert snapshot(monitor) == ["br0", "lo"]
+      add_bridge!(context.netns, "br1")
+      assert event(monitor) == "br1"
+    end
+
+    test "that begins late has a snapshot of its own, and disturbs no other", context do
+      monitor = subscribed!(monitor!(context, groups: [@links], dump: [@dump_links]))
+      assert snapshot(monitor) == ["lo"]
+      add_bridge!(context.netns, "br0")
+      assert event(monitor) == "br0"
+      mirror = Mirror.start(monitor)
+      eventually!(fn -> Mirror.read(mirror).tables != nil end)
+      assert map_size(Mirror.read(mirror).tables) == 2
+      refute_received {_tag, ^monitor, _any}
+    end
+
+    test "that is made again begins anew", context do
+      monitor = subscribed!(monitor!(context, groups: [@links], dump: [@dump_links]))
+      assert snapshot(monitor) == ["lo"]
+      subscribed!(monitor)
+      assert snapshot(monitor) == ["lo"]
+      assert subscribers(monitor) == 1
+      add_bridge!(context.netns, "br0")
+      assert event(monitor) == "br0"
+      refute_receive {_tag, ^monitor, _any}, 50
+    end
+
+    test "ends by unsubscribe, or with its process", context do
+      monitor = subscribed!(monitor!(context, groups: [@links]))
+      follower = follower!(monitor)
+      assert subscribers(monitor) == 2
+      Process.unlink(follower)
+      Process.exit(follower, :kill)
+      eventually!(fn -> subscribers(monitor) == 1 end)
+      assert Monitor.unsubscribe(monitor) == :ok
+      assert Monitor.unsubscribe(monitor) == :ok
+      assert subscribers(monitor) == 0
+      add_bridge!(context.netns, "br0")
+      refute_receive {_tag, ^monitor, _any}, 50
+    end
+
+    test "of a monitor that is not there is ESRCH" do
+      assert {:error, %Error{reason: :esrch}} = Monitor.subscribe(:no_such_monitor)
+      assert {:error, %Error{reason: :esrch}} = Monitor.unsubscribe(:no_such_monitor)
+    end
+
+    test "has metadata where that was asked for", context do
+      monitor = subscribed!(monitor!(context, groups: [@links], pktinfo: true))
+      add_bridge!(context.netns, "br0")
+      assert {:netlink_event, ^monitor, _datagram, %{group: @links}} = next(monitor)
+    end
+  end
+
+  describe "a gap" do
+    test "by an overrun is one resync, behind what is older than it", context do
+      monitor = subscribed!(monitor!(context, groups: [@addresses], rcvbuf: 10_000))
+      helper = os_pid(context.server)
+      signal!(helper, "STOP")
+      add_addresses!(context.netns, 1..200)
+      signal!(helper, "CONT")
+      kept = up_to_resync(monitor, :overrun)
+      assert kept == Enum.to_list(1..length(kept))
+      assert length(kept) in 1..199
+      add_addresses!(context.netns, 201..201)
+      assert address(monitor) == 201
+      refute_received {:netlink_resync, ^monitor, _reason}
+    end
+
+    defp up_to_resync(monitor, reason) do
+      case next(monitor) do
+        {:netlink_resync, ^monitor, ^reason} ->
+          []
+
+        {:netlink_event, ^monitor, datagram} ->
+          [{20, _sequence, payload}] = Rtnl.messages(datagram)
+          {10, 0, high, low} = Rtnl.address(payload)
+          [high * 256 + low | up_to_resync(monitor, reason)]
+      end
+    end
+
+    test "by the end of the helper is one down and one resync", context do
+      monitor = subscribed!(monitor!(context, groups: [@links], dump: [@dump_links]))
+      assert snapshot(monitor) == ["lo"]
+
+      for n <- 1..3 do
+        kill_helper!(context.server)
+        assert {:netlink_down, ^monitor, {:closed, {:helper_exit, _status}} = why} = next(monitor)
+        assert {:netlink_resync, ^monitor, ^why} = next(monitor)
+        assert length(snapshot(monitor)) == n
+        add_bridge!(context.netns, "br#{n}")
+        assert event(monitor) == "br#{n}"
+      end
+    end
+
+    test "by the end of the namespace lasts until it is back", context do
+      monitor = subscribed!(monitor!(context, groups: [@links], dump: [@dump_links]))
+      assert snapshot(monitor) == ["lo"]
+      add_bridge!(context.netns, "br0")
+      assert event(monitor) == "br0"
+      ip!(["netns", "del", context.netns])
+      assert {:netlink_down, ^monitor, :namespace_gone} = next(monitor)
+      # Long enough for some tries: it is told once.
+      refute_receive {_tag, ^monitor, _any}, 200
+      # Who comes meanwhile is told so, too.
+      follower = follower!(monitor)
+      assert_receive {^follower, {:netlink_down, ^monitor, :namespace_gone}}
+      ip!(["netns", "add", context.netns])
+      assert {:netlink_resync, ^monitor, :namespace_gone} = next(monitor)
+      assert snapshot(monitor) == ["lo"]
+      assert_receive {^follower, {:netlink_resync, ^monitor, :subscribed}}
+      add_bridge!(context.netns, "br1")
+      assert event(monitor) == "br1"
+    end
+
+    test "by a datagram that cannot be received is a resync", context do
+      switch = tmp_path!("fault")
+      script = script!("exec #{fixture!("inject")} recvmsg EIO file:#{switch} #{helper()} \"$@\"")
+      server = start_server!(executable: script)
+      monitor = subscribed!(monitor!(context, server: server, groups: [@links]))
+      File.write!(switch, "")
+      add_bridge!(context.netns, "br0")
+      assert {:netlink_resync, ^monitor, {:error, %Error{reason: :eio}}} = next(monitor)
+      File.rm!(switch)
+    end
+
+    test "does not lose what comes while the dump runs, nor sends it before", context do
+      switch = tmp_path!("hold")
+      on_exit(fn -> File.rm(switch <> ".held") end)
+      # The helper is held up in the first sendmsg(2): that is the dump.
+      script =
+        script!("exec #{fixture!("inject")} sendto EPERM hold:#{switch} #{helper()} \"$@\"")
+
+      server = start_server!(executable: script, call_timeout: 60_000)
+      File.write!(switch, "")
+
+      monitor =
+        subscribed!(monitor!(context, server: server, groups: [@links], dump: [@dump_links]))
+
+      eventually!(fn -> File.exists?(switch <> ".held") end)
+      add_bridge!(context.netns, "br0")
+      refute_received {_tag, ^monitor, _any}
+      File.rm!(switch <> ".held")
+      # It is in both.
+      assert snapshot(monitor) == ["br0", "lo"]
+      assert event(monitor) == "br0"
+    end
+  end
+
+  describe "a monitor" do
+    test "starts before its server and its namespace, and says what is missing", context do
+      ip!(["netns", "del", context.netns])
+      server = :"server#{System.unique_integer([:positive])}"
+      monitor = monitor!(context, server: server, groups: [@links])
+      assert Monitor.subscribe(monitor) == {:ok, monitor}
+      assert {:netlink_down, ^monitor, {:error, %Error{reason: :esrch}}} = next(monitor)
+      start_server!(name: server)
+      refute_receive {_tag, ^monitor, _any}, 100
+      ip!(["netns", "add", context.netns])
+      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+    end
+
+    test "holds nobody up while its server does not answer", context do
+      :sys.suspend(context.server)
+      monitor = monitor!(context, groups: [@links])
+      follower = follower!(monitor)
+      assert subscribers(monitor) == 1
+      refute_received {^follower, _any}
+      :sys.resume(context.server)
+      assert_receive {^follower, {:netlink_resync, ^monitor, :subscribed}}
+    end
+
+    test "whose socket is closed before it knows of it opens another", context do
+      hold = tmp_path!("hold")
+      on_exit(fn -> File.rm(hold <> ".held") end)
+      script = script!("exec #{fixture!("inject")} setns EPERM hold:#{hold} #{helper()} \"$@\"")
+      server = :"server#{System.unique_integer([:positive])}"
+      start_server!(name: server, executable: script, restart: :permanent)
+      File.write!(hold, "")
+      monitor = monitor!(context, server: server, groups: [@links])
+      eventually!(fn -> File.exists?(hold <> ".held") end)
+      %{opening: %{pid: opening}} = :sys.get_state(monitor)
+      :erlang.suspend_process(opening)
+      File.rm!(hold <> ".held")
+      eventually!(fn -> match?({:ok, %{sockets: 1}}, NetlinkPort.info(server)) end)
+      kill_helper!(server)
+      eventually!(fn -> :sys.get_state(monitor).ended != nil end)
+      :erlang.resume_process(opening)
+      assert Monitor.subscribe(monitor) == {:ok, monitor}
+      await_resync(monitor)
+      add_bridge!(context.netns, "br0")
+      assert event(monitor) == "br0"
+    end
+
+    # It may be too soon or too late to be told that it was down.
+    defp await_resync(monitor) do
+      with {:netlink_down, ^monitor, {:closed, _reason}} <- next(monitor), do: next(monitor)
+    end
+
+    test "of the host's namespace is like any other", context do
+      monitor =
+        subscribed!(monitor!(context, netns: :host, groups: [@links], dump: [@dump_links]))
+
+      assert "lo" in snapshot(monitor)
+    end
+
+    test "tells once of a dump that fails, and goes on trying", context do
+      # No message of rtnetlink has this type.
+      monitor = subscribed!(monitor!(context, groups: [@links], dump: [{1_000, ""}]))
+      assert {:netlink_error, ^monitor, %Error{reason: :eopnotsupp}} = next(monitor)
+      refute_receive {_tag, ^monitor, _any}, 200
+      assert :sys.get_state(monitor).dump_wait > 40
+    end
+
+    test "leaves nothing behind when it ends, nor do its dumps", context do
+      before = fds(context.server)
+      monitor = subscribed!(monitor!(context, groups: [@links], dump: [@dump_links]))
+      assert snapshot(monitor) == ["lo"]
+      # The socket, and inotify.
+      eventually!(fn -> fds(context.server) == before + 2 end)
+      :ok = GenServer.stop(monitor)
+      eventually!(fn -> fds(context.server) == before end)
+    end
+
+    test "is not disturbed by strangers", context do
+      monitor = subscribed!(monitor!(context, groups: [@links]))
+      send(monitor, {:netlink, :nothing, ""})
+      send(monitor, {:netlink_closed, :nothing, :why})
+      send(monitor, {make_ref(), {:ok, :nothing}})
+      add_bridge!(context.netns, "br0")
+      assert event(monitor) == "br0"
+    end
+
+    test "takes no wrong options" do
+      for opts <- [
+            [active: true],
+            [owner: self()],
+            [dump: :links],
+            [dump: [18]],
+            [dump: [{70_000, ""}]],
+            [groups: [0]],
+            [protocol: :nothing],
+            [server: 1],
+            [rcvbuf: -1]
+          ] do
+        assert_raise ArgumentError, fn -> Monitor.start_link(opts) end
+      end
+
+      for opts <- [[max_queue: 0], [max_queue: :infinity], [window: 1]] do
+        assert_raise ArgumentError, fn -> Monitor.subscribe(self(), opts) end
+      end
+    end
+  end
+
+  describe "a subscriber" do
+    test "that is suspended is behind, holds up no other, and takes no memory", context do
+      monitor = monitor!(context, groups: [@addresses])
+      slow = follower!(monitor, max_queue: 100)
+      assert_receive {^slow, {:netlink_resync, ^monitor, :subscribed}}
+      :erlang.suspend_process(slow)
+      subscribed!(monitor)
+      add_addresses!(context.netns, 1..1_000)
+      for n <- 1..1_000, do: assert(address(monitor) == n)
+      {:message_queue_len, length} = Process.info(slow, :message_queue_len)
+      assert length <= 100
+      [{_ref, %{queue: queue, phase: phase}}] = owed(monitor)
+      assert {phase, :queue.len(queue)} == {{:owed, :behind, false}, 0}
+      :erlang.resume_process(slow)
+      # What was in its mailbox, in order, then the resync, then what comes from there on.
+      for n <- 1..length, do: assert({n, :event} == {n, follows(slow, monitor)})
+      assert follows(slow, monitor) == {:resync, :behind}
+      add_addresses!(context.netns, 1_001..1_001)
+      assert follows(slow, monitor) == :event
+      refute_receive {^slow, _any}, 50
+    end
+
+    test "has all, where the monitor was suspended, whose mailbox has a bound", context do
+      monitor = subscribed!(monitor!(context, groups: [@addresses], rcvbuf: 8_000_000))
+      :sys.suspend(monitor)
+      add_addresses!(context.netns, 1..1_500)
+      {:ok, _info} = NetlinkPort.info(context.server)
+      {:message_queue_len, length} = Process.info(monitor, :message_queue_len)
+      assert length in 1..1_000
+      :sys.resume(monitor)
+      for n <- 1..1_500, do: assert(address(monitor) == n)
+    end
+
+    defp owed(monitor) do
+      for {_ref, %{phase: {:owed, _, _}}} = one <- :sys.get_state(monitor).subscribers, do: one
+    end
+
+    defp follows(pid, monitor) do
+      assert_receive {^pid, message}
+
+      case message do
+        {:netlink_event, ^monitor, _datagram} -> :event
+        {:netlink_resync, ^monitor, reason} -> {:resync, reason}
+      end
+    end
+  end
+end
