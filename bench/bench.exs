@@ -17,6 +17,7 @@ defmodule Bench do
 
   def run(only) do
     start = System.monotonic_time(:second)
+    _sweeper = Place.sweep_at_end()
 
     Place.with_netns("bench", fn netns ->
       Place.with_server(fn server ->

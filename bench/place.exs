@@ -4,6 +4,18 @@ defmodule Bench.Place do
 
   def ip(arguments), do: {_output, 0} = System.cmd("ip", arguments, stderr_to_stdout: true)
 
+  @doc """
+  Deletes what is left of the benchmark's namespaces when this VM ends, also where it is interrupted or
+  killed: a shell waits for the end of its input.
+  """
+  def sweep_at_end do
+    script =
+      "trap '' INT TERM HUP; cat >/dev/null; ip netns list | " <>
+        "sed -n 's/^\\(#{name("")}[^ ]*\\).*/\\1/p' | xargs -r -n 1 ip netns del"
+
+    Port.open({:spawn_executable, "/bin/sh"}, args: ["-c", script])
+  end
+
   @doc "A name of this run."
   def name(suffix), do: "nlp-#{System.pid()}-#{suffix}"
 
