@@ -22,6 +22,7 @@ mod sockets;
 mod spin;
 mod start;
 mod sys;
+mod wake;
 mod watch;
 
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! The loop: one epoll over standard input, standard output and every socket, on one thread.
+//! The loop, on one thread: commands in, datagrams out.
 //!
 //! Rules that keep it from deadlock and from unbounded memory:
 //! - A socket is read only while its window, the program's window and the arena have room.
@@ -8,20 +8,14 @@
 use crate::error::{At, Exit, Failure, Fatal, Stage};
 use crate::etf;
 use crate::frame::{Inbox, Outbox, MAX_FRAME};
-use crate::gather::{Gather, PAUSE};
 use crate::netlink::{Arrival, Socket, Spec};
 use crate::netns::Home;
 use crate::protocol::{self, Command, Form, Handle, Prefix, Reference};
 use crate::sockets::{Entry, Sockets, Window};
-use crate::spin::Spin;
-use crate::sys;
+use crate::wake::{pipes, Ready, Wake, Wire};
 use crate::watch::Watches;
 use nix::errno::Errno;
-use nix::poll::{ppoll, PollFd, PollFlags};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::time::TimeSpec;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// First size of the receive buffer. The kernel cuts dumps to the reader's buffer, up to 32 KiB.
 const DATAGRAM: usize = 1 << 20;
@@ -29,76 +23,15 @@ const DATAGRAM: usize = 1 << 20;
 const MAX_DATAGRAM: usize = 16 << 20;
 /// How many datagrams one socket may bring before the next has its turn.
 const TURN: usize = 64;
-/// How many events one epoll_wait(2) brings.
-const EVENTS: usize = 256;
-
-/// What an event belongs to. A handle's token stays valid after its socket is closed: it is not
-/// found any more, and handles are never given twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
-    Input,
-    Output,
-    Watches,
-    Socket(Handle),
-}
-
-impl Token {
-    fn data(self) -> u64 {
-        match self {
-            Self::Input => u64::MAX,
-            Self::Output => u64::MAX - 1,
-            Self::Watches => u64::MAX - 2,
-            Self::Socket(handle) => handle.0.into(),
-        }
-    }
-
-    fn from_data(data: u64) -> Self {
-        match u32::try_from(data) {
-            Ok(handle) => Self::Socket(Handle(handle)),
-            Err(_) if data == u64::MAX => Self::Input,
-            Err(_) if data == u64::MAX - 1 => Self::Output,
-            Err(_) => Self::Watches,
-        }
-    }
-}
-
-/// The private ends of the pipes to the VM.
-#[derive(Debug)]
-pub struct Wire {
-    /// What was standard input.
-    pub input: OwnedFd,
-    /// What was standard output.
-    pub output: OwnedFd,
-}
-
-/// What woke the loop.
-#[derive(Debug, Default)]
-struct Ready {
-    input: bool,
-    hangup: bool,
-    watches: bool,
-}
-
 /// The loop and all it holds.
 #[derive(Debug)]
 pub struct Reactor {
     wire: Wire,
-    watch: Watch,
+    wake: Wake,
     inbox: Inbox,
     /// Whole frames wait in the inbox for room for their answers.
     stalled: bool,
     state: State,
-}
-
-/// epoll, and what it is told to look for on the two pipes.
-#[derive(Debug)]
-struct Watch {
-    epoll: Epoll,
-    events: Vec<EpollEvent>,
-    spin: Spin,
-    gather: Gather,
-    reading: bool,
-    writing: bool,
 }
 
 /// What commands and datagrams work on.
@@ -119,33 +52,13 @@ struct State {
 impl Reactor {
     /// Sets up the loop. `hello` is the first frame.
     pub fn new(wire: Wire, home: Home, spin: Duration, hello: &[u8]) -> Result<Self, Fatal> {
-        let epoll =
-            Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(Fatal::system("epoll_create1"))?;
-        let watching = EpollEvent::new(EpollFlags::EPOLLIN, Token::Input.data());
-        epoll
-            .add(&wire.input, watching)
-            .map_err(unwatchable("standard input is neither a pipe nor a socket"))?;
-        let waiting = EpollEvent::new(EpollFlags::empty(), Token::Output.data());
-        epoll.add(&wire.output, waiting).map_err(unwatchable(
-            "standard output is neither a pipe nor a socket",
-        ))?;
         let watches = Watches::new()?;
-        let watching = EpollEvent::new(EpollFlags::EPOLLIN, Token::Watches.data());
-        epoll
-            .add(&watches, watching)
-            .map_err(Fatal::system("epoll_ctl"))?;
+        let wake = Wake::new(&wire, &watches, spin)?;
         let mut outbox = Outbox::new(DATAGRAM);
         outbox.push(hello);
         Ok(Self {
             wire,
-            watch: Watch {
-                epoll,
-                events: vec![EpollEvent::empty(); EVENTS],
-                spin: Spin::new(spin),
-                gather: Gather::default(),
-                reading: true,
-                writing: false,
-            },
+            wake,
             inbox: Inbox::new(),
             stalled: false,
             state: State {
@@ -184,7 +97,7 @@ impl Reactor {
         if ready.input && !self.stalled {
             match self.inbox.fill(&self.wire.input) {
                 Ok(0) => return Err(Exit::Done),
-                Ok(_) => self.watch.spin.commanded(),
+                Ok(_) => self.wake.commanded(),
                 Err(Errno::EAGAIN) => {}
                 Err(_) => return Err(Exit::System),
             }
@@ -198,7 +111,7 @@ impl Reactor {
             if !self.state.may_read() {
                 self.flush()?;
             }
-            self.state.pump(&self.watch.epoll, handle);
+            self.state.pump(&self.wake, handle);
         }
         self.state.spare = due;
         Ok(())
@@ -209,7 +122,7 @@ impl Reactor {
         self.stalled = true;
         while self.state.outbox.has_room_for_reply() && !self.state.stopping {
             match self.inbox.next() {
-                Ok(Some(frame)) => self.state.command(&self.watch.epoll, frame),
+                Ok(Some(frame)) => self.state.command(&self.wake, frame),
                 Ok(None) => {
                     self.stalled = false;
                     break;
@@ -234,104 +147,13 @@ impl Reactor {
             return Ok(Ready::default());
         }
         if self.state.may_read() {
-            self.watch
+            self.wake
                 .all(&self.wire, reading, writing, &mut self.state.due)
         } else {
             pipes(&self.wire, reading, writing, None)
         }
         .map_err(|_| Exit::System)
     }
-}
-
-impl Watch {
-    /// Everything. Sockets that have something to read are added to those that are `due`; as long
-    /// as there are any it does not sleep.
-    fn all(
-        &mut self,
-        wire: &Wire,
-        reading: bool,
-        writing: bool,
-        due: &mut Vec<Handle>,
-    ) -> Result<Ready, Errno> {
-        if !due.is_empty() {
-            return self.look(wire, reading, writing, due);
-        }
-        if self.gather.is_on() {
-            let ready = pipes(wire, reading, writing, Some(PAUSE))?;
-            if ready.input || ready.hangup {
-                return Ok(ready);
-            }
-        }
-        let start = Instant::now();
-        let ready = self.look(wire, reading, writing, due)?;
-        let events = !due.is_empty() && !ready.input;
-        self.gather.waited(start.elapsed(), events);
-        Ok(ready)
-    }
-
-    fn look(
-        &mut self,
-        wire: &Wire,
-        reading: bool,
-        writing: bool,
-        due: &mut Vec<Handle>,
-    ) -> Result<Ready, Errno> {
-        let interest = |wanted, flag| if wanted { flag } else { EpollFlags::empty() };
-        if reading != self.reading {
-            let flags = interest(reading, EpollFlags::EPOLLIN);
-            let mut event = EpollEvent::new(flags, Token::Input.data());
-            self.epoll.modify(&wire.input, &mut event)?;
-            self.reading = reading;
-        }
-        if writing != self.writing {
-            let flags = interest(writing, EpollFlags::EPOLLOUT);
-            let mut event = EpollEvent::new(flags, Token::Output.data());
-            self.epoll.modify(&wire.output, &mut event)?;
-            self.writing = writing;
-        }
-        let (epoll, events) = (&self.epoll, &mut self.events);
-        let mut wait = |patience| sys::retry(|| epoll.wait(events, patience));
-        let count = match due.is_empty() {
-            true => self.spin.wait(wait)?,
-            false => wait(EpollTimeout::ZERO)?,
-        };
-        let gone = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
-        let mut ready = Ready::default();
-        for event in self.events.iter().take(count) {
-            match Token::from_data(event.data()) {
-                Token::Input => {
-                    ready.input = event.events().contains(EpollFlags::EPOLLIN);
-                    ready.hangup |= event.events().intersects(gone);
-                }
-                Token::Output => ready.hangup |= event.events().intersects(gone),
-                Token::Watches => ready.watches = true,
-                Token::Socket(handle) => due.push(handle),
-            }
-        }
-        Ok(ready)
-    }
-}
-
-/// ppoll(2) on the two pipes alone, for ever or for so long.
-fn pipes(
-    wire: &Wire,
-    reading: bool,
-    writing: bool,
-    patience: Option<Duration>,
-) -> Result<Ready, Errno> {
-    let interest = |wanted, flag| if wanted { flag } else { PollFlags::empty() };
-    let mut both = [
-        PollFd::new(wire.input.as_fd(), interest(reading, PollFlags::POLLIN)),
-        PollFd::new(wire.output.as_fd(), interest(writing, PollFlags::POLLOUT)),
-    ];
-    sys::retry(|| ppoll(&mut both, patience.map(TimeSpec::from), None))?;
-    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
-    let [input, output] = both.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
-    Ok(Ready {
-        input: input.contains(PollFlags::POLLIN),
-        hangup: input.intersects(gone) || output.intersects(gone),
-        ..Ready::default()
-    })
 }
 
 impl State {
@@ -341,14 +163,14 @@ impl State {
     }
 
     /// Carries out one frame.
-    fn command(&mut self, epoll: &Epoll, frame: &[u8]) {
+    fn command(&mut self, wake: &Wake, frame: &[u8]) {
         let (reference, outcome) = match protocol::parse(frame) {
             Ok((reference, Ok(command))) => {
                 let handle = match command {
                     Command::Send(handle, _) | Command::SendTo(handle, ..) => Some(handle),
                     _ => None,
                 };
-                let outcome = self.perform(epoll, command);
+                let outcome = self.perform(wake, command);
                 // Nobody waits for the answer of this one: its failure is an event.
                 if let (Reference(0), Some(handle), Err(failure)) = (reference, handle, &outcome) {
                     self.outbox.push(&protocol::failed(handle, failure, 0));
@@ -366,11 +188,7 @@ impl State {
         }
     }
 
-    fn perform(
-        &mut self,
-        epoll: &Epoll,
-        command: Command<'_>,
-    ) -> Result<Option<etf::Term>, Failure> {
+    fn perform(&mut self, wake: &Wake, command: Command<'_>) -> Result<Option<etf::Term>, Failure> {
         match command {
             Command::Send(handle, datagram) => {
                 self.socket(handle)?.send(datagram, None)?;
@@ -383,7 +201,7 @@ impl State {
             Command::Grant(handle, bytes) => {
                 if let Some(entry) = self.sockets.get_mut(handle) {
                     entry.window.grant(bytes);
-                    watch(epoll, handle, entry);
+                    wake.watch(handle, entry);
                     self.read_again(handle);
                 }
             }
@@ -396,7 +214,7 @@ impl State {
                 if spec.watched {
                     self.watches.begin(handle, &spec.target)?;
                 }
-                let opened = self.open(epoll, handle, &spec, window);
+                let opened = self.open(wake, handle, &spec, window);
                 if opened.is_err() {
                     self.watches.end(handle);
                 }
@@ -424,7 +242,7 @@ impl State {
 
     fn open(
         &mut self,
-        epoll: &Epoll,
+        wake: &Wake,
         handle: Handle,
         spec: &Spec,
         window: u64,
@@ -439,9 +257,7 @@ impl State {
             leaving: false,
             due: false,
         };
-        // Only this can fail (ENOSPC, ENOMEM): what `watch` changes is there already.
-        let event = interest(entry.watched, handle);
-        epoll.add(&entry.socket, event).at(Stage::Socket)?;
+        wake.add(handle, &entry).at(Stage::Socket)?;
         let place = entry.socket.place();
         self.watches.entered(handle, place.identity);
         let mut told = protocol::place(place);
@@ -487,7 +303,7 @@ impl State {
     }
 
     /// Reads one socket until it is drained, has had its turn, or may not be read any more.
-    fn pump(&mut self, epoll: &Epoll, handle: Handle) {
+    fn pump(&mut self, wake: &Wake, handle: Handle) {
         for _ in 0..TURN {
             if !self.may_read() {
                 break;
@@ -498,7 +314,7 @@ impl State {
             if !entry.window.is_open() {
                 return match entry.leaving {
                     true => self.close_gone(handle),
-                    false => watch(epoll, handle, entry),
+                    false => wake.watch(handle, entry),
                 };
             }
             let form = match (entry.socket.metadata(), entry.asked) {
@@ -518,7 +334,7 @@ impl State {
                     let asked = std::mem::take(&mut entry.asked);
                     if asked && !entry.socket.in_doubt() && !entry.leaving {
                         entry.undrained = false;
-                        return watch(epoll, handle, entry);
+                        return wake.watch(handle, entry);
                     }
                 }
                 Arrival::Foreign | Arrival::Overrun => {}
@@ -606,58 +422,10 @@ impl State {
     }
 }
 
-/// A descriptor that epoll does not take: EPERM is its word for a file or a device.
-fn unwatchable(no_pipe: &'static str) -> impl Fn(Errno) -> Fatal {
-    move |errno| match errno {
-        Errno::EPERM => Fatal::system(no_pipe)(errno),
-        _ => Fatal::system("epoll_ctl")(errno),
-    }
-}
-
 /// A handle that no socket has.
 fn closed() -> Failure {
     Failure::new(Stage::Info, Errno::EBADF)
 }
 
-/// Watches a socket exactly while its window is open. It stays with epoll all the while: taken out
-/// and put in again, it could be refused, and would be deaf without anybody knowing.
-fn watch(epoll: &Epoll, handle: Handle, entry: &mut Entry) {
-    let open = entry.window.is_open();
-    if open != entry.watched
-        && epoll
-            .modify(&entry.socket, &mut interest(open, handle))
-            .is_ok()
-    {
-        entry.watched = open;
-    }
-}
-
-/// What epoll tells of a socket: nothing, where it is not watched, but an error, and that once.
-fn interest(watched: bool, handle: Handle) -> EpollEvent {
-    let flags = match watched {
-        true => EpollFlags::EPOLLIN,
-        false => EpollFlags::EPOLLONESHOT,
-    };
-    EpollEvent::new(flags, Token::Socket(handle).data())
-}
-
 // Frames are bounded so that neither side allocates for a length alone.
 const _: () = assert!(MAX_DATAGRAM + Prefix::LONGEST <= MAX_FRAME);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_survive_the_kernel() {
-        for token in [
-            Token::Input,
-            Token::Output,
-            Token::Watches,
-            Token::Socket(Handle(0)),
-            Token::Socket(Handle(i32::MAX as u32)),
-        ] {
-            assert_eq!(Token::from_data(token.data()), token);
-        }
-    }
-}

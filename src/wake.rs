@@ -1,0 +1,252 @@
+//! What wakes the loop: one epoll over standard input, standard output and every socket, and how it
+//! waits, by looking ([`crate::spin`]), by letting events gather ([`crate::gather`]), and asleep.
+
+use crate::error::Fatal;
+use crate::gather::{Gather, PAUSE};
+use crate::protocol::Handle;
+use crate::sockets::Entry;
+use crate::spin::Spin;
+use crate::sys;
+use nix::errno::Errno;
+use nix::poll::{ppoll, PollFd, PollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How many events one epoll_wait(2) brings.
+const EVENTS: usize = 256;
+
+/// What an event belongs to. A handle's token stays valid after its socket is closed: it is not
+/// found any more, and handles are never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Input,
+    Output,
+    Watches,
+    Socket(Handle),
+}
+
+impl Token {
+    fn data(self) -> u64 {
+        match self {
+            Self::Input => u64::MAX,
+            Self::Output => u64::MAX - 1,
+            Self::Watches => u64::MAX - 2,
+            Self::Socket(handle) => handle.0.into(),
+        }
+    }
+
+    fn from_data(data: u64) -> Self {
+        match u32::try_from(data) {
+            Ok(handle) => Self::Socket(Handle(handle)),
+            Err(_) if data == u64::MAX => Self::Input,
+            Err(_) if data == u64::MAX - 1 => Self::Output,
+            Err(_) => Self::Watches,
+        }
+    }
+}
+
+/// The private ends of the pipes to the VM.
+#[derive(Debug)]
+pub struct Wire {
+    /// What was standard input.
+    pub input: OwnedFd,
+    /// What was standard output.
+    pub output: OwnedFd,
+}
+
+/// What woke the loop.
+#[derive(Debug, Default)]
+pub struct Ready {
+    /// Commands have come.
+    pub input: bool,
+    /// The VM has closed a pipe.
+    pub hangup: bool,
+    /// A watched namespace may be gone.
+    pub watches: bool,
+}
+
+/// epoll, and what it is told to look for on the two pipes.
+#[derive(Debug)]
+pub struct Wake {
+    epoll: Epoll,
+    events: Vec<EpollEvent>,
+    spin: Spin,
+    gather: Gather,
+    reading: bool,
+    writing: bool,
+}
+
+impl Wake {
+    /// Looks for what the two pipes and `watches` bring; for commands again for up to `spin`.
+    pub fn new(wire: &Wire, watches: impl AsFd, spin: Duration) -> Result<Self, Fatal> {
+        let epoll =
+            Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(Fatal::system("epoll_create1"))?;
+        let watching = |token: Token| EpollEvent::new(EpollFlags::EPOLLIN, token.data());
+        epoll
+            .add(&wire.input, watching(Token::Input))
+            .map_err(unwatchable("standard input is neither a pipe nor a socket"))?;
+        let waiting = EpollEvent::new(EpollFlags::empty(), Token::Output.data());
+        epoll.add(&wire.output, waiting).map_err(unwatchable(
+            "standard output is neither a pipe nor a socket",
+        ))?;
+        epoll
+            .add(watches, watching(Token::Watches))
+            .map_err(Fatal::system("epoll_ctl"))?;
+        Ok(Self {
+            epoll,
+            events: vec![EpollEvent::empty(); EVENTS],
+            spin: Spin::new(spin),
+            gather: Gather::default(),
+            reading: true,
+            writing: false,
+        })
+    }
+
+    /// Commands have come: more are likely to.
+    pub fn commanded(&mut self) {
+        self.spin.commanded();
+    }
+
+    /// Adds a new socket. Only this can fail (ENOSPC, ENOMEM): what [`Self::watch`] changes is there
+    /// already.
+    pub fn add(&self, handle: Handle, entry: &Entry) -> Result<(), Errno> {
+        self.epoll
+            .add(&entry.socket, interest(entry.watched, handle))
+    }
+
+    /// Watches a socket exactly while its window is open. It stays with epoll all the while: taken out
+    /// and put in again, it could be refused, and would be deaf without anybody knowing.
+    pub fn watch(&self, handle: Handle, entry: &mut Entry) {
+        let open = entry.window.is_open();
+        let mut event = interest(open, handle);
+        if open != entry.watched && self.epoll.modify(&entry.socket, &mut event).is_ok() {
+            entry.watched = open;
+        }
+    }
+
+    /// Everything. Sockets that have something to read are added to those that are `due`; as long
+    /// as there are any it does not sleep.
+    pub fn all(
+        &mut self,
+        wire: &Wire,
+        reading: bool,
+        writing: bool,
+        due: &mut Vec<Handle>,
+    ) -> Result<Ready, Errno> {
+        if !due.is_empty() {
+            return self.look(wire, reading, writing, due);
+        }
+        if self.gather.is_on() {
+            let ready = pipes(wire, reading, writing, Some(PAUSE))?;
+            if ready.input || ready.hangup {
+                return Ok(ready);
+            }
+        }
+        let start = Instant::now();
+        let ready = self.look(wire, reading, writing, due)?;
+        let events = !due.is_empty() && !ready.input;
+        self.gather.waited(start.elapsed(), events);
+        Ok(ready)
+    }
+
+    fn look(
+        &mut self,
+        wire: &Wire,
+        reading: bool,
+        writing: bool,
+        due: &mut Vec<Handle>,
+    ) -> Result<Ready, Errno> {
+        let interest = |wanted, flag| if wanted { flag } else { EpollFlags::empty() };
+        if reading != self.reading {
+            let flags = interest(reading, EpollFlags::EPOLLIN);
+            let mut event = EpollEvent::new(flags, Token::Input.data());
+            self.epoll.modify(&wire.input, &mut event)?;
+            self.reading = reading;
+        }
+        if writing != self.writing {
+            let flags = interest(writing, EpollFlags::EPOLLOUT);
+            let mut event = EpollEvent::new(flags, Token::Output.data());
+            self.epoll.modify(&wire.output, &mut event)?;
+            self.writing = writing;
+        }
+        let (epoll, events) = (&self.epoll, &mut self.events);
+        let mut wait = |patience| sys::retry(|| epoll.wait(events, patience));
+        let count = match due.is_empty() {
+            true => self.spin.wait(wait)?,
+            false => wait(EpollTimeout::ZERO)?,
+        };
+        let gone = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+        let mut ready = Ready::default();
+        for event in self.events.iter().take(count) {
+            match Token::from_data(event.data()) {
+                Token::Input => {
+                    ready.input = event.events().contains(EpollFlags::EPOLLIN);
+                    ready.hangup |= event.events().intersects(gone);
+                }
+                Token::Output => ready.hangup |= event.events().intersects(gone),
+                Token::Watches => ready.watches = true,
+                Token::Socket(handle) => due.push(handle),
+            }
+        }
+        Ok(ready)
+    }
+}
+
+/// ppoll(2) on the two pipes alone, for ever or for so long.
+pub fn pipes(
+    wire: &Wire,
+    reading: bool,
+    writing: bool,
+    patience: Option<Duration>,
+) -> Result<Ready, Errno> {
+    let interest = |wanted, flag| if wanted { flag } else { PollFlags::empty() };
+    let mut both = [
+        PollFd::new(wire.input.as_fd(), interest(reading, PollFlags::POLLIN)),
+        PollFd::new(wire.output.as_fd(), interest(writing, PollFlags::POLLOUT)),
+    ];
+    sys::retry(|| ppoll(&mut both, patience.map(TimeSpec::from), None))?;
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    let [input, output] = both.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+    Ok(Ready {
+        input: input.contains(PollFlags::POLLIN),
+        hangup: input.intersects(gone) || output.intersects(gone),
+        ..Ready::default()
+    })
+}
+
+/// A descriptor that epoll does not take: EPERM is its word for a file or a device.
+fn unwatchable(no_pipe: &'static str) -> impl Fn(Errno) -> Fatal {
+    move |errno| match errno {
+        Errno::EPERM => Fatal::system(no_pipe)(errno),
+        _ => Fatal::system("epoll_ctl")(errno),
+    }
+}
+
+/// What epoll tells of a socket: nothing, where it is not watched, but an error, and that once.
+fn interest(watched: bool, handle: Handle) -> EpollEvent {
+    let flags = match watched {
+        true => EpollFlags::EPOLLIN,
+        false => EpollFlags::EPOLLONESHOT,
+    };
+    EpollEvent::new(flags, Token::Socket(handle).data())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_kernel() {
+        for token in [
+            Token::Input,
+            Token::Output,
+            Token::Watches,
+            Token::Socket(Handle(0)),
+            Token::Socket(Handle(i32::MAX as u32)),
+        ] {
+            assert_eq!(Token::from_data(token.data()), token);
+        }
+    }
+}
