@@ -15,8 +15,10 @@ defmodule NetlinkPort.Connection do
 
   `request/4`, `batch/3` and `dump/4` take and return what those of `NetlinkPort` do; the difference is
   who owns the socket. Any process may call, on any node. Answers are matched to callers by the
-  sequence number, so that requests do not wait for one another. Dumps do: the kernel runs one a
-  socket, and the next is sent when NLMSG_DONE of the last has been read.
+  sequence number, so that up to sixteen requests are under way at once, which is what the socket's
+  buffer has room for; a batch counts as many as it has, and one of more than sixteen goes alone.
+  Dumps wait for one another, and for nothing else: the kernel runs one a socket, and the next
+  is sent when NLMSG_DONE of the last has been read.
 
   ## Deadlines
 
@@ -62,13 +64,17 @@ defmodule NetlinkPort.Connection do
   # What is not larger has room in any socket's buffer (SOCK_MIN_SNDBUF, include/net/sock.h).
   @small 4_096
   @max_queue 1_000
+  # How many requests may be under way. The helper sends what it has read from its pipe before it receives
+  # again, and answers, of some kB as the kernel counts them, are dropped beyond rmem_default.
+  @room 16
   # What a connection decides itself.
   @fixed [:active, :owner, :groups, :user_peers]
 
   # `calls` are those under way, by their caller's monitor: `seqs` finds them by the numbers of their
-  # messages, `dump` is the one the kernel is at, or nil, and `dumps` those behind it, not sent yet.
-  # A call without `from` is a dump that was given up. `senders` are processes that wait for
-  # sendmsg(2), `opener` the one that opens the socket.
+  # messages, `dump` is the one the kernel is at, or nil, `dumps` those that were not sent yet. `requests`
+  # and batches were not sent yet, either, for lack of `room`. A call without `from` was given up, and
+  # still takes its place until it is answered. `senders` are processes that wait for sendmsg(2),
+  # `opener` the one that opens the socket.
   @enforce_keys [:server, :protocol, :opts]
   defstruct [
     :server,
@@ -84,6 +90,8 @@ defmodule NetlinkPort.Connection do
     calls: %{},
     seqs: %{},
     dumps: :queue.new(),
+    requests: :queue.new(),
+    room: @room,
     senders: %{}
   ]
 
@@ -222,7 +230,8 @@ defmodule NetlinkPort.Connection do
       reply(call, Exchange.cut(call.exchange, error))
     end
 
-    state = %{state | calls: %{}, seqs: %{}, dump: nil, dumps: :queue.new()}
+    none = :queue.new()
+    state = %{state | calls: %{}, seqs: %{}, dump: nil, dumps: none, requests: none, room: @room}
     open_later(%{state | socket: nil, monitor: nil, error: error})
   end
 
@@ -271,7 +280,7 @@ defmodule NetlinkPort.Connection do
 
     if exchange.kind == :dump,
       do: next_dump(%{state | dumps: :queue.in(id, state.dumps)}),
-      else: transmit(state, id)
+      else: next_requests(%{state | requests: :queue.in(id, state.requests)})
   end
 
   defp next_dump(%{dump: nil} = state) do
@@ -282,6 +291,17 @@ defmodule NetlinkPort.Connection do
   end
 
   defp next_dump(state), do: state
+
+  defp next_requests(%{room: room} = state) do
+    with {{:value, id}, requests} <- :queue.out(state.requests),
+         weight when weight <= room <- weight(state.calls[id]) do
+      next_requests(transmit(%{state | requests: requests, room: room - weight}, id))
+    else
+      _nothing_or_no_room -> state
+    end
+  end
+
+  defp weight(%{exchange: %{messages: messages}}), do: min(length(messages), @room)
 
   defp transmit(%{socket: socket} = state, id) do
     call = Map.fetch!(state.calls, id)
@@ -431,16 +451,19 @@ defmodule NetlinkPort.Connection do
 
   # Whatever was dropped may have been an answer. A dump comes to its end all the same: the kernel waits
   # for room before it goes on with one.
-  defp lose(%{dump: dump} = state, error) do
-    Enum.reduce(state.calls, state, fn
-      {^dump, call}, state ->
-        put_in(state.calls[dump], %{call | exchange: Exchange.lose(call.exchange, error)})
+  defp lose(%{dump: dump, calls: calls} = state, error) do
+    state =
+      if dump, do: update_in(state.calls[dump].exchange, &Exchange.lose(&1, error)), else: state
 
-      {_id, %{exchange: %{kind: :dump}}}, state ->
-        state
-
-      {id, _call}, state ->
-        finish(state, id, {:error, error})
+    for(
+      {id, %{exchange: %{kind: kind, answer: answer}}} <- calls,
+      kind != :dump,
+      answer != nil,
+      do: id
+    )
+    |> Enum.reduce(state, fn id, state ->
+      # Those that are sent meanwhile are not among them; where the socket goes meanwhile all go.
+      if is_map_key(state.calls, id), do: finish(state, id, {:error, error}), else: state
     end)
   end
 
@@ -464,22 +487,30 @@ defmodule NetlinkPort.Connection do
     end
   end
 
-  defp late(state, _id, %{from: nil}), do: reset(state, Error.new(:request, :etimedout))
+  defp late(%{dump: id} = state, id, %{from: nil}) do
+    reset(state, Error.new(:request, :etimedout))
+  end
+
+  defp late(state, id, %{from: nil}), do: forget(state, id)
 
   defp late(state, id, call) do
     reply(call, Exchange.cut(call.exchange, Error.new(:request, :etimedout)))
     give_up(state, id)
   end
 
-  # The kernel refuses the next dump before this one is read to its end.
-  defp give_up(%{dump: id} = state, id) do
-    Process.demonitor(id, [:flush])
-    call = add(%{state.calls[id] | from: nil}, [])
-    arm(id, call)
-    put_in(state.calls[id], call)
-  end
+  # One that was sent is answered nevertheless, a dump to its end. One without an ack may never be.
+  defp give_up(state, id) do
+    case state.calls[id] do
+      %{exchange: %{answer: answer, kind: kind}} = call when answer != nil and kind != :plain ->
+        Process.demonitor(id, [:flush])
+        call = add(%{call | from: nil}, [])
+        arm(id, call)
+        put_in(state.calls[id], call)
 
-  defp give_up(state, id), do: forget(state, id)
+      _not_sent ->
+        forget(state, id)
+    end
+  end
 
   defp finish(state, id, outcome) do
     reply(state.calls[id], outcome)
@@ -488,13 +519,21 @@ defmodule NetlinkPort.Connection do
 
   defp forget(state, id) do
     Process.demonitor(id, [:flush])
-    {%{exchange: exchange}, calls} = Map.pop!(state.calls, id)
+    {%{exchange: exchange} = call, calls} = Map.pop!(state.calls, id)
     state = %{state | calls: calls, seqs: without(state.seqs, exchange)}
 
     cond do
-      state.dump == id -> next_dump(%{state | dump: nil})
-      exchange.kind == :dump -> %{state | dumps: :queue.delete(id, state.dumps)}
-      true -> state
+      state.dump == id ->
+        next_dump(%{state | dump: nil})
+
+      exchange.kind == :dump ->
+        %{state | dumps: :queue.delete(id, state.dumps)}
+
+      exchange.answer == nil ->
+        next_requests(%{state | requests: :queue.delete(id, state.requests)})
+
+      true ->
+        next_requests(%{state | room: state.room + weight(call)})
     end
   end
 
@@ -529,7 +568,8 @@ defmodule NetlinkPort.Connection do
       socket: state.socket,
       error: state.error,
       calls: map_size(state.calls),
-      dumps: :queue.len(state.dumps)
+      dumps: :queue.len(state.dumps),
+      requests: :queue.len(state.requests)
     ]
 
     %{status | state: shown}
