@@ -54,44 +54,32 @@ defmodule NetlinkPort.Connection do
 
   use GenServer
 
-  alias NetlinkPort.{Answer, Client, Error, Exchange, Link, Message, Options, Socket}
+  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Socket}
+  alias NetlinkPort.Connection.Calls
 
   # How long to wait before the socket is opened again, in ms.
   @soonest 10
   @latest 1_000
-  # How long the next datagram of a dump that nobody wants any more may take, in ms.
-  @patience 5_000
   # What is not larger has room in any socket's buffer (SOCK_MIN_SNDBUF, include/net/sock.h).
   @small 4_096
   @max_queue 1_000
-  # How many requests may be under way. The helper sends what it has read from its pipe before it receives
-  # again, and answers, of some kB as the kernel counts them, are dropped beyond rmem_default.
-  @room 16
   # What a connection decides itself.
   @fixed [:active, :owner, :groups, :user_peers]
 
-  # `calls` are those under way, by their caller's monitor: `seqs` finds them by the numbers of their
-  # messages, `dump` is the one the kernel is at, or nil, `dumps` those that were not sent yet. `requests`
-  # and batches were not sent yet, either, for lack of `room`. A call without `from` was given up, and
-  # still takes its place until it is answered. `senders` are processes that wait for sendmsg(2),
-  # `opener` the one that opens the socket.
-  @enforce_keys [:server, :protocol, :opts]
+  # Without a `socket`, `error` says why. Calls are known by the monitor of their caller. `senders` are
+  # processes that wait for sendmsg(2), by their monitor, and whose call it is; `opener` is the monitor of
+  # the process that opens the socket, `monitor` that of the server.
+  @enforce_keys [:server, :protocol, :opts, :calls]
   defstruct [
     :server,
     :protocol,
     :opts,
+    :calls,
     :socket,
     :monitor,
     :error,
     :opener,
-    :dump,
-    next: 1,
     backoff: @soonest,
-    calls: %{},
-    seqs: %{},
-    dumps: :queue.new(),
-    requests: :queue.new(),
-    room: @room,
     senders: %{}
   ]
 
@@ -205,14 +193,13 @@ defmodule NetlinkPort.Connection do
   @impl true
   def init({server, protocol, opts}) do
     opts = [owner: self()] ++ opts
-    state = %__MODULE__{server: server, protocol: protocol, opts: opts}
+    state = %__MODULE__{server: server, protocol: protocol, opts: opts, calls: Calls.new()}
     {:ok, opened(state, NetlinkPort.open(server, protocol, opts))}
   end
 
   defp opened(state, {:ok, %Socket{link: link} = socket}) do
     monitor = Process.monitor(link.server)
-    next = :rand.uniform(0xFFFFFFFF)
-    %{state | socket: socket, monitor: monitor, next: next, opener: nil, backoff: @soonest}
+    %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
   end
 
   defp opened(state, {:error, error}), do: open_later(%{state | error: error, opener: nil})
@@ -224,15 +211,8 @@ defmodule NetlinkPort.Connection do
 
   defp closed(state, error) do
     Process.demonitor(state.monitor, [:flush])
-
-    for {id, call} <- state.calls do
-      Process.demonitor(id, [:flush])
-      reply(call, Exchange.cut(call.exchange, error))
-    end
-
-    none = :queue.new()
-    state = %{state | calls: %{}, seqs: %{}, dump: nil, dumps: none, requests: none, room: @room}
-    open_later(%{state | socket: nil, monitor: nil, error: error})
+    state = %{state | socket: nil, monitor: nil, error: error}
+    state |> settle(Calls.close(state.calls, error)) |> open_later()
   end
 
   # Not even a helper that does not answer may hold the connection up.
@@ -274,41 +254,29 @@ defmodule NetlinkPort.Connection do
 
   defp begin(state, exchange, {caller, _tag} = from, timeout, left) do
     id = Process.monitor(caller)
-    call = %{exchange: exchange, from: from, timeout: timeout, deadline: deadline(left)}
-    arm(id, call)
-    state = put_in(state.calls[id], call)
-
-    if exchange.kind == :dump,
-      do: next_dump(%{state | dumps: :queue.in(id, state.dumps)}),
-      else: next_requests(%{state | requests: :queue.in(id, state.requests)})
+    calls = Calls.add(state.calls, id, exchange, from, timeout, left)
+    arm(calls, id)
+    send_next(%{state | calls: calls})
   end
 
-  defp next_dump(%{dump: nil} = state) do
-    case :queue.out(state.dumps) do
-      {{:value, id}, dumps} -> transmit(%{state | dump: id, dumps: dumps}, id)
-      {:empty, _dumps} -> state
+  # Callers are told what they waited for, and what may be sent now is.
+  defp settle(state, {replies, calls}) do
+    for {id, from, outcome} <- replies do
+      Process.demonitor(id, [:flush])
+      GenServer.reply(from, outcome)
+    end
+
+    send_next(%{state | calls: calls})
+  end
+
+  defp send_next(state) do
+    case Calls.next(state.calls) do
+      {id, datagram, calls} -> send_next(transmit(%{state | calls: calls}, id, datagram))
+      nil -> state
     end
   end
 
-  defp next_dump(state), do: state
-
-  defp next_requests(%{room: room} = state) do
-    with {{:value, id}, requests} <- :queue.out(state.requests),
-         weight when weight <= room <- weight(state.calls[id]) do
-      next_requests(transmit(%{state | requests: requests, room: room - weight}, id))
-    else
-      _nothing_or_no_room -> state
-    end
-  end
-
-  defp weight(%{exchange: %{messages: messages}}), do: min(length(messages), @room)
-
-  defp transmit(%{socket: socket} = state, id) do
-    call = Map.fetch!(state.calls, id)
-    {exchange, datagram, next} = Exchange.number(call.exchange, state.next)
-    seqs = for {seq, _} <- exchange.answer.requests, into: state.seqs, do: {seq, id}
-    state = put_in(%{state | seqs: seqs, next: next}.calls[id], %{call | exchange: exchange})
-
+  defp transmit(%{socket: socket} = state, id, datagram) do
     case send_now(socket, datagram) do
       :ok -> state
       :later -> send_later(state, id, datagram)
@@ -337,7 +305,7 @@ defmodule NetlinkPort.Connection do
   end
 
   defp unsent(state, id, %{stage: :send, reason: reason} = error) when reason != :ebadf do
-    finish(state, id, {:error, error})
+    settle(state, Calls.finish(state.calls, id, {:error, error}))
   end
 
   # The socket is closed, or the helper has ended; its messages are still to come, or were too early.
@@ -357,11 +325,12 @@ defmodule NetlinkPort.Connection do
   end
 
   def handle_info({:netlink_overrun, socket, dropped}, %{socket: socket} = state) do
-    {:noreply, lose(state, Error.new(:recv, :enobufs, dropped: dropped))}
+    error = Error.new(:recv, :enobufs, dropped: dropped)
+    {:noreply, settle(state, Calls.lose(state.calls, error))}
   end
 
   def handle_info({:netlink_error, socket, %{stage: :recv} = error}, %{socket: socket} = state) do
-    {:noreply, lose(state, error)}
+    {:noreply, settle(state, Calls.lose(state.calls, error))}
   end
 
   def handle_info({:netlink_error, socket, error}, %{socket: socket} = state) do
@@ -383,26 +352,24 @@ defmodule NetlinkPort.Connection do
     end
   end
 
-  def handle_info({:DOWN, id, :process, _caller, _reason}, %{calls: calls} = state)
-      when is_map_key(calls, id) do
-    {:noreply, give_up(state, id)}
-  end
-
   def handle_info({:DOWN, monitor, :process, _pid, reason}, %{senders: senders} = state)
       when is_map_key(senders, monitor) do
     {id, senders} = Map.pop!(senders, monitor)
     {:noreply, sent(%{state | senders: senders}, id, reason)}
   end
 
-  def handle_info({:deadline, id}, %{calls: calls} = state) when is_map_key(calls, id) do
-    call = Map.fetch!(calls, id)
-
-    if left(call.deadline) == 0 do
-      {:noreply, late(state, id, call)}
+  def handle_info({:DOWN, id, :process, _caller, _reason}, state) do
+    if Calls.member?(state.calls, id) do
+      {:noreply, given_up(state, id, {[], Calls.give_up(state.calls, id)})}
     else
-      arm(id, call)
       {:noreply, state}
     end
+  end
+
+  def handle_info({:deadline, id}, state) do
+    if Calls.member?(state.calls, id),
+      do: {:noreply, deadline(state, id)},
+      else: {:noreply, state}
   end
 
   def handle_info(:open, %{socket: nil, opener: nil} = state) do
@@ -419,144 +386,47 @@ defmodule NetlinkPort.Connection do
 
   defp received(state, datagram) do
     case Message.decode(datagram) do
-      {:ok, messages} ->
-        messages |> Enum.chunk_by(&state.seqs[&1.seq]) |> Enum.reduce(state, &answered(&2, &1))
-
-      {:error, malformed} ->
-        lose(state, Exchange.malformed(malformed))
+      {:ok, messages} -> settle(state, Calls.received(state.calls, messages))
+      {:error, error} -> settle(state, Calls.lose(state.calls, Exchange.malformed(error)))
     end
-  end
-
-  defp answered(%{seqs: seqs} = state, [%{seq: seq} | _] = messages) when is_map_key(seqs, seq) do
-    id = Map.fetch!(seqs, seq)
-    call = add(Map.fetch!(state.calls, id), messages)
-    state = put_in(state.calls[id], call)
-    if Exchange.done?(call.exchange), do: conclude(state, id, call), else: state
-  end
-
-  defp answered(state, _late), do: state
-
-  defp add(%{from: nil, exchange: exchange} = call, messages) do
-    %{answer: answer} = exchange = Exchange.add(exchange, messages)
-    {_unwanted, answer} = Answer.take(answer)
-    %{call | exchange: %{exchange | answer: answer}, deadline: deadline(@patience)}
-  end
-
-  # A dump takes as long as it takes, as long as it goes on.
-  defp add(%{exchange: %{kind: :dump} = exchange} = call, messages) do
-    %{call | exchange: Exchange.add(exchange, messages), deadline: deadline(call.timeout)}
-  end
-
-  defp add(call, messages), do: %{call | exchange: Exchange.add(call.exchange, messages)}
-
-  # Whatever was dropped may have been an answer. A dump comes to its end all the same: the kernel waits
-  # for room before it goes on with one.
-  defp lose(%{dump: dump, calls: calls} = state, error) do
-    state =
-      if dump, do: update_in(state.calls[dump].exchange, &Exchange.lose(&1, error)), else: state
-
-    for(
-      {id, %{exchange: %{kind: kind, answer: answer}}} <- calls,
-      kind != :dump,
-      answer != nil,
-      do: id
-    )
-    |> Enum.reduce(state, fn id, state ->
-      # Those that are sent meanwhile are not among them; where the socket goes meanwhile all go.
-      if is_map_key(state.calls, id), do: finish(state, id, {:error, error}), else: state
-    end)
   end
 
   defp sent(state, _id, {:sent, :ok}), do: state
-  defp sent(%{calls: calls} = state, id, _reason) when not is_map_key(calls, id), do: state
-  defp sent(state, id, {:sent, {:error, error}}), do: unsent(state, id, error)
-  defp sent(state, _id, _killed), do: reset(state, ended())
 
-  ## A call ends
-
-  defp conclude(state, id, %{from: nil}), do: forget(state, id)
-
-  defp conclude(state, id, %{exchange: exchange} = call) do
-    case Exchange.outcome(exchange) do
-      {:again, again} ->
-        state = put_in(state.calls[id], %{call | exchange: again})
-        transmit(%{state | seqs: without(state.seqs, exchange)}, id)
-
-      outcome ->
-        finish(state, id, outcome)
+  defp sent(state, id, reason) do
+    case {Calls.member?(state.calls, id), reason} do
+      {false, _reason} -> state
+      {true, {:sent, {:error, error}}} -> unsent(state, id, error)
+      {true, _killed} -> reset(state, ended())
     end
   end
-
-  defp late(%{dump: id} = state, id, %{from: nil}) do
-    reset(state, Error.new(:request, :etimedout))
-  end
-
-  defp late(state, id, %{from: nil}), do: forget(state, id)
-
-  defp late(state, id, call) do
-    reply(call, Exchange.cut(call.exchange, Error.new(:request, :etimedout)))
-    give_up(state, id)
-  end
-
-  # One that was sent is answered nevertheless, a dump to its end. One without an ack may never be.
-  defp give_up(state, id) do
-    case state.calls[id] do
-      %{exchange: %{answer: answer, kind: kind}} = call when answer != nil and kind != :plain ->
-        Process.demonitor(id, [:flush])
-        call = add(%{call | from: nil}, [])
-        arm(id, call)
-        put_in(state.calls[id], call)
-
-      _not_sent ->
-        forget(state, id)
-    end
-  end
-
-  defp finish(state, id, outcome) do
-    reply(state.calls[id], outcome)
-    forget(state, id)
-  end
-
-  defp forget(state, id) do
-    Process.demonitor(id, [:flush])
-    {%{exchange: exchange} = call, calls} = Map.pop!(state.calls, id)
-    state = %{state | calls: calls, seqs: without(state.seqs, exchange)}
-
-    cond do
-      state.dump == id ->
-        next_dump(%{state | dump: nil})
-
-      exchange.kind == :dump ->
-        %{state | dumps: :queue.delete(id, state.dumps)}
-
-      exchange.answer == nil ->
-        next_requests(%{state | requests: :queue.delete(id, state.requests)})
-
-      true ->
-        next_requests(%{state | room: state.room + weight(call)})
-    end
-  end
-
-  defp without(seqs, %{answer: nil}), do: seqs
-  defp without(seqs, %{answer: answer}), do: Map.drop(seqs, Map.keys(answer.requests))
-
-  defp reply(%{from: nil}, _outcome), do: :ok
-  defp reply(%{from: from}, outcome), do: GenServer.reply(from, outcome)
 
   ## Deadlines
 
-  defp arm(_id, %{deadline: :infinity}), do: :ok
-
-  defp arm(id, %{deadline: deadline}) do
-    _timer = Process.send_after(self(), {:deadline, id}, left(deadline))
-    :ok
+  defp deadline(state, id) do
+    if Calls.left(state.calls, id) > 0 do
+      arm(state.calls, id)
+      state
+    else
+      case Calls.expire(state.calls, id) do
+        :stuck -> reset(state, Error.new(:request, :etimedout))
+        expired -> given_up(state, id, expired)
+      end
+    end
   end
 
-  defp deadline(:infinity), do: :infinity
-  defp deadline(timeout), do: System.monotonic_time(:millisecond) + max(timeout, 0)
+  defp given_up(state, id, {_replies, calls} = settled) do
+    Process.demonitor(id, [:flush])
+    arm(calls, id)
+    settle(state, settled)
+  end
 
-  defp left(:infinity), do: :infinity
-  defp left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
+  # One that goes on has a later deadline when this one comes.
+  defp arm(calls, id) do
+    left = if Calls.member?(calls, id), do: Calls.left(calls, id), else: :infinity
+    if left != :infinity, do: Process.send_after(self(), {:deadline, id}, left)
+    :ok
+  end
 
   # What crash reports and :sys.get_status/1 show: no payloads, which may hold keys. A callback of
   # GenServer since Elixir 1.17.
@@ -567,9 +437,7 @@ defmodule NetlinkPort.Connection do
       server: state.server,
       socket: state.socket,
       error: state.error,
-      calls: map_size(state.calls),
-      dumps: :queue.len(state.dumps),
-      requests: :queue.len(state.requests)
+      calls: Calls.count(state.calls)
     ]
 
     %{status | state: shown}

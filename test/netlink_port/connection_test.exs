@@ -54,9 +54,10 @@ defmodule NetlinkPort.ConnectionTest do
   end
 
   defp state(connection), do: :sys.get_state(connection)
+  defp calls(connection), do: state(connection).calls.calls
 
   defp in_flight!(connection, count),
-    do: eventually!(fn -> map_size(state(connection).calls) == count end)
+    do: eventually!(fn -> map_size(calls(connection)) == count end)
 
   defp stopped!(%{server: server}) do
     os_pid = os_pid(server)
@@ -101,7 +102,7 @@ defmodule NetlinkPort.ConnectionTest do
         assert Enum.uniq(results) == [{n, @enodev, n, @enodev}]
       end
 
-      assert %{calls: calls, seqs: seqs} = state(connection)
+      assert %{calls: calls, seqs: seqs, room: 16} = state(connection).calls
       assert {calls, seqs} == {%{}, %{}}
     end
 
@@ -142,7 +143,7 @@ defmodule NetlinkPort.ConnectionTest do
       signal!(helper, :CONT)
       assert [outcome] = results([last])
       assert whole?(outcome)
-      assert state(connection).calls == %{}
+      assert calls(connection) == %{}
     end
 
     test "wrong arguments raise where they are given", context do
@@ -209,7 +210,7 @@ defmodule NetlinkPort.ConnectionTest do
       signal!(helper, :CONT)
       assert [{:ok, [_lo]}] = results([patient])
       assert connection |> getaddrs() |> whole?()
-      assert state(connection).calls == %{}
+      assert calls(connection) == %{}
     end
 
     test "a dump that was given up and does not go on costs the socket", context do
@@ -259,7 +260,7 @@ defmodule NetlinkPort.ConnectionTest do
       # Sent later, into a buffer that has room for one of its errors at most.
       assert [{:error, %Error{reason: :enobufs}}] = results([late])
       assert {:error, %Error{reason: :enodev}} = getlink(connection, 9)
-      assert state(connection).calls == %{}
+      assert calls(connection) == %{}
     end
 
     test "a dump that a change interrupts is tried again; the mailbox is bounded", context do

@@ -133,9 +133,9 @@ defmodule NetlinkPort.GenericTest do
   describe "the cache" do
     # How many requests are sent: each takes one of the connection's numbers.
     defp asked(connection, fun) do
-      before = :sys.get_state(connection).next
+      before = :sys.get_state(connection).calls.next
       fun.()
-      :sys.get_state(connection).next - before
+      :sys.get_state(connection).calls.next - before
     end
 
     test "a name is asked for once by a process", %{connection: connection} do
