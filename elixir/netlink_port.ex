@@ -375,6 +375,7 @@ defmodule NetlinkPort do
   alone. What comes meanwhile and is not of the answer is not lost: on an active socket it stays in the
   mailbox, on a passive one it is sent there as `{:netlink, socket, datagram}`. Answers that come
   after their request was given up are dropped.
+  For many callers on one socket there is `NetlinkPort.Connection`.
 
   Options:
 

@@ -2,9 +2,8 @@ defmodule NetlinkPort.EngineTest do
   # Requests, batches, dumps and streams against the kernel, on passive and on active sockets.
   use NetlinkPort.Case, async: true
 
-  alias NetlinkPort.{Attr, Message, Request}
+  alias NetlinkPort.{Attr, Exchange, Message}
 
-  doctest NetlinkPort.Request, import: true
 
   @newlink 16
   @getlink 18
@@ -343,8 +342,8 @@ defmodule NetlinkPort.EngineTest do
   defp raises(fun), do: assert_raise(ArgumentError, fun)
 
   test "numbers are never 0 and start again at 1" do
-    assert Request.sequence(1, 3) == {1, 4}
-    assert Request.sequence(0xFFFFFFFD, 3) == {0xFFFFFFFD, 1}
-    assert Request.sequence(0xFFFFFFFE, 3) == {1, 4}
+    assert Exchange.sequence(1, 3) == {1, 4}
+    assert Exchange.sequence(0xFFFFFFFD, 3) == {0xFFFFFFFD, 1}
+    assert Exchange.sequence(0xFFFFFFFE, 3) == {1, 4}
   end
 end

@@ -1,0 +1,447 @@
+defmodule NetlinkPort.Connection do
+  @moduledoc """
+  A supervised process that owns a netlink socket and carries out the requests of many callers on it, at
+  once.
+
+      children = [
+        {NetlinkPort, name: MyApp.Netlink},
+        {NetlinkPort.Connection,
+         server: MyApp.Netlink, protocol: :route, netns: {:name, "blue"}, name: MyApp.Blue}
+      ]
+
+      # RTM_GETLINK of interface 1, and of all, rtnetlink(7)
+      {:ok, [link]} = NetlinkPort.Connection.request(MyApp.Blue, 18, <<0::32, 1::32-native, 0::64>>)
+      {:ok, links} = NetlinkPort.Connection.dump(MyApp.Blue, 18, <<0::128>>)
+
+  `request/4`, `batch/3` and `dump/4` take and return what those of `NetlinkPort` do; the difference is
+  who owns the socket. Any process may call, on any node. Answers are matched to callers by the
+  sequence number, so that up to sixteen requests are under way at once, which is what the socket's
+  buffer has room for; a batch counts as many as it has, and one of more than sixteen goes alone.
+  Dumps wait for one another, and for nothing else: the kernel runs one a socket, and the next
+  is sent when NLMSG_DONE of the last has been read.
+
+  ## Deadlines
+
+  The `:timeout` of a request or a batch is for the whole of it. That of a dump is how long its first
+  datagram may take, the wait for dumps before it included, and then each further one. At its deadline a
+  caller gets `ETIMEDOUT`, and the answer is dropped when it comes. What was sent is not taken back:
+  the kernel may have done it. A dump whose caller has given up or has ended is read to its end before
+  the next one is sent; one that does not go on for five seconds costs the socket, see below.
+
+  ## Loss
+
+  Where the kernel has dropped datagrams nobody knows whose they were: every request and every batch
+  under way gets `ENOBUFS`, and the dump under way is tried again, five times in all, as one that was
+  interrupted by changes is. Nothing else is ever sent twice.
+
+  The process's mailbox is bounded: it holds `max_queue:` datagrams (1 000), beyond which they
+  stay in the socket's window and in the kernel, and one message of each caller.
+
+  ## Starting, and starting again
+
+  It starts whether or not its socket can be opened: with its first attempt made, so that processes
+  started after it find it ready, but without failing its supervisor when the server does not run yet,
+  or the namespace is yet to be made. As long as it has no socket every call is answered at once,
+  with the error of the last attempt, and it tries again after 10 ms, then ever less often, down to
+  once a second.
+
+  When its socket is closed (the helper or its server has ended; with `close_on: :namespace_gone`, the
+  namespace is gone) all callers get `EPIPE` of the stage `:thread` at once, and it goes on as above. It
+  also closes its socket itself, and opens another, when the kernel does not go on with a dump or the
+  helper tells of an error that belongs to no request; then callers get that error. So one connection
+  goes on over any number of helpers, and is best not put under a `:rest_for_one` with its server.
+  """
+
+  use GenServer
+
+  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Socket}
+  alias NetlinkPort.Connection.Calls
+
+  # How long to wait before the socket is opened again, in ms.
+  @soonest 10
+  @latest 1_000
+  # What is not larger has room in any socket's buffer (SOCK_MIN_SNDBUF, include/net/sock.h).
+  @small 4_096
+  @max_queue 1_000
+  # What a connection decides itself.
+  @fixed [:active, :owner, :groups, :user_peers]
+
+  # Without a `socket`, `error` says why. Calls are known by the monitor of their caller. `senders` are
+  # processes that wait for sendmsg(2), by their monitor, and whose call it is; `opener` is the monitor of
+  # the process that opens the socket, `monitor` that of the server.
+  @enforce_keys [:server, :protocol, :opts, :calls]
+  defstruct [
+    :server,
+    :protocol,
+    :opts,
+    :calls,
+    :socket,
+    :monitor,
+    :error,
+    :opener,
+    backoff: @soonest,
+    senders: %{}
+  ]
+
+  @typedoc "A connection: its pid, or the name it was started with."
+  @type t :: GenServer.server()
+
+  ## The process
+
+  @doc """
+  The specification of a child for a supervisor: `{NetlinkPort.Connection, options}`, see
+  `start_link/1`.
+
+      iex> NetlinkPort.Connection.child_spec(protocol: :route, name: MyApp.Blue).id
+      MyApp.Blue
+  """
+  @spec child_spec(keyword()) :: Supervisor.child_spec()
+  def child_spec(opts) do
+    Options.keyword!(opts)
+
+    %{
+      id: Keyword.get(opts, :name) || __MODULE__,
+      start: {__MODULE__, :start_link, [opts]},
+      type: :worker
+    }
+  end
+
+  @doc """
+  Starts a connection, linked to the caller. Usually a supervisor does this.
+
+  Options:
+
+    * `:protocol` - what it speaks, `t:NetlinkPort.protocol/0`. There is no default.
+    * `:server` - the `NetlinkPort` to open the socket with, `NetlinkPort` unless told otherwise.
+    * `:name` - what to register it as; nothing unless told otherwise.
+
+  and those of `NetlinkPort.open/3`, but for `:active`, `:owner`, `:groups` and `:user_peers`: the
+  socket is the connection's own, and nobody is there for events. With `:max_queue` see "Loss" above.
+  """
+  @spec start_link(keyword()) :: GenServer.on_start()
+  def start_link(opts) do
+    Options.keyword!(opts)
+    {own, opts} = Keyword.split(opts, [:server, :protocol, :name])
+    server = Options.server!(Keyword.get(own, :server, NetlinkPort))
+    protocol = Keyword.get(own, :protocol)
+    if fixed = Enum.find(@fixed, &Keyword.has_key?(opts, &1)), do: refuse!(fixed)
+    opts = Keyword.put_new(opts, :max_queue, @max_queue)
+
+    with {:ok, _checked} <- Options.open(protocol, opts) do
+      GenServer.start_link(__MODULE__, {server, protocol, opts}, Keyword.take(own, [:name]))
+    end
+  end
+
+  defp refuse!(name) do
+    raise ArgumentError, "#{inspect(name)} is the connection's own to decide"
+  end
+
+  ## Calls
+
+  @doc "As `NetlinkPort.request/4`, on the connection's socket."
+  @spec request(t(), 0..0xFFFF, iodata(),
+          flags: [Message.flag()] | 0..0xFFFF,
+          timeout: timeout(),
+          ack: boolean()
+        ) :: {:ok, [Message.t()]} | NetlinkPort.error()
+  def request(connection, type, payload \\ "", opts \\ []) do
+    opts = Options.request!(opts, [:flags, :timeout, :ack])
+    exchange = Exchange.request(Options.type!(type), IO.iodata_to_binary(payload), opts)
+    call(connection, exchange, opts.timeout, opts.timeout)
+  end
+
+  @doc "As `NetlinkPort.batch/3`, on the connection's socket."
+  @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}], timeout: timeout()) ::
+          {:ok, [{:ok, [Message.t()]} | NetlinkPort.error()]} | NetlinkPort.error()
+  def batch(connection, requests, opts \\ []) do
+    opts = Options.request!(opts, [:timeout])
+
+    requests =
+      for request <- requests do
+        {type, flags, payload} = Options.batched!(request)
+        {type, flags, IO.iodata_to_binary(payload)}
+      end
+
+    if requests == [],
+      do: {:ok, []},
+      else: call(connection, {:batch, requests}, opts.timeout, opts.timeout)
+  end
+
+  @doc "As `NetlinkPort.dump/4`, on the connection's socket."
+  @spec dump(t(), 0..0xFFFF, iodata(),
+          flags: [Message.flag()] | 0..0xFFFF,
+          timeout: timeout()
+        ) :: {:ok, [Message.t()]} | NetlinkPort.error()
+  def dump(connection, type, payload \\ "", opts \\ []) do
+    opts = Options.request!(opts, [:flags, :timeout])
+    exchange = Exchange.dump(Options.type!(type), IO.iodata_to_binary(payload), opts)
+    # The connection ends it, however long it goes on.
+    call(connection, exchange, opts.timeout, :infinity)
+  end
+
+  defp call(connection, exchange, timeout, patience) do
+    message = {:exchange, exchange, timeout, Client.deadline(timeout)}
+
+    case Client.call(connection, message, patience) do
+      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+      outcome -> outcome
+    end
+  end
+
+  ## The socket
+
+  @impl true
+  def init({server, protocol, opts}) do
+    opts = [owner: self()] ++ opts
+    state = %__MODULE__{server: server, protocol: protocol, opts: opts, calls: Calls.new()}
+    {:ok, opened(state, NetlinkPort.open(server, protocol, opts))}
+  end
+
+  defp opened(state, {:ok, %Socket{link: link} = socket}) do
+    monitor = Process.monitor(link.server)
+    %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
+  end
+
+  defp opened(state, {:error, error}), do: open_later(%{state | error: error, opener: nil})
+
+  defp open_later(%{backoff: backoff} = state) do
+    _timer = Process.send_after(self(), :open, backoff)
+    %{state | backoff: min(2 * backoff, @latest)}
+  end
+
+  defp closed(state, error) do
+    Process.demonitor(state.monitor, [:flush])
+    state = %{state | socket: nil, monitor: nil, error: error}
+    state |> settle(Calls.close(state.calls, error)) |> open_later()
+  end
+
+  # Not even a helper that does not answer may hold the connection up.
+  defp reset(%{socket: socket} = state, error) do
+    _pid = spawn(fn -> NetlinkPort.close(socket) end)
+    closed(state, error)
+  end
+
+  defp ended, do: Error.new(:thread, :epipe)
+
+  ## A call begins
+
+  @impl true
+  def handle_call({:exchange, _exchange, _timeout, _deadline}, _from, %{socket: nil} = state) do
+    {:reply, {:error, state.error}, state}
+  end
+
+  def handle_call({:exchange, {:batch, requests}, timeout, deadline}, from, state) do
+    exchange = Exchange.batch(state.protocol, requests)
+    handle_call({:exchange, exchange, timeout, deadline}, from, state)
+  end
+
+  def handle_call({:exchange, %Exchange{} = exchange, timeout, deadline}, from, state) do
+    case Client.time_left(deadline, timeout) do
+      left when is_integer(left) and left <= 0 and timeout > 0 ->
+        {:reply, Exchange.cut(exchange, Error.new(:request, :etimedout)), state}
+
+      left ->
+        {:noreply, begin(state, exchange, from, timeout, left)}
+    end
+  end
+
+  def handle_call(_unknown, _from, state) do
+    {:reply, {:error, Error.new(:protocol, :einval)}, state}
+  end
+
+  @impl true
+  def handle_cast(_unknown, state), do: {:noreply, state}
+
+  defp begin(state, exchange, {caller, _tag} = from, timeout, left) do
+    id = Process.monitor(caller)
+    calls = Calls.add(state.calls, id, exchange, from, timeout, left)
+    arm(calls, id)
+    send_next(%{state | calls: calls})
+  end
+
+  # Callers are told what they waited for, and what may be sent now is.
+  defp settle(state, {replies, calls}) do
+    for {id, from, outcome} <- replies do
+      Process.demonitor(id, [:flush])
+      GenServer.reply(from, outcome)
+    end
+
+    send_next(%{state | calls: calls})
+  end
+
+  defp send_next(state) do
+    case Calls.next(state.calls) do
+      {id, datagram, calls} -> send_next(transmit(%{state | calls: calls}, id, datagram))
+      nil -> state
+    end
+  end
+
+  defp transmit(%{socket: socket} = state, id, datagram) do
+    case send_now(socket, datagram) do
+      :ok -> state
+      :later -> send_later(state, id, datagram)
+      {:error, error} -> unsent(state, id, error)
+    end
+  end
+
+  # Where it neither can fail nor has to wait. Elsewhere a process of its own waits, and the failure
+  # is known to be of this datagram.
+  defp send_now(socket, datagram) do
+    if Link.local?(socket.link) and IO.iodata_length(datagram) <= @small do
+      with {:error, %{reason: :eagain}} <- NetlinkPort.send(socket, datagram, timeout: 0),
+           do: :later
+    else
+      :later
+    end
+  end
+
+  defp send_later(%{socket: socket} = state, id, datagram) do
+    {_pid, monitor} =
+      spawn_monitor(fn ->
+        exit({:sent, NetlinkPort.send(socket, datagram, wait: true, timeout: :infinity)})
+      end)
+
+    put_in(state.senders[monitor], id)
+  end
+
+  defp unsent(state, id, %{stage: :send, reason: reason} = error) when reason != :ebadf do
+    settle(state, Calls.finish(state.calls, id, {:error, error}))
+  end
+
+  # The socket is closed, or the helper has ended; its messages are still to come, or were too early.
+  defp unsent(state, _id, _error), do: closed(state, ended())
+
+  ## A call goes on
+
+  @impl true
+  def handle_info({:netlink, socket, datagram}, %{socket: socket} = state) do
+    {:noreply, received(state, datagram)}
+  end
+
+  # With pktinfo and the like.
+  def handle_info({:netlink, socket, datagram, %{group: group}}, %{socket: socket} = state)
+      when group in [nil, 0] do
+    {:noreply, received(state, datagram)}
+  end
+
+  def handle_info({:netlink_overrun, socket, dropped}, %{socket: socket} = state) do
+    error = Error.new(:recv, :enobufs, dropped: dropped)
+    {:noreply, settle(state, Calls.lose(state.calls, error))}
+  end
+
+  def handle_info({:netlink_error, socket, %{stage: :recv} = error}, %{socket: socket} = state) do
+    {:noreply, settle(state, Calls.lose(state.calls, error))}
+  end
+
+  def handle_info({:netlink_error, socket, error}, %{socket: socket} = state) do
+    {:noreply, reset(state, error)}
+  end
+
+  def handle_info({:netlink_closed, socket, _reason}, %{socket: socket} = state) do
+    {:noreply, closed(state, ended())}
+  end
+
+  def handle_info({:DOWN, monitor, :process, _server, _reason}, %{monitor: monitor} = state) do
+    {:noreply, closed(state, ended())}
+  end
+
+  def handle_info({:DOWN, monitor, :process, _pid, reason}, %{opener: monitor} = state) do
+    case reason do
+      {:opened, result} -> {:noreply, opened(state, result)}
+      _killed -> {:noreply, opened(state, {:error, ended()})}
+    end
+  end
+
+  def handle_info({:DOWN, monitor, :process, _pid, reason}, %{senders: senders} = state)
+      when is_map_key(senders, monitor) do
+    {id, senders} = Map.pop!(senders, monitor)
+    {:noreply, sent(%{state | senders: senders}, id, reason)}
+  end
+
+  def handle_info({:DOWN, id, :process, _caller, _reason}, state) do
+    if Calls.member?(state.calls, id) do
+      {:noreply, given_up(state, id, {[], Calls.give_up(state.calls, id)})}
+    else
+      {:noreply, state}
+    end
+  end
+
+  def handle_info({:deadline, id}, state) do
+    if Calls.member?(state.calls, id),
+      do: {:noreply, deadline(state, id)},
+      else: {:noreply, state}
+  end
+
+  def handle_info(:open, %{socket: nil, opener: nil} = state) do
+    %{server: server, protocol: protocol, opts: opts} = state
+
+    {_pid, opener} =
+      spawn_monitor(fn -> exit({:opened, NetlinkPort.open(server, protocol, opts)}) end)
+
+    {:noreply, %{state | opener: opener}}
+  end
+
+  # Of a socket that is closed, of a call that is over, or nobody's.
+  def handle_info(_message, state), do: {:noreply, state}
+
+  defp received(state, datagram) do
+    case Message.decode(datagram) do
+      {:ok, messages} -> settle(state, Calls.received(state.calls, messages))
+      {:error, error} -> settle(state, Calls.lose(state.calls, Exchange.malformed(error)))
+    end
+  end
+
+  defp sent(state, _id, {:sent, :ok}), do: state
+
+  defp sent(state, id, reason) do
+    case {Calls.member?(state.calls, id), reason} do
+      {false, _reason} -> state
+      {true, {:sent, {:error, error}}} -> unsent(state, id, error)
+      {true, _killed} -> reset(state, ended())
+    end
+  end
+
+  ## Deadlines
+
+  defp deadline(state, id) do
+    if Calls.left(state.calls, id) > 0 do
+      arm(state.calls, id)
+      state
+    else
+      case Calls.expire(state.calls, id) do
+        :stuck -> reset(state, Error.new(:request, :etimedout))
+        expired -> given_up(state, id, expired)
+      end
+    end
+  end
+
+  defp given_up(state, id, {_replies, calls} = settled) do
+    Process.demonitor(id, [:flush])
+    arm(calls, id)
+    settle(state, settled)
+  end
+
+  # One that goes on has a later deadline when this one comes.
+  defp arm(calls, id) do
+    left = if Calls.member?(calls, id), do: Calls.left(calls, id), else: :infinity
+    if left != :infinity, do: Process.send_after(self(), {:deadline, id}, left)
+    :ok
+  end
+
+  # What crash reports and :sys.get_status/1 show: no payloads, which may hold keys. A callback of
+  # GenServer since Elixir 1.17.
+  if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
+
+  def format_status(%{state: %__MODULE__{} = state} = status) do
+    shown = [
+      server: state.server,
+      socket: state.socket,
+      error: state.error,
+      calls: Calls.count(state.calls)
+    ]
+
+    %{status | state: shown}
+  end
+
+  def format_status(status), do: status
+end

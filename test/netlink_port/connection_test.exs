@@ -1,0 +1,429 @@
+defmodule NetlinkPort.ConnectionTest do
+  # Many callers on one socket, against the real kernel. A stopped helper holds everything in flight
+  # until it goes on, or is killed.
+  use NetlinkPort.Case, async: true
+
+  doctest NetlinkPort.Connection
+
+  alias NetlinkPort.{Attr, Connection, Message}
+
+  @moduletag :root
+
+  @newlink 16
+  @getlink 18
+  @newaddr 20
+  @getaddr 22
+  @addresses 4_000
+  @enodev 19
+
+  setup do
+    netns = netns!()
+    name = :"server-#{netns}"
+    server = start_server!(name: name)
+    %{netns: netns, name: name, server: server}
+  end
+
+  defp connect!(%{netns: netns, name: name}, opts \\ []) do
+    defaults = [server: name, protocol: :route, netns: {:name, netns}]
+    spec = {Connection, Keyword.merge(defaults, opts)}
+    start_supervised!(Supervisor.child_spec(spec, id: make_ref(), restart: :temporary))
+  end
+
+  defp addresses!(netns) do
+    lines = for n <- 1..@addresses, do: "addr add 10.0.#{div(n, 256)}.#{rem(n, 256)}/32 dev lo"
+
+    ip_batch!(netns, lines)
+  end
+
+  defp link(index), do: <<0::32, index::32-native, 0::64>>
+
+  defp getlink(connection, index, opts \\ []),
+    do: Connection.request(connection, @getlink, link(index), opts)
+
+  defp getaddrs(connection, opts \\ []),
+    do: Connection.dump(connection, @getaddr, <<2, 0::56>>, opts)
+
+  # RTM_NEWLINK of a link that does not exist, without NLM_F_CREATE: refused with ENODEV.
+  defp refused(index), do: {@newlink, [], link(index)}
+
+  defp index(%Message{type: @newlink, payload: <<_::32, index::32-native, _::binary>>}), do: index
+
+  # With the server's own `from` taken out of the way of the call under test.
+  defp eventually_ok!(connection) do
+    eventually!(fn -> match?({:ok, [_lo]}, getlink(connection, 1)) end, 15_000)
+  end
+
+  defp state(connection), do: :sys.get_state(connection)
+  defp calls(connection), do: state(connection).calls.calls
+
+  defp in_flight!(connection, count),
+    do: eventually!(fn -> map_size(calls(connection)) == count end)
+
+  defp stopped!(%{server: server}) do
+    os_pid = os_pid(server)
+    signal!(os_pid, :STOP)
+    on_exit(fn -> as_root("kill", ["-CONT", "#{os_pid}"]) end)
+    os_pid
+  end
+
+  defp results(pids) do
+    for pid <- pids do
+      assert_receive {:result, ^pid, result}, 15_000
+      result
+    end
+  end
+
+  defp whole?({:ok, messages}) do
+    Enum.count(messages, &(&1.type == @newaddr)) == @addresses + 1
+  end
+
+  describe "callers" do
+    test "a hundred at once, each gets its own answers", %{netns: netns} = context do
+      ip_batch!(netns, for(n <- 2..100, do: "link add br#{n} index #{n} type bridge"))
+      connection = connect!(context)
+
+      callers =
+        for n <- 1..100 do
+          spawn_reporting(fn ->
+            for _ <- 1..20 do
+              {:ok, [link]} = getlink(connection, n)
+              {:error, none} = getlink(connection, 1_000 + n)
+
+              {:ok, both} =
+                Connection.batch(connection, [{@getlink, [], link(n)}, refused(2_000 + n)])
+
+              [{:ok, [again]}, {:error, refused}] = both
+              {index(link), none.errno, index(again), refused.errno}
+            end
+          end)
+        end
+
+      for {results, n} <- Enum.with_index(results(callers), 1) do
+        assert Enum.uniq(results) == [{n, @enodev, n, @enodev}]
+      end
+
+      assert %{calls: calls, seqs: seqs, room: 16} = state(connection).calls
+      assert {calls, seqs} == {%{}, %{}}
+    end
+
+    test "dumps wait for one another, requests do not", %{netns: netns} = context do
+      addresses!(netns)
+      connection = connect!(context)
+      helper = stopped!(context)
+      dumps = for _ <- 1..10, do: spawn_reporting(fn -> getaddrs(connection) end)
+      in_flight!(connection, 10)
+      request = spawn_reporting(fn -> getlink(connection, 1) end)
+      in_flight!(connection, 11)
+      signal!(helper, :CONT)
+
+      order =
+        for _ <- 1..11 do
+          assert_receive {:result, pid, result}, 15_000
+          if pid != request, do: assert(whole?(result))
+          pid
+        end
+
+      assert Enum.sort(order) == Enum.sort([request | dumps])
+      assert Enum.find_index(order, &(&1 == request)) <= 1
+    end
+
+    test "one that is killed while its dump is under way, or waits", %{netns: netns} = context do
+      addresses!(netns)
+      connection = connect!(context)
+      helper = stopped!(context)
+      dump = spawn_reporting(fn -> getaddrs(connection) end)
+      in_flight!(connection, 1)
+      waiting = spawn_reporting(fn -> getaddrs(connection) end)
+      in_flight!(connection, 2)
+      last = spawn_reporting(fn -> getaddrs(connection) end)
+      in_flight!(connection, 3)
+      for pid <- [dump, waiting], do: Process.exit(pid, :kill)
+      # The one the kernel is at stays, to be read to its end.
+      in_flight!(connection, 2)
+      signal!(helper, :CONT)
+      assert [outcome] = results([last])
+      assert whole?(outcome)
+      assert calls(connection) == %{}
+    end
+
+    test "wrong arguments raise where they are given", context do
+      connection = connect!(context)
+      assert_raise ArgumentError, fn -> Connection.request(connection, 70_000) end
+      assert_raise ArgumentError, fn -> Connection.request(connection, 18, [:no_iodata]) end
+      assert_raise ArgumentError, fn -> Connection.batch(connection, [{18, [], :no_iodata}]) end
+      assert_raise ArgumentError, fn -> Connection.dump(connection, 18, "", ack: false) end
+      assert_raise ArgumentError, fn -> Connection.start_link(protocol: :route, groups: [1]) end
+      assert_raise ArgumentError, fn -> Connection.start_link(server: context.name) end
+      assert {:ok, []} = Connection.batch(connection, [])
+      assert {:ok, [_lo]} = getlink(connection, 1)
+    end
+
+    test "what is not for it does not hurt it", context do
+      connection = connect!(context)
+      {:ok, other} = NetlinkPort.open(context.name, :route, active: false)
+      error = Error.new(:recv, :enobufs)
+
+      for message <- [
+            :open,
+            {:deadline, make_ref()},
+            {:netlink, other, "short"},
+            {:netlink_closed, other, :stuck},
+            {:netlink_error, other, error},
+            {:DOWN, make_ref(), :process, self(), :killed},
+            "anything"
+          ] do
+        send(connection, message)
+      end
+
+      GenServer.cast(connection, :anything)
+      assert {:error, %Error{reason: :einval}} = GenServer.call(connection, :anything)
+      send(connection, {:netlink, state(connection).socket, "short"})
+      assert {:ok, [_lo]} = getlink(connection, 1)
+      assert Process.alive?(connection)
+    end
+
+    test "without a process it is ESRCH" do
+      assert {:error, error} = getlink(:no_such_connection, 1)
+      assert {error.stage, error.reason} == {:thread, :esrch}
+    end
+  end
+
+  describe "deadlines" do
+    test "each caller's own; late answers are nobody's", %{netns: netns} = context do
+      addresses!(netns)
+      connection = connect!(context)
+      helper = stopped!(context)
+      patient = spawn_reporting(fn -> getlink(connection, 1, timeout: :infinity) end)
+
+      callers = [
+        spawn_reporting(fn -> getlink(connection, 1, timeout: 50) end),
+        spawn_reporting(fn -> getaddrs(connection, timeout: 50) end),
+        spawn_reporting(fn -> getaddrs(connection, timeout: 50) end),
+        spawn_reporting(fn -> Connection.batch(connection, [refused(9)], timeout: 50) end)
+      ]
+
+      for {:error, error} <- results(callers) do
+        assert {error.stage, error.reason} == {:request, :etimedout}
+      end
+
+      refute_received {:result, ^patient, _early}
+      signal!(helper, :CONT)
+      assert [{:ok, [_lo]}] = results([patient])
+      assert connection |> getaddrs() |> whole?()
+      assert calls(connection) == %{}
+    end
+
+    test "a dump that was given up and does not go on costs the socket", context do
+      connection = connect!(context)
+      helper = stopped!(context)
+      assert {:error, %Error{reason: :etimedout}} = getaddrs(connection, timeout: 10)
+      socket = state(connection).socket
+      # Comes after five seconds.
+      assert {:error, error} = getlink(connection, 1, timeout: 60_000)
+      assert {error.stage, error.reason} == {:request, :etimedout}
+      signal!(helper, :CONT)
+      eventually_ok!(connection)
+      assert state(connection).socket != socket
+      assert {:ok, [_address]} = getaddrs(connection)
+    end
+  end
+
+  describe "loss" do
+    # The kernel begins the dump, whose first datagram takes all the room there is, and finds none for what
+    # it answers to the batch.
+    test "requests under way get ENOBUFS, dumps are tried again", %{netns: netns} = context do
+      addresses!(netns)
+      connection = connect!(context, rcvbuf: 1)
+      helper = stopped!(context)
+      dump = spawn_reporting(fn -> getaddrs(connection) end)
+      in_flight!(connection, 1)
+      waiting = spawn_reporting(fn -> getaddrs(connection) end)
+      in_flight!(connection, 2)
+
+      request = spawn_reporting(fn -> getlink(connection, 1) end)
+      in_flight!(connection, 3)
+      refused = for n <- 1..10, do: refused(100 + n)
+      batch = spawn_reporting(fn -> Connection.batch(connection, refused) end)
+      in_flight!(connection, 4)
+      # There is no room for these: they were not sent, and are not concerned.
+      held = for n <- 1..10, do: {@getlink, [], link(200 + n)}
+      late = spawn_reporting(fn -> Connection.batch(connection, held) end)
+      in_flight!(connection, 5)
+      signal!(helper, :CONT)
+
+      for {:error, error} <- results([batch, request]) do
+        assert {error.stage, error.reason} == {:recv, :enobufs}
+        assert error.dropped > 0
+      end
+
+      assert Enum.all?(results([dump, waiting]), &whole?/1)
+      # Sent later, into a buffer that has room for one of its errors at most.
+      assert [{:error, %Error{reason: :enobufs}}] = results([late])
+      assert {:error, %Error{reason: :enodev}} = getlink(connection, 9)
+      assert calls(connection) == %{}
+    end
+
+    test "a dump that a change interrupts is tried again; the mailbox is bounded", context do
+      %{netns: netns} = context
+      addresses!(netns)
+      connection = connect!(context, max_queue: 4, window: 1)
+      # The kernel makes no more of it than there is room for.
+      :sys.suspend(connection)
+      dump = spawn_reporting(fn -> getaddrs(connection) end)
+      mailbox = fn -> connection |> Process.info(:message_queue_len) |> elem(1) end
+      eventually!(fn -> mailbox.() == 1 end)
+      :erlang.trace(connection, true, [:receive])
+      :sys.resume(connection)
+      # The first datagram of the answer.
+      assert_receive {:trace, ^connection, :receive, {:netlink, _socket, _datagram}}
+      :sys.suspend(connection)
+      :erlang.trace(connection, false, [:receive])
+      ip!(["-n", netns, "addr", "add", "10.9.9.9/32", "dev", "lo"])
+      assert mailbox.() <= 6
+      :sys.resume(connection)
+      assert [{:ok, messages}] = results([dump])
+      assert length(messages) == @addresses + 2
+      refute Enum.any?(messages, &Message.flag?(&1, :dump_intr))
+    end
+
+    test "a datagram that is too long is its caller's error alone", context do
+      connection = connect!(context, sndbuf: 1)
+      requests = for n <- 1..200, do: refused(n + 100)
+      assert {:error, error} = Connection.batch(connection, requests)
+      assert {error.stage, error.reason} == {:send, :emsgsize}
+      assert {:ok, [_lo]} = getlink(connection, 1)
+      connection = connect!(context)
+      assert {:ok, outcomes} = Connection.batch(connection, requests)
+      assert Enum.uniq(for {:error, error} <- outcomes, do: error.errno) == [@enodev]
+      assert length(outcomes) == 200
+    end
+  end
+
+  describe "the socket" do
+    test "a helper that is killed: every caller gets an error, none hangs, and later ones are served",
+         context do
+      connection = connect!(context)
+      helper = stopped!(context)
+
+      callers =
+        for n <- 1..60 do
+          spawn_reporting(fn ->
+            case rem(n, 3) do
+              0 -> getlink(connection, 1, timeout: :infinity)
+              1 -> getaddrs(connection, timeout: :infinity)
+              2 -> Connection.batch(connection, [refused(9)], timeout: :infinity)
+            end
+          end)
+        end
+
+      in_flight!(connection, 60)
+      signal!(helper, :KILL)
+
+      for {:error, error} <- results(callers) do
+        assert {error.stage, error.reason} == {:thread, :epipe}
+      end
+
+      eventually!(fn -> match?({:error, %Error{reason: :esrch}}, getlink(connection, 1)) end)
+      start_server!(name: context.name)
+      eventually_ok!(connection)
+      assert {:ok, [_address]} = getaddrs(connection)
+    end
+
+    test "callers all the while, under a supervisor that restarts the server", %{netns: netns} do
+      name = :"restarted-#{netns}"
+      children = [{NetlinkPort, name: name, executable: helper()}]
+      limits = [strategy: :one_for_one, max_restarts: 100]
+
+      start_supervised!(%{
+        id: :top,
+        start: {Supervisor, :start_link, [children, limits]},
+        type: :supervisor
+      })
+
+      connection = connect!(%{name: name, netns: netns})
+      stop = :atomics.new(1, [])
+
+      callers =
+        for _ <- 1..8 do
+          spawn_reporting(fn ->
+            Stream.repeatedly(fn -> getlink(connection, 1) end)
+            |> Enum.take_while(fn outcome ->
+              assert match?({:ok, [_lo]}, outcome) or
+                       match?({:error, %Error{stage: :thread}}, outcome)
+
+              :atomics.get(stop, 1) == 0
+            end)
+            |> length()
+          end)
+        end
+
+      for _ <- 1..5 do
+        server = Process.whereis(name)
+        signal!(os_pid(server), :KILL)
+        eventually!(fn -> Process.whereis(name) not in [nil, server] end)
+        eventually_ok!(connection)
+      end
+
+      :atomics.put(stop, 1, 1)
+      assert Enum.all?(results(callers), &(&1 > 0))
+    end
+
+    test "it starts before its server and its namespace", %{netns: netns} do
+      name = :"late-#{netns}"
+      connection = connect!(%{name: name, netns: netns <> "-late"})
+      assert {:error, %Error{stage: :thread, reason: :esrch}} = getlink(connection, 1)
+      assert {:error, %Error{stage: :thread, reason: :esrch}} = getaddrs(connection)
+      start_server!(name: name)
+
+      eventually!(fn ->
+        match?({:error, %Error{stage: :open, reason: :enoent}}, getlink(connection, 1))
+      end)
+
+      on_exit(fn -> as_root("ip", ["netns", "del", netns <> "-late"]) end)
+      ip!(["netns", "add", netns <> "-late"])
+      eventually_ok!(connection)
+    end
+
+    test "it is closed with its namespace, and opened with the next of its name", context do
+      %{netns: netns} = context
+      connection = connect!(context, close_on: :namespace_gone)
+      assert {:ok, [_lo]} = getlink(connection, 1)
+      helper = stopped!(context)
+      caller = spawn_reporting(fn -> getlink(connection, 1, timeout: :infinity) end)
+      in_flight!(connection, 1)
+      ip!(["netns", "del", netns])
+      signal!(helper, :CONT)
+      # The answer, or the end, whichever the helper takes first.
+      assert [outcome] = results([caller])
+
+      assert match?({:ok, [_lo]}, outcome) or
+               match?({:error, %Error{stage: :thread, reason: :epipe}}, outcome)
+
+      eventually!(fn ->
+        match?({:error, %Error{stage: :open, reason: :enoent}}, getlink(connection, 1))
+      end)
+
+      ip!(["netns", "add", netns])
+      eventually_ok!(connection)
+    end
+
+    test "it is closed when the connection ends", context do
+      connection = connect!(context)
+      {:ok, %{sockets: before}} = NetlinkPort.info(context.name)
+      GenServer.stop(connection)
+
+      eventually!(fn ->
+        match?({:ok, %{sockets: now}} when now == before - 1, NetlinkPort.info(context.name))
+      end)
+    end
+  end
+
+  test "what crash reports show has no payloads", context do
+    connection = connect!(context)
+    _helper = stopped!(context)
+    secret = Attr.encode([{3, "a-secret-key"}])
+    spawn(fn -> Connection.request(connection, @getlink, [link(1), secret], timeout: 1_000) end)
+    in_flight!(connection, 1)
+    refute inspect(:sys.get_status(connection), limit: :infinity) =~ "a-secret-key"
+  end
+end

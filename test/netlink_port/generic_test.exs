@@ -1,0 +1,233 @@
+defmodule NetlinkPort.GenericTest do
+  # Families of the running kernel, beside what genl(8) prints of them.
+  use NetlinkPort.Case, async: true
+
+  doctest NetlinkPort.Generic
+
+  alias NetlinkPort.{Attr, Connection, DecodeError, Generic, Message}
+
+  @moduletag :root
+
+  @getfamily 3
+  @newfamily 1
+  @family_id 1
+  @family_name 2
+
+  setup do
+    netns = netns!()
+    server = start_server!()
+    opts = [netns: {:name, netns}]
+    {:ok, socket} = NetlinkPort.open(server, :generic, [active: false] ++ opts)
+    start = {Connection, [server: server, protocol: :generic] ++ opts}
+    connection = start_supervised!(Supervisor.child_spec(start, id: make_ref()))
+    %{netns: netns, server: server, socket: socket, connection: connection}
+  end
+
+  defp name_of(%Message{} = message) do
+    {:ok, {@newfamily, _version, rest}} = Generic.decode(message)
+    {:ok, attrs} = Attr.decode(rest)
+    {:ok, name} = Attr.string(attrs, @family_name)
+    name
+  end
+
+  defp genl(netns) do
+    if System.find_executable("genl"),
+      do: ip!(["netns", "exec", netns, "genl", "ctrl", "list"]),
+      else: nil
+  end
+
+  # The families as genl(8) prints them: name, number, version, header, attributes, commands, groups.
+  defp printed(text) do
+    for ["Name: " <> name | lines] <- sections(text) do
+      text = Enum.join(lines, "\n")
+
+      [[_, id, version, header, attributes]] =
+        Regex.scan(~r/ID: (\S+)\s+Version: (\S+)\s+header size: (\d+)\s+max attribs: (\d+)/, text)
+
+      operations =
+        for [_, id | flags] <-
+              Regex.scan(~r/#\d+:\s+ID-0x(\w+) \n(?:\s+Capabilities \(0x(\w+)\))?/, text) do
+          {hex(id), for(flags <- flags, do: hex(flags))}
+        end
+
+      groups =
+        for [_, id, group] <- Regex.scan(~r/#\d+:\s+ID-0x(\w+)\s+name: (\S+)/, text),
+            do: {group, hex(id)}
+
+      numbers = for text <- [id, version], do: text |> String.trim_leading("0x") |> hex()
+      sizes = for text <- [header, attributes], do: String.to_integer(text)
+      {String.trim(name), numbers ++ sizes, Map.new(operations), Map.new(groups)}
+    end
+  end
+
+  defp hex(text), do: String.to_integer(text, 16)
+
+  defp sections(text) do
+    text
+    |> String.split(~r/^(?=Name: )/m, trim: true)
+    |> Enum.map(&String.split(&1, "\n"))
+    |> Enum.filter(&match?(["Name: " <> _ | _], &1))
+  end
+
+  @flags %{admin: 1, do: 2, dump: 4, policy: 8, user_namespace_admin: 16}
+
+  # genl(8) prints flags from version 2 on.
+  defp told(family) do
+    operations =
+      for {id, flags} <- family.operations, into: %{} do
+        flags = flags |> Enum.map(&Map.fetch!(@flags, &1)) |> Enum.sum()
+        {id, if(family.version >= 2, do: [flags], else: [])}
+      end
+
+    numbers = [family.id, family.version, family.header_size, family.max_attribute]
+    {family.name, numbers, operations, family.groups}
+  end
+
+  test "all families, as genl(8) prints them", %{socket: socket, netns: netns} do
+    assert {:ok, families} = Generic.families(socket)
+    assert "nlctrl" in Enum.map(families, & &1.name)
+
+    if text = genl(netns) do
+      assert Enum.sort(Enum.map(families, &told/1)) == Enum.sort(printed(text))
+    end
+  end
+
+  test "one by its name is the same as in the list, on a socket and on a connection", context do
+    %{socket: socket, connection: connection} = context
+    assert {:ok, families} = Generic.families(connection)
+
+    for family <- families do
+      assert Generic.family(socket, family.name) == {:ok, family}
+      assert Generic.family(connection, family.name) == {:ok, family}
+    end
+
+    assert {:ok, %{id: 16, groups: %{"notify" => 16}, operations: operations}} =
+             Generic.family(socket, "nlctrl")
+
+    assert :dump in operations[@getfamily]
+  end
+
+  test "one that is not there is ENOENT", %{socket: socket, connection: connection} do
+    for via <- [socket, connection] do
+      assert {:error, error} = Generic.family(via, "no-such-family")
+      assert {error.stage, error.reason} == {:request, :enoent}
+      assert {:error, ^error} = Generic.request(via, "no-such-family", 1)
+    end
+  end
+
+  test "requests and dumps of a family, by name and by what was resolved", context do
+    for via <- [context.socket, context.connection] do
+      {:ok, nlctrl} = Generic.family(via, "nlctrl")
+
+      for family <- ["nlctrl", nlctrl] do
+        payload = Attr.encode([{@family_name, "ethtool\0"}])
+        assert {:ok, [message]} = Generic.request(via, family, @getfamily, payload)
+        assert name_of(message) == "ethtool"
+        assert {:ok, messages} = Generic.dump(via, family, @getfamily, "", timeout: 1_000)
+        assert "nlctrl" in Enum.map(messages, &name_of/1)
+        assert {:error, %Error{reason: :eopnotsupp}} = Generic.request(via, family, 200)
+      end
+    end
+  end
+
+  describe "the cache" do
+    # How many requests are sent: each takes one of the connection's numbers.
+    defp asked(connection, fun) do
+      before = :sys.get_state(connection).calls.next
+      fun.()
+      :sys.get_state(connection).calls.next - before
+    end
+
+    test "a name is asked for once by a process", %{connection: connection} do
+      get = fn -> {:error, _} = Generic.request(connection, "ethtool", 200) end
+      assert asked(connection, get) == 2
+      assert asked(connection, get) == 1
+      task = Task.async(fn -> {asked(connection, get), asked(connection, get)} end)
+      assert Task.await(task) == {2, 1}
+    end
+
+    test "a number that is nobody's any more is asked for again", context do
+      for via <- [context.connection, context.socket] do
+        {:ok, nlctrl} = Generic.family(via, "nlctrl")
+        # As if its module had been loaded again since.
+        stale = %{nlctrl | id: 1_022}
+        assert {:error, %Error{reason: :enoent}} = Generic.dump(via, stale, @getfamily)
+        Generic.remember(via, stale)
+        assert {:ok, [_ | _]} = Generic.dump(via, "nlctrl", @getfamily)
+        payload = Attr.encode([{@family_id, Attr.u16(16)}])
+        Generic.remember(via, stale)
+        assert {:ok, [message]} = Generic.request(via, "nlctrl", @getfamily, payload)
+        assert name_of(message) == "nlctrl"
+      end
+    end
+
+    test "an ENOENT of the family itself is told, and not tried again", %{connection: connection} do
+      payload = Attr.encode([{@family_name, "no-such-family\0"}])
+      get = fn -> Generic.request(connection, "nlctrl", @getfamily, payload) end
+      assert {:error, %Error{reason: :enoent}} = get.()
+      # It, and the family once more.
+      assert asked(connection, get) == 2
+    end
+
+    test "it is bounded", %{socket: socket} do
+      for n <- 1..1_000, do: Generic.remember(socket, %Generic{id: n, name: "family-#{n}"})
+      assert map_size(Process.get(Generic)) <= 256
+      assert {:ok, [_ | _]} = Generic.dump(socket, "nlctrl", @getfamily)
+    end
+  end
+
+  describe "join/3" do
+    test "joins a group by its name", %{socket: socket} do
+      {:ok, families} = Generic.families(socket)
+      groups = for family <- families, {group, id} <- family.groups, do: {family, group, id}
+      # Some are for users of CAP_NET_ADMIN elsewhere, or of other namespaces.
+      assert Generic.join(socket, "nlctrl", "notify") == :ok
+      assert NetlinkPort.memberships(socket) == {:ok, [16]}
+      {family, group, id} = Enum.find(groups, fn {family, _, _} -> family.name == "ethtool" end)
+      assert Generic.join(socket, family, group) == :ok
+      assert NetlinkPort.memberships(socket) == {:ok, Enum.sort([16, id])}
+    end
+
+    test "an event of it arrives, with its command", %{socket: socket, netns: netns} do
+      # ETHTOOL_MSG_FEATURES_NTF and the like; include/uapi/linux/ethtool_netlink.h
+      assert Generic.join(socket, "ethtool", "monitor") == :ok
+      {:ok, %{id: id}} = Generic.family(socket, "ethtool")
+      ip!(["-n", netns, "link", "add", "v0", "type", "veth", "peer", "name", "v1"])
+      # ETHTOOL_MSG_FEATURES_SET (12) of v0: tx-checksumming off, in a bitset of names.
+      bits = [{3, [{1, [{2, "tx-checksum-ip-generic\0"}]}]}]
+      payload = Attr.encode([{1, [{2, "v0\0"}]}, {3, bits}])
+      assert {:ok, [_changed]} = Generic.request(socket, "ethtool", 12, payload)
+      assert {:ok, datagram} = event(socket)
+      assert {:ok, [%Message{type: ^id} = message]} = Message.decode(datagram)
+      assert {:ok, {_command, 1, _attributes}} = Generic.decode(message)
+    end
+
+    defp event(socket) do
+      receive do
+        {:netlink, ^socket, datagram} -> {:ok, datagram}
+      after
+        0 -> NetlinkPort.recv(socket, 5_000)
+      end
+    end
+
+    test "a group or a family that is not there is ENOENT", %{socket: socket} do
+      assert {:error, error} = Generic.join(socket, "nlctrl", "no-such-group")
+      assert {error.stage, error.reason} == {:request, :enoent}
+      assert Exception.message(error) =~ "group no-such-group of nlctrl"
+      assert {:error, %Error{reason: :enoent}} = Generic.join(socket, "no-such-family", "notify")
+    end
+  end
+
+  test "wrong arguments raise", %{server: server, socket: socket} do
+    {:ok, route} = NetlinkPort.open(server, :route, active: false)
+    assert_raise ArgumentError, ~r/:generic/, fn -> Generic.family(route, "nlctrl") end
+    assert_raise ArgumentError, fn -> Generic.family(socket, "a name of seventeen") end
+    assert_raise ArgumentError, fn -> Generic.family(socket, "nul\0") end
+    assert_raise ArgumentError, fn -> Generic.request(socket, "nlctrl", 256) end
+    assert_raise ArgumentError, fn -> Generic.request(socket, "nlctrl", 3, "", color: 1) end
+  end
+
+  test "a payload without the header is an error" do
+    assert {:error, %DecodeError{}} = Generic.decode(%Message{type: 16, payload: <<1, 2, 3>>})
+  end
+end
