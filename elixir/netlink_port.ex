@@ -68,6 +68,10 @@ defmodule NetlinkPort do
   socket, or `max_queue:`, holds back stay there to be taken, by `recv/2` or by `setopts/2` with
   `active:`; the message comes behind the last of them.
 
+  ## What passes
+
+  `capture/3` writes all datagrams of a server into a file for Wireshark.
+
   ## When the helper ends
 
   The server ends with it and is restarted by its supervisor. Every owner is told
@@ -665,7 +669,8 @@ defmodule NetlinkPort do
   datagram is stamped when `send/3` is called, or when the server gets it. Both directions are told
   (`epb_flags`). A datagram beyond 262 128 bytes is cut, since readers refuse longer ones. One
   that `send/3` then refuses with `EAGAIN` or `EPIPE` is in the file all the same; one that the helper has
-  not let through, or that the kernel has dropped, is not.
+  not let through, or that the kernel has dropped, is not. Those of different senders may stand a few
+  microseconds out of the order of their stamps.
 
   Option:
 

@@ -20,13 +20,12 @@ defmodule NetlinkPort.Capture do
           deadline: :infinity | {node(), integer()}
         }
 
-  @enforce_keys [:server, :options, :waiting]
+  @enforce_keys [:server, :options, :counters, :epoch]
   defstruct @enforce_keys ++
               [
                 :file,
-                :tap,
-                :epoch,
                 stopping?: false,
+                waiting: [],
                 interfaces: %{},
                 kept: [],
                 kept_cost: 0,
@@ -39,21 +38,24 @@ defmodule NetlinkPort.Capture do
   ## For the server
 
   @doc """
-  Starts a capture of the calling server, which it asks with `{:tap, capture, tap}` for what passes, and
-  with `{:tap, capture, nil}` for no more; `tapped/1` is the answer. `from` is told how it went.
+  Starts a capture of the calling server; `from` is told when its file is open, or why it is not. The
+  server monitors it, and is sent `{:untap, capture}` when it wants no more: `untapped/1` is the answer.
   """
-  @spec start(GenServer.from(), options()) :: {pid(), monitor :: reference()}
+  @spec start(GenServer.from(), options()) :: Tap.t()
   def start(from, options) do
+    counters = Tap.counters()
     # What waits for a slow disk is no part of its heap.
     spawn_opts = [message_queue_data: :off_heap]
-    {:ok, pid} = GenServer.start(__MODULE__, {self(), from, options}, spawn_opt: spawn_opts)
-    {pid, Process.monitor(pid)}
+    arguments = {self(), from, options, counters}
+    {:ok, pid} = GenServer.start(__MODULE__, arguments, spawn_opt: spawn_opts)
+    _monitor = Process.monitor(pid)
+    {pid, counters}
   end
 
-  @doc "The answer to a capture: from now on it is as it asked for."
-  @spec tapped(pid()) :: :ok
-  def tapped(capture) do
-    send(capture, :tapped)
+  @doc "The tap is off: what comes behind this is late."
+  @spec untapped(pid()) :: :ok
+  def untapped(capture) do
+    send(capture, :untapped)
     :ok
   end
 
@@ -61,29 +63,27 @@ defmodule NetlinkPort.Capture do
 
   # Opening a file can take long; the server is not to wait for that.
   @impl true
-  def init({server, from, options}) do
+  def init({server, from, options, counters}) do
     Enum.each([server, options.owner], &Process.monitor/1)
-    {:ok, %__MODULE__{server: server, options: options, waiting: [from]}, {:continue, :open}}
+    # The wall clock is read once, so that no stamp is put back with it.
+    epoch = System.os_time(:nanosecond) - System.monotonic_time(:nanosecond)
+    fields = [server: server, options: options, counters: counters, epoch: epoch]
+    {:ok, struct!(__MODULE__, fields), {:continue, {:open, from}}}
   end
 
   @impl true
-  def handle_continue(:open, state) do
-    with {:ok, file} <- open(state.options.path),
-         state = begin(%{state | file: file}),
-         {:ok, state} <- flush(state) do
-      send(state.server, {:tap, self(), state.tap})
-      {:noreply, state}
+  def handle_continue({:open, from}, %{options: options} = state) do
+    with {:ok, file} <- open(options.path),
+         {:ok, state} <- flush(keep(%{state | file: file}, Pcapng.section_header())) do
+      GenServer.reply(from, {:ok, self()})
+      # A caller that has given up would never know of its capture.
+      late? = Client.time_left(options.deadline, :infinity) < 0
+      if late?, do: finish(state, :stopped), else: {:noreply, state}
     else
       {:error, reason} ->
-        reply(state, {:error, error(reason, state)})
+        GenServer.reply(from, {:error, error(reason, state)})
         {:stop, :normal, state}
     end
-  end
-
-  # The wall clock is read once, so that no stamp is put back with it.
-  defp begin(state) do
-    epoch = System.os_time(:nanosecond) - System.monotonic_time(:nanosecond)
-    keep(%{state | tap: Tap.new(), epoch: epoch}, Pcapng.section_header())
   end
 
   @impl true
@@ -92,7 +92,7 @@ defmodule NetlinkPort.Capture do
   end
 
   def handle_call(:stop, from, state) do
-    send(state.server, {:tap, self(), nil})
+    send(state.server, {:untap, self()})
     {:noreply, %{state | stopping?: true, waiting: [from]}, patience(state)}
   end
 
@@ -117,18 +117,8 @@ defmodule NetlinkPort.Capture do
     end
   end
 
-  # Behind all that the server had seen pass when it turned the taps off.
-  def handle_info(:tapped, %{stopping?: true} = state), do: finish(state, :stopped)
-
-  def handle_info(:tapped, %{waiting: waiting, options: %{deadline: deadline}} = state) do
-    # A caller that has given up would never know of its capture.
-    if Client.time_left(deadline, :infinity) < 0 do
-      finish(state, :stopped)
-    else
-      Enum.each(waiting, &GenServer.reply(&1, {:ok, self()}))
-      {:noreply, %{state | waiting: []}, patience(state)}
-    end
-  end
+  # Behind all that the server had seen pass when it turned the tap off.
+  def handle_info(:untapped, %{stopping?: true} = state), do: finish(state, :stopped)
 
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, %{server: pid} = state) do
     finish(state, :server_down)
@@ -163,14 +153,13 @@ defmodule NetlinkPort.Capture do
   defp tell(_state, :stopped), do: :ok
 
   defp tell(state, reason) do
-    reply(state, {:ok, self()})
     send(state.options.owner, {:netlink_capture_end, self(), reason, counts(state)})
   end
 
   defp reply(state, answer), do: Enum.each(state.waiting, &GenServer.reply(&1, answer))
 
   defp counts(state) do
-    dropped = Tap.dropped(state.tap)
+    dropped = Tap.dropped(state.counters)
     %{datagrams: state.datagrams, dropped: dropped, bytes: state.written}
   end
 
@@ -227,7 +216,7 @@ defmodule NetlinkPort.Capture do
   defp flush(state) do
     case :file.write(state.file, state.kept) do
       :ok ->
-        Tap.done(state.tap, state.kept_cost)
+        Tap.done(state.counters, state.kept_cost)
         {:ok, %{state | kept: [], kept_cost: 0, written: state.bytes}}
 
       {:error, reason} ->

@@ -57,8 +57,7 @@ defmodule NetlinkPort.Server do
                 suspect?: false,
                 taken: 0,
                 granted: @window,
-                look: nil,
-                capture: nil
+                look: nil
               ]
 
   @spec start_link(keyword()) :: GenServer.on_start()
@@ -281,8 +280,8 @@ defmodule NetlinkPort.Server do
     {:reply, answer, update(state, sockets)}
   end
 
-  def handle_call({:capture, options}, from, %{capture: nil} = state) do
-    {:noreply, %{state | capture: Capture.start(from, options)}}
+  def handle_call({:capture, options}, from, %{sockets: %{tap: nil}} = state) do
+    {:noreply, %{state | sockets: Sockets.tap(state.sockets, Capture.start(from, options))}}
   end
 
   def handle_call({:capture, _options}, _from, state) do
@@ -398,14 +397,14 @@ defmodule NetlinkPort.Server do
 
   ## Captures
 
-  def handle_info({:tap, pid, tap}, %{capture: {pid, _monitor}} = state) do
-    sockets = Sockets.tap(state.sockets, tap)
-    Capture.tapped(pid)
+  def handle_info({:untap, pid}, %{sockets: %{tap: {pid, _counters}}} = state) do
+    sockets = Sockets.tap(state.sockets, nil)
+    Capture.untapped(pid)
     {:noreply, %{state | sockets: sockets}}
   end
 
-  def handle_info({:DOWN, monitor, :process, pid, _}, %{capture: {pid, monitor}} = state) do
-    {:noreply, %{state | sockets: Sockets.tap(state.sockets, nil), capture: nil}}
+  def handle_info({:DOWN, _, :process, pid, _}, %{sockets: %{tap: {pid, _counters}}} = state) do
+    {:noreply, %{state | sockets: Sockets.tap(state.sockets, nil)}}
   end
 
   ## Other processes

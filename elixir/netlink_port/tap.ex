@@ -14,7 +14,7 @@ defmodule NetlinkPort.Tap do
   @queued 1
   @dropped 2
 
-  @type t :: {pid(), :atomics.atomics_ref()}
+  @type t :: {pid(), counters()}
 
   @typedoc "A datagram: the monotonic time, its socket, its first bytes and its length, how many were dropped before it."
   @type passed ::
@@ -22,9 +22,11 @@ defmodule NetlinkPort.Tap do
            non_neg_integer()}
   @type socket :: {Socket.handle(), NetlinkPort.protocol(), NetlinkPort.netns()}
 
-  @doc "A tap that leads to the calling process."
-  @spec new() :: t()
-  def new, do: {self(), :atomics.new(2, [])}
+  @type counters :: :atomics.atomics_ref()
+
+  @doc "Counters of a tap: it leads to the process that was given them."
+  @spec counters() :: counters()
+  def counters, do: :atomics.new(2, [])
 
   @doc "A datagram passes: a message `t:passed/0`, if there is room."
   @spec pass(t() | nil, Pcapng.direction(), Socket.t(), iodata()) :: :ok
@@ -58,10 +60,10 @@ defmodule NetlinkPort.Tap do
   def cost(size), do: Delivery.cost(size)
 
   @doc "What has cost so much is written."
-  @spec done(t(), non_neg_integer()) :: :ok
-  def done({_pid, counters}, cost), do: :atomics.sub(counters, @queued, cost)
+  @spec done(counters(), non_neg_integer()) :: :ok
+  def done(counters, cost), do: :atomics.sub(counters, @queued, cost)
 
   @doc "How many were dropped."
-  @spec dropped(t()) :: non_neg_integer()
-  def dropped({_pid, counters}), do: :atomics.get(counters, @dropped)
+  @spec dropped(counters()) :: non_neg_integer()
+  def dropped(counters), do: :atomics.get(counters, @dropped)
 end
