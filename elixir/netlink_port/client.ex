@@ -95,12 +95,13 @@ defmodule NetlinkPort.Client do
   defp pass(_socket, command) when is_tuple(command), do: :ok
 
   defp pass(%{link: link, handle: handle} = socket, datagram) do
-    with tap when tap != :closed <- Link.tap(link, handle) do
-      Tap.pass(tap, :out, socket, datagram)
+    case Link.tap(link, handle) do
+      :closed -> :ok
+      tap -> Tap.pass(tap, :out, socket, datagram)
     end
   rescue
     # The board went with its server.
-    ArgumentError -> :closed
+    ArgumentError -> :ok
   end
 
   defp stage(:eagain), do: :send
