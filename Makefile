@@ -11,7 +11,7 @@ export LC_ALL := C.UTF-8
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 PACKAGES := elixir erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 libcap2-bin procps gcc libc6-dev \
-  nftables conntrack iputils-ping python3-minimal
+  nftables conntrack iputils-ping python3-minimal tshark
 
 .PHONY: demo test check soak bench fuzz dialyzer setup clean
 

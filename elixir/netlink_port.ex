@@ -68,6 +68,10 @@ defmodule NetlinkPort do
   socket, or `max_queue:`, holds back stay there to be taken, by `recv/2` or by `setopts/2` with
   `active:`; the message comes behind the last of them.
 
+  ## What passes
+
+  `capture/3` writes all datagrams of a server into a file for Wireshark.
+
   ## When the helper ends
 
   The server ends with it and is restarted by its supervisor. Every owner is told
@@ -155,6 +159,16 @@ defmodule NetlinkPort do
           | {:user_peers, boolean()}
           | {:close_on, :namespace_gone | nil}
           | {:timeout, timeout()}
+
+  @typedoc """
+  What a capture has written: `:datagrams`, the `:bytes` of its file, and how many datagrams it has
+  `:dropped` since the disk did not keep up.
+  """
+  @type capture_counts :: %{
+          datagrams: non_neg_integer(),
+          dropped: non_neg_integer(),
+          bytes: non_neg_integer()
+        }
 
   @type error :: {:error, Error.t()}
 
@@ -638,6 +652,72 @@ defmodule NetlinkPort do
 
       {:error, {stage, errno, _detail}} ->
         {:error, Error.new(stage, errno)}
+    end
+  end
+
+  ## Captures
+
+  @doc """
+  Writes every datagram that passes through a server, both ways and of all its sockets, into a file that
+  Wireshark and `tshark` read: pcapng, with the link type `LINKTYPE_NETLINK` (253,
+  <https://www.tcpdump.org/linktypes/LINKTYPE_NETLINK.html>).
+
+      {:ok, capture} = NetlinkPort.capture(MyApp.Netlink, "trace.pcapng")
+      # …
+      {:ok, %{datagrams: _, dropped: 0}} = NetlinkPort.stop_capture(capture)
+
+  A socket is an interface, from its first datagram on, named as `inspect/1` shows it: `route in blue,
+  handle 7`. Stamps are in ns, of the wall clock at the start and the monotonic clock since; a
+  datagram is stamped when `send/3` is called, or when the server gets it. Both directions are told
+  (`epb_flags`). A datagram beyond 262 128 bytes is cut, since readers refuse longer ones. One
+  that `send/3` then refuses with `EAGAIN` or `EPIPE` is in the file all the same; one that the helper has
+  not let through, or that the kernel has dropped, is not. Those of different senders may stand a few
+  microseconds out of the order of their stamps.
+
+  Option:
+
+    * `:max_bytes` - the bound of the file, 67 108 864 unless told otherwise, at least 4096. A
+      datagram that would go beyond it ends the capture.
+
+  It disturbs no socket: nobody waits for the disk. Up to 8 MiB are kept for a slow one; what comes
+  beyond that is missing, is counted, and the next datagram has a comment that says so (`frame.comment`
+  in Wireshark). While there is none a capture costs nothing.
+
+  It ends with `stop_capture/1`, with the process that called this, and otherwise tells that process why:
+  `{:netlink_capture_end, capture, reason, counts}`, where `reason` is `:max_bytes`, `:server_down` or an error
+  of the file such as `ENOSPC`, and `counts` is `t:capture_counts/0`. However it ends, the file is whole;
+  when the VM is killed, up to what was written by then, a moment ago.
+
+  A file that is there is overwritten; a new one only its owner may read, since datagrams can hold
+  keys (xfrm). The path is one of the server's node, and relative to its directory.
+
+  Errors: of the file, with the stage `:capture`: `EACCES`, `ENOENT`, `EISDIR`, `ENOSPC` and so on, `EINVAL` for what
+  is not a regular file; `EBUSY` where the server has a capture already.
+  """
+  @spec capture(GenServer.server(), Path.t(), max_bytes: pos_integer()) :: {:ok, pid()} | error()
+  def capture(server, path, opts \\ []) do
+    options = Options.capture!(path, opts)
+    options = Map.merge(options, %{owner: self(), deadline: Client.deadline(15_000)})
+
+    case Client.call(server, {:capture, options}, 15_000) do
+      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+      answer -> answer
+    end
+  end
+
+  @doc """
+  Ends a capture. When it returns, all that had passed when it was called is in the file, and that is
+  closed. No message is sent.
+
+  Errors: `ESRCH` when it has ended already, and those of the file.
+  """
+  @spec stop_capture(pid()) :: {:ok, capture_counts()} | error()
+  def stop_capture(capture) do
+    case Client.call(Options.pid!(:capture, capture), :stop, 15_000) do
+      {:ok, counts} -> {:ok, counts}
+      {:error, %Error{} = error} -> {:error, error}
+      {:error, {_stage, 110, _detail}} -> {:error, Error.new(:capture, :etimedout)}
+      {:error, _ended} -> {:error, Error.new(:capture, :esrch)}
     end
   end
 

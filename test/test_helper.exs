@@ -4,6 +4,10 @@ requirements = [
     System.cmd("id", ["-u"]) == {"0\n", 0} or System.get_env("NETLINK_PORT_TEST_SU") != nil,
     "Not root: tests that make network namespaces are skipped."
   },
+  tshark: {
+    System.find_executable("tshark") != nil and System.find_executable("capinfos") != nil,
+    "No tshark: tests that have it read captures are skipped."
+  },
   userns: {
     match?({_, 0}, System.cmd("unshare", ["-Ur", "true"], stderr_to_stdout: true)),
     "No user namespaces here (unshare -Ur): tests that need them are skipped."

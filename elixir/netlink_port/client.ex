@@ -5,7 +5,7 @@ defmodule NetlinkPort.Client do
   #
   # Nothing here crashes the caller or suspends it for good, whatever becomes of server and helper.
 
-  alias NetlinkPort.{Errno, Error, Helper, Link, Options, Protocol, Socket, Soon}
+  alias NetlinkPort.{Errno, Error, Helper, Link, Options, Protocol, Socket, Soon, Tap}
 
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
 
@@ -37,6 +37,7 @@ defmodule NetlinkPort.Client do
 
     answer =
       if Link.local?(link) do
+        pass(socket, command)
         direct(link, &Protocol.command(&1, command), timeout)
       else
         call(link.server, {:request, command}, timeout)
@@ -62,10 +63,11 @@ defmodule NetlinkPort.Client do
         |> done(socket)
 
       wait? ->
+        pass(socket, datagram)
         link |> direct(&Protocol.send(&1, handle, datagram, size), timeout) |> done(socket)
 
       true ->
-        post(link, handle, Protocol.send(0, handle, datagram, size), timeout)
+        post(socket, datagram, Protocol.send(0, handle, datagram, size), timeout)
     end
   end
 
@@ -73,18 +75,33 @@ defmodule NetlinkPort.Client do
     with {:ok, _value} <- explain(answer, socket), do: :ok
   end
 
-  defp post(link, handle, frame, timeout) do
-    if Link.open?(link, handle) do
-      case write(link, frame, timeout) do
-        :ok -> :ok
-        {:error, reason} -> {:error, Error.new(stage(reason), reason)}
-      end
+  # It passes before it is written, so that its answer never passes first.
+  defp post(%{link: link, handle: handle} = socket, datagram, frame, timeout) do
+    with tap when tap != :closed <- Link.tap(link, handle),
+         :ok <- Tap.pass(tap, :out, socket, datagram),
+         :ok <- write(link, frame, timeout) do
+      :ok
     else
-      {:error, Error.new(:send, :ebadf)}
+      :closed -> {:error, Error.new(:send, :ebadf)}
+      {:error, reason} -> {:error, Error.new(stage(reason), reason)}
     end
   rescue
     # The board went with its server.
     ArgumentError -> {:error, Error.new(:thread, :epipe)}
+  end
+
+  # What is then found to be closed does not pass.
+  defp pass(socket, {:send_to, _handle, _port_id, _groups, datagram}), do: pass(socket, datagram)
+  defp pass(_socket, command) when is_tuple(command), do: :ok
+
+  defp pass(%{link: link, handle: handle} = socket, datagram) do
+    case Link.tap(link, handle) do
+      :closed -> :ok
+      tap -> Tap.pass(tap, :out, socket, datagram)
+    end
+  rescue
+    # The board went with its server.
+    ArgumentError -> :ok
   end
 
   defp stage(:eagain), do: :send

@@ -36,7 +36,8 @@ defmodule NetlinkPort.Error do
   server (`ESRCH`), a dead helper (`EPIPE`), one that does not answer (`ETIMEDOUT`). `:info` is a
   question about a socket, closed ones included (`EBADF`), `:watch` the inotify(7) or the pidfd_open(2)
   that `close_on: :namespace_gone` takes, and `:protocol` a command that the helper did not understand.
-  `:request` is the kernel's answer to a request, or the lack of one (`ETIMEDOUT`).
+  `:request` is the kernel's answer to a request, or the lack of one (`ETIMEDOUT`), and `:capture` the
+  file of a capture.
   """
   @type stage ::
           :open
@@ -53,6 +54,7 @@ defmodule NetlinkPort.Error do
           | :thread
           | :protocol
           | :request
+          | :capture
 
   @type t :: %__MODULE__{
           stage: stage(),
@@ -181,6 +183,10 @@ defmodule NetlinkPort.Error do
     "of files in /proc nothing is told but the end of a process; " <>
       "name it by {:pid, pid} or /proc/<pid>/ns/net"
   end
+
+  defp explanation(%{stage: :capture, reason: :ebusy}), do: "the server has a capture already"
+  defp explanation(%{stage: :capture, reason: :esrch}), do: "it has ended"
+  defp explanation(%{stage: :capture, reason: :einval}), do: "it is not a regular file"
 
   defp explanation(%{stage: :thread, reason: :emfile}) do
     "the VM has no port or descriptor left; raise +Q of erl, or its RLIMIT_NOFILE"

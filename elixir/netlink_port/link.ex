@@ -5,11 +5,11 @@ defmodule NetlinkPort.Link do
   #
   # The board is a public table of the server's, with four kinds of rows:
   #
-  #     {:reference, last}                  the references given to commands
-  #     {reference, who_waits}              commands that are not answered yet
-  #     {{:socket, handle}, owner, socket}  open sockets; only the server writes these
-  #     {{:gone, handle}, owner, socket}    those that the helper has closed by itself, and whose owner
-  #                                         has not been told yet
+  #     {:reference, last}                       the references given to commands
+  #     {reference, who_waits}                   commands that are not answered yet
+  #     {{:socket, handle}, owner, socket, tap}  open sockets; only the server writes these
+  #     {{:gone, handle}, owner, socket, nil}    those that the helper has closed by itself, and whose
+  #                                              owner has not been told yet
   #
   # A link is only of use on the node of its server; elsewhere the server is asked to do the work.
 
@@ -54,14 +54,24 @@ defmodule NetlinkPort.Link do
     end
   end
 
-  @doc "Whether a socket is open, as far as is known here."
-  @spec open?(t(), NetlinkPort.Socket.handle()) :: boolean()
-  def open?(%__MODULE__{board: board}, handle), do: :ets.member(board, {:socket, handle})
+  @doc """
+  The tap of a socket, or that it is closed, as far as is known here. This one look is what every send
+  costs, captured or not.
+  """
+  @spec tap(t(), NetlinkPort.Socket.handle()) :: NetlinkPort.Tap.t() | nil | :closed
+  def tap(%__MODULE__{board: board}, handle) do
+    :ets.lookup_element(board, {:socket, handle}, 4)
+  rescue
+    # There is no such row; or no board, and then this raises.
+    ArgumentError ->
+      _row? = :ets.member(board, {:socket, handle})
+      :closed
+  end
 
-  @doc "Puts a socket on the board, or changes its owner."
-  @spec put_socket(t(), NetlinkPort.Socket.t(), pid()) :: true
-  def put_socket(%__MODULE__{board: board}, socket, owner) do
-    :ets.insert(board, {{:socket, NetlinkPort.Socket.handle(socket)}, owner, socket})
+  @doc "Puts a socket on the board, or changes its owner or its tap."
+  @spec put_socket(t(), NetlinkPort.Socket.t(), pid(), NetlinkPort.Tap.t() | nil) :: true
+  def put_socket(%__MODULE__{board: board}, socket, owner, tap) do
+    :ets.insert(board, {{:socket, NetlinkPort.Socket.handle(socket)}, owner, socket, tap})
   end
 
   @doc "Puts a socket on the board as gone: its owner is still to be told, but nobody may use it."
@@ -69,7 +79,7 @@ defmodule NetlinkPort.Link do
   def retire_socket(%__MODULE__{board: board}, socket, owner) do
     handle = NetlinkPort.Socket.handle(socket)
     # In this order: whoever ends in between has not forgotten anybody.
-    :ets.insert(board, {{:gone, handle}, owner, socket})
+    :ets.insert(board, {{:gone, handle}, owner, socket, nil})
     :ets.delete(board, {:socket, handle})
   end
 
@@ -83,7 +93,7 @@ defmodule NetlinkPort.Link do
   @doc "Owners and sockets on a board, each once."
   @spec sockets(:ets.tid()) :: [{pid(), NetlinkPort.Socket.t()}]
   def sockets(board) do
-    rows = :ets.match(board, {{:_, :_}, :"$1", :"$2"})
+    rows = :ets.match(board, {{:_, :_}, :"$1", :"$2", :_})
     for [owner, socket] <- rows, uniq: true, do: {owner, socket}
   end
 end

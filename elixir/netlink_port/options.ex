@@ -56,6 +56,8 @@ defmodule NetlinkPort.Options do
   @max_path 4096
   # The helper takes no command with more terms than 16 384, of which a group needs three.
   @max_groups 4096
+  # A capture has room for something.
+  @least_capture 4096
   # BPF_MAXINSNS, include/uapi/linux/bpf_common.h
   @max_instructions 4096
   # Grants are cumulative and must stay within 64 bits for ever.
@@ -353,6 +355,26 @@ defmodule NetlinkPort.Options do
 
   def server!(other) do
     raise ArgumentError, "expected a server: a pid or a name, got: #{inspect(other)}"
+  end
+
+  @doc "What `NetlinkPort.capture/3` takes, checked, with defaults filled in."
+  @spec capture!(term(), term()) :: %{path: Path.t(), max_bytes: pos_integer()}
+  def capture!(path, opts) do
+    keyword!(opts)
+    known!(opts, [:max_bytes])
+    max_bytes = Keyword.get(opts, :max_bytes, 67_108_864)
+
+    unless is_binary(path) and path != "" and not String.contains?(path, <<0>>) do
+      raise ArgumentError, "expected the path of a file, got: #{inspect(path)}"
+    end
+
+    unless is_integer(max_bytes) and max_bytes >= @least_capture do
+      raise ArgumentError,
+            "expected max_bytes: a number of bytes, at least #{@least_capture}, " <>
+              "got: #{inspect(max_bytes)}"
+    end
+
+    %{path: path, max_bytes: max_bytes}
   end
 
   @doc "Raises for what is no keyword list."

@@ -9,6 +9,7 @@ defmodule NetlinkPort.Server do
   use GenServer
 
   alias NetlinkPort.{
+    Capture,
     Client,
     Delivery,
     Errno,
@@ -225,16 +226,19 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_call({:request, command}, from, state) do
+    with {:send_to, handle, _, _, datagram} <- command, do: sent(state, handle, datagram)
     answer_soon(ask(state, command, {:server, from}))
   end
 
   def handle_call({:send, handle, datagram, true}, from, state) do
+    sent(state, handle, datagram)
     frame = &Protocol.send(&1, handle, datagram, byte_size(datagram))
     answer_soon(ask_with(state, frame, {:server, from}))
   end
 
   def handle_call({:send, handle, datagram, false}, _from, state) do
     if Sockets.open?(state.sockets, handle) do
+      sent(state, handle, datagram)
       frame = Protocol.send(0, handle, datagram, byte_size(datagram))
       {:reply, {:ok, nil}, write(state, frame)}
     else
@@ -276,6 +280,14 @@ defmodule NetlinkPort.Server do
   def handle_call({:give, handle, owner}, _from, state) do
     {answer, sockets} = Sockets.give(state.sockets, handle, owner)
     {:reply, answer, update(state, sockets)}
+  end
+
+  def handle_call({:capture, options}, from, %{sockets: %{tap: nil}} = state) do
+    {:noreply, %{state | sockets: Sockets.tap(state.sockets, Capture.start(from, options))}}
+  end
+
+  def handle_call({:capture, _options}, _from, state) do
+    {:reply, {:error, Error.new(:capture, :ebusy)}, state}
   end
 
   def handle_call(_unknown, _from, state) do
@@ -381,6 +393,18 @@ defmodule NetlinkPort.Server do
   def handle_info({:truly_judge, _frames}, state), do: {:noreply, %{state | suspect?: false}}
 
   def handle_info(:retry, state), do: {:noreply, retry(state)}
+
+  ## Captures
+
+  def handle_info({:untap, pid}, %{sockets: %{tap: {pid, _counters}}} = state) do
+    sockets = Sockets.tap(state.sockets, nil)
+    Capture.untapped(pid)
+    {:noreply, %{state | sockets: sockets}}
+  end
+
+  def handle_info({:DOWN, _, :process, pid, _}, %{sockets: %{tap: {pid, _counters}}} = state) do
+    {:noreply, %{state | sockets: Sockets.tap(state.sockets, nil)}}
+  end
 
   ## Other processes
 
@@ -585,6 +609,8 @@ defmodule NetlinkPort.Server do
     GenServer.reply(from, {:ok, socket})
     update(state, sockets)
   end
+
+  defp sent(state, handle, datagram), do: Sockets.sent(state.sockets, handle, datagram)
 
   defp close(state, handle, purpose) do
     state = update(state, Sockets.remove(state.sockets, handle))

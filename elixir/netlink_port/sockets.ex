@@ -4,7 +4,7 @@ defmodule NetlinkPort.Sockets do
   # Sends owners their messages and answers those who wait; what the helper is to be told, grants, is
   # collected for the server to write.
 
-  alias NetlinkPort.{Delivery, Errno, Error, Gauge, Link, Protocol, Socket}
+  alias NetlinkPort.{Delivery, Errno, Error, Gauge, Link, Protocol, Socket, Tap}
 
   defmodule Entry do
     @moduledoc false
@@ -19,12 +19,13 @@ defmodule NetlinkPort.Sockets do
           link: Link.t(),
           entries: %{Socket.handle() => %Entry{}},
           monitors: %{reference() => {:owner | :waiter, Socket.handle()}},
-          grants: [binary()]
+          grants: [binary()],
+          tap: Tap.t() | nil
         }
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()} | Error.t()}
 
   @enforce_keys [:link]
-  defstruct [:link, entries: %{}, monitors: %{}, grants: []]
+  defstruct [:link, :tap, entries: %{}, monitors: %{}, grants: []]
 
   @spec new(Link.t()) :: t()
   def new(link), do: %__MODULE__{link: link}
@@ -56,7 +57,7 @@ defmodule NetlinkPort.Sockets do
   @doc "Adds a socket that the helper has opened."
   @spec add(t(), Socket.t(), map()) :: t()
   def add(sockets, socket, %{owner: owner, active: active, window: window, max_queue: bound}) do
-    Link.put_socket(sockets.link, socket, owner)
+    Link.put_socket(sockets.link, socket, owner, sockets.tap)
     monitor = Process.monitor(owner)
     gauge = Gauge.new(bound)
     delivery = Delivery.new(active, window, credit(gauge))
@@ -124,7 +125,7 @@ defmodule NetlinkPort.Sockets do
   @spec give(t(), Socket.handle(), pid()) :: {raw(), t()}
   def give(sockets, handle, owner) do
     with_entry(sockets, handle, fn entry ->
-      register(sockets.link, entry, owner)
+      register(sockets, entry, owner)
       monitor = Process.monitor(owner)
       sockets = forget(sockets, entry.monitor)
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
@@ -138,17 +139,48 @@ defmodule NetlinkPort.Sockets do
     end)
   end
 
-  defp register(link, %{gone?: true, socket: socket}, owner) do
-    Link.retire_socket(link, socket, owner)
+  defp register(sockets, %{gone?: true, socket: socket}, owner) do
+    Link.retire_socket(sockets.link, socket, owner)
   end
 
-  defp register(link, %{socket: socket}, owner), do: Link.put_socket(link, socket, owner)
+  defp register(sockets, %{socket: socket}, owner) do
+    Link.put_socket(sockets.link, socket, owner, sockets.tap)
+  end
+
+  ## What passes
+
+  @doc "From now on what passes goes to a tap as well, or to none."
+  @spec tap(t(), Tap.t() | nil) :: t()
+  def tap(sockets, tap) do
+    sockets = %{sockets | tap: tap}
+    for {_handle, entry} <- sockets.entries, do: register(sockets, entry, entry.owner)
+    sockets
+  end
+
+  @doc "The server sends a datagram, on behalf of another node."
+  @spec sent(t(), Socket.handle(), iodata()) :: :ok
+  def sent(sockets, handle, datagram), do: pass(sockets, :out, handle, datagram)
+
+  defp pass(%{tap: tap, entries: entries}, direction, handle, datagram) do
+    case entries do
+      %{^handle => entry} -> Tap.pass(tap, direction, entry.socket, datagram)
+      _closed -> :ok
+    end
+  end
 
   ## What arrives, and who takes it
 
   @doc "Something has arrived for a socket, which may be closed by now."
   @spec arrive(t(), Socket.handle(), Delivery.item()) :: t()
-  def arrive(sockets, handle, item) do
+  def arrive(%__MODULE__{tap: tap} = sockets, handle, {:data, datagram, _metadata} = item)
+      when tap != nil do
+    pass(sockets, :in, handle, datagram)
+    take_in(sockets, handle, item)
+  end
+
+  def arrive(sockets, handle, item), do: take_in(sockets, handle, item)
+
+  defp take_in(sockets, handle, item) do
     case sockets.entries do
       # The usual case, made short: nothing is kept, nobody waits, nothing is counted.
       %{^handle => %{delivery: %{mode: true, credit: :infinity}, gone?: false} = entry} ->

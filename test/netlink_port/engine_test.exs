@@ -4,7 +4,6 @@ defmodule NetlinkPort.EngineTest do
 
   alias NetlinkPort.{Attr, Exchange, Message}
 
-
   @newlink 16
   @getlink 18
   @newroute 24

@@ -54,6 +54,10 @@ defmodule NetlinkPort.ErrorTest do
   describe "the message" do
     # What a person is to do about it, for each failure that has an answer.
     @sentences [
+      {{:capture, :ebusy, []}, "capture: EBUSY: the server has a capture already"},
+      {{:capture, :esrch, []}, "capture: ESRCH: it has ended"},
+      {{:capture, :einval, subject: "/dev/null"},
+       "capture of /dev/null: EINVAL: it is not a regular file"},
       {{:open, :enoent, subject: "/run/netns/blue"},
        "open of /run/netns/blue: ENOENT: there is no such file; " <>
          "`ip netns list` shows the namespaces that have a name"},
@@ -145,7 +149,7 @@ defmodule NetlinkPort.ErrorTest do
 
     test "is one line that says something, for every stage and errno" do
       stages = ~w(open setns socket bind connect setsockopt getsockopt send recv info watch thread
-                  protocol)a
+                  protocol request capture)a
 
       for stage <- stages, errno <- 1..134, subject <- [nil, "/run/netns/blue"] do
         message = message(stage, errno, subject: subject)
