@@ -45,9 +45,10 @@ defmodule Bench.Report do
     [model] =
       Regex.run(~r/^model name\s*:\s*(.*)$/m, File.read!("/proc/cpuinfo"), capture: :all_but_first)
 
-    {kernel, 0} = System.cmd("uname", ["-r"])
+    {release, 0} = System.cmd("uname", ["-r"])
+    [kernel] = Regex.run(~r/^\d+\.\d+/, release)
 
-    "#{model}, #{System.schedulers_online()} processors, Linux #{String.trim(kernel)}, " <>
+    "#{model}, #{System.schedulers_online()} processors, Linux #{kernel}, " <>
       "Erlang/OTP #{System.otp_release()}, Elixir #{System.version()}, " <>
       "netlink_port #{Application.spec(:netlink_port, :vsn)}, #{Date.utc_today()}"
   end
