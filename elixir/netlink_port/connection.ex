@@ -424,7 +424,7 @@ defmodule NetlinkPort.Connection do
   # One that goes on has a later deadline when this one comes.
   defp arm(calls, id) do
     left = if Calls.member?(calls, id), do: Calls.left(calls, id), else: :infinity
-    if left != :infinity, do: Process.send_after(self(), {:deadline, id}, left)
+    _timer = if left != :infinity, do: Process.send_after(self(), {:deadline, id}, left)
     :ok
   end
 

@@ -424,6 +424,8 @@ defmodule NetlinkPort.ConnectionTest do
     secret = Attr.encode([{3, "a-secret-key"}])
     spawn(fn -> Connection.request(connection, @getlink, [link(1), secret], timeout: 1_000) end)
     in_flight!(connection, 1)
-    refute inspect(:sys.get_status(connection), limit: :infinity) =~ "a-secret-key"
+    shown = &inspect(&1, limit: :infinity, printable_limit: :infinity, binaries: :as_strings)
+    assert shown.(:sys.get_state(connection)) =~ "a-secret-key"
+    refute shown.(:sys.get_status(connection)) =~ "a-secret-key"
   end
 end
