@@ -297,10 +297,12 @@ defmodule NetlinkPort.CaptureTest do
       socket = open!(server, :route, netns!())
       capture = capture!(server, path)
       _answer = ask!(socket, Rtnl.getlink(1, 1))
+      # It writes when nothing more comes.
+      eventually!(fn -> length(packets!(path)) == 2 end)
       Process.exit(capture, :kill)
       eventually!(fn -> tap(server) == nil end)
       assert is_binary(ask!(socket, Rtnl.getlink(1, 2)))
-      packets!(path)
+      assert length(packets!(path)) == 2
       again = capture!(server, path)
       _answer = ask!(socket, Rtnl.getlink(1, 3))
       assert {:ok, %{datagrams: 2}} = NetlinkPort.stop_capture(again)
