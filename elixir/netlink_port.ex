@@ -681,7 +681,7 @@ defmodule NetlinkPort do
 
   It disturbs no socket: nobody waits for the disk. Up to 8 MiB are kept for a slow one; what comes
   beyond that is missing, is counted, and the next datagram has a comment that says so (`frame.comment`
-  in Wireshark). While there is none a capture costs nothing.
+  in Wireshark). While there is none it costs some nanoseconds a datagram.
 
   It ends with `stop_capture/1`, with the process that called this, and otherwise tells that process why:
   `{:netlink_capture_end, capture, reason, counts}`, where `reason` is `:max_bytes`, `:server_down` or an error

@@ -95,11 +95,12 @@ defmodule NetlinkPort.Request do
 
   # One that is left early is read to its end at once: the rest would fill the socket's window.
   defp finish(%{socket: socket, exchange: %{answer: %{last: last}}, timeout: timeout}) do
-    if state(socket).dump == {:live, last} do
-      leave(socket)
-      _drained = drain(socket, timeout)
-    end
+    if state(socket).dump == {:live, last}, do: leave_and_drain(socket, timeout), else: :ok
+  end
 
+  defp leave_and_drain(socket, timeout) do
+    leave(socket)
+    _drained = drain(socket, timeout)
     :ok
   end
 
