@@ -103,8 +103,8 @@ defmodule Bench do
 
   # What has no baseline.
   defp alone(context) do
-    memory = Dumps.memory_of_stream(context)
-    idle = Idle.thousand()
+    memory = Measure.alone(fn -> Dumps.memory_of_stream(context) end)
+    idle = Measure.alone(&Idle.thousand/0)
 
     helper = [
       ["the helper", "figure", "goal"],

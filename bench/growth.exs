@@ -9,7 +9,9 @@ defmodule Bench.Growth do
   @events 2_000
 
   @doc "A request and its answer, with so many other sockets open that nothing comes for."
-  def idle_sockets(sizes) do
+  def idle_sockets(sizes), do: Measure.alone(fn -> idle_sockets_of(sizes) end)
+
+  defp idle_sockets_of(sizes) do
     Place.with_netns("idle", fn netns ->
       Place.with_server(fn server ->
         {:ok, asked} = NetlinkPort.open(server, :route, netns: {:name, netns})
@@ -24,7 +26,9 @@ defmodule Bench.Growth do
   end
 
   @doc "A request and its answer on one socket after another, each in a namespace of its own."
-  def namespaces(sizes) do
+  def namespaces(sizes), do: Measure.alone(fn -> namespaces_of(sizes) end)
+
+  defp namespaces_of(sizes) do
     Place.with_many("grow", List.last(sizes), fn names ->
       Place.with_server(fn server ->
         sockets = for name <- names, do: open!(server, name, [])
@@ -38,7 +42,9 @@ defmodule Bench.Growth do
   end
 
   @doc "One event to one of so many owners, each with a socket that gets all of them."
-  def owners(sizes) do
+  def owners(sizes), do: Measure.alone(fn -> owners_of(sizes) end)
+
+  defp owners_of(sizes) do
     Place.with_netns("owners", fn netns ->
       Place.with_server(fn server ->
         for size <- sizes, do: {size, owners(server, netns, size)}
@@ -99,7 +105,9 @@ defmodule Bench.Growth do
   end
 
   @doc "One datagram of so many bytes from a socket to another: out of the VM, and back into it."
-  def datagrams(sizes) do
+  def datagrams(sizes), do: Measure.alone(fn -> datagrams_of(sizes) end)
+
+  defp datagrams_of(sizes) do
     Place.with_netns("sizes", fn netns ->
       Place.with_server(fn server ->
         # NETLINK_USERSOCK: no kernel takes part but as a carrier.

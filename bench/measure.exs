@@ -7,8 +7,16 @@ defmodule Bench.Measure do
   @doc "Rounds of a comparison."
   def rounds, do: @rounds
 
+  @doc """
+  Runs `fun` in a process of its own: with a mailbox that is empty and a heap that is small, whatever was
+  measured before.
+  """
+  def alone(fun), do: fun |> Task.async() |> Task.await(:infinity)
+
   @doc "Runs both by turns, neither always first, after one round that is not counted."
   def compare(ours, baseline) do
+    ours = fn -> alone(ours) end
+    baseline = fn -> alone(baseline) end
     _warm = {ours.(), baseline.()}
     pairs = for round <- 1..@rounds, do: turn(round, ours, baseline)
     ratios = for {mine, theirs} <- pairs, do: mine / max(theirs, 1.0e-9)
@@ -32,8 +40,8 @@ defmodule Bench.Measure do
 
   @doc "The median of what `fun` returns, over the rounds."
   def single(fun) do
-    _warm = fun.()
-    median(for _ <- 1..@rounds, do: fun.())
+    _warm = alone(fun)
+    median(for _ <- 1..@rounds, do: alone(fun))
   end
 
   @doc "Microseconds of one of `count` calls."
