@@ -17,6 +17,9 @@ pub const HEADER: usize = 4;
 pub const MAX_FRAME: usize = 16 * 1024 * 1024 + 64;
 /// How much one read(2) takes from standard input.
 const READ: usize = 256 * 1024;
+/// So many times its usual size the inbox keeps, so that frames around a megabyte do not cost new pages
+/// each. What is beyond goes back to the kernel with the frame.
+const KEPT: usize = 5;
 /// Kept free in the arena for the answers to commands, so that a flood of datagrams does not stop
 /// them. No answer is longer than [`MAX_REPLY`].
 const REPLIES: usize = 512 * 1024;
@@ -107,7 +110,7 @@ impl Inbox {
         if self.buffer.len() < wanted {
             self.buffer.reserve_exact(wanted - self.buffer.len());
             self.buffer.resize(wanted, 0);
-        } else if self.end <= self.usual && self.buffer.len() > wanted {
+        } else if self.end <= self.usual && self.buffer.len() > wanted.max(KEPT * self.usual) {
             self.buffer.truncate(wanted);
             self.buffer.shrink_to_fit();
         }
@@ -265,7 +268,7 @@ mod tests {
     #[test]
     fn a_large_frame_is_taken_and_its_room_given_back() {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
-        let payload = vec![9; 3 * READ];
+        let payload = vec![9; (KEPT + 1) * READ];
         let bytes = framed(&payload);
         let feeder = std::thread::spawn(move || {
             let mut rest = bytes.as_slice();
