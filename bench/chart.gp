@@ -1,5 +1,5 @@
 # chart.gp DATA SVG ROWS: a bar a row, the ratio on a logarithmic axis, its spread, and the goal.
-# A row: index ratio low high goal "name".
+# A row: index ratio low high goal label "name"; `label` is where the ratio is written.
 
 set terminal svg size 860, 60 + 34 * ARG3 font "sans-serif,13" noenhanced
 set output ARG2
@@ -19,9 +19,9 @@ set arrow 1 from 1, -0.6 to 1, ARG3 - 0.4 nohead lc rgb "#8b949e" lw 1.5 dt 2
 min(a, b) = a < b ? a : b
 max(a, b) = a > b ? a : b
 
-plot ARG1 using (1):1:(min($2, 1)):(max($2, 1)):($1 - 0.28):($1 + 0.28):ytic(6) \
+plot ARG1 using (1):1:(min($2, 1)):(max($2, 1)):($1 - 0.28):($1 + 0.28):ytic(7) \
        with boxxyerror fillstyle solid 0.85 noborder lc rgb "#3b82c4" title "ours / baseline", \
      "" using 2:1:3:4 with xerrorbars pt 0 lw 1.5 lc rgb "#6e7781" title "quartiles", \
      "" using 5:1 with points pt 9 ps 0.9 lc rgb "#d0661a" title "goal", \
-     "" using (max($4, max($2, 1)) * 1.06):1:(sprintf("%.2f", $2)) with labels left \
+     "" using 6:1:(sprintf("%.2f", $2)) with labels left \
        tc rgb "#000000" notitle

@@ -69,7 +69,8 @@ defmodule Bench.Report do
   def chart(rows) do
     data =
       for {{name, ratio, low, high, goal}, index} <- Enum.with_index(Enum.reverse(rows)) do
-        "#{index} #{ratio} #{low} #{high} #{goal || "NaN"} \"#{name}\"\n"
+        label = 1.08 * Enum.max([1, high, goal || 1])
+        "#{index} #{ratio} #{low} #{high} #{goal || "NaN"} #{label} \"#{name}\"\n"
       end
 
     path = Path.join(System.tmp_dir!(), "nlp-#{System.pid()}-chart")

@@ -84,7 +84,10 @@ defmodule NetlinkPort.VMTest do
             IO.puts("full")
             System.stop(3)
             Process.sleep(:infinity)
-            """
+            """,
+          [],
+          # The script is ended where it sleeps, and says so.
+          "exec 2>/dev/null; exec elixir"
         )
 
       helper = port |> line!() |> String.to_integer()
