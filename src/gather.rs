@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 /// How long it looks away: what an event may be late.
-pub const PAUSE: Duration = Duration::from_micros(200);
+pub const PAUSE: Duration = Duration::from_micros(100);
 /// So many short waits in a row begin it.
 const BEGIN: u32 = 8;
 

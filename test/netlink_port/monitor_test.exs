@@ -367,7 +367,7 @@ defmodule NetlinkPort.MonitorTest do
 
   describe "a subscriber" do
     test "that is suspended is behind, holds up no other, and takes no memory", context do
-      monitor = monitor!(context, groups: [@addresses])
+      monitor = monitor!(context, groups: [@addresses], rcvbuf: 8_000_000)
       slow = follower!(monitor, max_queue: 100)
       assert_receive {^slow, {:netlink_resync, ^monitor, :subscribed}}
       :erlang.suspend_process(slow)
