@@ -80,6 +80,7 @@ defmodule NetlinkPort.Server.Status do
     )
   end
 
+  defp closed(0), do: "it had no sockets"
   defp closed(1), do: "its socket is closed"
   defp closed(count), do: "its #{count} sockets are closed"
 
