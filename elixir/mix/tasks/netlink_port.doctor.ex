@@ -41,7 +41,7 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
   end
 
   defp look(options) do
-    Mix.Task.run("compile")
+    Mix.Task.run("app.config")
     {:ok, _started} = Application.ensure_all_started(:logger)
     opts = Keyword.take(options, [:executable])
     netns = for {:netns, place} <- options, do: netns(place)

@@ -64,8 +64,8 @@ defmodule NetlinkPort.Doctor.Capabilities do
     case File.read("/proc/#{os_pid}/status") do
       {:ok, status} ->
         [
-          field(status, "Seccomp", "2", "seccomp filter"),
-          field(status, "NoNewPrivs", "1", "no new privileges")
+          field(status, "Seccomp", "2", "its seccomp filter"),
+          field(status, "NoNewPrivs", "1", "no_new_privs")
         ]
 
       {:error, _reason} ->

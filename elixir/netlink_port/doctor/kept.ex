@@ -20,32 +20,51 @@ defmodule NetlinkPort.Doctor.Kept do
     else
       # All helpers, of which some may not have answered.
       helpers = MapSet.new(for stats <- told, do: "#{stats.os_pid}")
-      {left, unread} = unheld(Map.keys(spaces), helpers)
-      verdict(spaces, left, unread, length(Witness.servers() -- [own]) - length(told))
+      {left, unseen} = unheld(Map.keys(spaces), helpers)
+      verdict(spaces, left, unseen, length(Witness.servers() -- [own]) - length(told))
     end
   end
 
-  @doc """
-  Which of these namespaces (inodes) nothing holds that `/proc` shows, these processes aside, and of how
-  many processes it does not show.
-  """
-  @spec unheld([pos_integer()], MapSet.t(String.t())) :: {[pos_integer()], non_neg_integer()}
+  @typedoc "Processes of which it cannot be told where they are, and those whose descriptors cannot be read."
+  @type unseen :: %{places: [String.t()], descriptors: [String.t()]}
+
+  @doc "Which of these namespaces (inodes) nothing holds that `/proc` shows, these processes aside."
+  @spec unheld([pos_integer()], MapSet.t(String.t())) :: {[pos_integer()], unseen()}
   def unheld(inodes, helpers) do
-    links = MapSet.new(inodes, &"net:[#{&1}]")
     pids = for pid <- ls("/proc"), pid =~ ~r/^\d+$/, pid not in helpers, do: pid
-    {left, unread} = Enum.reduce(pids, {links, 0}, &process/2)
+    {links, closed} = pids |> Enum.reduce({%{}, []}, &process/2)
+    left = inodes |> MapSet.new(&"net:[#{&1}]") |> MapSet.difference(MapSet.new(Map.keys(links)))
     left = if MapSet.size(left) > 0, do: mounts(left, pids), else: left
     left = if MapSet.size(left) > 0, do: Enum.reduce(pids, left, &threads_and_files/2), else: left
-    {Enum.filter(inodes, &("net:[#{&1}]" in left)), unread}
+    unseen = %{places: closed -- beside(closed, links), descriptors: unreadable(left, pids)}
+    {Enum.filter(inodes, &("net:[#{&1}]" in left)), unseen}
   end
 
-  defp process(pid, {left, unread}) do
+  # Each namespace with one of its processes.
+  defp process(pid, {links, closed}) do
     case File.read_link("/proc/#{pid}/ns/net") do
-      {:ok, link} -> {MapSet.delete(left, link), unread}
+      {:ok, link} -> {Map.put_new(links, link, pid), closed}
       # Ended; a zombie has none.
-      {:error, reason} when reason in [:enoent, :esrch, :einval] -> {left, unread}
-      {:error, _not_ours} -> {left, unread + 1}
+      {:error, reason} when reason in [:enoent, :esrch, :einval] -> {links, closed}
+      {:error, _not_ours} -> {links, [pid | closed]}
     end
+  end
+
+  # Of those, who is where another is that can be looked at. A file below /proc/<pid>/net anybody may
+  # look at, and its inode is another in each namespace.
+  defp beside(closed, links) do
+    known = MapSet.new(Map.values(links), &place/1)
+    Enum.filter(closed, &(place(&1) in known))
+  end
+
+  defp place(pid) do
+    with {:ok, %{inode: inode}} <- File.stat("/proc/#{pid}/net/netlink"), do: inode
+  end
+
+  defp unreadable(left, pids) do
+    if MapSet.size(left) > 0,
+      do: Enum.filter(pids, &match?({:error, :eacces}, File.ls("/proc/#{&1}/fd"))),
+      else: []
   end
 
   # A container has mounts of its own: one process of each mount namespace is asked.
@@ -67,15 +86,29 @@ defmodule NetlinkPort.Doctor.Kept do
   end
 
   defp threads_and_files(pid, left) do
-    files = for fd <- ls("/proc/#{pid}/fd"), do: "/proc/#{pid}/fd/#{fd}"
-    threads = for thread <- ls("/proc/#{pid}/task"), do: "/proc/#{pid}/task/#{thread}/ns/net"
+    threads = for thread <- ls("/proc/#{pid}/task"), do: link(pid, "task/#{thread}/ns/net")
+    files = for fd <- ls("/proc/#{pid}/fd"), do: file(pid, fd)
+    MapSet.difference(left, MapSet.new(threads ++ files))
+  end
 
-    Enum.reduce(files ++ threads, left, fn path, left ->
-      case File.read_link(path) do
-        {:ok, link} -> MapSet.delete(left, link)
-        {:error, _gone_or_not_ours} -> left
-      end
-    end)
+  defp link(pid, path) do
+    with {:ok, link} <- File.read_link("/proc/#{pid}/#{path}"), do: link
+  end
+
+  # One that was opened by a path is shown as that, so its inode is looked at: not by stat(2), which can
+  # hang on what is none of ours (NFS), before it can be one. Without it (Linux before 5.14) only those
+  # that were opened otherwise are seen.
+  defp file(pid, fd) do
+    with {:ok, "/" <> _path} <- File.read_link("/proc/#{pid}/fd/#{fd}"),
+         {:ok, text} <- File.read("/proc/#{pid}/fdinfo/#{fd}"),
+         [_line, inode] <- Regex.run(~r/^ino:\s+(4\d{9})$/m, text),
+         {:ok, %{major_device: device}} <- File.stat("/proc/#{pid}/fd/#{fd}"),
+         {:ok, %{major_device: ^device}} <- File.stat("/proc/self/ns/net") do
+      "net:[#{inode}]"
+    else
+      {:ok, link} when is_binary(link) -> link
+      _no_namespace -> nil
+    end
   end
 
   defp ls(path) do
@@ -85,38 +118,38 @@ defmodule NetlinkPort.Doctor.Kept do
     end
   end
 
-  defp verdict(spaces, [], _unread, silent) do
-    [
-      {:ok, "none: each of the #{map_size(spaces)} that our sockets are in is held by others",
-       nil}
-    ] ++
-      silent(silent)
+  defp verdict(spaces, [], _unseen, silent) do
+    line = "none: each of the #{map_size(spaces)} that our sockets are in is held by others, too"
+    [{:ok, line, nil} | silent(silent)]
   end
 
-  defp verdict(spaces, left, 0, silent) do
-    for(inode <- left, do: alone(inode, spaces[inode])) ++ silent(silent)
+  defp verdict(spaces, left, unseen, silent) do
+    for(inode <- left, do: alone(inode, users(spaces[inode]), unseen)) ++ silent(silent)
   end
 
-  defp verdict(spaces, left, unread, silent) do
-    lines =
-      for inode <- left do
-        {:warn,
-         "cannot tell of #{inode}, which #{users(spaces[inode])}: the namespaces of " <>
-           "#{unread} processes cannot be read", "run it as root, or with CAP_SYS_PTRACE"}
-      end
-
-    lines ++ silent(silent)
+  defp alone(inode, users, %{places: [_ | _] = pids}) do
+    {:warn,
+     "cannot tell of #{inode}, where #{users} are: #{processes(pids)} may be there, and cannot be asked",
+     "run it as root, or with CAP_SYS_PTRACE"}
   end
+
+  defp alone(inode, users, %{descriptors: pids}) do
+    unless_held =
+      if pids == [],
+        do: "",
+        else: "; unless #{processes(pids)} hold it open, which cannot be seen"
+
+    {:warn, "#{inode} is alive by our sockets alone: #{users}#{unless_held}",
+     "close them, or open them with close_on: :namespace_gone, which does it"}
+  end
+
+  defp processes([pid]), do: "process #{pid}"
+  defp processes(pids), do: "#{length(pids)} processes"
 
   defp silent(0), do: []
 
   defp silent(count) do
     [{:warn, "#{count} servers did not tell of their sockets", "see the servers above"}]
-  end
-
-  defp alone(inode, sockets) do
-    {:warn, "#{inode} is alive by our sockets alone: #{users(sockets)}",
-     "close them, or open them with close_on: :namespace_gone, which does it"}
   end
 
   @shown 4
@@ -133,7 +166,7 @@ defmodule NetlinkPort.Doctor.Kept do
 
   defp owner(pid) do
     case node(pid) == node() && Process.info(pid, :registered_name) do
-      {:registered_name, name} -> "#{inspect(name)} #{inspect(pid)}"
+      {:registered_name, name} when name != [] -> "#{inspect(name)} #{inspect(pid)}"
       _unnamed -> inspect(pid)
     end
   end

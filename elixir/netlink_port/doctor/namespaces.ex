@@ -14,7 +14,7 @@ defmodule NetlinkPort.Doctor.Namespaces do
         [none()]
 
       {:ok, names} ->
-        checks(server, for(name <- Enum.sort(names), do: {:name, name}))
+        listed(server, for(name <- Enum.sort(names), do: {:name, name}))
 
       {:error, :enoent} ->
         [none()]
@@ -30,6 +30,17 @@ defmodule NetlinkPort.Doctor.Namespaces do
 
     reached(for({:ok, name} <- well, do: name)) ++ rest
   end
+
+  # One that is deleted meanwhile is no fault.
+  defp listed(server, places) do
+    case server |> checks(places) |> Enum.reject(&vanished?/1) do
+      [] -> [none()]
+      checks -> checks
+    end
+  end
+
+  defp vanished?({:fail, line, nil}), do: line =~ "ENOENT"
+  defp vanished?(_check), do: false
 
   defp none do
     {:ok, "#{@folder} has no namespace to try; --netns takes a path",

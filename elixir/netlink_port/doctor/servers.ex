@@ -37,8 +37,8 @@ defmodule NetlinkPort.Doctor.Servers do
 
     line =
       "#{name}: helper #{stats.os_pid}, up #{div(stats.uptime, 1_000)} s, #{kb(stats.rss)}, " <>
-        "#{length(stats.sockets)} sockets, #{stats.fds} of #{stats.max_fds} descriptors, " <>
-        "#{stats.restarts} restarts, #{dropped} datagrams dropped"
+        "sockets: #{length(stats.sockets)}, descriptors: #{stats.fds} of #{stats.max_fds}, " <>
+        "restarts: #{stats.restarts}, datagrams dropped: #{dropped}"
 
     cond do
       stats.outgoing > 0 ->
