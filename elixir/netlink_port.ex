@@ -80,7 +80,17 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Client, Error, Message, Options, Protocol, Request, Server, Socket}
+  alias NetlinkPort.{
+    Client,
+    Error,
+    Message,
+    Options,
+    Protocol,
+    Request,
+    Server,
+    Socket,
+    Telemetry
+  }
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::
@@ -270,13 +280,29 @@ defmodule NetlinkPort do
   @spec open(GenServer.server(), protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
   def open(server, protocol, opts) do
     with {:ok, options} <- Options.open(protocol, opts) do
-      deadline = Client.deadline(options.timeout)
+      Telemetry.timed(fn -> open_by(server, options) end, &opened(server, options, &1))
+    end
+  end
 
-      case Client.call(server, {:open, options, deadline}, options.timeout) do
-        {:ok, %Socket{} = socket} -> {:ok, socket}
-        {:error, %Error{} = error} -> {:error, error}
-        {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
-      end
+  defp open_by(server, options) do
+    deadline = Client.deadline(options.timeout)
+
+    case Client.call(server, {:open, options, deadline}, options.timeout) do
+      {:ok, %Socket{} = socket} -> {:ok, socket}
+      {:error, %Error{} = error} -> {:error, error}
+      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+    end
+  end
+
+  defp opened(server, options, result) do
+    metadata = %{server: server, protocol: options.protocol, netns: options.netns}
+
+    case result do
+      {:ok, socket} ->
+        {[:open, :stop], %{}, Map.put(metadata, :socket, socket)}
+
+      {:error, error} ->
+        {[:open, :exception], %{}, Map.merge(metadata, %{kind: :error, reason: error})}
     end
   end
 
@@ -409,7 +435,9 @@ defmodule NetlinkPort do
         ) :: {:ok, [Message.t()]} | error()
   def request(socket, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :ack])
-    Request.request(Options.socket!(socket), Options.type!(type), payload, opts)
+    {socket, type} = {Options.socket!(socket), Options.type!(type)}
+    ask = fn -> Request.request(socket, type, payload, opts) end
+    Telemetry.request(:request, type, {:socket, socket}, ask)
   end
 
   @doc """
@@ -430,7 +458,9 @@ defmodule NetlinkPort do
   def batch(socket, requests, opts \\ []) do
     opts = Options.request!(opts, [:timeout])
     requests = for request <- requests, do: Options.batched!(request)
-    Request.batch(Options.socket!(socket), requests, opts)
+    socket = Options.socket!(socket)
+    ask = fn -> Request.batch(socket, requests, opts) end
+    Telemetry.request(:batch, nil, {:socket, socket}, ask)
   end
 
   @doc """
@@ -449,7 +479,9 @@ defmodule NetlinkPort do
         ) :: {:ok, [Message.t()]} | error()
   def dump(socket, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout])
-    Request.dump(Options.socket!(socket), Options.type!(type), payload, opts)
+    {socket, type} = {Options.socket!(socket), Options.type!(type)}
+    ask = fn -> Request.dump(socket, type, payload, opts) end
+    Telemetry.request(:dump, type, {:socket, socket}, ask)
   end
 
   @doc """
@@ -621,11 +653,13 @@ defmodule NetlinkPort do
   really in, as `:inode` and `:device` of its file and as `:cookie` (`SO_NETNS_COOKIE`, or `nil`);
   `:verified`, whether the kernel has confirmed that (it tells only those with CAP_NET_ADMIN there);
   `:drops`, datagrams the kernel has dropped and that were told; `:foreign`, datagrams from user
-  space that were refused; `:kept`, items that wait in the VM.
+  space that were refused; `:kept`, items that wait in the VM; `:window`.
 
-  Of a server: `:os_pid`, `:executable`, `:program` (its version), `:capabilities`, `:may_leave`
-  (whether it can enter other namespaces), `:home_inode` and `:home_device`, `:sockets`, `:fds` (its
-  open descriptors) and `:max_fds`.
+  Of a server: `:os_pid`, `:executable`, `:program` (its version), `:protocol` (the version of the
+  wire), `:capabilities`, `:may_leave` (whether it can enter other namespaces), `:home_inode` and
+  `:home_device`, `:sockets`, `:fds` (its open descriptors) and `:max_fds`.
+
+  What changes with every datagram is told by `stats/1`.
   """
   @spec info(Socket.t() | GenServer.server()) :: {:ok, map()} | error()
   def info(%Socket{handle: handle} = socket) do
@@ -652,6 +686,114 @@ defmodule NetlinkPort do
 
       {:error, {stage, errno, _detail}} ->
         {:error, Error.new(stage, errno)}
+    end
+  end
+
+  @typedoc """
+  What has passed through a socket since it was opened, and what waits.
+
+    * `:socket`, `:handle`, `:protocol`, `:netns`, `:owner`, `:active` - as in `info/1`, and `:inode`, that
+      of its namespace.
+    * `:received`, `:received_bytes` - datagrams that were handed on to the VM.
+    * `:sent`, `:sent_bytes` - datagrams the kernel has taken; not those it has refused.
+    * `:drops` - datagrams the kernel has dropped, as far as that was told.
+    * `:foreign` - datagrams from user space that were refused.
+    * `:queued_bytes`, `:queue_limit` - what waits in the kernel's receive queue, and what may before it
+      drops (`SO_MEMINFO`); the kernel counts more than a datagram's length. Both 0 where it does not
+      tell.
+    * `:window`, `:window_left` - bytes the VM keeps at most of what the owner has not taken, and how many
+      the helper may still hand on; a datagram counts its length and 300, and 0 left stops the reading.
+    * `:kept` - items that wait in the VM for the owner.
+  """
+  @type socket_stats :: %{
+          socket: Socket.t(),
+          handle: Socket.handle(),
+          protocol: protocol(),
+          netns: netns(),
+          inode: pos_integer(),
+          owner: pid(),
+          active: active(),
+          received: non_neg_integer(),
+          received_bytes: non_neg_integer(),
+          sent: non_neg_integer(),
+          sent_bytes: non_neg_integer(),
+          drops: non_neg_integer(),
+          foreign: non_neg_integer(),
+          queued_bytes: non_neg_integer(),
+          queue_limit: non_neg_integer(),
+          window: pos_integer(),
+          window_left: non_neg_integer(),
+          kept: non_neg_integer()
+        }
+
+  @typedoc """
+  What a helper takes, and its sockets.
+
+    * `:server`, `:name` - its server, and what that was registered as, or `nil`.
+    * `:os_pid`, `:uptime` (ms), `:rss` (bytes), `:cpu` (ms of a processor's time), `:fds`, `:max_fds` -
+      of its process; `:rss` and `:cpu` are `nil` where `/proc` does not tell.
+    * `:restarts` - how often its supervisor has started that server again. Of servers without a name,
+      one that is started counts as the successor of any that has ended under the same supervisor.
+    * `:frames` - what the server has read from it, `:outgoing` - commands of the server that wait until it
+      reads, `:malformed` - commands it could not read (0, or there is a bug).
+    * `:sockets` - `t:socket_stats/0` of each.
+  """
+  @type server_stats :: %{
+          server: pid(),
+          name: GenServer.name() | nil,
+          os_pid: pos_integer(),
+          uptime: non_neg_integer(),
+          rss: non_neg_integer() | nil,
+          cpu: non_neg_integer() | nil,
+          fds: non_neg_integer(),
+          max_fds: pos_integer(),
+          restarts: non_neg_integer(),
+          frames: non_neg_integer(),
+          outgoing: non_neg_integer(),
+          malformed: non_neg_integer(),
+          sockets: [socket_stats()]
+        }
+
+  @doc """
+  What has passed through a socket, or through all sockets of a server and what its helper takes:
+  `t:socket_stats/0` or `t:server_stats/0`. Works from any node.
+
+      {:ok, %{received: 12, drops: 0}} = NetlinkPort.stats(socket)
+      {:ok, %{restarts: 0, sockets: [_ | _]}} = NetlinkPort.stats(MyApp.Netlink)
+
+  The helper counts what it receives and sends anyway. Of a server its sockets are asked in turn, so that
+  their figures are of slightly different moments; one that is closed meanwhile is left out.
+  """
+  @spec stats(Socket.t()) :: {:ok, socket_stats()} | error()
+  @spec stats(GenServer.server()) :: {:ok, server_stats()} | error()
+  def stats(%Socket{handle: handle} = socket) do
+    with {:ok, known} <- ask_server(socket, {:vm_info, handle}), do: stats(socket, known)
+  end
+
+  def stats(server) do
+    case Client.call(server, :stats, 15_000) do
+      {:ok, told} ->
+        sockets =
+          for known <- told.sockets, {:ok, stats} <- [stats(known.socket, known)], do: stats
+
+        {:ok, %{told | sockets: Enum.sort_by(sockets, & &1.handle)}}
+
+      {:error, {stage, errno, _detail}} ->
+        {:error, Error.new(stage, errno)}
+    end
+  end
+
+  defp stats(socket, known) do
+    with {:ok, told} <- Client.request(socket, {:info, socket.handle}) do
+      told = Map.new(told)
+      {_device, inode} = told.namespace
+
+      {:ok,
+       told
+       |> Map.drop([:namespace, :cookie, :verified, :port_id, :granted, :charged])
+       |> Map.merge(known)
+       |> Map.merge(Map.take(socket, [:handle, :protocol, :netns]))
+       |> Map.merge(%{inode: inode, window_left: max(told.granted - told.charged, 0)})}
     end
   end
 

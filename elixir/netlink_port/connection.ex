@@ -54,7 +54,7 @@ defmodule NetlinkPort.Connection do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Socket}
+  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Shown, Socket, Telemetry}
   alias NetlinkPort.Connection.Calls
 
   # How long to wait before the socket is opened again, in ms.
@@ -147,7 +147,7 @@ defmodule NetlinkPort.Connection do
   def request(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :ack])
     exchange = Exchange.request(Options.type!(type), IO.iodata_to_binary(payload), opts)
-    call(connection, exchange, opts.timeout, opts.timeout)
+    call(connection, {:request, type}, exchange, opts.timeout, opts.timeout)
   end
 
   @doc "As `NetlinkPort.batch/3`, on the connection's socket."
@@ -164,7 +164,7 @@ defmodule NetlinkPort.Connection do
 
     if requests == [],
       do: {:ok, []},
-      else: call(connection, {:batch, requests}, opts.timeout, opts.timeout)
+      else: call(connection, {:batch, nil}, {:batch, requests}, opts.timeout, opts.timeout)
   end
 
   @doc "As `NetlinkPort.dump/4`, on the connection's socket."
@@ -176,10 +176,15 @@ defmodule NetlinkPort.Connection do
     opts = Options.request!(opts, [:flags, :timeout])
     exchange = Exchange.dump(Options.type!(type), IO.iodata_to_binary(payload), opts)
     # The connection ends it, however long it goes on.
-    call(connection, exchange, opts.timeout, :infinity)
+    call(connection, {:dump, type}, exchange, opts.timeout, :infinity)
   end
 
-  defp call(connection, exchange, timeout, patience) do
+  defp call(connection, {kind, type}, exchange, timeout, patience) do
+    ask = fn -> ask(connection, exchange, timeout, patience) end
+    Telemetry.request(kind, type, {:connection, connection}, ask)
+  end
+
+  defp ask(connection, exchange, timeout, patience) do
     message = {:exchange, exchange, timeout, Client.deadline(timeout)}
 
     case Client.call(connection, message, patience) do
@@ -199,10 +204,19 @@ defmodule NetlinkPort.Connection do
 
   defp opened(state, {:ok, %Socket{link: link} = socket}) do
     monitor = Process.monitor(link.server)
+    Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
     %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
   end
 
-  defp opened(state, {:error, error}), do: open_later(%{state | error: error, opener: nil})
+  defp opened(state, {:error, error}) do
+    if state.error == nil, do: told_down(state, error)
+    open_later(%{state | error: error, opener: nil})
+  end
+
+  defp told_down(state, error) do
+    metadata = %{connection: self(), error: error}
+    Telemetry.execute([:connection, :down], %{calls: Calls.count(state.calls)}, metadata)
+  end
 
   defp open_later(%{backoff: backoff} = state) do
     _timer = Process.send_after(self(), :open, backoff)
@@ -211,6 +225,7 @@ defmodule NetlinkPort.Connection do
 
   defp closed(state, error) do
     Process.demonitor(state.monitor, [:flush])
+    told_down(state, error)
     state = %{state | socket: nil, monitor: nil, error: error}
     state |> settle(Calls.close(state.calls, error)) |> open_later()
   end
@@ -433,15 +448,16 @@ defmodule NetlinkPort.Connection do
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
   def format_status(%{state: %__MODULE__{} = state} = status) do
-    shown = [
+    Shown.status(status,
       server: state.server,
+      protocol: state.protocol,
+      netns: Keyword.get(state.opts, :netns, :host),
       socket: state.socket,
-      error: state.error,
-      calls: Calls.count(state.calls)
-    ]
-
-    %{status | state: shown}
+      error: state.error && Exception.message(state.error),
+      calls: Calls.count(state.calls),
+      sending: map_size(state.senders)
+    )
   end
 
-  def format_status(status), do: status
+  def format_status(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
 end

@@ -111,7 +111,7 @@ defmodule NetlinkPort.Monitor do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Gauge, Options}
+  alias NetlinkPort.{Client, Error, Gauge, Options, Shown, Telemetry}
   alias NetlinkPort.Monitor.{Config, Snapshot, Subscriber}
 
   # How long until what has failed is tried again, in ms.
@@ -315,6 +315,7 @@ defmodule NetlinkPort.Monitor do
 
   # Nothing older than this is told by anybody: whoever is owed a resync gets it now.
   defp opened(state, {:ok, socket}) do
+    Telemetry.execute([:monitor, :up], %{count: 1}, %{monitor: self(), socket: socket})
     %{state | place: {:joined, socket}, open_wait: @soonest} |> advance() |> dump()
   end
 
@@ -326,9 +327,15 @@ defmodule NetlinkPort.Monitor do
   defp away(state, reason) do
     {wait, next} = back_off(state.open_wait)
     _timer = Process.send_after(self(), :open, wait)
-    # What it is down for is why it went down, not why it has not come back yet.
-    place = if match?({:down, _first}, state.place), do: state.place, else: {:down, reason}
-    advance(%{state | place: place, open_wait: next})
+    advance(%{state | place: down(state.place, reason), open_wait: next})
+  end
+
+  # What it is down for is why it went down, not why it has not come back yet.
+  defp down({:down, _first} = place, _reason), do: place
+
+  defp down(_place, reason) do
+    Telemetry.execute([:monitor, :down], %{count: 1}, %{monitor: self(), reason: reason})
+    {:down, reason}
   end
 
   defp back_off(wait), do: {wait, min(2 * wait, @latest)}
@@ -406,7 +413,37 @@ defmodule NetlinkPort.Monitor do
     %{state | subscribers: Map.put(state.subscribers, ref, %{subscriber | gauge: gauge})}
   end
 
-  defp tell(subscriber, messages) do
-    Enum.each(messages, &send(subscriber.pid, Tuple.insert_at(&1, 1, self())))
+  defp tell(%{pid: pid}, messages) do
+    Enum.each(messages, fn message ->
+      with {:netlink_resync, reason} <- message do
+        metadata = %{monitor: self(), subscriber: pid, reason: reason}
+        Telemetry.execute([:monitor, :resync], %{count: 1}, metadata)
+      end
+
+      send(pid, Tuple.insert_at(message, 1, self()))
+    end)
   end
+
+  # What crash reports and :sys.get_status/1 show. A callback of GenServer since Elixir 1.17.
+  if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
+
+  def format_status(%{state: %State{} = state} = status) do
+    subscribers = Map.values(state.subscribers)
+
+    Shown.status(status,
+      server: state.config.server,
+      protocol: state.config.protocol,
+      netns: Keyword.get(state.config.open, :netns, :host),
+      place: Shown.brief(state.place),
+      dumping?: state.run != nil,
+      subscribers: length(subscribers),
+      phases: Enum.frequencies_by(subscribers, &phase(&1.phase)),
+      events_kept: Enum.sum(Enum.map(subscribers, & &1.events))
+    )
+  end
+
+  def format_status(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
+
+  defp phase({:owed, _reason, _told?}), do: :owed
+  defp phase(phase), do: phase
 end

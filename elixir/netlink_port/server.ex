@@ -22,9 +22,8 @@ defmodule NetlinkPort.Server do
     Outgoing
   }
 
-  alias NetlinkPort.{Protocol, Socket, Sockets, Witness}
-
-  require Logger
+  alias NetlinkPort.{Protocol, Restarts, Shown, Socket, Sockets, Witness}
+  alias NetlinkPort.Server.Status
 
   # How much the helper may send before the server has looked at it, over all sockets.
   @window 8_388_608
@@ -48,7 +47,8 @@ defmodule NetlinkPort.Server do
     :ping_interval,
     :executable,
     :sockets,
-    :outgoing
+    :outgoing,
+    :status
   ]
   defstruct @enforce_keys ++
               [
@@ -71,7 +71,11 @@ defmodule NetlinkPort.Server do
     _capabilities = Options.keep!(opts[:keep])
     _microseconds = Options.spin!(opts[:spin])
     _whether = Options.boolean!(:user_namespaces, opts[:user_namespaces])
-    GenServer.start_link(__MODULE__, opts, if(name == nil, do: [], else: [name: name]))
+
+    Restarts.start(name, fn start ->
+      opts = [status: Status.new(name, start)] ++ opts
+      GenServer.start_link(__MODULE__, opts, if(name == nil, do: [], else: [name: name]))
+    end)
   end
 
   ## Start and end
@@ -90,17 +94,16 @@ defmodule NetlinkPort.Server do
 
         case Helper.await_hello(port, opts[:hello_timeout]) do
           {:ok, hello} -> {:ok, ready(port, process, hello, witness, executable, opts)}
-          {:error, reason} -> stop_at_start(unusable(process, executable, reason))
+          {:error, reason} -> stop_at_start(opts, unusable(process, executable, reason))
         end
 
       {:error, error} ->
-        stop_at_start(error)
+        stop_at_start(opts, error)
     end
   end
 
-  # A supervisor shows the error as a struct; this is the sentence.
-  defp stop_at_start(error) do
-    Logger.error("netlink_port: " <> Exception.message(error))
+  defp stop_at_start(opts, error) do
+    :ok = Status.failed(opts[:status], error)
     {:stop, error}
   end
 
@@ -130,6 +133,7 @@ defmodule NetlinkPort.Server do
       executable: executable,
       sockets: Sockets.new(link),
       outgoing: Outgoing.new(port),
+      status: Status.started(opts[:status], hello, executable),
       look: Look.new(opts[:spin])
     }
 
@@ -141,10 +145,15 @@ defmodule NetlinkPort.Server do
   # it acknowledges that. A helper that does not is killed, and one that a port cannot be drained to
   # as well: otherwise the port would outlive the server, and the VM could not stop.
   @impl true
-  def terminate(:stuck, state), do: Helper.kill(state.process)
-  def terminate({:helper_exit, _status}, state), do: Helper.kill(state.process)
+  def terminate(reason, state) do
+    stop(reason, state)
+    Status.ended(state, reason)
+  end
 
-  def terminate(_reason, state) do
+  defp stop(:stuck, state), do: Helper.kill(state.process)
+  defp stop({:helper_exit, _status}, state), do: Helper.kill(state.process)
+
+  defp stop(_reason, state) do
     reference = Link.expect(state.link, {nil, :ping})
     state = write(state, Protocol.command(reference, {:stop}))
     deadline = System.monotonic_time(:millisecond) + @stop_timeout
@@ -184,19 +193,7 @@ defmodule NetlinkPort.Server do
   # What crash reports and :sys.get_status/1 show. A callback of GenServer since Elixir 1.17.
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
-  def format_status(%{state: %__MODULE__{} = state} = status) do
-    shown = [
-      helper: state.process && elem(state.process, 0),
-      executable: state.executable,
-      sockets: Sockets.count(state.sockets),
-      outgoing: Outgoing.kept(state.outgoing),
-      may_leave_home: state.hello.may_leave
-    ]
-
-    %{status | state: shown}
-  end
-
-  def format_status(status), do: status
+  def format_status(status), do: Status.format(status)
 
   ## Calls
 
@@ -219,7 +216,7 @@ defmodule NetlinkPort.Server do
 
   def handle_call({:close, handle}, from, state) do
     if Sockets.known?(state.sockets, handle) do
-      answer_soon(close(state, handle, {:server, from}))
+      answer_soon(close(state, handle, {:server, from}, :closed))
     else
       {:reply, {:ok, nil}, state}
     end
@@ -248,6 +245,10 @@ defmodule NetlinkPort.Server do
 
   def handle_call(:info, from, state) do
     answer_soon(ask(state, {:info}, {:helper_info, from}))
+  end
+
+  def handle_call(:stats, from, state) do
+    answer_soon(ask(state, {:info}, {:helper_stats, from}))
   end
 
   def handle_call({:vm_info, handle}, _from, state) do
@@ -418,7 +419,7 @@ defmodule NetlinkPort.Server do
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, state) do
     case Sockets.watched(state.sockets, monitor) do
       {:owner, handle} ->
-        {:noreply, close(state, handle, :ping)}
+        {:noreply, close(state, handle, :ping, :owner_down)}
 
       {:waiter, handle} ->
         {:noreply, update(state, Sockets.withdraw(state.sockets, handle, monitor))}
@@ -460,11 +461,10 @@ defmodule NetlinkPort.Server do
   end
 
   defp frame({:malformed, reason}, state) do
-    Logger.error("netlink_port: the helper could not read a command: #{reason}")
-    {:noreply, state}
+    {:noreply, Status.malformed(state, reason)}
   end
 
-  defp frame(other, state), do: {:stop, {:protocol_error, other}, state}
+  defp frame(other, state), do: {:stop, {:protocol_error, Shown.brief(other)}, state}
 
   ## Asking the helper
 
@@ -538,11 +538,16 @@ defmodule NetlinkPort.Server do
   defp answered(state, {:given_up, _handle}, _failed), do: state
 
   defp answered(state, {:helper_info, from}, {:ok, told}) do
-    GenServer.reply(from, {:ok, Map.merge(helper_info(state), Map.new(told))})
+    GenServer.reply(from, {:ok, Status.info(state, told)})
     state
   end
 
-  defp answered(state, {:helper_info, from}, failed) do
+  defp answered(state, {:helper_stats, from}, {:ok, told}) do
+    :ok = Status.stats(state, told, from)
+    state
+  end
+
+  defp answered(state, {_helper, from}, failed) do
     GenServer.reply(from, failed)
     state
   end
@@ -569,16 +574,6 @@ defmodule NetlinkPort.Server do
   defp give_up(_state, _reference, purpose) do
     from = elem(purpose, 1)
     GenServer.reply(from, {:error, {:thread, Errno.number(:etimedout), ""}})
-  end
-
-  defp helper_info(state) do
-    %{
-      executable: state.executable,
-      program: state.hello.program,
-      capabilities: Helper.capabilities(state.hello.capabilities),
-      may_leave: state.hello.may_leave,
-      max_fds: state.hello.max_fds
-    }
   end
 
   # One last ping: a VM that was stopped itself has not heard the helper either.
@@ -612,8 +607,8 @@ defmodule NetlinkPort.Server do
 
   defp sent(state, handle, datagram), do: Sockets.sent(state.sockets, handle, datagram)
 
-  defp close(state, handle, purpose) do
-    state = update(state, Sockets.remove(state.sockets, handle))
+  defp close(state, handle, purpose, reason) do
+    state = update(state, Sockets.remove(state.sockets, handle, reason))
     ask(state, {:close, handle}, purpose)
   end
 

@@ -4,7 +4,7 @@ defmodule NetlinkPort.Sockets do
   # Sends owners their messages and answers those who wait; what the helper is to be told, grants, is
   # collected for the server to write.
 
-  alias NetlinkPort.{Delivery, Errno, Error, Gauge, Link, Protocol, Socket, Tap}
+  alias NetlinkPort.{Delivery, Errno, Error, Gauge, Link, Protocol, Socket, Tap, Telemetry}
 
   defmodule Entry do
     @moduledoc false
@@ -72,10 +72,11 @@ defmodule NetlinkPort.Sockets do
   defp credit(_gauge), do: 0
 
   @doc "Forgets a socket; those who wait on it are told that it is closed."
-  @spec remove(t(), Socket.handle()) :: t()
-  def remove(sockets, handle) do
+  @spec remove(t(), Socket.handle(), :closed | :owner_down | :namespace_gone) :: t()
+  def remove(sockets, handle, reason) do
     {entry, entries} = Map.pop!(sockets.entries, handle)
     Link.delete_socket(sockets.link, handle)
+    tell(entry, :close, %{count: 1}, %{reason: reason})
     sockets = forget(%{sockets | entries: entries}, entry.monitor)
     Enum.reduce(Delivery.waiters(entry.delivery), sockets, &dismiss(&2, &1, closed()))
   end
@@ -100,7 +101,12 @@ defmodule NetlinkPort.Sockets do
   # What ends between the two is told again by the witness, rather than by nobody.
   defp finish(sockets, %{owner: owner, socket: socket}) do
     send(owner, {:netlink_closed, socket, :namespace_gone})
-    remove(sockets, Socket.handle(socket))
+    remove(sockets, Socket.handle(socket), :namespace_gone)
+  end
+
+  defp tell(%{socket: socket, owner: owner}, event, measurements, metadata) do
+    metadata = Map.merge(metadata, %{server: self(), socket: socket, owner: owner})
+    Telemetry.execute([:socket, event], measurements, metadata)
   end
 
   @doc "What a monitor was for."
@@ -178,7 +184,24 @@ defmodule NetlinkPort.Sockets do
     take_in(sockets, handle, item)
   end
 
-  def arrive(sockets, handle, item), do: take_in(sockets, handle, item)
+  def arrive(sockets, handle, {_data, _datagram, _metadata} = item) do
+    take_in(sockets, handle, item)
+  end
+
+  def arrive(%{entries: entries} = sockets, handle, item) do
+    case {entries, item} do
+      {%{^handle => entry}, {:overrun, dropped}} ->
+        tell(entry, :overrun, %{dropped: dropped}, %{})
+
+      {%{^handle => entry}, {:error, error}} ->
+        tell(entry, :error, %{count: 1}, %{error: error})
+
+      {_closed, _item} ->
+        :ok
+    end
+
+    take_in(sockets, handle, item)
+  end
 
   defp take_in(sockets, handle, item) do
     case sockets.entries do
@@ -298,13 +321,22 @@ defmodule NetlinkPort.Sockets do
   @doc "What is known of a socket in the VM."
   @spec info(t(), Socket.handle()) :: raw()
   def info(sockets, handle) do
-    {told, _sockets} =
-      with_entry(sockets, handle, fn %{owner: owner, delivery: delivery, socket: socket} ->
-        kept = Delivery.kept(delivery)
-        {{:ok, %{socket: socket, owner: owner, active: delivery.mode, kept: kept}}, sockets}
-      end)
-
+    {told, _sockets} = with_entry(sockets, handle, &{{:ok, told(&1)}, sockets})
     told
+  end
+
+  @doc "The same of each socket."
+  @spec list(t()) :: [map()]
+  def list(sockets), do: for({_handle, entry} <- sockets.entries, do: told(entry))
+
+  defp told(%{owner: owner, delivery: delivery, socket: socket}) do
+    %{
+      socket: socket,
+      owner: owner,
+      active: delivery.mode,
+      kept: Delivery.kept(delivery),
+      window: delivery.window
+    }
   end
 
   defp with_entry(sockets, handle, fun) do

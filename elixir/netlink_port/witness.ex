@@ -27,7 +27,7 @@ defmodule NetlinkPort.Witness do
   @spec start() :: pid()
   def start do
     child = %{
-      id: make_ref(),
+      id: {__MODULE__, self(), make_ref()},
       start: {__MODULE__, :start_link, [self()]},
       restart: :temporary,
       shutdown: @shutdown
@@ -35,6 +35,18 @@ defmodule NetlinkPort.Witness do
 
     {:ok, witness} = Supervisor.start_child(:kernel_safe_sup, child)
     witness
+  end
+
+  @doc """
+  The servers of a node: each has a witness under that supervisor, so that nobody else need keep a
+  list of them. Exits where the node cannot be reached.
+  """
+  @spec servers(node()) :: [pid()]
+  def servers(node \\ node()) do
+    for {{__MODULE__, server, _ref}, _pid, _type, _modules} <-
+          Supervisor.which_children({:kernel_safe_sup, node}),
+        uniq: true,
+        do: server
   end
 
   @doc false

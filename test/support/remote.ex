@@ -20,6 +20,12 @@ defmodule NetlinkPort.Remote do
     {names, read, groups, info, closed}
   end
 
+  def run_a_server(test, name) do
+    {:ok, server} = NetlinkPort.start_link(name: name)
+    send(test, {:started, server})
+    Process.sleep(:infinity)
+  end
+
   def own_a_socket(test, server, opts) do
     {:ok, socket} = NetlinkPort.open(server, :route, opts)
     send(test, {:open, socket})
