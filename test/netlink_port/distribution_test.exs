@@ -160,6 +160,29 @@ defmodule NetlinkPort.DistributionTest do
     # From the other side.
     defp disconnect!(%{peer: peer}), do: :peer.call(peer, :erlang, :disconnect_node, [node()])
 
+    test "hears nothing of a lost connection on the next one", context do
+      server = start_server!()
+      before = fds(server)
+      owner = Remote.recorder(context.node)
+      socket = own!(owner, server, opts(context))
+      [relay] = relays(server)
+      :erlang.suspend_process(relay)
+      add_bridges!(context.netns, 1..20)
+      eventually!(fn -> Process.info(relay, :message_queue_len) >= {:message_queue_len, 20} end)
+      Node.disconnect(context.node)
+      true = Node.connect(context.node)
+      eventually_read!(owner, [{:netlink_closed, socket, :noconnection}])
+      :erlang.resume_process(relay)
+      eventually!(fn -> fds(server) == before end)
+      # What is sent there now comes behind all that could.
+      again = own!(owner, server, opts(context))
+      add_bridge!(context.netns, "br0")
+      eventually!(fn -> match?({:netlink, ^again, _}, List.last(Remote.read(owner))) end)
+
+      assert [{:netlink_closed, ^socket, :noconnection}, {:netlink, ^again, _} | _] =
+               Remote.read(owner)
+    end
+
     test "is told of the end of its namespace by the server alone", context do
       server = start_server!()
       owner = Remote.recorder(context.node)
