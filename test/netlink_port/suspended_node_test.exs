@@ -105,7 +105,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
     eventually!(fn -> fds(server) == before end)
     eventually!(fn -> not Process.alive?(relay) end)
     GenServer.stop(server)
-    refute running?(helper)
+    eventually!(fn -> not running?(helper) end)
   end
 
   test "does not hold up a monitor's other subscribers; its own have it all in the end",
