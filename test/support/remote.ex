@@ -43,8 +43,8 @@ defmodule NetlinkPort.Remote do
         send(from, {self(), Enum.reverse(kept)})
         record(kept)
 
-      {:ask, from, function, arguments} ->
-        send(from, {self(), apply(NetlinkPort, function, arguments)})
+      {:ask, from, {module, function, arguments}} ->
+        send(from, {self(), apply(module, function, arguments)})
         record(kept)
 
       message ->
@@ -55,9 +55,9 @@ defmodule NetlinkPort.Remote do
   @doc "What a recorder was sent, in its order."
   def read(recorder), do: exchange(recorder, {:read, self()})
 
-  @doc "A function of NetlinkPort, in a recorder."
-  def ask(recorder, function, arguments) do
-    exchange(recorder, {:ask, self(), function, arguments})
+  @doc "Has a recorder call a function, of NetlinkPort unless told otherwise."
+  def ask(recorder, module \\ NetlinkPort, function, arguments) do
+    exchange(recorder, {:ask, self(), {module, function, arguments}})
   end
 
   defp exchange(recorder, message) do
@@ -102,5 +102,12 @@ defmodule NetlinkPort.Remote do
   def dump(connection, {type, payload}) do
     {:ok, messages} = NetlinkPort.Connection.dump(connection, type, payload, timeout: 60_000)
     length(messages)
+  end
+
+  @doc "Starts a supervisor that outlives its caller."
+  def supervise(children) do
+    {:ok, supervisor} = Supervisor.start_link(children, strategy: :one_for_one)
+    Process.unlink(supervisor)
+    supervisor
   end
 end
