@@ -72,6 +72,24 @@ defmodule NetlinkPort do
 
   `capture/3` writes all datagrams of a server into a file for Wireshark.
 
+  ## More than one helper
+
+  A helper is one thread. Several share the work where there are processors for them, and what ends one
+  leaves the sockets of the others alone. A `PartitionSupervisor` starts them, unnamed:
+
+      children = [
+        {PartitionSupervisor, child_spec: {NetlinkPort, name: nil}, name: MyApp.Netlinks, partitions: 2}
+      ]
+
+  and every function that takes a server takes one of them by a key. The same key always leads to the
+  same helper; with the namespace as the key, all sockets of a namespace are together:
+
+      server = {:via, PartitionSupervisor, {MyApp.Netlinks, "blue"}}
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, "blue"}, groups: [1])
+
+  What that gains is in `docs/benchmarks.md`, "Over several helpers". Sockets of another node's helpers are
+  opened by name, `{MyApp.Netlink, :"agent@host"}`: see `docs/distribution.md`.
+
   ## When the helper ends
 
   The server ends with it and is restarted by its supervisor. Every owner is told
@@ -137,11 +155,16 @@ defmodule NetlinkPort do
   @typedoc """
   Why sockets were closed: the exit status of the helper (128 and the signal's number, if one killed
   it; 159 is SIGSYS, a system call its filter does not let through) or what its port told, a helper
-  that did not answer, the end of the namespace for one opened with `close_on: :namespace_gone`, or
-  the exit reason of the server.
+  that did not answer, the end of the namespace for one opened with `close_on: :namespace_gone`,
+  the loss of the connection to the server's node, or of that node (`:noconnection`), or the exit
+  reason of the server.
   """
   @type closed_reason ::
-          {:helper_exit, non_neg_integer() | term()} | :stuck | :namespace_gone | term()
+          {:helper_exit, non_neg_integer() | term()}
+          | :stuck
+          | :namespace_gone
+          | :noconnection
+          | term()
 
   @typedoc "What `setopts/2` and `getopts/2` know."
   @type option ::

@@ -111,7 +111,7 @@ defmodule NetlinkPort.Monitor do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Gauge, Options, Shown, Telemetry}
+  alias NetlinkPort.{Client, Error, Gauge, Options, Relay, Shown, Telemetry}
   alias NetlinkPort.Monitor.{Config, Snapshot, Subscriber}
 
   # How long until what has failed is tried again, in ms.
@@ -228,13 +228,18 @@ defmodule NetlinkPort.Monitor do
   end
 
   @impl true
-  def handle_call({:subscribe, pid, bound}, _from, state) do
+  def handle_call({:subscribe, pid, bound}, from, state) do
     state = drop(state, pid)
-    state = advance(state, Process.monitor(pid), Subscriber.new(pid, bound))
-    {:reply, {:ok, self()}, state}
+    state = advance(state, Relay.monitor(pid), Subscriber.new(pid, bound))
+    Relay.reply(from, {:ok, self()})
+    {:noreply, state}
   end
 
-  def handle_call({:unsubscribe, pid}, _from, state), do: {:reply, :ok, drop(state, pid)}
+  def handle_call({:unsubscribe, pid}, from, state) do
+    state = drop(state, pid)
+    Relay.reply(from, :ok)
+    {:noreply, state}
+  end
 
   @impl true
   def handle_info({:netlink, socket, datagram}, %{place: {:joined, socket}} = state) do
@@ -289,6 +294,11 @@ defmodule NetlinkPort.Monitor do
 
   def handle_info({:DOWN, ref, :process, _pid, _reason}, state) do
     {:noreply, %{state | subscribers: Map.delete(state.subscribers, ref)}}
+  end
+
+  def handle_info({:relay_idle, node, relay, handled}, state) do
+    Relay.idle(node, relay, handled)
+    {:noreply, state}
   end
 
   # What an earlier socket has left, and what strangers send.
@@ -366,23 +376,28 @@ defmodule NetlinkPort.Monitor do
     {wait, next} = back_off(state.dump_wait)
     timer = Process.send_after(self(), :dump, wait)
     state = %{state | dump_timer: timer, dump_wait: next}
-    each(state, &(&1 |> failed(error, tell?) |> Subscriber.detach()))
+    failed = &(&2 |> failed(&1, error, tell?) |> Subscriber.detach())
+
+    %{
+      state
+      | subscribers: Map.new(state.subscribers, fn {ref, one} -> {ref, failed.(ref, one)} end)
+    }
   end
 
   # The end of a helper is told as that of the socket.
-  defp failed(%{phase: :attached} = subscriber, error, true) do
+  defp failed(%{phase: :attached} = subscriber, ref, error, true) do
     {messages, subscriber} = Subscriber.aside(subscriber, {:netlink_error, error})
-    tell(subscriber, messages)
+    tell(subscriber, ref, messages)
     subscriber
   end
 
-  defp failed(subscriber, _error, _tell?), do: subscriber
+  defp failed(subscriber, _ref, _error, _tell?), do: subscriber
 
   ## The subscribers
 
   defp drop(state, pid) do
     {dropped, kept} = Enum.split_with(state.subscribers, fn {_ref, one} -> one.pid == pid end)
-    Enum.each(dropped, fn {ref, _subscriber} -> Process.demonitor(ref, [:flush]) end)
+    Enum.each(dropped, fn {ref, one} -> Relay.demonitor(ref, one.pid) end)
     %{state | subscribers: Map.new(kept)}
   end
 
@@ -406,21 +421,21 @@ defmodule NetlinkPort.Monitor do
 
   defp advance(%{place: place} = state, ref, subscriber) do
     {messages, subscriber} = Subscriber.advance(subscriber, place, state.config.dumps != [])
-    tell(subscriber, messages)
+    tell(subscriber, ref, messages)
     %{pid: pid, credit: credit} = subscriber
     waiting? = Subscriber.waiting?(subscriber, place)
     gauge = Gauge.watch(subscriber.gauge, ref, pid, credit, waiting?)
     %{state | subscribers: Map.put(state.subscribers, ref, %{subscriber | gauge: gauge})}
   end
 
-  defp tell(%{pid: pid}, messages) do
+  defp tell(%{pid: pid}, ref, messages) do
     Enum.each(messages, fn message ->
       with {:netlink_resync, reason} <- message do
         metadata = %{monitor: self(), subscriber: pid, reason: reason}
         Telemetry.execute([:monitor, :resync], %{count: 1}, metadata)
       end
 
-      send(pid, Tuple.insert_at(message, 1, self()))
+      Relay.deliver(pid, ref, Tuple.insert_at(message, 1, self()))
     end)
   end
 

@@ -22,7 +22,7 @@ defmodule NetlinkPort.Server do
     Outgoing
   }
 
-  alias NetlinkPort.{Protocol, Restarts, Shown, Socket, Sockets, Witness}
+  alias NetlinkPort.{Protocol, Relay, Restarts, Shown, Socket, Sockets, Witness}
   alias NetlinkPort.Server.Status
 
   # How much the helper may send before the server has looked at it, over all sockets.
@@ -210,7 +210,7 @@ defmodule NetlinkPort.Server do
         answer_soon(ask_with(state, frame, {:open, from, handle, options}, timeout))
 
       :exhausted ->
-        {:reply, {:error, {:socket, Errno.number(:eoverflow), ""}}, state}
+        answer(from, {:error, {:socket, Errno.number(:eoverflow), ""}}, state)
     end
   end
 
@@ -218,7 +218,7 @@ defmodule NetlinkPort.Server do
     if Sockets.known?(state.sockets, handle) do
       answer_soon(close(state, handle, {:server, from}, :closed))
     else
-      {:reply, {:ok, nil}, state}
+      answer(from, {:ok, nil}, state)
     end
   end
 
@@ -233,13 +233,13 @@ defmodule NetlinkPort.Server do
     answer_soon(ask_with(state, frame, {:server, from}))
   end
 
-  def handle_call({:send, handle, datagram, false}, _from, state) do
+  def handle_call({:send, handle, datagram, false}, from, state) do
     if Sockets.open?(state.sockets, handle) do
       sent(state, handle, datagram)
       frame = Protocol.send(0, handle, datagram, byte_size(datagram))
-      {:reply, {:ok, nil}, write(state, frame)}
+      answer(from, {:ok, nil}, write(state, frame))
     else
-      {:reply, Sockets.closed(), state}
+      answer(from, Sockets.closed(), state)
     end
   end
 
@@ -251,8 +251,8 @@ defmodule NetlinkPort.Server do
     answer_soon(ask(state, {:info}, {:helper_stats, from}))
   end
 
-  def handle_call({:vm_info, handle}, _from, state) do
-    {:reply, Sockets.info(state.sockets, handle), state}
+  def handle_call({:vm_info, handle}, from, state) do
+    answer(from, Sockets.info(state.sockets, handle), state)
   end
 
   def handle_call({:recv, handle, timeout, deadline}, from, state) do
@@ -263,40 +263,46 @@ defmodule NetlinkPort.Server do
     else
       case Sockets.recv(state.sockets, handle, from, left) do
         {:wait, sockets} -> look(update(state, sockets))
-        {answer, sockets} -> {:reply, answer, update(state, sockets)}
+        {answer, sockets} -> answer(from, answer, update(state, sockets))
       end
     end
   end
 
-  def handle_call({:set_active, handle, mode}, _from, state) do
+  def handle_call({:set_active, handle, mode}, from, state) do
     {answer, sockets} = Sockets.set_active(state.sockets, handle, mode)
-    {:reply, answer, update(state, sockets)}
+    answer(from, answer, update(state, sockets))
   end
 
-  def handle_call({:pause, handle}, {caller, _tag}, state) do
+  def handle_call({:pause, handle}, {caller, _tag} = from, state) do
     {answer, sockets} = Sockets.pause(state.sockets, handle, caller)
-    {:reply, answer, update(state, sockets)}
+    answer(from, answer, update(state, sockets))
   end
 
-  def handle_call({:give, handle, owner}, _from, state) do
+  def handle_call({:give, handle, owner}, from, state) do
     {answer, sockets} = Sockets.give(state.sockets, handle, owner)
-    {:reply, answer, update(state, sockets)}
+    answer(from, answer, update(state, sockets))
   end
 
   def handle_call({:capture, options}, from, %{sockets: %{tap: nil}} = state) do
     {:noreply, %{state | sockets: Sockets.tap(state.sockets, Capture.start(from, options))}}
   end
 
-  def handle_call({:capture, _options}, _from, state) do
-    {:reply, {:error, Error.new(:capture, :ebusy)}, state}
+  def handle_call({:capture, _options}, from, state) do
+    answer(from, {:error, Error.new(:capture, :ebusy)}, state)
   end
 
-  def handle_call(_unknown, _from, state) do
-    {:reply, {:error, {:protocol, Errno.number(:einval), ""}}, state}
+  def handle_call(_unknown, from, state) do
+    answer(from, {:error, {:protocol, Errno.number(:einval), ""}}, state)
   end
 
   @impl true
   def handle_cast(_unknown, state), do: {:noreply, state}
+
+  # Not by the value of the callback: GenServer would be suspended with who is on a node that is.
+  defp answer(from, answer, state) do
+    Relay.reply(from, answer)
+    {:noreply, state}
+  end
 
   # Sockets have changed: the helper is told what may come.
   defp update(state, sockets), do: write_grants(%{state | sockets: sockets})
@@ -346,6 +352,20 @@ defmodule NetlinkPort.Server do
   # The VM stops, and no supervisor has told this server to: its witness does.
   def handle_info({:EXIT, witness, reason}, %{witness: witness} = state) do
     {:stop, reason, state}
+  end
+
+  # A relay that was killed has not passed on what it held.
+  def handle_info({:EXIT, pid, reason}, state) do
+    if Relay.mine?(pid), do: {:stop, reason, state}, else: {:noreply, state}
+  end
+
+  def handle_info({:relay_idle, node, relay, handled}, state) do
+    Relay.idle(node, relay, handled)
+    {:noreply, state}
+  end
+
+  def handle_info({:relayed, handle, cost}, state) do
+    {:noreply, update(state, Sockets.relayed(state.sockets, handle, cost))}
   end
 
   ## Time
@@ -510,14 +530,14 @@ defmodule NetlinkPort.Server do
   end
 
   defp answered(state, {:server, from}, answer) do
-    GenServer.reply(from, answer)
+    Relay.reply(from, answer)
     state
   end
 
   defp answered(state, {:open, from, handle, options}, {:ok, _place}) do
     # A caller that has given up, or died, would never know of its socket.
     if Client.time_left(options.deadline, :infinity) < 0 or dead?(from) do
-      GenServer.reply(from, {:error, Error.new(:thread, :etimedout)})
+      Relay.reply(from, {:error, Error.new(:thread, :etimedout)})
       ask(state, {:close, handle}, :ping)
     else
       opened(state, from, handle, options)
@@ -527,7 +547,7 @@ defmodule NetlinkPort.Server do
   defp answered(state, {:open, from, _handle, options}, {:error, {stage, errno, detail}}) do
     place = {options.protocol, options.netns}
     error = Client.error(stage, errno, detail, place, state.link.capabilities)
-    GenServer.reply(from, {:error, error})
+    Relay.reply(from, {:error, error})
     state
   end
 
@@ -538,7 +558,7 @@ defmodule NetlinkPort.Server do
   defp answered(state, {:given_up, _handle}, _failed), do: state
 
   defp answered(state, {:helper_info, from}, {:ok, told}) do
-    GenServer.reply(from, {:ok, Status.info(state, told)})
+    Relay.reply(from, {:ok, Status.info(state, told)})
     state
   end
 
@@ -548,7 +568,7 @@ defmodule NetlinkPort.Server do
   end
 
   defp answered(state, {_helper, from}, failed) do
-    GenServer.reply(from, failed)
+    Relay.reply(from, failed)
     state
   end
 
@@ -568,12 +588,12 @@ defmodule NetlinkPort.Server do
 
   defp give_up(state, reference, {:open, from, handle, _options}) do
     :ets.insert(state.link.board, {reference, {nil, {:given_up, handle}}})
-    GenServer.reply(from, {:error, Error.new(:thread, :etimedout)})
+    Relay.reply(from, {:error, Error.new(:thread, :etimedout)})
   end
 
   defp give_up(_state, _reference, purpose) do
     from = elem(purpose, 1)
-    GenServer.reply(from, {:error, {:thread, Errno.number(:etimedout), ""}})
+    Relay.reply(from, {:error, {:thread, Errno.number(:etimedout), ""}})
   end
 
   # One last ping: a VM that was stopped itself has not heard the helper either.
@@ -601,7 +621,7 @@ defmodule NetlinkPort.Server do
     %{protocol: protocol, netns: netns} = options
     socket = %Socket{handle: handle, protocol: protocol, netns: netns, link: state.link}
     sockets = Sockets.add(state.sockets, socket, options)
-    GenServer.reply(from, {:ok, socket})
+    Relay.reply(from, {:ok, socket})
     update(state, sockets)
   end
 

@@ -4,7 +4,8 @@ defmodule NetlinkPort.Sockets do
   # Sends owners their messages and answers those who wait; what the helper is to be told, grants, is
   # collected for the server to write.
 
-  alias NetlinkPort.{Delivery, Errno, Error, Gauge, Link, Protocol, Socket, Tap, Telemetry}
+  alias NetlinkPort.{Delivery, Errno, Error, Gauge, Link, Protocol, Relay, Socket, Tap}
+  alias NetlinkPort.Telemetry
 
   defmodule Entry do
     @moduledoc false
@@ -58,14 +59,16 @@ defmodule NetlinkPort.Sockets do
   @spec add(t(), Socket.t(), map()) :: t()
   def add(sockets, socket, %{owner: owner, active: active, window: window, max_queue: bound}) do
     Link.put_socket(sockets.link, socket, owner, sockets.tap)
-    monitor = Process.monitor(owner)
+    monitor = Relay.monitor(owner, socket)
     gauge = Gauge.new(bound)
-    delivery = Delivery.new(active, window, credit(gauge))
+    delivery = Delivery.new(active, window, credit(gauge), elsewhere?(owner))
     fields = [socket: socket, owner: owner, monitor: monitor, delivery: delivery, gauge: gauge]
     entry = struct!(Entry, fields)
     monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(socket)})
     put(%{sockets | monitors: monitors}, entry)
   end
+
+  defp elsewhere?(owner), do: node(owner) != node()
 
   # What may be sent to an owner whose mailbox has not been looked at yet.
   defp credit(nil), do: :infinity
@@ -77,7 +80,7 @@ defmodule NetlinkPort.Sockets do
     {entry, entries} = Map.pop!(sockets.entries, handle)
     Link.delete_socket(sockets.link, handle)
     tell(entry, :close, %{count: 1}, %{reason: reason})
-    sockets = forget(%{sockets | entries: entries}, entry.monitor)
+    sockets = forget(%{sockets | entries: entries}, entry.monitor, entry.owner)
     Enum.reduce(Delivery.waiters(entry.delivery), sockets, &dismiss(&2, &1, closed()))
   end
 
@@ -99,8 +102,8 @@ defmodule NetlinkPort.Sockets do
   end
 
   # What ends between the two is told again by the witness, rather than by nobody.
-  defp finish(sockets, %{owner: owner, socket: socket}) do
-    send(owner, {:netlink_closed, socket, :namespace_gone})
+  defp finish(sockets, %{owner: owner, socket: socket, monitor: monitor}) do
+    Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
     remove(sockets, Socket.handle(socket), :namespace_gone)
   end
 
@@ -132,12 +135,12 @@ defmodule NetlinkPort.Sockets do
   def give(sockets, handle, owner) do
     with_entry(sockets, handle, fn entry ->
       register(sockets, entry, owner)
-      monitor = Process.monitor(owner)
-      sockets = forget(sockets, entry.monitor)
+      monitor = Relay.monitor(owner, entry.socket)
+      sockets = forget(sockets, entry.monitor, entry.owner)
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
       # The new owner's mailbox has not been looked at yet.
       gauge = entry.gauge && Gauge.new(entry.gauge.bound)
-      delivery = %{entry.delivery | credit: credit(gauge)}
+      delivery = %{entry.delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
       {:ok, effects, delivery} = Delivery.set_active(delivery, entry.resume || false)
       fields = [owner: owner, monitor: monitor, delivery: delivery, gauge: gauge, resume: nil]
       entry = struct!(entry, fields)
@@ -205,8 +208,11 @@ defmodule NetlinkPort.Sockets do
 
   defp take_in(sockets, handle, item) do
     case sockets.entries do
-      # The usual case, made short: nothing is kept, nobody waits, nothing is counted.
-      %{^handle => %{delivery: %{mode: true, credit: :infinity}, gone?: false} = entry} ->
+      # The usual case, made short: nothing is kept, nobody waits, nothing is counted or relayed.
+      %{
+        ^handle =>
+          %{delivery: %{mode: true, credit: :infinity, relayed?: false}, gone?: false} = entry
+      } ->
         send(entry.owner, message(entry.socket, item))
         put(sockets, %{entry | delivery: Delivery.take(entry.delivery, item)})
 
@@ -226,6 +232,18 @@ defmodule NetlinkPort.Sockets do
   defp stale?({_monitor, _timer, {pid, _tag}, give_up_at}) do
     (node(pid) == node() and not Process.alive?(pid)) or
       (give_up_at != :never and System.monotonic_time(:millisecond) > give_up_at)
+  end
+
+  @doc "What was delivered to an owner on another node has left."
+  @spec relayed(t(), Socket.handle(), pos_integer()) :: t()
+  def relayed(sockets, handle, cost) do
+    case sockets.entries do
+      %{^handle => entry} ->
+        put(sockets, %{entry | delivery: Delivery.relayed(entry.delivery, cost)})
+
+      _closed ->
+        sockets
+    end
   end
 
   @doc "The gauge of an owner's mailbox has something to say."
@@ -294,7 +312,7 @@ defmodule NetlinkPort.Sockets do
 
   # Who waits is watched, so that no datagram goes to a process that has died.
   defp wait(sockets, entry, {pid, _tag} = from, left) do
-    monitor = Process.monitor(pid)
+    monitor = Relay.monitor(pid)
     handle = Socket.handle(entry.socket)
     message = {:recv_timeout, handle, monitor}
     timer = if left != :infinity, do: Process.send_after(self(), message, left)
@@ -380,11 +398,11 @@ defmodule NetlinkPort.Sockets do
   defp perform(sockets, entry, effects) do
     Enum.reduce(effects, sockets, fn
       {:deliver, item}, sockets ->
-        send(entry.owner, message(entry.socket, item))
+        deliver(entry, message(entry.socket, item), charge(entry, item))
         sockets
 
       :passive, sockets ->
-        send(entry.owner, {:netlink_passive, entry.socket})
+        deliver(entry, {:netlink_passive, entry.socket}, nil)
         sockets
 
       {:answer, waiter, item}, sockets ->
@@ -392,15 +410,26 @@ defmodule NetlinkPort.Sockets do
     end)
   end
 
-  # Answers one who waits.
-  defp dismiss(sockets, {monitor, timer, from, _give_up_at}, answer) do
-    _left = timer && Process.cancel_timer(timer, async: true, info: false)
-    GenServer.reply(from, answer)
-    forget(sockets, monitor)
+  defp deliver(%{owner: owner, monitor: monitor}, message, charge) do
+    Relay.deliver(owner, monitor, message, charge)
   end
 
-  defp forget(sockets, monitor) do
-    Process.demonitor(monitor, [:flush])
+  # What the report of a relay says of a datagram.
+  defp charge(%{socket: socket}, {:data, datagram, _metadata}) do
+    {Socket.handle(socket), Delivery.cost(byte_size(datagram))}
+  end
+
+  defp charge(_entry, _item), do: nil
+
+  # Answers one who waits.
+  defp dismiss(sockets, {monitor, timer, {pid, _tag} = from, _give_up_at}, answer) do
+    _left = timer && Process.cancel_timer(timer, async: true, info: false)
+    Relay.reply(from, answer)
+    forget(sockets, monitor, pid)
+  end
+
+  defp forget(sockets, monitor, pid) do
+    Relay.demonitor(monitor, pid)
     %{sockets | monitors: Map.delete(sockets.monitors, monitor)}
   end
 

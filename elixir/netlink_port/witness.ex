@@ -1,12 +1,13 @@
 defmodule NetlinkPort.Witness do
   @moduledoc false
   # Outlives the server by a moment. Whatever ends the server, a brutal kill too, the witness tells
-  # each owner once that its sockets are closed, and sees to it that the helper is gone. Only who
+  # each owner of its node once that its sockets are closed, and sees to it that the helper is gone. Only who
   # kills both at once keeps owners from hearing of it.
   #
   # It is the heir of the server's board of sockets, and the only process that says `:netlink_closed` of
   # the server's end, so that nobody hears it twice. Of one socket whose namespace is gone the server
-  # itself says it, and takes it off the board.
+  # itself says it, and takes it off the board. Owners on other nodes hear it from the server's relay, in
+  # order with what that still has for them.
 
   alias NetlinkPort.{Helper, Link}
 
@@ -106,7 +107,7 @@ defmodule NetlinkPort.Witness do
   end
 
   defp tell_owners(board, reason) do
-    for {owner, socket} <- Link.sockets(board) do
+    for {owner, socket} <- Link.sockets(board), node(owner) == node() do
       Kernel.send(owner, {:netlink_closed, socket, plain(reason)})
     end
 
