@@ -66,6 +66,7 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
   defp netns(place),
     do: if(String.contains?(place, "/"), do: {:path, place}, else: {:name, place})
 
+  @spec refuse(String.t()) :: no_return()
   defp refuse(sentence) do
     Mix.shell().error("netlink_port.doctor: " <> sentence)
     exit({:shutdown, 2})
