@@ -50,7 +50,7 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
     case report(options[:node], options[:cookie], opts) do
       {:ok, report} ->
         Mix.shell().info(Doctor.format(report, unicode?: :io.getopts()[:encoding] == :unicode))
-        if Doctor.verdict(report) == :error, do: exit({:shutdown, 1})
+        unless Doctor.well?(report), do: exit({:shutdown, 1})
 
       {:error, sentence} ->
         refuse(sentence)
