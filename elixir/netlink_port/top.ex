@@ -90,16 +90,20 @@ defmodule NetlinkPort.Top do
   defp live(node, interval, size) do
     with {:ok, first} <- look(node) do
       keys = keys()
-      IO.write(@hide)
-      result = show(nil, first, %{node: node, interval: interval, size: size, keys: keys})
-      Process.unlink(keys)
-      Process.exit(keys, :kill)
-      IO.write(@show)
-      result
+
+      try do
+        IO.write(@hide)
+        result = show(nil, first, %{node: node, interval: interval, size: size, keys: keys})
+        IO.write(@show)
+        result
+      rescue
+        # The terminal is gone, that of `bin/my_app rpc` say.
+        _error in ErlangError -> :ok
+      after
+        Process.unlink(keys)
+        Process.exit(keys, :kill)
+      end
     end
-  rescue
-    # The terminal is gone, that of `bin/my_app rpc` say.
-    _error in ErlangError -> :ok
   end
 
   defp show(before, now, %{keys: keys} = view) do
