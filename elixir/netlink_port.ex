@@ -781,11 +781,14 @@ defmodule NetlinkPort do
   What has passed through a socket, or through all sockets of a server and what its helper takes:
   `t:socket_stats/0` or `t:server_stats/0`. Works from any node.
 
-      {:ok, %{received: 12, drops: 0}} = NetlinkPort.stats(socket)
-      {:ok, %{restarts: 0, sockets: [_ | _]}} = NetlinkPort.stats(MyApp.Netlink)
+      {:ok, %{received: 0, drops: 0}} = NetlinkPort.stats(socket)
+      {:ok, %{rss: _bytes, sockets: [_ | _]}} = NetlinkPort.stats(MyApp.Netlink)
 
   The helper counts what it receives and sends anyway. Of a server its sockets are asked in turn, so that
   their figures are of slightly different moments; one that is closed meanwhile is left out.
+
+  Errors: `EBADF` of a socket that is closed; `ESRCH`, `EPIPE` or `ETIMEDOUT` of `:thread` without a server
+  or a helper that answers.
   """
   @spec stats(Socket.t()) :: {:ok, socket_stats()} | error()
   @spec stats(GenServer.server()) :: {:ok, server_stats()} | error()

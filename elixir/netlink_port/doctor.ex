@@ -47,23 +47,41 @@ defmodule NetlinkPort.Doctor do
   """
   @type option :: {:executable, Path.t()} | {:netns, [NetlinkPort.netns()]}
 
-  @doc "Looks, and prints what it found. `:error` is that something fails."
+  @doc """
+  Looks, and prints what it found.
+
+      iex> NetlinkPort.Doctor.run()
+      :ok
+
+  Errors: `:error` where something fails; what that is, is printed.
+  """
   @spec run([option()]) :: :ok | :error
   def run(opts \\ []) do
     report = report(opts)
     IO.puts(format(report, unicode?: :io.getopts()[:encoding] == :unicode))
-    verdict(report)
+    if well?(report), do: :ok, else: :error
   end
 
-  @doc "Whether anything fails."
-  @spec verdict(report()) :: :ok | :error
-  def verdict(report) do
-    if Enum.any?(report, fn {_title, checks} -> Enum.any?(checks, &match?({:fail, _, _}, &1)) end),
-      do: :error,
-      else: :ok
+  @doc """
+  Whether nothing fails.
+
+      iex> NetlinkPort.Doctor.well?([{"kernel", [{:ok, "Linux 6.18", nil}, {:warn, "no cookies", nil}]}])
+      true
+      iex> NetlinkPort.Doctor.well?([{"kernel", [{:fail, "Linux 4.19 is too old", "upgrade"}]}])
+      false
+  """
+  @spec well?(report()) :: boolean()
+  def well?(report) do
+    not Enum.any?(report, fn {_title, checks} ->
+      Enum.any?(checks, &match?({:fail, _line, _remedy}, &1))
+    end)
   end
 
-  @doc "Looks. It takes a second or so."
+  @doc """
+  Looks. It takes a second or so.
+
+      [{"executable", _checks} | _more] = NetlinkPort.Doctor.report(netns: [{:name, "blue"}])
+  """
   @spec report([option()]) :: report()
   def report(opts \\ []) do
     Options.keyword!(opts)
@@ -135,7 +153,12 @@ defmodule NetlinkPort.Doctor do
 
   defp remedy(_error), do: "put the executable in order first, as said above"
 
-  @doc "A report for people, in lines. Without `unicode?: true` the marks are ASCII."
+  @doc """
+  A report for people, in lines. Without `unicode?: true` the marks are ASCII.
+
+      iex> NetlinkPort.Doctor.format([{"kernel", [{:fail, "Linux 4.19 is too old", "upgrade"}]}])
+      "kernel\\n  XX Linux 4.19 is too old\\n      -> upgrade\\n0 well, 0 to look at, 1 failing"
+  """
   @spec format(report(), unicode?: boolean()) :: String.t()
   def format(report, opts \\ []) do
     {marks, arrow} =
