@@ -113,10 +113,14 @@ defmodule NetlinkPort.Relay do
     loop(attend(state))
   end
 
-  # Of a node that is not there it is told at once.
+  # Of a node that is not there it is told at once, and so it is in a VM that is no node itself.
   defp attend(%{node: node} = state) do
     true = :erlang.monitor_node(node, true)
     state
+  catch
+    :error, :notalive ->
+      send(self(), {:nodedown, node})
+      state
   end
 
   defp loop(%{principal: principal, node: node} = state) do
@@ -157,13 +161,14 @@ defmodule NetlinkPort.Relay do
     state
   end
 
-  defp handle(%{witness: witness} = state, {:reply, from, answer}) do
-    cond do
-      is_pid(witness) -> tell(state, {:reply, from, answer})
-      state.node in Node.list(:connected) -> GenServer.reply(from, answer)
-      true -> :ok
-    end
+  defp handle(%{witness: witness} = state, {:reply, _from, _answer} = reply)
+       when is_pid(witness) do
+    tell(state, reply)
+  end
 
+  # A reply to a node that is gone would connect to it first.
+  defp handle(%{node: node} = state, {:reply, from, answer}) do
+    if node in Node.list(:connected), do: GenServer.reply(from, answer)
     state
   end
 
@@ -213,8 +218,8 @@ defmodule NetlinkPort.Relay do
       %{^monitor => reference} ->
         # Where the witness is of a later connection than the owner was.
         lost? = reason == :noconnection
-        tell(state, if(lost?, do: {:closed, reference, reason}, else: {:forget, reference}))
-        lose(state, [reference], reason)
+        word = if lost?, do: {:closed, reference, reason}, else: {:forget, reference}
+        state |> tell(word) |> lose([reference], reason)
 
       _other ->
         state
@@ -240,12 +245,13 @@ defmodule NetlinkPort.Relay do
     end
   end
 
-  defp finish(%{witness: witness} = state, reason) do
-    if is_pid(witness) do
-      tell(state, {:closed, plain(reason)})
-    else
-      for {reference, _watch} <- state.watches, do: close(state, reference, plain(reason))
-    end
+  defp finish(%{witness: witness} = state, reason) when is_pid(witness) do
+    tell(state, {:closed, plain(reason)})
+  end
+
+  defp finish(state, reason) do
+    for {reference, _watch} <- state.watches, do: close(state, reference, plain(reason))
+    state
   end
 
   defp close(state, reference, reason) do

@@ -265,6 +265,23 @@ defmodule NetlinkPort.DistributionTest do
       :erpc.call(node, module, function, arguments)
     end
 
+    test "is none where the server's VM is no node: its socket is closed", %{netns: netns} do
+      {peer, :nonode@nohost} = peer!(:no_node)
+      # NEW_PID_EXT of a node that there is not; erl_ext_dist.
+      name = "nowhere@127.0.0.1"
+      pid = <<131, 88, 119, byte_size(name), name::binary, 100::32, 0::32, 1::32>>
+      owner = :peer.call(peer, :erlang, :binary_to_term, [pid])
+      children = [{NetlinkPort, name: MyApp.Netlink}]
+      :peer.call(peer, Remote, :supervise, [children])
+      {:ok, %{os_pid: helper}} = :peer.call(peer, NetlinkPort, :info, [MyApp.Netlink])
+      opts = [netns: {:name, netns}, owner: owner]
+      arguments = [MyApp.Netlink, :route, opts]
+      assert {:ok, _socket} = :peer.call(peer, NetlinkPort, :open, arguments)
+      info = fn -> :peer.call(peer, NetlinkPort, :info, [MyApp.Netlink]) |> elem(1) end
+      eventually!(fn -> info.().sockets == 0 end)
+      assert info.().os_pid == helper
+    end
+
     test "hears :netlink_closed where its witness is killed; where the relay is, the server ends",
          context do
       server = start_server!()
