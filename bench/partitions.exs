@@ -48,16 +48,12 @@ defmodule Bench.Partitions do
     measure = fn server -> Measure.alone(fn -> work.(server) end) end
     _warm = Enum.map(servers, measure)
     rounds = for round <- 1..Measure.rounds(), do: turn(round, servers, measure)
-    figures = for column <- Enum.zip_with(rounds, & &1), do: Measure.median(column)
-
-    [_one | ratios] =
-      for column <-
-            Enum.zip_with(rounds, fn [one | _] = all -> Enum.map(all, &(&1 / one)) end)
-            |> Enum.zip_with(& &1),
-          do: Measure.median(column)
-
-    {name, unit, figures, ratios}
+    [_one | ratios] = medians(for [one | _] = round <- rounds, do: Enum.map(round, &(&1 / one)))
+    {name, unit, medians(rounds), ratios}
   end
+
+  # Of each column.
+  defp medians(rounds), do: Enum.zip_with(rounds, &Measure.median/1)
 
   # None is always first.
   defp turn(round, servers, measure) do
@@ -70,13 +66,8 @@ defmodule Bench.Partitions do
   end
 
   defp requests(context, server, callers) do
-    turns = :counters.new(1, [])
-
-    next = fn ->
-      :counters.add(turns, 1, 1)
-      server(server, :counters.get(turns, 1))
-    end
-
+    turns = :atomics.new(1, [])
+    next = fn -> server(server, :atomics.add_get(turns, 1, 1)) end
     Requests.many(%{context | server: next}, callers)
   end
 
