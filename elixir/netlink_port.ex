@@ -32,7 +32,8 @@ defmodule NetlinkPort do
     * `{:netlink_error, socket, error}` when a `send/3` has failed after it returned, or the kernel
       has reported an error on the socket;
     * `{:netlink_closed, socket, reason}` once, active or not, when the helper or its server has
-      ended, or the socket's namespace is gone (see below). See `t:closed_reason/0`.
+      ended, the connection to its node is lost, or the socket's namespace is gone (see below). See
+      `t:closed_reason/0`.
 
   Errors and overruns use up neither `:once` nor a count. On a passive socket `recv/2` returns them, in
   the same order.
