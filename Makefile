@@ -10,7 +10,7 @@
 export LC_ALL := C.UTF-8
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-PACKAGES := elixir erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 libcap2-bin procps gcc libc6-dev
+PACKAGES := elixir git erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 libcap2-bin procps gcc libc6-dev
 # What the tests compare with. Those tests say so where one is missing, and the rest go on.
 COUNTERPARTS := nftables conntrack iputils-ping tshark
 
@@ -58,16 +58,17 @@ bench: setup
 	@mix compile
 	@nice -n -20 mix run bench/bench.exs
 
-# The PLT of OTP and Elixir is built once and kept, by version.
+# The PLT of OTP, Elixir and Mix is built once and kept, by version.
 ELIXIR_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:elixir))')/ebin
+MIX_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:mix))')/ebin
 LOGGER_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:logger))')/ebin
-PLT = .dialyzer/$(shell elixir -e 'IO.puts(["elixir-", System.version(), "-otp-", System.otp_release(), ".plt"])')
+PLT = .dialyzer/$(shell elixir -e 'IO.puts(["elixir-", System.version(), "-otp-", System.otp_release(), "-mix.plt"])')
 
 dialyzer:
 	@mkdir -p .dialyzer
 	@plt=$(PLT); \
 	test -f $$plt || { echo "building $$plt, once; this takes some minutes"; \
-	  dialyzer --quiet -pa $(ELIXIR_EBIN) --build_plt --output_plt $$plt.tmp --apps erts kernel stdlib -r $(ELIXIR_EBIN) $(LOGGER_EBIN); \
+	  dialyzer --quiet -pa $(ELIXIR_EBIN) --build_plt --output_plt $$plt.tmp --apps erts kernel stdlib -r $(ELIXIR_EBIN) $(MIX_EBIN) $(LOGGER_EBIN); \
 	  test $$? -ne 1 && mv $$plt.tmp $$plt; } && \
 	dialyzer -pa $(ELIXIR_EBIN) --plt $$plt -Wunmatched_returns _build/dev/lib/netlink_port/ebin
 
