@@ -24,13 +24,14 @@ defmodule NetlinkPort.MixProject do
   defp elixirc_paths(:test), do: ["elixir", "test/support"]
   defp elixirc_paths(_env), do: ["elixir"]
 
+  # What building takes: Cargo refuses a manifest whose examples, in test/fixtures, are not there. There is no
+  # public address yet that `links:` could name.
   defp package do
     [
       licenses: ["Apache-2.0"],
-      files:
-        ~w(Cargo.toml Cargo.lock src elixir priv/.gitkeep mix.exs build.exs README.md CHANGELOG.md
-           LICENSE
-           docs examples test/fixtures)
+      links: %{},
+      files: ~w(Cargo.toml Cargo.lock src test/fixtures mix.exs build.exs elixir priv/.gitkeep
+                README.md CHANGELOG.md LICENSE docs examples)
     ]
   end
 end

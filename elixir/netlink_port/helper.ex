@@ -156,6 +156,12 @@ defmodule NetlinkPort.Helper do
 
   @doc "In words, why a helper is not usable."
   @spec format_error(term()) :: String.t()
+  # No exit code of the program's: the errno of execve(2), capabilities(7).
+  def format_error({:helper_exit, 1}) do
+    "was not run, execve(2) says EPERM: a capability of the file is not in the bounding set " <>
+      "(CapabilityBoundingSet= of a systemd unit, --cap-add of a container)"
+  end
+
   def format_error({:helper_exit, status}) do
     "ended with exit status #{inspect(status)} before its first frame"
   end

@@ -275,6 +275,16 @@ defmodule NetlinkPort.InstallTest do
     assert_installed(c.to, @always)
   end
 
+  test "a helper with a capability that its VM may not pass on is named, with what to do", c do
+    install(c.to)
+    code = "Process.flag(:trap_exit, true); NetlinkPort.start_link(executable: #{inspect(c.to)})"
+    setpriv = ["--groups", "#{gid()}", "--bounding-set", "-net_admin"]
+    {{output, 0}, _source} = in_user_vm(setpriv, path(%{}), code)
+
+    assert output =~
+             "#{c.to} was not run, execve(2) says EPERM: a capability of the file is not in"
+  end
+
   test "a task that is killed leaves a file that root alone can run; the next one clears up", c do
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
 

@@ -150,7 +150,9 @@ defmodule NetlinkPort.SampleTest do
     needed = Enum.map(sources, &Path.relative_to(&1, @root))
 
     for file <-
-          named ++ needed ++ ~w(Cargo.toml Cargo.lock mix.exs build.exs priv/.gitkeep LICENSE
+          named ++
+            needed ++
+            ~w(Cargo.toml Cargo.lock mix.exs build.exs priv/.gitkeep LICENSE docs/deployment.md
                                       README.md CHANGELOG.md),
         do: assert(file in files)
 
