@@ -158,7 +158,7 @@ defmodule NetlinkPort.Install do
 
   defp open(path, why) do
     "#{path} #{why}: others could replace the helper by a program of their own; choose a directory " <>
-      "that only root can write to, such as /usr/local/libexec"
+      "that only root can write to, such as /usr/local/lib"
   end
 
   defp real_path(path) do

@@ -65,6 +65,6 @@ defmodule NetlinkPort.DeploymentTest do
         do: assert(File.exists?(Path.join(@root, name)), name)
 
     assert document() =~
-             "mix netlink_port.install --to /usr/local/libexec/netlink_port --group netlink"
+             "mix netlink_port.install --to /usr/local/lib/netlink_port --group netlink"
   end
 end

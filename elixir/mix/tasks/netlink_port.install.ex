@@ -5,7 +5,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
   Installs the helper, with capabilities of its own, outside the build: so that a VM without privileges
   reaches other network namespaces.
 
-      mix netlink_port.install --to /usr/local/libexec/netlink_port --group netlink
+      mix netlink_port.install --to /usr/local/lib/netlink_port --group netlink
 
   The file belongs to root and the group, has the mode 0750 and the capabilities `CAP_SYS_ADMIN` and
   `CAP_NET_ADMIN`. **It is a privileged proxy for everyone in that group**: they may enter any network

@@ -12,6 +12,7 @@ defmodule Sample.Application do
   defp netns do
     case System.get_env("SAMPLE_NETNS") do
       nil -> :host
+      "/" <> _rest = path -> {:path, path}
       name -> {:name, name}
     end
   end
