@@ -169,7 +169,7 @@ defmodule NetlinkPort.Install do
   end
 
   # Field 5 of /proc/<pid>/mountinfo is where something is mounted, field 6 how, proc(5). The last mount
-  # of a place is the one that is seen.
+  # of a place is the one that is seen. In a chroot the root need not be one.
   defp honours_capabilities(directory) do
     {:ok, path} = real_path(directory)
 
@@ -180,7 +180,8 @@ defmodule NetlinkPort.Install do
           point == "/" or point == path or String.starts_with?(path, point <> "/"),
           do: {point, String.split(options, ",")}
 
-    {point, options} = mounts |> Enum.reverse() |> Enum.max_by(&byte_size(elem(&1, 0)))
+    {point, options} =
+      mounts |> Enum.reverse() |> Enum.max_by(&byte_size(elem(&1, 0)), fn -> {"/", []} end)
 
     case Enum.filter(options, &(&1 in ~w(nosuid noexec ro))) do
       [] ->
