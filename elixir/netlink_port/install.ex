@@ -257,25 +257,26 @@ defmodule NetlinkPort.Install do
   defp setcap(plan), do: Enum.join(plan.capabilities, ",") <> "+ep"
 
   defp root(plan, tool, arguments) do
-    case command(plan, plan.tools[tool], arguments) do
+    case command(plan, plan.tools[tool], arguments, stderr_to_stdout: true) do
       {_output, 0} -> :ok
       {output, _status} -> {:error, failed(plan, tool, String.trim(output))}
     end
   end
 
-  defp command(plan, program, arguments) do
+  # Where the output is read, sudo(8) may have said something beside it, of a host name say.
+  defp command(plan, program, arguments, opts \\ []) do
     [program | arguments] = plan.prefix ++ [program | arguments]
-    System.cmd(program, arguments, stderr_to_stdout: true, env: [{"LC_ALL", "C"}])
+    System.cmd(program, arguments, [env: [{"LC_ALL", "C"}]] ++ opts)
   end
 
   defp failed(plan, tool, output) do
     cond do
-      plan.prefix != [] and output =~ ~r/^sudo: /m ->
-        by_hand(plan, "this takes root, and #{output}")
-
       tool == "setcap" and output =~ "not supported" ->
         "the file system of #{Path.dirname(plan.to)} keeps no extended attributes, and so no file " <>
           "capabilities (#{output}); choose another directory"
+
+      plan.prefix != [] and output =~ ~r/^sudo: /m ->
+        by_hand(plan, "this takes root, and #{output}")
 
       true ->
         "#{tool} has failed: #{output}"

@@ -270,8 +270,16 @@ defmodule NetlinkPort.InstallTest do
   test "an ordinary user with sudo has it run what takes root", c do
     # With the two capabilities that sudo(8) has from its set-user-ID bit.
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
-    sudo = "shift; exec setpriv --reuid 0 --regid 0 --clear-groups \"$@\""
-    assert {{"installed\n", 0}, _source} = run_as(setpriv, path(%{"sudo" => sudo}), c)
+
+    # What it says of a host that has no name is not what the programs say.
+    sudo = """
+    echo 'sudo: unable to resolve host' >&2
+    shift
+    exec setpriv --reuid 0 --regid 0 --clear-groups "$@"
+    """
+
+    {{output, 0}, _source} = run_as(setpriv, path(%{"sudo" => sudo}), c)
+    assert output =~ ~r/^installed$/m
     assert_installed(c.to, @always)
   end
 
