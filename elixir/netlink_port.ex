@@ -232,7 +232,10 @@ defmodule NetlinkPort do
 
     * `:name` - what to register the server as, `NetlinkPort` unless told otherwise; `nil` for no
       name, under a `PartitionSupervisor` for one.
-    * `:executable` - the path of the helper, the one the build has installed unless told otherwise.
+    * `:executable` - the path of the helper. Unless told otherwise it is what the environment variable
+      `NETLINK_PORT_EXECUTABLE` names, else what `config :netlink_port, executable: path` says, else the
+      one the build has installed. All are read when the server starts; docs/deployment.md says when
+      to use which.
     * `:call_timeout` - ms a command may take before its caller gets `ETIMEDOUT` and the helper is
       suspected to be stuck; 15 000. A suspected helper that does not answer one last ping within a
       second is killed, and the server ends with `:stuck`.
