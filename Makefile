@@ -3,6 +3,7 @@
 # make check   formatting, lints, warnings as errors, Dialyzer
 # make soak    random operations, storms and kills for SOAK_SECONDS (300; root)
 # make bench   what the way through the helper costs beside OTP's own socket (root)
+# make matrix  the whole suite on Debian bookworm, trixie and sid: SUITES (root)
 # make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
 #
 # Each installs what it lacks from Debian's packages first.
@@ -14,7 +15,7 @@ PACKAGES := elixir erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 
 # What the tests compare with. Those tests say so where one is missing, and the rest go on.
 COUNTERPARTS := nftables conntrack iputils-ping tshark
 
-.PHONY: demo test check soak bench fuzz dialyzer setup counterparts clean
+.PHONY: demo test check matrix soak bench fuzz dialyzer setup counterparts clean
 
 demo: setup
 	@mix compile
@@ -31,6 +32,12 @@ check: setup
 	MIX_ENV=dev mix compile --force --warnings-as-errors
 	MIX_ENV=test mix compile --force --warnings-as-errors
 	@$(MAKE) --no-print-directory dialyzer
+
+# Chroots and what is built in them are kept in MATRIX_DIR (.matrix).
+SUITES ?= bookworm trixie sid
+
+matrix: setup
+	@PACKAGES="$(PACKAGES) $(COUNTERPARTS)" test/matrix/run.sh $(SUITES)
 
 # New inputs go to fuzz/target/found; fuzz/corpus is what is kept of them (fuzz/keep.sh).
 FUZZ_RUNS ?= 1000000

@@ -99,23 +99,24 @@ defmodule NetlinkPort.Attr do
 
   defp decode(<<>>, _binary, attrs), do: {:ok, Enum.reverse(attrs)}
 
-  defp decode(<<length::16-native, type::16-native, rest::binary>> = here, binary, attrs)
-       when length >= @header do
-    size = length - @header
-
-    case rest do
-      <<value::binary-size(size), rest::binary>> ->
-        attr = {type &&& @type_mask, value}
-        rest |> skip(-length &&& 3) |> decode(binary, [attr | attrs])
-
-      _cut ->
-        reason = "its length is #{length}, and #{byte_size(here)} bytes are left"
-        error(:attribute, here, binary, reason)
-    end
+  # A length below the header's makes a negative size, which nothing matches.
+  defp decode(
+         <<length::16-native, type::16-native, value::binary-size(length - @header),
+           rest::binary>>,
+         binary,
+         attrs
+       ) do
+    attr = {type &&& @type_mask, value}
+    rest |> skip(-length &&& 3) |> decode(binary, [attr | attrs])
   end
 
   defp decode(<<length::16-native, _type::16, _rest::binary>> = here, binary, _attrs) do
-    error(:attribute, here, binary, "its length is #{length}, less than its header's 4")
+    reason =
+      if length < @header,
+        do: "its length is #{length}, less than its header's 4",
+        else: "its length is #{length}, and #{byte_size(here)} bytes are left"
+
+    error(:attribute, here, binary, reason)
   end
 
   defp decode(cut, binary, _attrs) do

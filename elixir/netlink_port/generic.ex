@@ -291,7 +291,7 @@ defmodule NetlinkPort.Generic do
     raise ArgumentError, "expected a socket of the protocol :generic, got: #{inspect(other)}"
   end
 
-  defp name!(name) when is_binary(name) and byte_size(name) in 1..(@name_size - 1) do
+  defp name!(name) when is_binary(name) and byte_size(name) in 1..(@name_size - 1)//1 do
     if String.contains?(name, <<0>>), do: wrong_name!(name), else: name
   end
 

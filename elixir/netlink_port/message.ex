@@ -153,15 +153,13 @@ defmodule NetlinkPort.Message do
   @spec decode(binary()) :: {:ok, [t()]} | {:error, DecodeError.t()}
   def decode(datagram) when is_binary(datagram), do: decode(datagram, datagram, [])
 
+  # A length below the header's makes a negative size, which nothing matches.
   defp decode(
          <<length::32-native, type::16-native, flags::16-native, seq::32-native, pid::32-native,
-           rest::binary>> = here,
+           payload::binary-size(length - @header), rest::binary>> = here,
          datagram,
          messages
-       )
-       when length >= @header and length - @header <= byte_size(rest) do
-    size = length - @header
-    <<payload::binary-size(size), rest::binary>> = rest
+       ) do
     message = %__MODULE__{type: type, flags: flags, seq: seq, pid: pid, payload: payload}
 
     case rest do

@@ -32,7 +32,9 @@ if [ ! -d "$root" ]; then
   # No service starts in there, nothing comes that was not asked for, and packages are not kept twice.
   printf '#!/bin/sh\nexit 101\n' >"$root.tmp/usr/sbin/policy-rc.d"
   chmod 755 "$root.tmp/usr/sbin/policy-rc.d"
-  echo 'APT::Install-Recommends "false";' >"$root.tmp/etc/apt/apt.conf.d/90matrix"
+  # Lists are good for a week, which a mirror that is behind, or the clock of a virtual machine, can exceed.
+  printf '%s\n' 'APT::Install-Recommends "false";' 'Acquire::Check-Valid-Until "false";' \
+    >"$root.tmp/etc/apt/apt.conf.d/90matrix"
   echo force-unsafe-io >"$root.tmp/etc/dpkg/dpkg.cfg.d/90matrix"
   rm -f "$root.tmp"/var/cache/apt/archives/*.deb
   mv "$root.tmp" "$root"

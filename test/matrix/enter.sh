@@ -13,8 +13,10 @@ shift
 [ $# -gt 0 ] || set -- /bin/bash
 root=$("$(dirname "$0")/chroot.sh" "$suite")
 
-# $0 is the chroot in there.
+# $0 is the chroot in there. It becomes the root of the mount namespace: who is in a mere chroot may not make user
+# namespaces. This shell stays, as process 1: it reaps what loses its parent.
 exec unshare --mount --pid --fork --kill-child sh -euc '
+  mount --bind "$0" "$0"
   mount -t proc proc "$0/proc"
   mount -t sysfs sysfs "$0/sys"
   mount --rbind /dev "$0/dev"
@@ -25,7 +27,10 @@ exec unshare --mount --pid --fork --kill-child sh -euc '
     mount --bind "$dir" "$0$dir"
     mount -o remount,bind,ro "$0$dir"
   done
-  # This shell stays, as process 1: it reaps what loses its parent, which an exec-ed command may not do.
   unset SHARE TMPDIR
-  chroot "$0" "$@" && status=0 || status=$?
+  cd "$0"
+  pivot_root . mnt
+  cd /
+  umount -l /mnt
+  "$@" && status=0 || status=$?
   exit "$status"' "$root" "$@"
