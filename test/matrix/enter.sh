@@ -3,9 +3,10 @@
 # missing, in its folder /. SHARE="DIR..." names folders of this machine that are to be there, too, read-only, by the
 # same names.
 #
-# It has mount and process namespaces of its own: /proc, /sys, /dev, /run and /tmp are mounted in these alone, and
-# when this script ends, or is killed, every process in there is killed and every mount gone. The network is the
-# machine's: `ip netns` works in there, on a /run/netns of its own.
+# /proc, /sys, /dev, /run and /tmp are mounted in a mount namespace of its own, which ends with the last process in
+# it: nothing is left mounted whatever happens. What the command has started and left is killed when it ends, or
+# when this script is. The network is the machine's: `ip netns` works in there, on a /run/netns of its own. So are the
+# process ids, since NETLINK_AUDIT serves the first namespace of these alone.
 set -eu
 
 suite=${1:?usage: enter.sh SUITE [COMMAND [ARGUMENT...]]}
@@ -14,8 +15,15 @@ shift
 root=$("$(dirname "$0")/chroot.sh" "$suite")
 
 # $0 is the chroot in there. It becomes the root of the mount namespace: who is in a mere chroot may not make user
-# namespaces. This shell stays, as process 1: it reaps what loses its parent.
-exec unshare --mount --pid --fork --kill-child sh -euc '
+# namespaces.
+exec unshare --mount --fork --kill-child=TERM sh -euc '
+  end() {
+    mine=$(readlink /proc/self/ns/mnt)
+    for process in /proc/[0-9]*; do
+      case ${process#/proc/} in $$ | $PPID) continue ;; esac
+      [ "$(readlink "$process/ns/mnt")" != "$mine" ] || kill -KILL "${process#/proc/}" || true
+    done 2>/dev/null
+  }
   mount --bind "$0" "$0"
   mount -t proc proc "$0/proc"
   mount -t sysfs sysfs "$0/sys"
@@ -32,5 +40,7 @@ exec unshare --mount --pid --fork --kill-child sh -euc '
   pivot_root . mnt
   cd /
   umount -l /mnt
-  "$@" && status=0 || status=$?
+  trap "end; exit 143" TERM INT HUP
+  "$@" <&0 & wait $! && status=0 || status=$?
+  end
   exit "$status"' "$root" "$@"
