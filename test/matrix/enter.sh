@@ -41,6 +41,7 @@ exec unshare --mount --fork --kill-child=TERM sh -euc '
   cd /
   umount -l /mnt
   trap "end; exit 143" TERM INT HUP
-  "$@" <&0 & wait $! && status=0 || status=$?
+  exec 3<&0
+  "$@" <&3 3<&- & wait $! && status=0 || status=$?
   end
   exit "$status"' "$root" "$@"

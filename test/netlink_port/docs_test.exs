@@ -38,6 +38,6 @@ defmodule NetlinkPort.DocsTest do
   defp name({module, name, arity, _doc}), do: Exception.format_mfa(module, name, arity)
 
   test "what is documented" do
-    for f <- functions(), do: IO.puts(name(f) <> " " <> inspect(is_map(elem(f, 3)) ))
+    for f <- functions(), do: IO.puts(name(f) <> " " <> inspect(is_map(elem(f, 3))))
   end
 end
