@@ -48,6 +48,10 @@ defmodule NetlinkPort.ExtAck do
   `request` is the message that was sent, as bytes, to find the attribute in.
 
   What the kernel left out, or what cannot be read, is `nil`.
+
+      iex> answer = %NetlinkPort.Message{type: 2, payload: <<-17::signed-32-native, 0::128>>}
+      iex> NetlinkPort.ExtAck.read(answer, <<>>)
+      {17, nil}
   """
   @spec read(Message.t(), binary()) :: {non_neg_integer(), t() | nil}
   def read(%Message{payload: <<errno::signed-32-native, rest::binary>>} = message, request) do

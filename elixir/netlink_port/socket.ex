@@ -29,7 +29,12 @@ defmodule NetlinkPort.Socket do
   @enforce_keys [:handle, :protocol, :netns, :link]
   defstruct [:handle, :protocol, :netns, :link]
 
-  @doc "The handle, as `NetlinkPort.Native` uses it."
+  @doc """
+  The handle, as `NetlinkPort.Native` uses it.
+
+      handle = NetlinkPort.Socket.handle(socket)
+      ^socket = NetlinkPort.socket(MyApp.Netlink, handle)
+  """
   @spec handle(t()) :: handle()
   def handle(%__MODULE__{handle: handle}), do: handle
 
