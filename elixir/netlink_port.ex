@@ -567,7 +567,7 @@ defmodule NetlinkPort do
   defp set(socket, {name, value}), do: Client.request(socket, {:set, socket.handle, name, value})
 
   @doc """
-  Reads options: a list of names, a keyword list in their order. `:filter` cannot be read.
+  Reads options: a list of names, a keyword list in their order.
 
       {:ok, [active: false, ext_ack: true]} = NetlinkPort.getopts(socket, [:active, :ext_ack])
 

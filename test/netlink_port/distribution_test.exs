@@ -8,8 +8,8 @@ defmodule NetlinkPort.DistributionTest do
     System.cmd("epmd", ["-daemon"])
     name = :"nlp#{System.pid()}@127.0.0.1"
     unless Node.alive?(), do: {:ok, _} = Node.start(name, :longnames)
-    arguments = Enum.flat_map(:code.get_path(), &['-pa', &1])
-    options = %{name: :peer.random_name(), host: '127.0.0.1', args: arguments, longnames: true}
+    arguments = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
+    options = %{name: :peer.random_name(), host: ~c"127.0.0.1", args: arguments, longnames: true}
     {:ok, peer, node} = :peer.start(options)
     on_exit(fn -> if Process.alive?(peer), do: :peer.stop(peer) end)
     {:ok, _} = :erpc.call(node, :application, :ensure_all_started, [:elixir])
