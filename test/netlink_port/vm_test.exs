@@ -135,7 +135,7 @@ defmodule NetlinkPort.VMTest do
     File.write!(offset, <<0::64>>)
     File.write!(offset <> ".request", Rtnl.getlink(1, 1))
     on_exit(fn -> File.rm(offset <> ".request") end)
-    preload = {'LD_PRELOAD', to_charlist(fixture!("libclock.so"))}
+    preload = {~c"LD_PRELOAD", to_charlist(fixture!("libclock.so"))}
 
     {port, _vm} =
       vm!(
