@@ -80,7 +80,7 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Client, Error, Message, Options, Protocol, Request, Server, Socket}
+  alias NetlinkPort.{Client, Error, Message, Options, Request, Server, Socket}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::
@@ -122,7 +122,11 @@ defmodule NetlinkPort do
   namespace id it comes from, where that is not the socket's own (with `listen_all_nsid`), and the
   port id of its sender, where that is not the kernel (with `user_peers`). `nil` is not told.
   """
-  @type metadata :: Protocol.metadata()
+  @type metadata :: %{
+          required(:group) => non_neg_integer() | nil,
+          required(:nsid) => integer() | nil,
+          optional(:port_id) => non_neg_integer()
+        }
 
   @typedoc """
   Why sockets were closed: the exit status of the helper (128 and the signal's number, if one killed
@@ -216,6 +220,8 @@ defmodule NetlinkPort do
       of a rootless container, may be entered by a child of the helper that joins the user
       namespace first (user_namespaces(7)); `false`. With it the user of such containers needs no
       privileges at all. The helper may then call fork(2), which it otherwise may not.
+
+  For example:
 
       {:ok, server} = NetlinkPort.start_link(name: nil, call_timeout: 5_000)
       {:ok, %{os_pid: _}} = NetlinkPort.info(server)
@@ -541,6 +547,8 @@ defmodule NetlinkPort do
       counts double, socket(7).
     * `:filter` - a classic BPF program (`SO_ATTACH_FILTER`), a list of `{code, jt, jf, k}`; `nil`
       detaches it.
+
+  For example:
 
       :ok = NetlinkPort.setopts(socket, rcvbuf: 1_000_000, active: :once)
 

@@ -3,8 +3,8 @@
 # OTP 27, 1.20 on OTP 29. `make matrix` calls it, with what to install in PACKAGES. Root only, for chroots and
 # namespaces. Says what ran, one line of counts and PASS or FAIL for each, and fails when one has failed.
 #
-# Each suite has a copy of the working tree, what git tracks or would add, under /suite in its chroot, by the path it
-# has here. What it builds there is kept for the next run. Logs: $MATRIX_DIR/SUITE.STEP.log.
+# Each suite has a copy of the working tree in its chroot (copy.sh); what it builds there is kept for the next run.
+# Logs: $MATRIX_DIR/SUITE.STEP.log.
 #
 # Rust is Debian's where that is new enough (trixie: 1.85, the oldest that will do), and this machine's in bookworm.
 # The crates are put beside the chroots by this machine's cargo, so that the network is for installing alone.
@@ -21,18 +21,6 @@ PACKAGES=${PACKAGES:?the Debian packages to install; make matrix names them}
 CARGO_HOME=${CARGO_HOME:-$HOME/.cargo}
 RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.rustup}
 
-copy() { # ROOT: a folder that is made anew but for what was built, so that nothing deleted stays in it.
-  work=$1/suite$top
-  rm -rf --one-file-system "$work.new" && mkdir -p "$work.new" || return 1
-  (cd "$top" && git ls-files -co --exclude-standard | while IFS= read -r file; do
-    if [ -e "$file" ] || [ -L "$file" ]; then printf '%s\n' "$file"; fi
-  done | tar -c -T -) | tar -x --no-same-owner -C "$work.new" || return 1
-  for built in _build target; do
-    [ ! -e "$work/$built" ] || mv "$work/$built" "$work.new/" || return 1
-  done
-  rm -rf --one-file-system "$work" && mv "$work.new" "$work"
-}
-
 vendor() { # ROOT: the crates of Cargo.lock, and a configuration that names them.
   crates=$1/crates
   if ! cmp -s "$top/Cargo.lock" "$crates/Cargo.lock"; then
@@ -47,7 +35,7 @@ vendor() { # ROOT: the crates of Cargo.lock, and a configuration that names them
 }
 
 suite() { # SUITE
-  root=$("$here/chroot.sh" "$1") && copy "$root" && vendor "$root" || return 1
+  root=$("$here/chroot.sh" "$1") && work=$("$here/copy.sh" "$1") && vendor "$root" || return 1
   share='' packages=$PACKAGES
   if [ "$1" != bookworm ]; then packages="$packages cargo"; else
     [ -d "$RUSTUP_HOME/toolchains" ] || {
@@ -60,7 +48,7 @@ suite() { # SUITE
   status=0
   SHARE=$share "$here/enter.sh" "$1" env -i HOME=/root LC_ALL=C.UTF-8 PACKAGES="$packages" RUSTUP_HOME="$RUSTUP_HOME" \
     PATH="$CARGO_HOME/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
-    sh "/suite$top/test/matrix/suite.sh" "$1" "/suite$top" || status=$?
+    sh "$work/test/matrix/suite.sh" "$1" "$work" || status=$?
   for log in "$root"/var/log/matrix/*.log; do [ ! -e "$log" ] || cp "$log" "$MATRIX_DIR/$1.${log##*/}"; done
   return "$status"
 }

@@ -18,6 +18,17 @@ defmodule NetlinkPort.DocsTest do
                 example != "",
                 do: {module, name, arity, example}
 
+  # `{title, code}` of the cheat sheet.
+  @cheatsheet Path.expand("../../docs/cheatsheet.cheatmd", __DIR__)
+  @external_resource @cheatsheet
+  @snippets for [title, code] <-
+                  Regex.scan(
+                    ~r/^### ([^\n]*)\n\n```elixir\n(.*?)```/ms,
+                    File.read!(@cheatsheet),
+                    capture: :all_but_first
+                  ),
+                do: {title, code}
+
   defp documented do
     for module <- @modules,
         {:docs_v1, _, :elixir, _, %{"en" => moduledoc}, _, docs} <- [Code.fetch_docs(module)],
@@ -87,6 +98,13 @@ defmodule NetlinkPort.DocsTest do
     end)
   end
 
+  # In Markdown what is indented behind an item of a list is a part of that item.
+  test "code does not follow a list without a sentence between" do
+    after_item = ~r/^    \* [^\n]*(\n      [^\n]*)*\n\n    [^ *\n]/m
+    lacking = for f <- functions(), text(f) =~ after_item, do: mfa(f)
+    assert lacking == []
+  end
+
   # What a doctest cannot show, since it takes a namespace. Each runs in a process of its own, as the owner
   # of `socket` and `generic`, passive ones of the protocols in their names.
   describe "the examples that take a namespace run" do
@@ -105,6 +123,13 @@ defmodule NetlinkPort.DocsTest do
       test Exception.format_mfa(module, name, arity), %{netns: netns} do
         example = String.replace(unquote(example), "trace.pcapng", tmp_path!("trace"))
         assert :ok = run(String.replace(example, "blue", netns), netns)
+      end
+    end
+
+    for {title, snippet} <- @snippets do
+      test "the cheat sheet: #{title}", %{netns: netns} do
+        snippet = String.replace(unquote(snippet), "trace.pcapng", tmp_path!("trace"))
+        assert :ok = run(String.replace(snippet, "blue", netns), netns)
       end
     end
   end
