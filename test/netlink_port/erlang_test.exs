@@ -10,10 +10,6 @@ defmodule NetlinkPort.ErlangTest do
   @guide Path.expand("../../docs/erlang.md", __DIR__)
   @external_resource @source
 
-  # Mix takes applications that nobody has named off the path, from Elixir 1.15 on.
-  for path <- Path.wildcard("#{:code.lib_dir(:kernel)}/../eunit-*/ebin"),
-      do: Code.append_path(path)
-
   options = [:binary, :return, :warnings_as_errors]
 
   case :compile.file(String.to_charlist(@source), options) do
