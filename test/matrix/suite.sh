@@ -44,7 +44,7 @@ MIX_ENV=test step scripts mix run --no-start test/matrix/scripts.exs
 step cargo-test cargo test --release --locked
 step mix-test mix test --warnings-as-errors
 
-count=$(grep -hE '^ *[0-9]+ (doctests?|propert|tests?).* failures?' $logs/mix-test.log | tail -1)
+count=$(grep -hE '^([0-9]+ .*failures?|Result: )' $logs/mix-test.log | tail -1)
 rust=$(grep -hE '^test result: ' $logs/cargo-test.log | head -1)
 echo "$suite: ExUnit: ${count:-no test}; Rust: ${rust#test result: }; $(($(date +%s) - start)) s"
 [ -z "$failed" ] || echo "$suite: failed:$failed"
