@@ -6,6 +6,7 @@
 # make matrix  the whole suite on Debian bookworm, trixie and sid: SUITES (root)
 # make docs    the documentation, into doc/ (root)
 # make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
+# make recording  docs/demo.svg, the demo as it runs (root, npx)
 #
 # Each installs what it lacks from Debian's packages first.
 
@@ -16,7 +17,7 @@ PACKAGES := elixir erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 
 # What the tests compare with. Those tests say so where one is missing, and the rest go on.
 COUNTERPARTS := nftables conntrack iputils-ping tshark
 
-.PHONY: demo test check matrix docs soak bench fuzz dialyzer setup counterparts clean
+.PHONY: demo test check matrix docs soak bench fuzz recording dialyzer setup counterparts clean
 
 demo: setup
 	@mix compile
@@ -58,6 +59,11 @@ fuzz: setup
 	    -print_final_stats=1 >$$log 2>&1 || { tail -40 $$log; exit 1; }; \
 	  sed -n "s/^stat::number_of_executed_units: */$$target: executions /p" $$log; \
 	done
+
+# npx fetches what draws the recording; the picture is in the repository, so that nobody else needs it.
+recording: PACKAGES += asciinema python3
+recording: setup
+	docs/record.sh
 
 soak: setup
 	MIX_ENV=test mix run test/soak/soak.exs

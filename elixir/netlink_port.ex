@@ -72,6 +72,24 @@ defmodule NetlinkPort do
 
   `capture/3` writes all datagrams of a server into a file for Wireshark.
 
+  ## More than one helper
+
+  A helper is one thread. Several share the work where there are processors for them, and what ends one
+  leaves the sockets of the others alone. A `PartitionSupervisor` starts them, unnamed:
+
+      children = [
+        {PartitionSupervisor, child_spec: {NetlinkPort, name: nil}, name: MyApp.Netlinks, partitions: 2}
+      ]
+
+  and every function that takes a server takes one of them by a key. The same key always leads to the
+  same helper; with the namespace as the key, all sockets of a namespace are together:
+
+      server = {:via, PartitionSupervisor, {MyApp.Netlinks, "blue"}}
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, "blue"}, groups: [1])
+
+  What that gains is in `docs/benchmarks.md`, "Over several helpers". Sockets of another node's helpers are
+  opened by name, `{MyApp.Netlink, :"agent@host"}`: see `docs/distribution.md`.
+
   ## When the helper ends
 
   The server ends with it and is restarted by its supervisor. Every owner is told
@@ -80,7 +98,7 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Client, Error, Message, Options, Request, Server, Socket}
+  alias NetlinkPort.{Client, Error, Message, Options, Request, Server, Socket, Telemetry}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::
@@ -131,11 +149,16 @@ defmodule NetlinkPort do
   @typedoc """
   Why sockets were closed: the exit status of the helper (128 and the signal's number, if one killed
   it; 159 is SIGSYS, a system call its filter does not let through) or what its port told, a helper
-  that did not answer, the end of the namespace for one opened with `close_on: :namespace_gone`, or
-  the exit reason of the server.
+  that did not answer, the end of the namespace for one opened with `close_on: :namespace_gone`,
+  the loss of the connection to the server's node, or of that node (`:noconnection`), or the exit
+  reason of the server.
   """
   @type closed_reason ::
-          {:helper_exit, non_neg_integer() | term()} | :stuck | :namespace_gone | term()
+          {:helper_exit, non_neg_integer() | term()}
+          | :stuck
+          | :namespace_gone
+          | :noconnection
+          | term()
 
   @typedoc "What `setopts/2` and `getopts/2` know."
   @type option ::
@@ -290,13 +313,29 @@ defmodule NetlinkPort do
   @spec open(GenServer.server(), protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
   def open(server, protocol, opts) do
     with {:ok, options} <- Options.open(protocol, opts) do
-      deadline = Client.deadline(options.timeout)
+      Telemetry.timed(fn -> open_by(server, options) end, &opened(server, options, &1))
+    end
+  end
 
-      case Client.call(server, {:open, options, deadline}, options.timeout) do
-        {:ok, %Socket{} = socket} -> {:ok, socket}
-        {:error, %Error{} = error} -> {:error, error}
-        {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
-      end
+  defp open_by(server, options) do
+    deadline = Client.deadline(options.timeout)
+
+    case Client.call(server, {:open, options, deadline}, options.timeout) do
+      {:ok, %Socket{} = socket} -> {:ok, socket}
+      {:error, %Error{} = error} -> {:error, error}
+      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+    end
+  end
+
+  defp opened(server, options, result) do
+    metadata = %{server: server, protocol: options.protocol, netns: options.netns}
+
+    case result do
+      {:ok, socket} ->
+        {[:open, :stop], %{}, Map.put(metadata, :socket, socket)}
+
+      {:error, error} ->
+        {[:open, :exception], %{}, Map.merge(metadata, %{kind: :error, reason: error})}
     end
   end
 
@@ -444,7 +483,9 @@ defmodule NetlinkPort do
         ) :: {:ok, [Message.t()]} | error()
   def request(socket, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :ack])
-    Request.request(Options.socket!(socket), Options.type!(type), payload, opts)
+    {socket, type} = {Options.socket!(socket), Options.type!(type)}
+    ask = fn -> Request.request(socket, type, payload, opts) end
+    Telemetry.request(:request, type, {:socket, socket}, ask)
   end
 
   @doc """
@@ -475,7 +516,9 @@ defmodule NetlinkPort do
   def batch(socket, requests, opts \\ []) do
     opts = Options.request!(opts, [:timeout])
     requests = for request <- requests, do: Options.batched!(request)
-    Request.batch(Options.socket!(socket), requests, opts)
+    socket = Options.socket!(socket)
+    ask = fn -> Request.batch(socket, requests, opts) end
+    Telemetry.request(:batch, nil, {:socket, socket}, ask)
   end
 
   @doc """
@@ -499,7 +542,9 @@ defmodule NetlinkPort do
         ) :: {:ok, [Message.t()]} | error()
   def dump(socket, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout])
-    Request.dump(Options.socket!(socket), Options.type!(type), payload, opts)
+    {socket, type} = {Options.socket!(socket), Options.type!(type)}
+    ask = fn -> Request.dump(socket, type, payload, opts) end
+    Telemetry.request(:dump, type, {:socket, socket}, ask)
   end
 
   @doc """
@@ -711,11 +756,13 @@ defmodule NetlinkPort do
   really in, as `:inode` and `:device` of its file and as `:cookie` (`SO_NETNS_COOKIE`, or `nil`);
   `:verified`, whether the kernel has confirmed that (it tells only those with CAP_NET_ADMIN there);
   `:drops`, datagrams the kernel has dropped and that were told; `:foreign`, datagrams from user
-  space that were refused; `:kept`, items that wait in the VM.
+  space that were refused; `:kept`, items that wait in the VM; `:window`.
 
-  Of a server: `:os_pid`, `:executable`, `:program` (its version), `:capabilities`, `:may_leave`
-  (whether it can enter other namespaces), `:home_inode` and `:home_device`, `:sockets`, `:fds` (its
-  open descriptors) and `:max_fds`.
+  Of a server: `:os_pid`, `:executable`, `:program` (its version), `:protocol` (the version of the
+  wire), `:capabilities`, `:may_leave` (whether it can enter other namespaces), `:home_inode` and
+  `:home_device`, `:sockets`, `:fds` (its open descriptors) and `:max_fds`.
+
+  What changes with every datagram is told by `stats/1`.
 
       {:ok, %{verified: true, drops: 0}} = NetlinkPort.info(socket)
       {:ok, %{may_leave: true}} = NetlinkPort.info(MyApp.Netlink)
@@ -747,6 +794,114 @@ defmodule NetlinkPort do
 
       {:error, {stage, errno, _detail}} ->
         {:error, Error.new(stage, errno)}
+    end
+  end
+
+  @typedoc """
+  What has passed through a socket since it was opened, and what waits.
+
+    * `:socket`, `:handle`, `:protocol`, `:netns`, `:owner`, `:active` - as in `info/1`, and `:inode`, that
+      of its namespace.
+    * `:received`, `:received_bytes` - datagrams that were handed on to the VM.
+    * `:sent`, `:sent_bytes` - datagrams the kernel has taken; not those it has refused.
+    * `:drops` - datagrams the kernel has dropped, as far as that was told.
+    * `:foreign` - datagrams from user space that were refused.
+    * `:queued_bytes`, `:queue_limit` - what waits in the kernel's receive queue, and what may before it
+      drops (`SO_MEMINFO`); the kernel counts more than a datagram's length. Both 0 where it does not
+      tell.
+    * `:window`, `:window_left` - bytes the VM keeps at most of what the owner has not taken, and how many
+      the helper may still hand on; a datagram counts its length and 300, and 0 left stops the reading.
+    * `:kept` - items that wait in the VM for the owner.
+  """
+  @type socket_stats :: %{
+          socket: Socket.t(),
+          handle: Socket.handle(),
+          protocol: protocol(),
+          netns: netns(),
+          inode: pos_integer(),
+          owner: pid(),
+          active: active(),
+          received: non_neg_integer(),
+          received_bytes: non_neg_integer(),
+          sent: non_neg_integer(),
+          sent_bytes: non_neg_integer(),
+          drops: non_neg_integer(),
+          foreign: non_neg_integer(),
+          queued_bytes: non_neg_integer(),
+          queue_limit: non_neg_integer(),
+          window: pos_integer(),
+          window_left: non_neg_integer(),
+          kept: non_neg_integer()
+        }
+
+  @typedoc """
+  What a helper takes, and its sockets.
+
+    * `:server`, `:name` - its server, and what that was registered as, or `nil`.
+    * `:os_pid`, `:uptime` (ms), `:rss` (bytes), `:cpu` (ms of a processor's time), `:fds`, `:max_fds` -
+      of its process; `:rss` and `:cpu` are `nil` where `/proc` does not tell.
+    * `:restarts` - how often its supervisor has started that server again. Of servers without a name,
+      one that is started counts as the successor of any that has ended under the same supervisor.
+    * `:frames` - what the server has read from it, `:outgoing` - commands of the server that wait until it
+      reads, `:malformed` - commands it could not read (0, or there is a bug).
+    * `:sockets` - `t:socket_stats/0` of each.
+  """
+  @type server_stats :: %{
+          server: pid(),
+          name: GenServer.name() | nil,
+          os_pid: pos_integer(),
+          uptime: non_neg_integer(),
+          rss: non_neg_integer() | nil,
+          cpu: non_neg_integer() | nil,
+          fds: non_neg_integer(),
+          max_fds: pos_integer(),
+          restarts: non_neg_integer(),
+          frames: non_neg_integer(),
+          outgoing: non_neg_integer(),
+          malformed: non_neg_integer(),
+          sockets: [socket_stats()]
+        }
+
+  @doc """
+  What has passed through a socket, or through all sockets of a server and what its helper takes:
+  `t:socket_stats/0` or `t:server_stats/0`. Works from any node.
+
+      {:ok, %{received: 12, drops: 0}} = NetlinkPort.stats(socket)
+      {:ok, %{restarts: 0, sockets: [_ | _]}} = NetlinkPort.stats(MyApp.Netlink)
+
+  The helper counts what it receives and sends anyway. Of a server its sockets are asked in turn, so that
+  their figures are of slightly different moments; one that is closed meanwhile is left out.
+  """
+  @spec stats(Socket.t()) :: {:ok, socket_stats()} | error()
+  @spec stats(GenServer.server()) :: {:ok, server_stats()} | error()
+  def stats(%Socket{handle: handle} = socket) do
+    with {:ok, known} <- ask_server(socket, {:vm_info, handle}), do: stats(socket, known)
+  end
+
+  def stats(server) do
+    case Client.call(server, :stats, 15_000) do
+      {:ok, told} ->
+        sockets =
+          for known <- told.sockets, {:ok, stats} <- [stats(known.socket, known)], do: stats
+
+        {:ok, %{told | sockets: Enum.sort_by(sockets, & &1.handle)}}
+
+      {:error, {stage, errno, _detail}} ->
+        {:error, Error.new(stage, errno)}
+    end
+  end
+
+  defp stats(socket, known) do
+    with {:ok, told} <- Client.request(socket, {:info, socket.handle}) do
+      told = Map.new(told)
+      {_device, inode} = told.namespace
+
+      {:ok,
+       told
+       |> Map.drop([:namespace, :cookie, :verified, :port_id, :granted, :charged])
+       |> Map.merge(known)
+       |> Map.merge(Map.take(socket, [:handle, :protocol, :netns]))
+       |> Map.merge(%{inode: inode, window_left: max(told.granted - told.charged, 0)})}
     end
   end
 

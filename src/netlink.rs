@@ -9,8 +9,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{bind, connect, getsockname, send, sendto, MsgFlags, NetlinkAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// The word of `SO_MEMINFO` that counts dropped datagrams (`SK_MEMINFO_DROPS`,
-/// include/uapi/linux/sock_diag.h).
+/// Words of `SO_MEMINFO`, include/uapi/linux/sock_diag.h: `SK_MEMINFO_RMEM_ALLOC`, what the receive
+/// queue takes, `SK_MEMINFO_RCVBUF`, what it may take, and `SK_MEMINFO_DROPS`, dropped datagrams.
+const MEMINFO_RMEM_ALLOC: usize = 0;
+const MEMINFO_RCVBUF: usize = 1;
 const MEMINFO_DROPS: usize = 8;
 
 /// How a socket shall be made.
@@ -58,6 +60,31 @@ pub enum Arrival {
     Failed(Errno),
 }
 
+/// What has passed one way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// How many datagrams.
+    pub datagrams: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Tally {
+    fn count(&mut self, length: usize) {
+        self.datagrams += 1;
+        self.bytes += length as u64;
+    }
+}
+
+/// The kernel's receive queue, in bytes as it counts them: a datagram costs more than its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// What waits.
+    pub queued: u32,
+    /// What may wait before datagrams are dropped.
+    pub limit: u32,
+}
+
 /// A netlink socket.
 #[derive(Debug)]
 pub struct Socket {
@@ -74,6 +101,10 @@ pub struct Socket {
     /// How many datagrams were read since the queue was last seen empty.
     run: u32,
     foreign: u64,
+    /// Datagrams that were handed on.
+    received: Tally,
+    /// Datagrams that the kernel has taken.
+    sent: Tally,
 }
 
 impl AsFd for Socket {
@@ -101,6 +132,8 @@ impl Socket {
             doubt: false,
             run: 0,
             foreign: 0,
+            received: Tally::default(),
+            sent: Tally::default(),
         };
         if let Some(port_id) = spec.bind {
             let address = NetlinkAddr::new(port_id, 0);
@@ -170,7 +203,7 @@ impl Socket {
     }
 
     /// `sendmsg(2)` of one datagram to the kernel, or to `peer`.
-    pub fn send(&self, datagram: &[u8], peer: Option<(u32, u32)>) -> Result<(), Failure> {
+    pub fn send(&mut self, datagram: &[u8], peer: Option<(u32, u32)>) -> Result<(), Failure> {
         let fd = self.fd.as_raw_fd();
         let (port_id, groups) = peer.unwrap_or((0, 0));
         sys::retry(|| {
@@ -183,8 +216,9 @@ impl Socket {
                 Err(Errno::EISCONN)
             }
         })
-        .map(drop)
-        .at(Stage::Send)
+        .at(Stage::Send)?;
+        self.sent.count(datagram.len());
+        Ok(())
     }
 
     /// `recvmsg(2)` of one datagram into `buffer`.
@@ -199,6 +233,7 @@ impl Socket {
                 } else if received.length > room {
                     Arrival::Truncated(received.length)
                 } else {
+                    self.received.count(received.length);
                     Arrival::Datagram(received)
                 }
             }
@@ -236,13 +271,27 @@ impl Socket {
 
     /// The kernel's count of datagrams dropped on this socket; it wraps.
     fn dropped(&self) -> Option<u32> {
-        let mut words = [0; 4 * 16];
-        match sys::getsockopt(&self.fd, libc::SOL_SOCKET, sys::SO_MEMINFO, &mut words) {
-            Ok(length) if length > 4 * MEMINFO_DROPS => {
-                words.get(4 * MEMINFO_DROPS..).map(NativeEndian::read_u32)
-            }
-            _ => None,
+        let [dropped] = self.memory([MEMINFO_DROPS])?;
+        Some(dropped)
+    }
+
+    /// The kernel's receive queue, where it tells of it.
+    pub fn queue(&self) -> Option<Queue> {
+        let [queued, limit] = self.memory([MEMINFO_RMEM_ALLOC, MEMINFO_RCVBUF])?;
+        Some(Queue { queued, limit })
+    }
+
+    /// Words of `SO_MEMINFO`, socket(7).
+    fn memory<const N: usize>(&self, words: [usize; N]) -> Option<[u32; N]> {
+        let mut told = [0; 4 * 16];
+        let length =
+            sys::getsockopt(&self.fd, libc::SOL_SOCKET, sys::SO_MEMINFO, &mut told).ok()?;
+        let told = told.get(..length)?;
+        let mut read = [0; N];
+        for (word, value) in words.into_iter().zip(&mut read) {
+            *value = NativeEndian::read_u32(told.get(4 * word..4 * (word + 1))?);
         }
+        Some(read)
     }
 
     /// Whether datagrams are told with metadata: where someone has asked for it, and where the
@@ -269,6 +318,16 @@ impl Socket {
     /// How many datagrams from user space were refused.
     pub fn foreign(&self) -> u64 {
         self.foreign
+    }
+
+    /// What was received and handed on.
+    pub fn received(&self) -> Tally {
+        self.received
+    }
+
+    /// What was sent, and not refused.
+    pub fn sent(&self) -> Tally {
+        self.sent
     }
 }
 

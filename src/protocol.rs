@@ -12,7 +12,7 @@
 use crate::error::Failure;
 use crate::etf::{self, Malformed, Term};
 use crate::frame::HEADER;
-use crate::netlink::{Place, Spec};
+use crate::netlink::{Place, Queue, Spec, Tally};
 use crate::netns::{Identity, Target};
 use crate::options::{Name, Value};
 use crate::sys::Received;
@@ -20,7 +20,7 @@ use byteorder::{BigEndian, ByteOrder};
 use std::mem::take;
 
 /// Version of the protocol; `hello` names it.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Length of the fixed prefix of a `send` frame.
 const SEND_PREFIX: usize = 20;
 /// Stands for "not told" where a metadata field of a datagram is absent.
@@ -351,6 +351,52 @@ pub fn place(place: Place) -> Vec<Term> {
     ]
 }
 
+/// What is told of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketInfo {
+    /// Where it is.
+    pub place: Place,
+    /// The port id it is bound to.
+    pub port_id: u32,
+    /// Datagrams the kernel has dropped, as far as was told.
+    pub drops: u32,
+    /// Datagrams from user space that were refused.
+    pub foreign: u64,
+    /// What was received and handed on.
+    pub received: Tally,
+    /// What was sent.
+    pub sent: Tally,
+    /// The kernel's receive queue, where it tells.
+    pub queue: Option<Queue>,
+    /// What its window was granted since the beginning.
+    pub granted: u64,
+    /// What its window was charged since the beginning.
+    pub charged: u64,
+}
+
+/// The answer that tells of a socket.
+pub fn socket(info: &SocketInfo) -> Term {
+    let number = |name, value: u64| property(name, etf::integer(value));
+    let (queued, limit) = info
+        .queue
+        .map_or((0, 0), |queue| (queue.queued, queue.limit));
+    let mut told = place(info.place);
+    told.extend([
+        number("port_id", info.port_id.into()),
+        number("drops", info.drops.into()),
+        number("foreign", info.foreign),
+        number("received", info.received.datagrams),
+        number("received_bytes", info.received.bytes),
+        number("sent", info.sent.datagrams),
+        number("sent_bytes", info.sent.bytes),
+        number("queued_bytes", queued.into()),
+        number("queue_limit", limit.into()),
+        number("granted", info.granted),
+        number("charged", info.charged),
+    ]);
+    etf::list(told)
+}
+
 /// The value of an option, as a term.
 pub fn value(value: Value) -> Term {
     match value {
@@ -551,6 +597,34 @@ mod tests {
         let listed = value(Value::Groups(vec![1, 33, 70_000]));
         assert_eq!(ok(reference, Some(listed)), vector("ok groups"));
         assert_eq!(error(reference, &failure), vector("error"));
+        let told = socket(&SocketInfo {
+            place: Place {
+                identity: Identity {
+                    device: 4,
+                    inode: 4_026_531_840,
+                },
+                cookie: None,
+                verified: true,
+            },
+            port_id: 4_242,
+            drops: 3_000_000_000,
+            foreign: 1,
+            received: Tally {
+                datagrams: 300,
+                bytes: 1 << 40,
+            },
+            sent: Tally {
+                datagrams: 7,
+                bytes: 140,
+            },
+            queue: Some(Queue {
+                queued: 768,
+                limit: 212_992,
+            }),
+            granted: 1_048_576,
+            charged: 440,
+        });
+        assert_eq!(ok(reference, Some(told)), vector("ok socket"));
         let failure = Failure::new(Stage::Recv, Errno::EMSGSIZE);
         assert_eq!(failed(Handle(7), &failure, 5_000_000), vector("failed"));
         assert_eq!(overrun(Handle(7), 3_000_000_000), vector("overrun"));

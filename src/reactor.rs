@@ -10,7 +10,7 @@ use crate::etf;
 use crate::frame::{Inbox, Outbox, MAX_FRAME};
 use crate::netlink::{Arrival, Socket, Spec};
 use crate::netns::Home;
-use crate::protocol::{self, Command, Form, Handle, Prefix, Reference};
+use crate::protocol::{self, Command, Form, Handle, Prefix, Reference, SocketInfo};
 use crate::sockets::{Entry, Sockets, Window};
 use crate::wake::{pipes, Ready, Wake, Wire};
 use crate::watch::Watches;
@@ -276,16 +276,17 @@ impl State {
 
     fn socket_info(&mut self, handle: Handle) -> Result<etf::Term, Failure> {
         let entry = self.sockets.get_mut(handle).ok_or_else(closed)?;
-        let number = |name, value| protocol::property(name, etf::integer(value));
-        let mut told = protocol::place(entry.socket.place());
-        told.extend([
-            number("port_id", u64::from(entry.socket.port_id())),
-            number("drops", entry.socket.drops().into()),
-            number("foreign", entry.socket.foreign()),
-            number("granted", entry.window.granted()),
-            number("charged", entry.window.charged()),
-        ]);
-        Ok(etf::list(told))
+        Ok(protocol::socket(&SocketInfo {
+            place: entry.socket.place(),
+            port_id: entry.socket.port_id(),
+            drops: entry.socket.drops(),
+            foreign: entry.socket.foreign(),
+            received: entry.socket.received(),
+            sent: entry.socket.sent(),
+            queue: entry.socket.queue(),
+            granted: entry.window.granted(),
+            charged: entry.window.charged(),
+        }))
     }
 
     fn info(&self) -> etf::Term {

@@ -8,7 +8,7 @@ defmodule NetlinkPort.Capture do
 
   use GenServer, restart: :temporary
 
-  alias NetlinkPort.{Client, Errno, Error, Options, Pcapng, Socket, Tap}
+  alias NetlinkPort.{Client, Errno, Error, Options, Pcapng, Shown, Socket, Tap, Telemetry}
 
   # So many bytes of blocks are kept while more is coming.
   @batch 65_536
@@ -75,6 +75,7 @@ defmodule NetlinkPort.Capture do
   def handle_continue({:open, from}, %{options: options} = state) do
     with {:ok, file} <- open(options.path),
          {:ok, state} <- flush(keep(%{state | file: file}, Pcapng.section_header())) do
+      told(state, :start, %{count: 1}, %{})
       GenServer.reply(from, {:ok, self()})
       # A caller that has given up would never know of its capture.
       late? = Client.time_left(options.deadline, :infinity) < 0
@@ -144,8 +145,16 @@ defmodule NetlinkPort.Capture do
       end
 
     _closed = :file.close(state.file)
+    told(state, :stop, counts(state), %{reason: reason})
     tell(state, reason)
     {:stop, :normal, state}
+  end
+
+  defp told(state, event, measurements, metadata) do
+    metadata =
+      Map.merge(metadata, %{capture: self(), server: state.server, path: state.options.path})
+
+    Telemetry.execute([:capture, event], measurements, metadata)
   end
 
   defp tell(state, %Error{} = error) when state.stopping?, do: reply(state, {:error, error})
@@ -253,4 +262,23 @@ defmodule NetlinkPort.Capture do
   rescue
     FunctionClauseError -> :eio
   end
+
+  # What crash reports and :sys.get_status/1 show: no datagrams. A callback of GenServer since
+  # Elixir 1.17.
+  if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
+
+  def format_status(%{state: %__MODULE__{} = state} = status) do
+    Shown.status(status,
+      server: state.server,
+      path: state.options.path,
+      owner: state.options.owner,
+      datagrams: state.datagrams,
+      dropped: Tap.dropped(state.counters),
+      written: state.written,
+      max_bytes: state.options.max_bytes,
+      stopping?: state.stopping?
+    )
+  end
+
+  def format_status(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
 end

@@ -124,6 +124,8 @@ defmodule NetlinkPort.Client do
 
   # What the end of the server means to a caller.
   defp gone(reason) when reason in [:noproc, :noconnection], do: :esrch
+  # There is no PartitionSupervisor of that name.
+  defp gone({:noproc, _call}), do: :esrch
   defp gone(:stuck), do: :etimedout
   defp gone(_reason), do: :epipe
 

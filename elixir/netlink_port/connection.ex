@@ -41,7 +41,8 @@ defmodule NetlinkPort.Connection do
 
   It starts whether or not its socket can be opened: with its first attempt made, so that processes
   started after it find it ready, but without failing its supervisor when the server does not run yet,
-  or the namespace is yet to be made. As long as it has no socket every call is answered at once,
+  or the namespace is yet to be made. A server on another node is not waited for, since a node that
+  does not answer takes seconds to be given up. As long as it has no socket every call is answered at once,
   with the error of the last attempt, and it tries again after 10 ms, then ever less often, down to
   once a second.
 
@@ -54,7 +55,8 @@ defmodule NetlinkPort.Connection do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Socket}
+  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Relay}
+  alias NetlinkPort.{Shown, Socket, Telemetry}
   alias NetlinkPort.Connection.Calls
 
   # How long to wait before the socket is opened again, in ms.
@@ -68,7 +70,8 @@ defmodule NetlinkPort.Connection do
 
   # Without a `socket`, `error` says why. Calls are known by the monitor of their caller. `senders` are
   # processes that wait for sendmsg(2), by their monitor, and whose call it is; `opener` is the monitor of
-  # the process that opens the socket, `monitor` that of the server.
+  # the process that opens the socket, `monitor` that of the server,
+  # where that is on this node.
   @enforce_keys [:server, :protocol, :opts, :calls]
   defstruct [
     :server,
@@ -161,7 +164,7 @@ defmodule NetlinkPort.Connection do
   def request(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :ack])
     exchange = Exchange.request(Options.type!(type), IO.iodata_to_binary(payload), opts)
-    call(connection, exchange, opts.timeout, opts.timeout)
+    call(connection, {:request, type}, exchange, opts.timeout, opts.timeout)
   end
 
   @doc """
@@ -187,7 +190,7 @@ defmodule NetlinkPort.Connection do
 
     if requests == [],
       do: {:ok, []},
-      else: call(connection, {:batch, requests}, opts.timeout, opts.timeout)
+      else: call(connection, {:batch, nil}, {:batch, requests}, opts.timeout, opts.timeout)
   end
 
   @doc """
@@ -205,10 +208,15 @@ defmodule NetlinkPort.Connection do
     opts = Options.request!(opts, [:flags, :timeout])
     exchange = Exchange.dump(Options.type!(type), IO.iodata_to_binary(payload), opts)
     # The connection ends it, however long it goes on.
-    call(connection, exchange, opts.timeout, :infinity)
+    call(connection, {:dump, type}, exchange, opts.timeout, :infinity)
   end
 
-  defp call(connection, exchange, timeout, patience) do
+  defp call(connection, {kind, type}, exchange, timeout, patience) do
+    ask = fn -> ask(connection, exchange, timeout, patience) end
+    Telemetry.request(kind, type, {:connection, connection}, ask)
+  end
+
+  defp ask(connection, exchange, timeout, patience) do
     message = {:exchange, exchange, timeout, Client.deadline(timeout)}
 
     case Client.call(connection, message, patience) do
@@ -223,15 +231,39 @@ defmodule NetlinkPort.Connection do
   def init({server, protocol, opts}) do
     opts = [owner: self()] ++ opts
     state = %__MODULE__{server: server, protocol: protocol, opts: opts, calls: Calls.new()}
-    {:ok, opened(state, NetlinkPort.open(server, protocol, opts))}
+
+    if elsewhere?(server),
+      do: {:ok, open(%{state | error: Error.new(:thread, :esrch)})},
+      else: {:ok, opened(state, NetlinkPort.open(server, protocol, opts))}
   end
 
+  defp elsewhere?({_name, node}) when is_atom(node), do: node != node()
+  defp elsewhere?(server) when is_pid(server), do: node(server) != node()
+  defp elsewhere?(_name), do: false
+
   defp opened(state, {:ok, %Socket{link: link} = socket}) do
-    monitor = Process.monitor(link.server)
+    # The word of the end of one elsewhere comes by way of its node.
+    monitor = if Link.local?(link), do: Process.monitor(link.server)
+    Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
     %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
   end
 
-  defp opened(state, {:error, error}), do: open_later(%{state | error: error, opener: nil})
+  defp opened(state, {:error, error}) do
+    if state.error == nil, do: told_down(state, error)
+    open_later(%{state | error: error, opener: nil})
+  end
+
+  defp told_down(state, error) do
+    metadata = %{connection: self(), error: error}
+    Telemetry.execute([:connection, :down], %{calls: Calls.count(state.calls)}, metadata)
+  end
+
+  defp open(%{server: server, protocol: protocol, opts: opts} = state) do
+    {_pid, opener} =
+      spawn_monitor(fn -> exit({:opened, NetlinkPort.open(server, protocol, opts)}) end)
+
+    %{state | opener: opener}
+  end
 
   defp open_later(%{backoff: backoff} = state) do
     _timer = Process.send_after(self(), :open, backoff)
@@ -239,7 +271,8 @@ defmodule NetlinkPort.Connection do
   end
 
   defp closed(state, error) do
-    Process.demonitor(state.monitor, [:flush])
+    if state.monitor, do: Process.demonitor(state.monitor, [:flush])
+    told_down(state, error)
     state = %{state | socket: nil, monitor: nil, error: error}
     state |> settle(Calls.close(state.calls, error)) |> open_later()
   end
@@ -255,8 +288,8 @@ defmodule NetlinkPort.Connection do
   ## A call begins
 
   @impl true
-  def handle_call({:exchange, _exchange, _timeout, _deadline}, _from, %{socket: nil} = state) do
-    {:reply, {:error, state.error}, state}
+  def handle_call({:exchange, _exchange, _timeout, _deadline}, from, %{socket: nil} = state) do
+    answer(from, {:error, state.error}, state)
   end
 
   def handle_call({:exchange, {:batch, requests}, timeout, deadline}, from, state) do
@@ -267,22 +300,27 @@ defmodule NetlinkPort.Connection do
   def handle_call({:exchange, %Exchange{} = exchange, timeout, deadline}, from, state) do
     case Client.time_left(deadline, timeout) do
       left when is_integer(left) and left <= 0 and timeout > 0 ->
-        {:reply, Exchange.cut(exchange, Error.new(:request, :etimedout)), state}
+        answer(from, Exchange.cut(exchange, Error.new(:request, :etimedout)), state)
 
       left ->
         {:noreply, begin(state, exchange, from, timeout, left)}
     end
   end
 
-  def handle_call(_unknown, _from, state) do
-    {:reply, {:error, Error.new(:protocol, :einval)}, state}
+  def handle_call(_unknown, from, state) do
+    answer(from, {:error, Error.new(:protocol, :einval)}, state)
+  end
+
+  defp answer(from, answer, state) do
+    Relay.reply(from, answer)
+    {:noreply, state}
   end
 
   @impl true
   def handle_cast(_unknown, state), do: {:noreply, state}
 
   defp begin(state, exchange, {caller, _tag} = from, timeout, left) do
-    id = Process.monitor(caller)
+    id = Relay.monitor(caller)
     calls = Calls.add(state.calls, id, exchange, from, timeout, left)
     arm(calls, id)
     send_next(%{state | calls: calls})
@@ -290,9 +328,9 @@ defmodule NetlinkPort.Connection do
 
   # Callers are told what they waited for, and what may be sent now is.
   defp settle(state, {replies, calls}) do
-    for {id, from, outcome} <- replies do
-      Process.demonitor(id, [:flush])
-      GenServer.reply(from, outcome)
+    for {id, {caller, _tag} = from, outcome} <- replies do
+      Relay.demonitor(id, caller)
+      Relay.reply(from, outcome)
     end
 
     send_next(%{state | calls: calls})
@@ -387,9 +425,9 @@ defmodule NetlinkPort.Connection do
     {:noreply, sent(%{state | senders: senders}, id, reason)}
   end
 
-  def handle_info({:DOWN, id, :process, _caller, _reason}, state) do
+  def handle_info({:DOWN, id, :process, caller, _reason}, state) do
     if Calls.member?(state.calls, id) do
-      {:noreply, given_up(state, id, {[], Calls.give_up(state.calls, id)})}
+      {:noreply, given_up(state, id, caller, {[], Calls.give_up(state.calls, id)})}
     else
       {:noreply, state}
     end
@@ -401,13 +439,11 @@ defmodule NetlinkPort.Connection do
       else: {:noreply, state}
   end
 
-  def handle_info(:open, %{socket: nil, opener: nil} = state) do
-    %{server: server, protocol: protocol, opts: opts} = state
+  def handle_info(:open, %{socket: nil, opener: nil} = state), do: {:noreply, open(state)}
 
-    {_pid, opener} =
-      spawn_monitor(fn -> exit({:opened, NetlinkPort.open(server, protocol, opts)}) end)
-
-    {:noreply, %{state | opener: opener}}
+  def handle_info({:relay_idle, node, relay, handled}, state) do
+    Relay.idle(node, relay, handled)
+    {:noreply, state}
   end
 
   # Of a socket that is closed, of a call that is over, or nobody's.
@@ -437,15 +473,17 @@ defmodule NetlinkPort.Connection do
       arm(state.calls, id)
       state
     else
+      caller = Calls.caller(state.calls, id)
+
       case Calls.expire(state.calls, id) do
         :stuck -> reset(state, Error.new(:request, :etimedout))
-        expired -> given_up(state, id, expired)
+        expired -> given_up(state, id, caller, expired)
       end
     end
   end
 
-  defp given_up(state, id, {_replies, calls} = settled) do
-    Process.demonitor(id, [:flush])
+  defp given_up(state, id, caller, {_replies, calls} = settled) do
+    if caller, do: Relay.demonitor(id, caller)
     arm(calls, id)
     settle(state, settled)
   end
@@ -463,15 +501,16 @@ defmodule NetlinkPort.Connection do
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
   def format_status(%{state: %__MODULE__{} = state} = status) do
-    shown = [
+    Shown.status(status,
       server: state.server,
+      protocol: state.protocol,
+      netns: Keyword.get(state.opts, :netns, :host),
       socket: state.socket,
-      error: state.error,
-      calls: Calls.count(state.calls)
-    ]
-
-    %{status | state: shown}
+      error: state.error && Exception.message(state.error),
+      calls: Calls.count(state.calls),
+      sending: map_size(state.senders)
+    )
   end
 
-  def format_status(status), do: status
+  def format_status(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
 end

@@ -7,6 +7,9 @@ defmodule NetlinkPort.Delivery do
   # With `active: true` and a bound on the owner's mailbox there is credit: the number of messages the
   # owner may still be sent, until its mailbox has been looked at again (NetlinkPort.Gauge).
   #
+  # What goes to an owner on another node is taken when it has left this one (NetlinkPort.Relay), and
+  # not when it is delivered.
+  #
   # Invariants: items leave in the order they came; while anything is kept nobody waits; what is kept
   # never costs more than the window plus one datagram (errors, which cost nothing, are few).
 
@@ -31,7 +34,8 @@ defmodule NetlinkPort.Delivery do
           window: pos_integer(),
           taken: non_neg_integer(),
           granted: non_neg_integer(),
-          credit: credit()
+          credit: credit(),
+          relayed?: boolean()
         }
 
   @enforce_keys [:mode, :window, :granted]
@@ -43,13 +47,14 @@ defmodule NetlinkPort.Delivery do
     errors: 0,
     waiters: :queue.new(),
     taken: 0,
-    credit: :infinity
+    credit: :infinity,
+    relayed?: false
   ]
 
   @doc "A new socket's state."
-  @spec new(NetlinkPort.active(), pos_integer(), credit()) :: t()
-  def new(mode, window, credit \\ :infinity) do
-    %__MODULE__{mode: mode, window: window, granted: window, credit: credit}
+  @spec new(NetlinkPort.active(), pos_integer(), credit(), boolean()) :: t()
+  def new(mode, window, credit \\ :infinity, relayed? \\ false) do
+    %__MODULE__{mode: mode, window: window, granted: window, credit: credit, relayed?: relayed?}
   end
 
   @doc "What a datagram of `size` bytes costs its window."
@@ -81,6 +86,10 @@ defmodule NetlinkPort.Delivery do
   end
 
   def take(state, _item), do: state
+
+  @doc "What was delivered to another node has left this one."
+  @spec relayed(t(), pos_integer()) :: t()
+  def relayed(state, cost), do: %{state | taken: state.taken + cost}
 
   @doc "The owner may be sent so many messages more: what was kept for want of credit goes first."
   @spec credit(t(), credit()) :: {[effect()], t()}
@@ -182,7 +191,7 @@ defmodule NetlinkPort.Delivery do
 
   # Only datagrams count: an error or an overrun is told without using up `:once` or a count.
   defp deliver(state, {:data, _datagram, _metadata} = item) do
-    state = state |> take(item) |> spend()
+    state = if state.relayed?, do: spend(state), else: state |> take(item) |> spend()
 
     case state.mode do
       true -> {[{:deliver, item}], state}

@@ -193,7 +193,8 @@ defmodule NetlinkPort.Error do
   end
 
   defp explanation(%{stage: :thread, reason: :esrch}) do
-    "no such server is running; start one under a supervisor: {NetlinkPort, name: NetlinkPort}"
+    "no such server is running, or its node cannot be reached; start one under a supervisor: " <>
+      "{NetlinkPort, name: NetlinkPort}"
   end
 
   defp explanation(%{stage: :thread, reason: :epipe}) do

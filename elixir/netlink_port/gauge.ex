@@ -6,7 +6,7 @@ defmodule NetlinkPort.Gauge do
   # is suspended: so a process of its own asks, one at a time for each owner. It is asked for when
   # half of the credit is used up, and while the owner does not catch up, again, ever less often.
 
-  alias NetlinkPort.Delivery
+  alias NetlinkPort.{Delivery, Relay}
 
   # How long a mailbox that was too full is left alone, in ms.
   @soonest 1
@@ -42,8 +42,7 @@ defmodule NetlinkPort.Gauge do
   def watch(%{asked: nil, resting?: false} = gauge, key, owner, credit, waiting?) do
     # An owner that is sent nothing is left alone.
     if 2 * credit <= gauge.bound and (credit < gauge.found or waiting?) do
-      server = self()
-      _pid = spawn(fn -> send(server, {:gauge, key, {:length, owner, queue_length(owner)}}) end)
+      measure(key, owner)
       %{gauge | asked: credit}
     else
       gauge
@@ -51,6 +50,21 @@ defmodule NetlinkPort.Gauge do
   end
 
   def watch(gauge, _key, _owner, _credit, _waiting?), do: gauge
+
+  # On another node it is asked behind what is on its way there.
+  defp measure(key, owner) when node(owner) == node() do
+    principal = self()
+    _pid = spawn(fn -> report(principal, key, owner) end)
+    :ok
+  end
+
+  defp measure(key, owner), do: Relay.measure(key, owner)
+
+  @doc "Measures, in the calling process, which may be held up by that."
+  @spec report(pid(), key(), pid()) :: {:gauge, key(), report()}
+  def report(principal, key, owner) do
+    send(principal, {:gauge, key, {:length, owner, queue_length(owner)}})
+  end
 
   @doc "What a report means for the credit: what the owner was sent since counts as not yet taken."
   @spec read(t(), key(), report(), Delivery.credit()) :: {Delivery.credit(), t()}

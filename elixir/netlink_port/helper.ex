@@ -193,6 +193,40 @@ defmodule NetlinkPort.Helper do
     _kind, _reason -> :error
   end
 
+  # Of a clock tick of /proc, USER_HZ, which is 100 on every architecture this is written for.
+  @tick 10
+
+  @doc """
+  What a helper takes: `:rss` in bytes and `:cpu`, its time on a processor, in ms. `nil` where `/proc` does
+  not tell, as with `hidepid`.
+  """
+  @spec usage(pos_integer()) :: %{
+          rss: non_neg_integer() | nil,
+          cpu: non_neg_integer() | nil
+        }
+  def usage(os_pid) do
+    %{rss: proc(os_pid, "status", &rss/1), cpu: proc(os_pid, "stat", &cpu/1)}
+  end
+
+  defp proc(os_pid, file, read) do
+    with {:ok, text} <- File.read("/proc/#{os_pid}/#{file}"), do: read.(text), else: (_ -> nil)
+  end
+
+  defp rss(status) do
+    with [_line, kb] <- Regex.run(~r/^VmRSS:\s+(\d+) kB$/m, status) do
+      String.to_integer(kb) * 1024
+    end
+  end
+
+  # Fields 14 and 15, in user and kernel mode.
+  defp cpu(stat) do
+    [user, system] = stat |> fields() |> Enum.slice(11, 2) |> Enum.map(&String.to_integer/1)
+    (user + system) * @tick
+  end
+
+  # From field 3 on, counted from behind the name in parentheses, which may hold anything. proc(5).
+  defp fields(stat), do: stat |> String.split(")") |> List.last() |> String.split()
+
   defp state({os_pid, start_time}) do
     case start_time(os_pid) do
       {:ok, ^start_time} -> :alive
@@ -201,11 +235,10 @@ defmodule NetlinkPort.Helper do
     end
   end
 
-  # Field 22 of /proc/<pid>/stat, proc(5), counted from behind the name in parentheses, which may
-  # hold anything. Field 3 is the state.
+  # Field 22 of /proc/<pid>/stat. Field 3 is the state.
   defp start_time(os_pid) do
     with {:ok, stat} <- File.read("/proc/#{os_pid}/stat") do
-      case stat |> String.split(")") |> List.last() |> String.split() do
+      case fields(stat) do
         [state | fields] when state not in ["Z", "X"] -> {:ok, Enum.at(fields, 18)}
         _ended -> :gone
       end

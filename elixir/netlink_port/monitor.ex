@@ -111,7 +111,7 @@ defmodule NetlinkPort.Monitor do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Gauge, Options}
+  alias NetlinkPort.{Client, Error, Gauge, Options, Relay, Shown, Telemetry}
   alias NetlinkPort.Monitor.{Config, Snapshot, Subscriber}
 
   # How long until what has failed is tried again, in ms.
@@ -248,13 +248,18 @@ defmodule NetlinkPort.Monitor do
   end
 
   @impl true
-  def handle_call({:subscribe, pid, bound}, _from, state) do
+  def handle_call({:subscribe, pid, bound}, from, state) do
     state = drop(state, pid)
-    state = advance(state, Process.monitor(pid), Subscriber.new(pid, bound))
-    {:reply, {:ok, self()}, state}
+    state = advance(state, Relay.monitor(pid), Subscriber.new(pid, bound))
+    Relay.reply(from, {:ok, self()})
+    {:noreply, state}
   end
 
-  def handle_call({:unsubscribe, pid}, _from, state), do: {:reply, :ok, drop(state, pid)}
+  def handle_call({:unsubscribe, pid}, from, state) do
+    state = drop(state, pid)
+    Relay.reply(from, :ok)
+    {:noreply, state}
+  end
 
   @impl true
   def handle_info({:netlink, socket, datagram}, %{place: {:joined, socket}} = state) do
@@ -311,6 +316,11 @@ defmodule NetlinkPort.Monitor do
     {:noreply, %{state | subscribers: Map.delete(state.subscribers, ref)}}
   end
 
+  def handle_info({:relay_idle, node, relay, handled}, state) do
+    Relay.idle(node, relay, handled)
+    {:noreply, state}
+  end
+
   # What an earlier socket has left, and what strangers send.
   def handle_info(_message, state), do: {:noreply, state}
 
@@ -335,6 +345,7 @@ defmodule NetlinkPort.Monitor do
 
   # Nothing older than this is told by anybody: whoever is owed a resync gets it now.
   defp opened(state, {:ok, socket}) do
+    Telemetry.execute([:monitor, :up], %{count: 1}, %{monitor: self(), socket: socket})
     %{state | place: {:joined, socket}, open_wait: @soonest} |> advance() |> dump()
   end
 
@@ -346,9 +357,15 @@ defmodule NetlinkPort.Monitor do
   defp away(state, reason) do
     {wait, next} = back_off(state.open_wait)
     _timer = Process.send_after(self(), :open, wait)
-    # What it is down for is why it went down, not why it has not come back yet.
-    place = if match?({:down, _first}, state.place), do: state.place, else: {:down, reason}
-    advance(%{state | place: place, open_wait: next})
+    advance(%{state | place: down(state.place, reason), open_wait: next})
+  end
+
+  # What it is down for is why it went down, not why it has not come back yet.
+  defp down({:down, _first} = place, _reason), do: place
+
+  defp down(_place, reason) do
+    Telemetry.execute([:monitor, :down], %{count: 1}, %{monitor: self(), reason: reason})
+    {:down, reason}
   end
 
   defp back_off(wait), do: {wait, min(2 * wait, @latest)}
@@ -379,23 +396,28 @@ defmodule NetlinkPort.Monitor do
     {wait, next} = back_off(state.dump_wait)
     timer = Process.send_after(self(), :dump, wait)
     state = %{state | dump_timer: timer, dump_wait: next}
-    each(state, &(&1 |> failed(error, tell?) |> Subscriber.detach()))
+    failed = &(&2 |> failed(&1, error, tell?) |> Subscriber.detach())
+
+    %{
+      state
+      | subscribers: Map.new(state.subscribers, fn {ref, one} -> {ref, failed.(ref, one)} end)
+    }
   end
 
   # The end of a helper is told as that of the socket.
-  defp failed(%{phase: :attached} = subscriber, error, true) do
+  defp failed(%{phase: :attached} = subscriber, ref, error, true) do
     {messages, subscriber} = Subscriber.aside(subscriber, {:netlink_error, error})
-    tell(subscriber, messages)
+    tell(subscriber, ref, messages)
     subscriber
   end
 
-  defp failed(subscriber, _error, _tell?), do: subscriber
+  defp failed(subscriber, _ref, _error, _tell?), do: subscriber
 
   ## The subscribers
 
   defp drop(state, pid) do
     {dropped, kept} = Enum.split_with(state.subscribers, fn {_ref, one} -> one.pid == pid end)
-    Enum.each(dropped, fn {ref, _subscriber} -> Process.demonitor(ref, [:flush]) end)
+    Enum.each(dropped, fn {ref, one} -> Relay.demonitor(ref, one.pid) end)
     %{state | subscribers: Map.new(kept)}
   end
 
@@ -419,14 +441,44 @@ defmodule NetlinkPort.Monitor do
 
   defp advance(%{place: place} = state, ref, subscriber) do
     {messages, subscriber} = Subscriber.advance(subscriber, place, state.config.dumps != [])
-    tell(subscriber, messages)
+    tell(subscriber, ref, messages)
     %{pid: pid, credit: credit} = subscriber
     waiting? = Subscriber.waiting?(subscriber, place)
     gauge = Gauge.watch(subscriber.gauge, ref, pid, credit, waiting?)
     %{state | subscribers: Map.put(state.subscribers, ref, %{subscriber | gauge: gauge})}
   end
 
-  defp tell(subscriber, messages) do
-    Enum.each(messages, &send(subscriber.pid, Tuple.insert_at(&1, 1, self())))
+  defp tell(%{pid: pid}, ref, messages) do
+    Enum.each(messages, fn message ->
+      with {:netlink_resync, reason} <- message do
+        metadata = %{monitor: self(), subscriber: pid, reason: reason}
+        Telemetry.execute([:monitor, :resync], %{count: 1}, metadata)
+      end
+
+      Relay.deliver(pid, ref, Tuple.insert_at(message, 1, self()))
+    end)
   end
+
+  # What crash reports and :sys.get_status/1 show. A callback of GenServer since Elixir 1.17.
+  if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
+
+  def format_status(%{state: %State{} = state} = status) do
+    subscribers = Map.values(state.subscribers)
+
+    Shown.status(status,
+      server: state.config.server,
+      protocol: state.config.protocol,
+      netns: Keyword.get(state.config.open, :netns, :host),
+      place: Shown.brief(state.place),
+      dumping?: state.run != nil,
+      subscribers: length(subscribers),
+      phases: Enum.frequencies_by(subscribers, &phase(&1.phase)),
+      events_kept: Enum.sum(Enum.map(subscribers, & &1.events))
+    )
+  end
+
+  def format_status(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
+
+  defp phase({:owed, _reason, _told?}), do: :owed
+  defp phase(phase), do: phase
 end

@@ -3,6 +3,8 @@ defmodule NetlinkPort.Outgoing do
   # Frames on their way from the server to its port, in order, without ever waiting: those that find
   # the port busy are kept and tried again. A port does not tell when it is busy no more.
 
+  alias NetlinkPort.Telemetry
+
   # How often a busy port is tried again, in ms.
   @retry 5
 
@@ -18,9 +20,13 @@ defmodule NetlinkPort.Outgoing do
   @doc "Writes a frame, or keeps it: then the calling process gets the message `:retry`."
   @spec write(t(), iodata()) :: t()
   def write(%__MODULE__{} = outgoing, frame) do
-    if :queue.is_empty(outgoing.kept) and command(outgoing.port, frame) do
+    none_kept? = :queue.is_empty(outgoing.kept)
+
+    if none_kept? and command(outgoing.port, frame) do
       outgoing
     else
+      # Once for each time, however many there will be.
+      if none_kept?, do: Telemetry.execute([:helper, :busy], %{count: 1}, %{server: self()})
       later(%{outgoing | kept: :queue.in(frame, outgoing.kept)})
     end
   end

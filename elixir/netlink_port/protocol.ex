@@ -3,7 +3,7 @@ defmodule NetlinkPort.Protocol do
   # Frames to and from the helper; docs/protocol.md is the specification, and the tests of both
   # sides read docs/vectors.txt. Pure.
 
-  @version 2
+  @version 3
   # Stands for "not told" in the metadata of a datagram.
   @absent -0x80000000
 
@@ -121,7 +121,8 @@ defmodule NetlinkPort.Protocol do
   def atoms do
     ~w(open setns socket bind connect setsockopt getsockopt send recv info watch protocol
        program os_pid home may_leave capabilities max_frame max_fds
-       namespace cookie verified port_id drops foreign granted charged sockets fds
+       namespace cookie verified port_id drops foreign received received_bytes sent sent_bytes
+       queued_bytes queue_limit granted charged sockets fds
        empty version truncated tag depth count atom integer improper trailing nil true false)a
   end
 

@@ -22,9 +22,8 @@ defmodule NetlinkPort.Server do
     Outgoing
   }
 
-  alias NetlinkPort.{Protocol, Socket, Sockets, Witness}
-
-  require Logger
+  alias NetlinkPort.{Protocol, Relay, Restarts, Shown, Socket, Sockets, Witness}
+  alias NetlinkPort.Server.Status
 
   # How much the helper may send before the server has looked at it, over all sockets.
   @window 8_388_608
@@ -48,7 +47,8 @@ defmodule NetlinkPort.Server do
     :ping_interval,
     :executable,
     :sockets,
-    :outgoing
+    :outgoing,
+    :status
   ]
   defstruct @enforce_keys ++
               [
@@ -71,7 +71,11 @@ defmodule NetlinkPort.Server do
     _capabilities = Options.keep!(opts[:keep])
     _microseconds = Options.spin!(opts[:spin])
     _whether = Options.boolean!(:user_namespaces, opts[:user_namespaces])
-    GenServer.start_link(__MODULE__, opts, if(name == nil, do: [], else: [name: name]))
+
+    Restarts.start(name, fn start ->
+      opts = [status: Status.new(name, start)] ++ opts
+      GenServer.start_link(__MODULE__, opts, if(name == nil, do: [], else: [name: name]))
+    end)
   end
 
   ## Start and end
@@ -90,17 +94,16 @@ defmodule NetlinkPort.Server do
 
         case Helper.await_hello(port, opts[:hello_timeout]) do
           {:ok, hello} -> {:ok, ready(port, process, hello, witness, executable, opts)}
-          {:error, reason} -> stop_at_start(unusable(process, executable, reason))
+          {:error, reason} -> stop_at_start(opts, unusable(process, executable, reason))
         end
 
       {:error, error} ->
-        stop_at_start(error)
+        stop_at_start(opts, error)
     end
   end
 
-  # A supervisor shows the error as a struct; this is the sentence.
-  defp stop_at_start(error) do
-    Logger.error("netlink_port: " <> Exception.message(error))
+  defp stop_at_start(opts, error) do
+    :ok = Status.failed(opts[:status], error)
     {:stop, error}
   end
 
@@ -130,6 +133,7 @@ defmodule NetlinkPort.Server do
       executable: executable,
       sockets: Sockets.new(link),
       outgoing: Outgoing.new(port),
+      status: Status.started(opts[:status], hello, executable),
       look: Look.new(opts[:spin])
     }
 
@@ -141,10 +145,15 @@ defmodule NetlinkPort.Server do
   # it acknowledges that. A helper that does not is killed, and one that a port cannot be drained to
   # as well: otherwise the port would outlive the server, and the VM could not stop.
   @impl true
-  def terminate(:stuck, state), do: Helper.kill(state.process)
-  def terminate({:helper_exit, _status}, state), do: Helper.kill(state.process)
+  def terminate(reason, state) do
+    stop(reason, state)
+    Status.ended(state, reason)
+  end
 
-  def terminate(_reason, state) do
+  defp stop(:stuck, state), do: Helper.kill(state.process)
+  defp stop({:helper_exit, _status}, state), do: Helper.kill(state.process)
+
+  defp stop(_reason, state) do
     reference = Link.expect(state.link, {nil, :ping})
     state = write(state, Protocol.command(reference, {:stop}))
     deadline = System.monotonic_time(:millisecond) + @stop_timeout
@@ -184,19 +193,7 @@ defmodule NetlinkPort.Server do
   # What crash reports and :sys.get_status/1 show. A callback of GenServer since Elixir 1.17.
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
-  def format_status(%{state: %__MODULE__{} = state} = status) do
-    shown = [
-      helper: state.process && elem(state.process, 0),
-      executable: state.executable,
-      sockets: Sockets.count(state.sockets),
-      outgoing: Outgoing.kept(state.outgoing),
-      may_leave_home: state.hello.may_leave
-    ]
-
-    %{status | state: shown}
-  end
-
-  def format_status(status), do: status
+  def format_status(status), do: Status.format(status)
 
   ## Calls
 
@@ -213,15 +210,15 @@ defmodule NetlinkPort.Server do
         answer_soon(ask_with(state, frame, {:open, from, handle, options}, timeout))
 
       :exhausted ->
-        {:reply, {:error, {:socket, Errno.number(:eoverflow), ""}}, state}
+        answer(from, {:error, {:socket, Errno.number(:eoverflow), ""}}, state)
     end
   end
 
   def handle_call({:close, handle}, from, state) do
     if Sockets.known?(state.sockets, handle) do
-      answer_soon(close(state, handle, {:server, from}))
+      answer_soon(close(state, handle, {:server, from}, :closed))
     else
-      {:reply, {:ok, nil}, state}
+      answer(from, {:ok, nil}, state)
     end
   end
 
@@ -236,13 +233,13 @@ defmodule NetlinkPort.Server do
     answer_soon(ask_with(state, frame, {:server, from}))
   end
 
-  def handle_call({:send, handle, datagram, false}, _from, state) do
+  def handle_call({:send, handle, datagram, false}, from, state) do
     if Sockets.open?(state.sockets, handle) do
       sent(state, handle, datagram)
       frame = Protocol.send(0, handle, datagram, byte_size(datagram))
-      {:reply, {:ok, nil}, write(state, frame)}
+      answer(from, {:ok, nil}, write(state, frame))
     else
-      {:reply, Sockets.closed(), state}
+      answer(from, Sockets.closed(), state)
     end
   end
 
@@ -250,8 +247,12 @@ defmodule NetlinkPort.Server do
     answer_soon(ask(state, {:info}, {:helper_info, from}))
   end
 
-  def handle_call({:vm_info, handle}, _from, state) do
-    {:reply, Sockets.info(state.sockets, handle), state}
+  def handle_call(:stats, from, state) do
+    answer_soon(ask(state, {:info}, {:helper_stats, from}))
+  end
+
+  def handle_call({:vm_info, handle}, from, state) do
+    answer(from, Sockets.info(state.sockets, handle), state)
   end
 
   def handle_call({:recv, handle, timeout, deadline}, from, state) do
@@ -262,40 +263,46 @@ defmodule NetlinkPort.Server do
     else
       case Sockets.recv(state.sockets, handle, from, left) do
         {:wait, sockets} -> look(update(state, sockets))
-        {answer, sockets} -> {:reply, answer, update(state, sockets)}
+        {answer, sockets} -> answer(from, answer, update(state, sockets))
       end
     end
   end
 
-  def handle_call({:set_active, handle, mode}, _from, state) do
+  def handle_call({:set_active, handle, mode}, from, state) do
     {answer, sockets} = Sockets.set_active(state.sockets, handle, mode)
-    {:reply, answer, update(state, sockets)}
+    answer(from, answer, update(state, sockets))
   end
 
-  def handle_call({:pause, handle}, {caller, _tag}, state) do
+  def handle_call({:pause, handle}, {caller, _tag} = from, state) do
     {answer, sockets} = Sockets.pause(state.sockets, handle, caller)
-    {:reply, answer, update(state, sockets)}
+    answer(from, answer, update(state, sockets))
   end
 
-  def handle_call({:give, handle, owner}, _from, state) do
+  def handle_call({:give, handle, owner}, from, state) do
     {answer, sockets} = Sockets.give(state.sockets, handle, owner)
-    {:reply, answer, update(state, sockets)}
+    answer(from, answer, update(state, sockets))
   end
 
   def handle_call({:capture, options}, from, %{sockets: %{tap: nil}} = state) do
     {:noreply, %{state | sockets: Sockets.tap(state.sockets, Capture.start(from, options))}}
   end
 
-  def handle_call({:capture, _options}, _from, state) do
-    {:reply, {:error, Error.new(:capture, :ebusy)}, state}
+  def handle_call({:capture, _options}, from, state) do
+    answer(from, {:error, Error.new(:capture, :ebusy)}, state)
   end
 
-  def handle_call(_unknown, _from, state) do
-    {:reply, {:error, {:protocol, Errno.number(:einval), ""}}, state}
+  def handle_call(_unknown, from, state) do
+    answer(from, {:error, {:protocol, Errno.number(:einval), ""}}, state)
   end
 
   @impl true
   def handle_cast(_unknown, state), do: {:noreply, state}
+
+  # Not by the value of the callback: GenServer would be suspended with who is on a node that is.
+  defp answer(from, answer, state) do
+    Relay.reply(from, answer)
+    {:noreply, state}
+  end
 
   # Sockets have changed: the helper is told what may come.
   defp update(state, sockets), do: write_grants(%{state | sockets: sockets})
@@ -345,6 +352,20 @@ defmodule NetlinkPort.Server do
   # The VM stops, and no supervisor has told this server to: its witness does.
   def handle_info({:EXIT, witness, reason}, %{witness: witness} = state) do
     {:stop, reason, state}
+  end
+
+  # A relay that was killed has not passed on what it held.
+  def handle_info({:EXIT, pid, reason}, state) do
+    if Relay.mine?(pid), do: {:stop, reason, state}, else: {:noreply, state}
+  end
+
+  def handle_info({:relay_idle, node, relay, handled}, state) do
+    Relay.idle(node, relay, handled)
+    {:noreply, state}
+  end
+
+  def handle_info({:relayed, handle, cost}, state) do
+    {:noreply, update(state, Sockets.relayed(state.sockets, handle, cost))}
   end
 
   ## Time
@@ -418,7 +439,7 @@ defmodule NetlinkPort.Server do
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, state) do
     case Sockets.watched(state.sockets, monitor) do
       {:owner, handle} ->
-        {:noreply, close(state, handle, :ping)}
+        {:noreply, close(state, handle, :ping, :owner_down)}
 
       {:waiter, handle} ->
         {:noreply, update(state, Sockets.withdraw(state.sockets, handle, monitor))}
@@ -460,11 +481,10 @@ defmodule NetlinkPort.Server do
   end
 
   defp frame({:malformed, reason}, state) do
-    Logger.error("netlink_port: the helper could not read a command: #{reason}")
-    {:noreply, state}
+    {:noreply, Status.malformed(state, reason)}
   end
 
-  defp frame(other, state), do: {:stop, {:protocol_error, other}, state}
+  defp frame(other, state), do: {:stop, {:protocol_error, Shown.brief(other)}, state}
 
   ## Asking the helper
 
@@ -510,14 +530,14 @@ defmodule NetlinkPort.Server do
   end
 
   defp answered(state, {:server, from}, answer) do
-    GenServer.reply(from, answer)
+    Relay.reply(from, answer)
     state
   end
 
   defp answered(state, {:open, from, handle, options}, {:ok, _place}) do
     # A caller that has given up, or died, would never know of its socket.
     if Client.time_left(options.deadline, :infinity) < 0 or dead?(from) do
-      GenServer.reply(from, {:error, Error.new(:thread, :etimedout)})
+      Relay.reply(from, {:error, Error.new(:thread, :etimedout)})
       ask(state, {:close, handle}, :ping)
     else
       opened(state, from, handle, options)
@@ -527,7 +547,7 @@ defmodule NetlinkPort.Server do
   defp answered(state, {:open, from, _handle, options}, {:error, {stage, errno, detail}}) do
     place = {options.protocol, options.netns}
     error = Client.error(stage, errno, detail, place, state.link.capabilities)
-    GenServer.reply(from, {:error, error})
+    Relay.reply(from, {:error, error})
     state
   end
 
@@ -538,12 +558,17 @@ defmodule NetlinkPort.Server do
   defp answered(state, {:given_up, _handle}, _failed), do: state
 
   defp answered(state, {:helper_info, from}, {:ok, told}) do
-    GenServer.reply(from, {:ok, Map.merge(helper_info(state), Map.new(told))})
+    Relay.reply(from, {:ok, Status.info(state, told)})
     state
   end
 
-  defp answered(state, {:helper_info, from}, failed) do
-    GenServer.reply(from, failed)
+  defp answered(state, {:helper_stats, from}, {:ok, told}) do
+    :ok = Status.stats(state, told, from)
+    state
+  end
+
+  defp answered(state, {_helper, from}, failed) do
+    Relay.reply(from, failed)
     state
   end
 
@@ -563,22 +588,12 @@ defmodule NetlinkPort.Server do
 
   defp give_up(state, reference, {:open, from, handle, _options}) do
     :ets.insert(state.link.board, {reference, {nil, {:given_up, handle}}})
-    GenServer.reply(from, {:error, Error.new(:thread, :etimedout)})
+    Relay.reply(from, {:error, Error.new(:thread, :etimedout)})
   end
 
   defp give_up(_state, _reference, purpose) do
     from = elem(purpose, 1)
-    GenServer.reply(from, {:error, {:thread, Errno.number(:etimedout), ""}})
-  end
-
-  defp helper_info(state) do
-    %{
-      executable: state.executable,
-      program: state.hello.program,
-      capabilities: Helper.capabilities(state.hello.capabilities),
-      may_leave: state.hello.may_leave,
-      max_fds: state.hello.max_fds
-    }
+    Relay.reply(from, {:error, {:thread, Errno.number(:etimedout), ""}})
   end
 
   # One last ping: a VM that was stopped itself has not heard the helper either.
@@ -606,14 +621,14 @@ defmodule NetlinkPort.Server do
     %{protocol: protocol, netns: netns} = options
     socket = %Socket{handle: handle, protocol: protocol, netns: netns, link: state.link}
     sockets = Sockets.add(state.sockets, socket, options)
-    GenServer.reply(from, {:ok, socket})
+    Relay.reply(from, {:ok, socket})
     update(state, sockets)
   end
 
   defp sent(state, handle, datagram), do: Sockets.sent(state.sockets, handle, datagram)
 
-  defp close(state, handle, purpose) do
-    state = update(state, Sockets.remove(state.sockets, handle))
+  defp close(state, handle, purpose, reason) do
+    state = update(state, Sockets.remove(state.sockets, handle, reason))
     ask(state, {:close, handle}, purpose)
   end
 

@@ -4,7 +4,8 @@ defmodule NetlinkPort.Sockets do
   # Sends owners their messages and answers those who wait; what the helper is to be told, grants, is
   # collected for the server to write.
 
-  alias NetlinkPort.{Delivery, Errno, Error, Gauge, Link, Protocol, Socket, Tap}
+  alias NetlinkPort.{Delivery, Errno, Error, Gauge, Link, Protocol, Relay, Socket, Tap}
+  alias NetlinkPort.Telemetry
 
   defmodule Entry do
     @moduledoc false
@@ -58,25 +59,28 @@ defmodule NetlinkPort.Sockets do
   @spec add(t(), Socket.t(), map()) :: t()
   def add(sockets, socket, %{owner: owner, active: active, window: window, max_queue: bound}) do
     Link.put_socket(sockets.link, socket, owner, sockets.tap)
-    monitor = Process.monitor(owner)
+    monitor = Relay.monitor(owner, socket)
     gauge = Gauge.new(bound)
-    delivery = Delivery.new(active, window, credit(gauge))
+    delivery = Delivery.new(active, window, credit(gauge), elsewhere?(owner))
     fields = [socket: socket, owner: owner, monitor: monitor, delivery: delivery, gauge: gauge]
     entry = struct!(Entry, fields)
     monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(socket)})
     put(%{sockets | monitors: monitors}, entry)
   end
 
+  defp elsewhere?(owner), do: node(owner) != node()
+
   # What may be sent to an owner whose mailbox has not been looked at yet.
   defp credit(nil), do: :infinity
   defp credit(_gauge), do: 0
 
   @doc "Forgets a socket; those who wait on it are told that it is closed."
-  @spec remove(t(), Socket.handle()) :: t()
-  def remove(sockets, handle) do
+  @spec remove(t(), Socket.handle(), :closed | :owner_down | :namespace_gone) :: t()
+  def remove(sockets, handle, reason) do
     {entry, entries} = Map.pop!(sockets.entries, handle)
     Link.delete_socket(sockets.link, handle)
-    sockets = forget(%{sockets | entries: entries}, entry.monitor)
+    tell(entry, :close, %{count: 1}, %{reason: reason})
+    sockets = forget(%{sockets | entries: entries}, entry.monitor, entry.owner)
     Enum.reduce(Delivery.waiters(entry.delivery), sockets, &dismiss(&2, &1, closed()))
   end
 
@@ -98,9 +102,14 @@ defmodule NetlinkPort.Sockets do
   end
 
   # What ends between the two is told again by the witness, rather than by nobody.
-  defp finish(sockets, %{owner: owner, socket: socket}) do
-    send(owner, {:netlink_closed, socket, :namespace_gone})
-    remove(sockets, Socket.handle(socket))
+  defp finish(sockets, %{owner: owner, socket: socket, monitor: monitor}) do
+    Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
+    remove(sockets, Socket.handle(socket), :namespace_gone)
+  end
+
+  defp tell(%{socket: socket, owner: owner}, event, measurements, metadata) do
+    metadata = Map.merge(metadata, %{server: self(), socket: socket, owner: owner})
+    Telemetry.execute([:socket, event], measurements, metadata)
   end
 
   @doc "What a monitor was for."
@@ -126,12 +135,12 @@ defmodule NetlinkPort.Sockets do
   def give(sockets, handle, owner) do
     with_entry(sockets, handle, fn entry ->
       register(sockets, entry, owner)
-      monitor = Process.monitor(owner)
-      sockets = forget(sockets, entry.monitor)
+      monitor = Relay.monitor(owner, entry.socket)
+      sockets = forget(sockets, entry.monitor, entry.owner)
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
       # The new owner's mailbox has not been looked at yet.
       gauge = entry.gauge && Gauge.new(entry.gauge.bound)
-      delivery = %{entry.delivery | credit: credit(gauge)}
+      delivery = %{entry.delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
       {:ok, effects, delivery} = Delivery.set_active(delivery, entry.resume || false)
       fields = [owner: owner, monitor: monitor, delivery: delivery, gauge: gauge, resume: nil]
       entry = struct!(entry, fields)
@@ -178,12 +187,32 @@ defmodule NetlinkPort.Sockets do
     take_in(sockets, handle, item)
   end
 
-  def arrive(sockets, handle, item), do: take_in(sockets, handle, item)
+  def arrive(sockets, handle, {_data, _datagram, _metadata} = item) do
+    take_in(sockets, handle, item)
+  end
+
+  def arrive(%{entries: entries} = sockets, handle, item) do
+    case {entries, item} do
+      {%{^handle => entry}, {:overrun, dropped}} ->
+        tell(entry, :overrun, %{dropped: dropped}, %{})
+
+      {%{^handle => entry}, {:error, error}} ->
+        tell(entry, :error, %{count: 1}, %{error: error})
+
+      {_closed, _item} ->
+        :ok
+    end
+
+    take_in(sockets, handle, item)
+  end
 
   defp take_in(sockets, handle, item) do
     case sockets.entries do
-      # The usual case, made short: nothing is kept, nobody waits, nothing is counted.
-      %{^handle => %{delivery: %{mode: true, credit: :infinity}, gone?: false} = entry} ->
+      # The usual case, made short: nothing is kept, nobody waits, nothing is counted or relayed.
+      %{
+        ^handle =>
+          %{delivery: %{mode: true, credit: :infinity, relayed?: false}, gone?: false} = entry
+      } ->
         send(entry.owner, message(entry.socket, item))
         put(sockets, %{entry | delivery: Delivery.take(entry.delivery, item)})
 
@@ -203,6 +232,18 @@ defmodule NetlinkPort.Sockets do
   defp stale?({_monitor, _timer, {pid, _tag}, give_up_at}) do
     (node(pid) == node() and not Process.alive?(pid)) or
       (give_up_at != :never and System.monotonic_time(:millisecond) > give_up_at)
+  end
+
+  @doc "What was delivered to an owner on another node has left."
+  @spec relayed(t(), Socket.handle(), pos_integer()) :: t()
+  def relayed(sockets, handle, cost) do
+    case sockets.entries do
+      %{^handle => entry} ->
+        put(sockets, %{entry | delivery: Delivery.relayed(entry.delivery, cost)})
+
+      _closed ->
+        sockets
+    end
   end
 
   @doc "The gauge of an owner's mailbox has something to say."
@@ -271,7 +312,7 @@ defmodule NetlinkPort.Sockets do
 
   # Who waits is watched, so that no datagram goes to a process that has died.
   defp wait(sockets, entry, {pid, _tag} = from, left) do
-    monitor = Process.monitor(pid)
+    monitor = Relay.monitor(pid)
     handle = Socket.handle(entry.socket)
     message = {:recv_timeout, handle, monitor}
     timer = if left != :infinity, do: Process.send_after(self(), message, left)
@@ -298,13 +339,22 @@ defmodule NetlinkPort.Sockets do
   @doc "What is known of a socket in the VM."
   @spec info(t(), Socket.handle()) :: raw()
   def info(sockets, handle) do
-    {told, _sockets} =
-      with_entry(sockets, handle, fn %{owner: owner, delivery: delivery, socket: socket} ->
-        kept = Delivery.kept(delivery)
-        {{:ok, %{socket: socket, owner: owner, active: delivery.mode, kept: kept}}, sockets}
-      end)
-
+    {told, _sockets} = with_entry(sockets, handle, &{{:ok, told(&1)}, sockets})
     told
+  end
+
+  @doc "The same of each socket."
+  @spec list(t()) :: [map()]
+  def list(sockets), do: for({_handle, entry} <- sockets.entries, do: told(entry))
+
+  defp told(%{owner: owner, delivery: delivery, socket: socket}) do
+    %{
+      socket: socket,
+      owner: owner,
+      active: delivery.mode,
+      kept: Delivery.kept(delivery),
+      window: delivery.window
+    }
   end
 
   defp with_entry(sockets, handle, fun) do
@@ -348,11 +398,11 @@ defmodule NetlinkPort.Sockets do
   defp perform(sockets, entry, effects) do
     Enum.reduce(effects, sockets, fn
       {:deliver, item}, sockets ->
-        send(entry.owner, message(entry.socket, item))
+        deliver(entry, message(entry.socket, item), charge(entry, item))
         sockets
 
       :passive, sockets ->
-        send(entry.owner, {:netlink_passive, entry.socket})
+        deliver(entry, {:netlink_passive, entry.socket}, nil)
         sockets
 
       {:answer, waiter, item}, sockets ->
@@ -360,15 +410,26 @@ defmodule NetlinkPort.Sockets do
     end)
   end
 
-  # Answers one who waits.
-  defp dismiss(sockets, {monitor, timer, from, _give_up_at}, answer) do
-    _left = timer && Process.cancel_timer(timer, async: true, info: false)
-    GenServer.reply(from, answer)
-    forget(sockets, monitor)
+  defp deliver(%{owner: owner, monitor: monitor}, message, charge) do
+    Relay.deliver(owner, monitor, message, charge)
   end
 
-  defp forget(sockets, monitor) do
-    Process.demonitor(monitor, [:flush])
+  # What the report of a relay says of a datagram.
+  defp charge(%{socket: socket}, {:data, datagram, _metadata}) do
+    {Socket.handle(socket), Delivery.cost(byte_size(datagram))}
+  end
+
+  defp charge(_entry, _item), do: nil
+
+  # Answers one who waits.
+  defp dismiss(sockets, {monitor, timer, {pid, _tag} = from, _give_up_at}, answer) do
+    _left = timer && Process.cancel_timer(timer, async: true, info: false)
+    Relay.reply(from, answer)
+    forget(sockets, monitor, pid)
+  end
+
+  defp forget(sockets, monitor, pid) do
+    Relay.demonitor(monitor, pid)
     %{sockets | monitors: Map.delete(sockets.monitors, monitor)}
   end
 

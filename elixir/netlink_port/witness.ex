@@ -1,12 +1,13 @@
 defmodule NetlinkPort.Witness do
   @moduledoc false
   # Outlives the server by a moment. Whatever ends the server, a brutal kill too, the witness tells
-  # each owner once that its sockets are closed, and sees to it that the helper is gone. Only who
+  # each owner of its node once that its sockets are closed, and sees to it that the helper is gone. Only who
   # kills both at once keeps owners from hearing of it.
   #
   # It is the heir of the server's board of sockets, and the only process that says `:netlink_closed` of
   # the server's end, so that nobody hears it twice. Of one socket whose namespace is gone the server
-  # itself says it, and takes it off the board.
+  # itself says it, and takes it off the board. Owners on other nodes hear it from the server's relay, in
+  # order with what that still has for them.
 
   alias NetlinkPort.{Helper, Link}
 
@@ -27,7 +28,7 @@ defmodule NetlinkPort.Witness do
   @spec start() :: pid()
   def start do
     child = %{
-      id: make_ref(),
+      id: {__MODULE__, self(), make_ref()},
       start: {__MODULE__, :start_link, [self()]},
       restart: :temporary,
       shutdown: @shutdown
@@ -35,6 +36,18 @@ defmodule NetlinkPort.Witness do
 
     {:ok, witness} = Supervisor.start_child(:kernel_safe_sup, child)
     witness
+  end
+
+  @doc """
+  The servers of a node: each has a witness under that supervisor, so that nobody else need keep a
+  list of them. Exits where the node cannot be reached.
+  """
+  @spec servers(node()) :: [pid()]
+  def servers(node \\ node()) do
+    for {{__MODULE__, server, _ref}, _pid, _type, _modules} <-
+          Supervisor.which_children({:kernel_safe_sup, node}),
+        uniq: true,
+        do: server
   end
 
   @doc false
@@ -94,7 +107,7 @@ defmodule NetlinkPort.Witness do
   end
 
   defp tell_owners(board, reason) do
-    for {owner, socket} <- Link.sockets(board) do
+    for {owner, socket} <- Link.sockets(board), node(owner) == node() do
       Kernel.send(owner, {:netlink_closed, socket, plain(reason)})
     end
 

@@ -1,56 +1,289 @@
 defmodule NetlinkPort.DistributionTest do
-  # Calls and owners on another node: they go through the server.
+  # Calls and owners on another node.
   use NetlinkPort.Case, async: false
+
+  import NetlinkPort.Nodes
+
+  alias NetlinkPort.{Message, Remote}
 
   @moduletag :root
 
+  # RTNLGRP_LINK
+  @links 1
+
   setup do
-    System.cmd("epmd", ["-daemon"])
-    name = :"nlp#{System.pid()}@127.0.0.1"
-    unless Node.alive?(), do: {:ok, _} = Node.start(name, :longnames)
-    arguments = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
-    options = %{name: :peer.random_name(), host: ~c"127.0.0.1", args: arguments, longnames: true}
-    {:ok, peer, node} = :peer.start(options)
-    on_exit(fn -> if Process.alive?(peer), do: :peer.stop(peer) end)
-    {:ok, _} = :erpc.call(node, :application, :ensure_all_started, [:elixir])
-    %{node: node, peer: peer}
+    distributed!()
+    {peer, node} = peer!()
+    %{node: node, peer: peer, netns: netns!()}
   end
 
-  test "a process of another node opens, sends, receives and sets options", %{node: node} do
-    netns = netns!()
-    name = :"distributed_#{System.unique_integer([:positive])}"
-    start_server!(name: name)
-    server = {name, node()}
+  defp opts(context, more \\ []), do: [netns: {:name, context.netns}, groups: [@links]] ++ more
 
-    assert {["lo"], {:ok, [rcvbuf: 200_000]}, {:ok, [1]}, {:ok, %{verified: true}}, :ok} =
-             :erpc.call(node, NetlinkPort.Remote, :use_a_socket, [server, netns])
+  defp own!(owner, server, opts) do
+    assert {:ok, socket} = Remote.ask(owner, :open, [server, :route, opts])
+    socket
   end
 
-  test "an owner elsewhere gets its messages; its end and its node's close the socket", context do
-    %{node: node, peer: peer} = context
-    netns = netns!()
-    server = start_server!()
-    before = fds(server)
-    opts = [netns: {:name, netns}, groups: [1]]
-    owner = Node.spawn(node, NetlinkPort.Remote, :own_a_socket, [self(), server, opts])
-    assert_receive {:open, socket}, 5_000
-    ip!(["-n", netns, "link", "add", "br0", "type", "bridge"])
-    assert_receive {:got, {:netlink, ^socket, _datagram}}
-    assert {:ok, %{owner: ^owner}} = NetlinkPort.info(socket)
-    Process.exit(owner, :kill)
-    eventually!(fn -> fds(server) == before end)
+  defp add_bridge!(netns, name), do: ip!(["-n", netns, "link", "add", name, "type", "bridge"])
+  defp add_bridges!(netns, names), do: ip_batch!(netns, for(n <- names, do: add(n)))
+  defp add(name), do: "link add b#{name} type bridge"
 
-    Node.spawn(node, NetlinkPort.Remote, :own_a_socket, [self(), server, []])
-    assert_receive {:open, _socket}, 5_000
-    assert fds(server) == before + 1
-    :peer.stop(peer)
-    eventually!(fn -> fds(server) == before end, 5_000)
+  # The datagrams, which come before anything else, and the rest.
+  defp sorted(messages), do: Enum.split_while(messages, &match?({:netlink, _, _}, &1))
+
+  defp eventually_read!(owner, messages) do
+    eventually!(fn -> owner |> Remote.read() |> sorted() |> elem(1) == messages end)
   end
 
-  test "without a server there, or without the node, a call is ESRCH", %{node: node} do
-    for server <- [{:no_such_server, node}, {NetlinkPort, :"nowhere@127.0.0.1"}] do
-      assert {:error, %Error{stage: :thread, reason: :esrch}} =
-               NetlinkPort.open(server, :route, [])
+  defp relays(pid) do
+    {:dictionary, dictionary} = Process.info(pid, :dictionary)
+    for {{NetlinkPort.Relay, _node}, {relay, _sent}} <- dictionary, do: relay
+  end
+
+  describe "a process of another node" do
+    test "opens, sends, receives and sets options", %{node: node, netns: netns} do
+      name = :"distributed_#{System.unique_integer([:positive])}"
+      start_server!(name: name)
+      server = {name, node()}
+
+      assert {["lo"], {:ok, [rcvbuf: 200_000]}, {:ok, [1]}, {:ok, %{verified: true}}, :ok} =
+               :erpc.call(node, NetlinkPort.Remote, :use_a_socket, [server, netns])
+    end
+
+    test "gets ESRCH without a server, or without its node", %{node: node} do
+      for server <- [{:no_such_server, node}, {NetlinkPort, :"nowhere@127.0.0.1"}] do
+        assert {:error, %Error{stage: :thread, reason: :esrch}} =
+                 NetlinkPort.open(server, :route, [])
+      end
+    end
+
+    test "that waits when the connection is lost gets ESRCH; what comes goes to others",
+         context do
+      server = start_server!()
+      {:ok, socket} = NetlinkPort.open(server, :route, opts(context, active: false))
+      :erpc.cast(context.node, Remote, :keep, [:waited, NetlinkPort, :recv, [socket]])
+      # The owner's, and that of who waits.
+      eventually!(fn -> map_size(:sys.get_state(server).sockets.monitors) == 2 end)
+      Node.disconnect(context.node)
+      eventually!(fn -> map_size(:sys.get_state(server).sockets.monitors) == 1 end)
+      add_bridge!(context.netns, "br0")
+      assert {:ok, datagram} = NetlinkPort.recv(socket, 5_000)
+      assert {:ok, [%Message{type: 16}]} = Message.decode(datagram)
+      kept = fn -> :peer.call(context.peer, Remote, :kept, [:waited]) end
+      eventually!(fn -> kept.() != nil end)
+      assert {:error, %Error{stage: :thread, reason: :esrch}} = kept.()
+    end
+  end
+
+  describe "an owner on another node" do
+    test "gets its messages; its end and its node's close the socket", context do
+      server = start_server!()
+      before = fds(server)
+      arguments = [self(), server, opts(context)]
+      owner = Node.spawn(context.node, Remote, :own_a_socket, arguments)
+      assert_receive {:open, socket}
+      add_bridge!(context.netns, "br0")
+      assert_receive {:got, {:netlink, ^socket, _datagram}}
+      assert {:ok, %{owner: ^owner}} = NetlinkPort.info(socket)
+      Process.exit(owner, :kill)
+      eventually!(fn -> fds(server) == before end)
+
+      Node.spawn(context.node, Remote, :own_a_socket, [self(), server, []])
+      assert_receive {:open, _socket}
+      assert fds(server) == before + 1
+      signal!(vm_pid(context.peer), "KILL")
+      eventually!(fn -> fds(server) == before end)
+      # Nothing stays for a node that is gone.
+      eventually!(fn -> relays(server) == [] end)
+    end
+
+    test "is told once of the end of the server, behind all that came before", context do
+      ends = [
+        {:killed, &Process.exit(&1, :kill)},
+        {:normal, &GenServer.stop/1},
+        {{:helper_exit, 137}, &signal!(os_pid(&1), "KILL")}
+      ]
+
+      for {{reason, finish}, round} <- Enum.with_index(ends) do
+        server = start_server!()
+        ended = Process.monitor(server)
+        owner = Remote.recorder(context.node)
+        sockets = for _n <- 1..2, do: own!(owner, server, opts(context))
+        [relay] = relays(server)
+        # It holds them all when the server ends.
+        :erlang.suspend_process(relay)
+        add_bridges!(context.netns, bridges(round))
+        eventually!(fn -> Process.info(relay, :message_queue_len) >= {:message_queue_len, 40} end)
+        finish.(server)
+        assert_receive {:DOWN, ^ended, :process, ^server, _reason}
+        :erlang.resume_process(relay)
+        closed = Enum.sort(for(socket <- sockets, do: {:netlink_closed, socket, reason}))
+
+        eventually!(fn ->
+          {datagrams, rest} = sorted(Remote.read(owner))
+          length(datagrams) >= 40 and Enum.sort(rest) == closed
+        end)
+      end
+    end
+
+    test "is told once of a lost connection; nothing stays, and the next one works", context do
+      server = start_server!()
+      before = fds(server)
+      owner = Remote.recorder(context.node)
+
+      closed =
+        for round <- 1..10 do
+          socket = own!(owner, server, opts(context))
+          # Datagrams are on their way when it breaks, and when it comes back.
+          storm =
+            Task.async(fn -> for(n <- bridges(round), do: add_bridge!(context.netns, "b#{n}")) end)
+
+          if rem(round, 2) == 0, do: Node.disconnect(context.node), else: disconnect!(context)
+          true = Node.connect(context.node)
+          Task.await(storm)
+          eventually!(fn -> fds(server) == before end)
+          {:netlink_closed, socket, :noconnection}
+        end
+
+      told = fn -> Enum.filter(Remote.read(owner), &match?({:netlink_closed, _, _}, &1)) end
+      eventually!(fn -> length(told.()) >= 10 end)
+      assert told.() == closed
+      messages = Remote.read(owner)
+
+      for {_tag, socket, _reason} = last <- closed do
+        assert messages |> Enum.filter(&(elem(&1, 1) == socket)) |> List.last() == last
+      end
+    end
+
+    defp bridges(round), do: (20 * round)..(20 * round + 19)
+
+    # From the other side.
+    defp disconnect!(%{peer: peer}), do: :peer.call(peer, :erlang, :disconnect_node, [node()])
+
+    test "hears nothing of a lost connection on the next one", context do
+      server = start_server!()
+      before = fds(server)
+      owner = Remote.recorder(context.node)
+      socket = own!(owner, server, opts(context))
+      [relay] = relays(server)
+      :erlang.suspend_process(relay)
+      add_bridges!(context.netns, 1..20)
+      eventually!(fn -> Process.info(relay, :message_queue_len) >= {:message_queue_len, 20} end)
+      Node.disconnect(context.node)
+      true = Node.connect(context.node)
+      eventually_read!(owner, [{:netlink_closed, socket, :noconnection}])
+      :erlang.resume_process(relay)
+      eventually!(fn -> fds(server) == before end)
+      # What is sent there now comes behind all that could.
+      again = own!(owner, server, opts(context))
+      add_bridge!(context.netns, "br0")
+      eventually!(fn -> match?({:netlink, ^again, _}, List.last(Remote.read(owner))) end)
+
+      assert [{:netlink_closed, ^socket, :noconnection}, {:netlink, ^again, _} | _] =
+               Remote.read(owner)
+    end
+
+    test "is told of the end of its namespace by the server alone", context do
+      server = start_server!()
+      owner = Remote.recorder(context.node)
+      netns = netns!()
+      opts = [netns: {:name, netns}, groups: [@links], close_on: :namespace_gone]
+      socket = own!(owner, server, opts)
+      add_bridge!(netns, "br0")
+      ip!(["netns", "del", netns])
+      eventually_read!(owner, [{:netlink_closed, socket, :namespace_gone}])
+      GenServer.stop(server)
+      Node.disconnect(context.node)
+      Node.connect(context.node)
+      eventually_read!(owner, [{:netlink_closed, socket, :namespace_gone}])
+    end
+
+    test "hears nothing of a socket that it has closed", context do
+      server = start_server!()
+      owner = Remote.recorder(context.node)
+      socket = own!(owner, server, opts(context))
+      other = own!(owner, server, [])
+      assert Remote.ask(owner, :close, [socket]) == :ok
+      GenServer.stop(server)
+      eventually_read!(owner, [{:netlink_closed, other, :normal}])
+    end
+
+    test "gives its socket away, and is given one; only the last owner is told", context do
+      server = start_server!()
+      {_peer, third} = peer!()
+      there = Remote.recorder(context.node)
+      {:ok, socket} = NetlinkPort.open(server, :route, opts(context))
+      add_bridge!(context.netns, "br0")
+      :ok = NetlinkPort.controlling_process(socket, there)
+      add_bridge!(context.netns, "br1")
+      eventually!(fn -> length(Remote.read(there)) >= 2 end)
+
+      assert Remote.ask(there, :controlling_process, [socket, elsewhere = Remote.recorder(third)]) ==
+               :ok
+
+      add_bridge!(context.netns, "br2")
+      eventually!(fn -> Remote.read(elsewhere) != [] end)
+      {:ok, %{owner: ^elsewhere}} = NetlinkPort.info(socket)
+      # What connections the socket had before does not matter any more.
+      Node.disconnect(context.node)
+      {:ok, %{owner: ^elsewhere}} = NetlinkPort.info(socket)
+      assert Remote.ask(elsewhere, :controlling_process, [socket, self()]) == :ok
+      Node.disconnect(third)
+      add_bridge!(context.netns, "br3")
+      assert_receive {:netlink, ^socket, _datagram}
+      GenServer.stop(server)
+      assert_receive {:netlink_closed, ^socket, :normal}
+      refute_received {:netlink_closed, ^socket, _reason}
+      for owner <- [there, elsewhere], do: eventually_read!(owner, [])
+    end
+
+    test "where the library is not there is served all the same, and nothing is logged",
+         context do
+      {peer, node} = peer!(false)
+      log = tmp_path!("log")
+      :ok = :peer.call(peer, :error_logger, :logfile, [{:open, to_charlist(log)}])
+      server = start_server!()
+      before = fds(server)
+      owner = Node.spawn(node, :timer, :sleep, [:infinity])
+      {:ok, socket} = NetlinkPort.open(server, :route, opts(context, owner: owner))
+      add_bridge!(context.netns, "br0")
+      read = fn -> :erlang |> rpc(node, :process_info, [owner, :messages]) |> elem(1) end
+      eventually!(fn -> match?([{:netlink, ^socket, _datagram} | _], read.()) end)
+      Node.disconnect(node)
+      eventually!(fn -> fds(server) == before end)
+      Node.connect(node)
+      refute Enum.any?(read.(), &match?({:netlink_closed, _, _}, &1))
+
+      {:ok, socket} = NetlinkPort.open(server, :route, opts(context, owner: owner))
+      GenServer.stop(server)
+      eventually!(fn -> {:netlink_closed, socket, :normal} in read.() end)
+      :ok = :peer.call(peer, :error_logger, :logfile, [:close])
+      refute File.read!(log) =~ "undef"
+    end
+
+    defp rpc(module, node, function, arguments) do
+      :erpc.call(node, module, function, arguments)
+    end
+
+    test "hears :netlink_closed where its witness is killed; where the relay is, the server ends",
+         context do
+      server = start_server!()
+      before = fds(server)
+      owner = Remote.recorder(context.node)
+      socket = own!(owner, server, opts(context))
+      [witness] = :erpc.call(context.node, Remote, :witnesses, [])
+      Process.exit(witness, :kill)
+      eventually_read!(owner, [{:netlink_closed, socket, :killed}])
+      eventually!(fn -> fds(server) == before end)
+
+      again = own!(owner, server, opts(context))
+      [relay] = relays(server)
+      Process.exit(relay, :kill)
+      closed = for s <- [socket, again], do: {:netlink_closed, s, :killed}
+      eventually_read!(owner, closed)
+      eventually!(fn -> not Process.alive?(server) end)
+      eventually!(fn -> :erpc.call(context.node, Remote, :witnesses, []) == [] end)
+      assert Remote.read(owner) == closed
     end
   end
 end

@@ -122,7 +122,7 @@ defmodule NetlinkPort.ErrorTest do
        "watch of /proc/self/ns/net: EOPNOTSUPP: of files in /proc nothing is told but the end " <>
          "of a process; name it by {:pid, pid} or /proc/<pid>/ns/net"},
       {{:thread, :esrch, []},
-       "helper: ESRCH: no such server is running; " <>
+       "helper: ESRCH: no such server is running, or its node cannot be reached; " <>
          "start one under a supervisor: {NetlinkPort, name: NetlinkPort}"},
       {{:thread, :epipe, []},
        "helper: EPIPE: it has ended, and with it all its sockets; " <>

@@ -50,12 +50,30 @@ defmodule NetlinkPort.ProtocolTest do
       max_fds: 1024
     ]
 
+    socket = [
+      namespace: {4, 4_026_531_840},
+      cookie: nil,
+      verified: true,
+      port_id: 4_242,
+      drops: 3_000_000_000,
+      foreign: 1,
+      received: 300,
+      received_bytes: 1 <<< 40,
+      sent: 7,
+      sent_bytes: 140,
+      queued_bytes: 768,
+      queue_limit: 212_992,
+      granted: 1_048_576,
+      charged: 440
+    ]
+
     denied = {:setsockopt, 1, "listen_all_nsid"}
     datagram = <<0, 1, 2, 255>>
 
     %{
-      "hello" => {:hello, 2, hello},
+      "hello" => {:hello, 3, hello},
       "ok" => {:reply, 300, {:ok, nil}},
+      "ok socket" => {:reply, 300, {:ok, socket}},
       "ok groups" => {:reply, 300, {:ok, [1, 33, 70_000]}},
       "error" => {:reply, 300, {:error, denied}},
       "failed" => {:failed, 7, :recv, 90, 5_000_000},

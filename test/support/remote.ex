@@ -20,6 +20,12 @@ defmodule NetlinkPort.Remote do
     {names, read, groups, info, closed}
   end
 
+  def run_a_server(test, name) do
+    {:ok, server} = NetlinkPort.start_link(name: name)
+    send(test, {:started, server})
+    Process.sleep(:infinity)
+  end
+
   def own_a_socket(test, server, opts) do
     {:ok, socket} = NetlinkPort.open(server, :route, opts)
     send(test, {:open, socket})
@@ -32,5 +38,82 @@ defmodule NetlinkPort.Remote do
     end
 
     pass_on(test)
+  end
+
+  @doc "A process that keeps what it is sent, and does what it is told: see `read/1` and `ask/3`."
+  def recorder(node), do: Node.spawn(node, __MODULE__, :record, [[]])
+
+  def record(kept) do
+    receive do
+      {:read, from} ->
+        send(from, {self(), Enum.reverse(kept)})
+        record(kept)
+
+      {:ask, from, {module, function, arguments}} ->
+        send(from, {self(), apply(module, function, arguments)})
+        record(kept)
+
+      message ->
+        record([message | kept])
+    end
+  end
+
+  @doc "What a recorder was sent, in its order."
+  def read(recorder), do: exchange(recorder, {:read, self()})
+
+  @doc "Has a recorder call a function, of NetlinkPort unless told otherwise."
+  def ask(recorder, module \\ NetlinkPort, function, arguments) do
+    exchange(recorder, {:ask, self(), {module, function, arguments}})
+  end
+
+  defp exchange(recorder, message) do
+    send(recorder, message)
+
+    receive do
+      {^recorder, answer} -> answer
+    after
+      10_000 -> raise "no answer to #{inspect(message)}"
+    end
+  end
+
+  @doc "Keeps what a function returns, for `kept/1`."
+  def keep(key, module, function, arguments) do
+    :persistent_term.put({__MODULE__, key}, apply(module, function, arguments))
+  end
+
+  def kept(key), do: :persistent_term.get({__MODULE__, key}, nil)
+
+  @doc "The witnesses of other nodes' servers on this one."
+  def witnesses do
+    loop = {:current_function, {NetlinkPort.RemoteWitness, :loop, 3}}
+    for pid <- Process.list(), Process.info(pid, :current_function) == loop, do: pid
+  end
+
+  @doc "Subscribes, and passes nothing on but that a snapshot is complete."
+  def take_snapshots(test, monitor) do
+    {:ok, _pid} = NetlinkPort.Monitor.subscribe(monitor)
+    snapshots(test)
+  end
+
+  defp snapshots(test) do
+    receive do
+      {:netlink_snapshot, _monitor, :end} -> send(test, {:snapshot, self()})
+      _other -> :ok
+    end
+
+    snapshots(test)
+  end
+
+  @doc "How many messages a dump has."
+  def dump(connection, {type, payload}) do
+    {:ok, messages} = NetlinkPort.Connection.dump(connection, type, payload, timeout: 60_000)
+    length(messages)
+  end
+
+  @doc "Starts a supervisor that outlives its caller."
+  def supervise(children) do
+    {:ok, supervisor} = Supervisor.start_link(children, strategy: :one_for_one)
+    Process.unlink(supervisor)
+    supervisor
   end
 end

@@ -211,6 +211,10 @@ defmodule NetlinkPort.Connection.Calls do
   @spec member?(t(), id()) :: boolean()
   def member?(state, id), do: is_map_key(state.calls, id)
 
+  @doc "Who waits for a call, unless it was given up."
+  @spec caller(t(), id()) :: pid() | nil
+  def caller(state, id), do: with({pid, _tag} <- state.calls[id].from, do: pid)
+
   @doc "How long the deadline of a call is away, in ms."
   @spec left(t(), id()) :: timeout()
   def left(state, id) do

@@ -1,0 +1,73 @@
+defmodule Mix.Tasks.NetlinkPort.Doctor do
+  @shortdoc "Looks at what netlink_port needs, and says what to do"
+
+  @moduledoc """
+  Looks at the executable, its privileges, the kernel, namespaces, limits, and prints a line for each with
+  a check mark or a remedy. See `NetlinkPort.Doctor`, also for releases.
+
+      mix netlink_port.doctor
+      mix netlink_port.doctor --netns blue --netns /run/docker/netns/1a2b
+      mix netlink_port.doctor --node my_app@host --cookie COOKIE
+
+  Options:
+
+    * `--executable PATH` - the helper, if not the one that servers take by themselves.
+    * `--netns NAME` or `--netns PATH` - a namespace to enter, instead of those in `/run/netns`; any number.
+    * `--node NAME@HOST` - looks at a running application, where it runs: also at its servers, and at
+      namespaces that its sockets alone keep alive. `--cookie COOKIE` if it is not `~/.erlang.cookie`.
+
+  Exit code: 0 when nothing fails, warnings or not; 1 when something fails; 2 for wrong arguments, and
+  where the node cannot be asked.
+  """
+
+  use Mix.Task
+
+  alias NetlinkPort.{Attach, Doctor}
+
+  @switches [executable: :string, netns: :keep, node: :string, cookie: :string]
+
+  @impl true
+  def run(arguments) do
+    case OptionParser.parse(arguments, strict: @switches) do
+      {options, [], []} ->
+        look(options)
+
+      {_options, _rest, [{name, _value} | _]} ->
+        refuse("unknown option, or without its value: #{name}")
+
+      {_options, [rest | _], _invalid} ->
+        refuse("unexpected argument: #{rest}")
+    end
+  end
+
+  defp look(options) do
+    Mix.Task.run("app.config")
+    {:ok, _started} = Application.ensure_all_started(:logger)
+    opts = Keyword.take(options, [:executable])
+    netns = for {:netns, place} <- options, do: netns(place)
+    opts = if netns == [], do: opts, else: [netns: netns] ++ opts
+
+    case report(options[:node], options[:cookie], opts) do
+      {:ok, report} ->
+        Mix.shell().info(Doctor.format(report, unicode?: :io.getopts()[:encoding] == :unicode))
+        if Doctor.verdict(report) == :error, do: exit({:shutdown, 1})
+
+      {:error, sentence} ->
+        refuse(sentence)
+    end
+  end
+
+  defp report(nil, _cookie, opts), do: {:ok, Doctor.report(opts)}
+
+  defp report(node, cookie, opts) do
+    with {:ok, node} <- Attach.node(node, cookie), do: Attach.call(node, Doctor, :report, [opts])
+  end
+
+  defp netns(place),
+    do: if(String.contains?(place, "/"), do: {:path, place}, else: {:name, place})
+
+  defp refuse(sentence) do
+    Mix.shell().error("netlink_port.doctor: " <> sentence)
+    exit({:shutdown, 2})
+  end
+end

@@ -1,0 +1,103 @@
+defmodule Mix.Tasks.NetlinkPort.Top do
+  @shortdoc "Shows a running application's netlink sockets and what passes through them"
+
+  @moduledoc """
+  A live view of the servers and sockets of a running application: see `NetlinkPort.Top`.
+
+      mix netlink_port.top --node my_app@host
+      mix netlink_port.top --node my_app@host.example.org --cookie COOKIE --interval 500
+      mix netlink_port.top --node my_app@host --once
+
+  `q` or Control-C ends it. Options:
+
+    * `--node NAME@HOST` - the application's node. It is joined as a hidden node, under a name that it
+      chooses, and left again. `--cookie COOKIE` if it is not `~/.erlang.cookie`.
+    * `--interval MS` - from one look to the next; 1000.
+    * `--once` - prints it once, for scripts: whole, with the rates of one interval.
+
+  Exit code: 0; 1 when the node is lost; 2 for wrong arguments, and where the node cannot be reached.
+  """
+
+  use Mix.Task
+
+  alias NetlinkPort.{Attach, Top}
+
+  @switches [node: :string, cookie: :string, interval: :integer, once: :boolean]
+
+  @impl true
+  def run(arguments) do
+    case OptionParser.parse(arguments, strict: @switches) do
+      {options, [], []} -> look(Map.new(options))
+      {_options, _rest, [{name, _} | _]} -> refuse("unknown option, or a wrong value: #{name}")
+      {_options, [rest | _], _invalid} -> refuse("unexpected argument: #{rest}")
+    end
+  end
+
+  defp look(%{interval: interval}) when interval < 100,
+    do: refuse("--interval is at least 100 ms")
+
+  defp look(%{node: name} = options) do
+    Mix.Task.run("app.config")
+
+    case Attach.node(name, options[:cookie]) do
+      {:ok, node} -> view(node, options)
+      {:error, sentence} -> refuse(sentence)
+    end
+  end
+
+  defp look(_options) do
+    refuse("which application? --node NAME@HOST; in its own shell it is NetlinkPort.Top.run()")
+  end
+
+  defp view(node, options) do
+    opts = [node: node, once: Map.get(options, :once, false)]
+    opts = [interval: Map.get(options, :interval, 1_000)] ++ opts
+
+    case terminal(opts[:once], fn -> Top.run([size: &size/0] ++ opts) end) do
+      :ok -> :ok
+      {:error, sentence} -> stop(sentence, 1)
+    end
+  end
+
+  # Keys come one by one, and Control-C as one of them: otherwise Erlang's own menu would take it.
+  defp terminal(true, run), do: run.()
+
+  defp terminal(false, run) do
+    saved = stty("-g")
+    _set = saved && stty("-icanon -echo -isig")
+
+    try do
+      run.()
+    after
+      saved && stty(saved)
+    end
+  end
+
+  # By itself Erlang knows the size of its terminal only from OTP 26 on, where there is no shell.
+  defp size do
+    with text when is_binary(text) <- stty("size"),
+         [rows, columns] when rows > "0" <- String.split(text) do
+      {String.to_integer(rows), String.to_integer(columns)}
+    else
+      _no_terminal -> {24, 80}
+    end
+  end
+
+  # What the VM starts has no /dev/tty: it is given the terminal by its name.
+  defp stty(arguments) do
+    with {:ok, "/dev/" <> _ = terminal} <- File.read_link("/proc/self/fd/0"),
+         command = ["-c", "exec stty $1 <\"$0\"", terminal, arguments],
+         {output, 0} <- System.cmd("sh", command, stderr_to_stdout: true) do
+      String.trim(output)
+    else
+      _no_terminal -> nil
+    end
+  end
+
+  defp refuse(sentence), do: stop(sentence, 2)
+
+  defp stop(sentence, code) do
+    Mix.shell().error("netlink_port.top: " <> sentence)
+    exit({:shutdown, code})
+  end
+end

@@ -1,0 +1,165 @@
+defmodule NetlinkPort.Doctor do
+  @moduledoc """
+  Looks at what this library needs, and says of each thing whether it is well, or what to do.
+
+  `mix netlink_port.doctor` prints it and ends with a code for scripts. In a release, where there is no Mix:
+
+      bin/my_app rpc "NetlinkPort.Doctor.run()"
+      bin/my_app eval "NetlinkPort.Doctor.run() == :ok || System.halt(1)"
+
+  `rpc` looks at the running application, its servers and sockets among it; `eval` starts a VM of its
+  own, of the same user and with the same executable, and can be run before the application is.
+
+  What is looked at, by a helper that is started for it and ended again:
+
+    * the executable: where it is, its version, who may write and run it, its file capabilities;
+    * the helper as it runs: its capabilities and what is missing for want of one, seccomp;
+    * the kernel: its version, and what it supports, by trying;
+    * whether the namespaces in `/run/netns` can be entered, and the kernel confirms each;
+    * the servers of this node, and the namespaces that nothing but their sockets keeps alive;
+    * limits of buffers, descriptors and watches;
+    * the time that a request takes.
+
+  ## What the marks mean
+
+  `:fail`, and exit code 1: the executable is missing, not executable or of another version; the helper does
+  not start, or runs without its seccomp filter; the kernel is too old or lacks `NETLINK_ROUTE` or
+  `NETLINK_GENERIC`; a namespace cannot be entered. `:warn`: something that you may need is missing, or is
+  likely to be a mistake: a capability, a small limit, a file that others may write, a helper that was
+  restarted, a namespace that only sockets keep alive. A time is a time, and never a failure.
+
+  To open each protocol can make the kernel load its module, as any program that opens it does.
+  """
+
+  alias NetlinkPort.{Error, Helper, Options, Server, Shown}
+  alias NetlinkPort.Doctor.{Capabilities, Executable, Kernel, Kept, Limits, Namespaces}
+  alias NetlinkPort.Doctor.{RoundTrip, Servers}
+
+  @typedoc "Whether it is well, what was found, and what to do: a command or a sentence."
+  @type check :: {:ok | :warn | :fail, line :: String.t(), remedy :: String.t() | nil}
+
+  @typedoc "What was found, by what was looked at, in the order it was looked at."
+  @type report :: [{title :: String.t(), [check()]}]
+
+  @typedoc """
+  `:executable` is the path of the helper, the one servers take by themselves unless told otherwise;
+  `:netns` a list of namespaces to enter instead of those in `/run/netns`.
+  """
+  @type option :: {:executable, Path.t()} | {:netns, [NetlinkPort.netns()]}
+
+  @doc "Looks, and prints what it found. `:error` is that something fails."
+  @spec run([option()]) :: :ok | :error
+  def run(opts \\ []) do
+    report = report(opts)
+    IO.puts(format(report, unicode?: :io.getopts()[:encoding] == :unicode))
+    verdict(report)
+  end
+
+  @doc "Whether anything fails."
+  @spec verdict(report()) :: :ok | :error
+  def verdict(report) do
+    if Enum.any?(report, fn {_title, checks} -> Enum.any?(checks, &match?({:fail, _, _}, &1)) end),
+      do: :error,
+      else: :ok
+  end
+
+  @doc "Looks. It takes a second or so."
+  @spec report([option()]) :: report()
+  def report(opts \\ []) do
+    Options.keyword!(opts)
+    Options.known!(opts, [:executable, :netns])
+    executable = Path.expand(Options.executable!(opts[:executable]) || Helper.executable())
+    # A helper that cannot be started ends who has started it, if that does not look out for it.
+    look = fn ->
+      Process.flag(:trap_exit, true)
+      look(executable, opts[:netns])
+    end
+
+    look |> Task.async() |> Task.await(:infinity)
+  end
+
+  defp look(executable, netns) do
+    case Server.start_link(name: nil, executable: executable) do
+      {:ok, server} ->
+        report =
+          [
+            section("executable", fn -> Executable.checks(executable) end),
+            section("helper", fn -> Capabilities.checks(info(server)) end),
+            section("kernel", fn -> Kernel.checks(server, info(server)) end),
+            section("namespaces", fn -> Namespaces.checks(server, netns) end)
+          ] ++
+            running(server) ++
+            [
+              section("limits", fn -> Limits.checks(server, info(server)) end),
+              section("round trip", fn -> RoundTrip.checks(server) end)
+            ]
+
+        # It goes with this process, too.
+        if Process.alive?(server), do: GenServer.stop(server)
+        report
+
+      {:error, %Error{} = error} ->
+        start = {:fail, Exception.message(error), remedy(error)}
+        executable = section("executable", fn -> Executable.checks(executable) end)
+        [executable, {"helper", [start]}] ++ running(nil)
+    end
+  end
+
+  defp info(server) do
+    {:ok, info} = NetlinkPort.info(server)
+    info
+  end
+
+  # One that fails in a way nobody has thought of, as when somebody kills the helper, hides no other.
+  defp section(title, checks) do
+    {title, checks.()}
+  catch
+    kind, reason ->
+      line = "could not be looked at: " <> Exception.format_banner(kind, Shown.brief(reason))
+      {title, [{:fail, line, "try again; if it says so again, it is a bug of this library"}]}
+  end
+
+  # The helper of this look does not count.
+  defp running(own) do
+    servers = Servers.stats(own)
+
+    [
+      section("servers", fn -> Servers.checks(servers) end),
+      section("namespaces kept alive", fn -> Kept.checks(servers, own) end)
+    ]
+  end
+
+  defp remedy(%{reason: :eproto}) do
+    "its own words, on standard error, say what was refused; run it by hand: PATH --version"
+  end
+
+  defp remedy(_error), do: "put the executable in order first, as said above"
+
+  @doc "A report for people, in lines. Without `unicode?: true` the marks are ASCII."
+  @spec format(report(), unicode?: boolean()) :: String.t()
+  def format(report, opts \\ []) do
+    {marks, arrow} =
+      if Keyword.get(opts, :unicode?, false),
+        do: {%{ok: "✓", warn: "!", fail: "✗"}, "→"},
+        else: {%{ok: "ok", warn: "!!", fail: "XX"}, "->"}
+
+    report
+    |> Enum.map(fn {title, checks} ->
+      [title, "\n" | Enum.map(checks, &line(&1, marks, arrow))]
+    end)
+    |> Enum.concat([summary(report)])
+    |> IO.iodata_to_binary()
+  end
+
+  defp line({mark, line, nil}, marks, _arrow), do: ["  ", marks[mark], " ", line, "\n"]
+
+  defp line({mark, line, remedy}, marks, arrow) do
+    [line({mark, line, nil}, marks, arrow), "      ", arrow, " ", remedy, "\n"]
+  end
+
+  defp summary(report) do
+    marks = for {_title, checks} <- report, {mark, _, _} <- checks, do: mark
+    count = Enum.frequencies(marks)
+    "#{count[:ok] || 0} well, #{count[:warn] || 0} to look at, #{count[:fail] || 0} failing"
+  end
+end

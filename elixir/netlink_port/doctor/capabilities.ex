@@ -1,0 +1,91 @@
+defmodule NetlinkPort.Doctor.Capabilities do
+  @moduledoc false
+  # What the helper may do as it runs, what cannot be done for want of which capability, and whether its
+  # own sandbox is on.
+
+  alias NetlinkPort.Doctor
+
+  @setcap "start the VM as root, or give the executable file capabilities: " <>
+            "setcap cap_sys_admin,cap_net_admin+ep PATH (on a file system that is not mounted nosuid)"
+
+  @needed [
+    sys_admin:
+      {"no other namespace can be entered",
+       @setcap <> "; for namespaces of rootless containers: user_namespaces: true"},
+    net_admin: {"nothing can be changed, and no place is verified", @setcap},
+    sys_ptrace:
+      {"namespaces of processes with more capabilities cannot be entered by {:pid, pid}",
+       "name them by a path, or add cap_sys_ptrace to its file capabilities"}
+  ]
+
+  @optional [
+    net_broadcast: "listen_all_nsid",
+    audit_read: "the audit log",
+    audit_control: "the audit rules",
+    dac_read_search: "namespace files in directories of other users"
+  ]
+
+  @spec checks(map()) :: [Doctor.check()]
+  def checks(info) do
+    needed = for {name, without} <- @needed, do: needed(name, without, info.capabilities)
+    needed ++ [optional(info.capabilities), home(info)] ++ sandbox(info.os_pid)
+  end
+
+  defp needed(name, {lost, remedy}, held) do
+    if name in held,
+      do: {:ok, cap(name), nil},
+      else: {:warn, "without #{cap(name)} #{lost}", remedy}
+  end
+
+  # They are given up at start by every helper that is not told to keep them.
+  defp optional(held) do
+    kept = for {name, _what} <- @optional, name in held, do: cap(name)
+    given_up = for {name, what} <- @optional, name not in held, do: "#{name} (#{what})"
+
+    case {kept, given_up} do
+      {[], _all} ->
+        {:ok, "given up as usual, kept by keep: [...]: " <> Enum.join(given_up, ", "), nil}
+
+      {kept, _rest} ->
+        {:ok, "kept: " <> Enum.join(kept, ", "), nil}
+    end
+  end
+
+  defp home(%{may_leave: true, home_inode: inode}) do
+    {:ok, "its home is network namespace #{inode}, and it can come back there", nil}
+  end
+
+  defp home(%{home_inode: inode}) do
+    {:warn, "it cannot leave its home, network namespace #{inode}: setns(2) back is refused",
+     "as for CAP_SYS_ADMIN; inside `unshare -Ur` nothing helps, init owns the namespace"}
+  end
+
+  defp sandbox(os_pid) do
+    case File.read("/proc/#{os_pid}/status") do
+      {:ok, status} ->
+        [
+          field(status, "Seccomp", "2", "its seccomp filter"),
+          field(status, "NoNewPrivs", "1", "no_new_privs")
+        ]
+
+      {:error, _reason} ->
+        [
+          {:warn, "seccomp: /proc/#{os_pid}/status cannot be read",
+           "look as root, or mount /proc without hidepid"}
+        ]
+    end
+  end
+
+  defp field(status, name, wanted, what) do
+    case Regex.run(~r/^#{name}:\s+(\d+)$/m, status) do
+      [_line, ^wanted] ->
+        {:ok, "#{what} is on", nil}
+
+      found ->
+        {:fail, "#{what} is off (#{name}: #{found && List.last(found)})",
+         "this is not the program that this library builds; install that one"}
+    end
+  end
+
+  defp cap(name), do: "CAP_" <> (name |> Atom.to_string() |> String.upcase())
+end

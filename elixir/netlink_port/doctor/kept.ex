@@ -1,0 +1,173 @@
+defmodule NetlinkPort.Doctor.Kept do
+  @moduledoc false
+  # Namespaces that are there only because sockets of ours are: no process is in them, no mount and no
+  # descriptor of anybody stands for them. proc(5), namespaces(7).
+  #
+  # Two things hold a namespace that /proc does not show: sockets that somebody else has there and has
+  # left it, and the kernel's own. So such a namespace may live on when ours are closed.
+
+  alias NetlinkPort.{Doctor, Witness}
+  alias NetlinkPort.Doctor.Servers
+
+  @spec checks([Servers.told()], pid() | nil) :: [Doctor.check()]
+  def checks(servers, own) do
+    told = for {_server, {:ok, stats}} <- servers, do: stats
+    sockets = for stats <- told, socket <- stats.sockets, do: socket
+    spaces = Enum.group_by(sockets, & &1.inode)
+
+    if spaces == %{} do
+      [{:ok, "no server of this node has a socket", nil}]
+    else
+      # All helpers, of which some may not have answered.
+      helpers = MapSet.new(for stats <- told, do: "#{stats.os_pid}")
+      {left, unseen} = unheld(Map.keys(spaces), helpers)
+      verdict(spaces, left, unseen, length(Witness.servers() -- [own]) - length(told))
+    end
+  end
+
+  @typedoc "Processes of which it cannot be told where they are, and those whose descriptors cannot be read."
+  @type unseen :: %{places: [String.t()], descriptors: [String.t()]}
+
+  @doc "Which of these namespaces (inodes) nothing holds that `/proc` shows, these processes aside."
+  @spec unheld([pos_integer()], MapSet.t(String.t())) :: {[pos_integer()], unseen()}
+  def unheld(inodes, helpers) do
+    pids = for pid <- ls("/proc"), pid =~ ~r/^\d+$/, pid not in helpers, do: pid
+    {links, closed} = pids |> Enum.reduce({%{}, []}, &process/2)
+    left = inodes |> MapSet.new(&"net:[#{&1}]") |> MapSet.difference(MapSet.new(Map.keys(links)))
+    left = if MapSet.size(left) > 0, do: mounts(left, pids), else: left
+    left = if MapSet.size(left) > 0, do: Enum.reduce(pids, left, &threads_and_files/2), else: left
+    unseen = %{places: closed -- beside(closed, links), descriptors: unreadable(left, pids)}
+    {Enum.filter(inodes, &("net:[#{&1}]" in left)), unseen}
+  end
+
+  # Each namespace with one of its processes.
+  defp process(pid, {links, closed}) do
+    case File.read_link("/proc/#{pid}/ns/net") do
+      {:ok, link} -> {Map.put_new(links, link, pid), closed}
+      # Ended; a zombie has none.
+      {:error, reason} when reason in [:enoent, :esrch, :einval] -> {links, closed}
+      {:error, _not_ours} -> {links, [pid | closed]}
+    end
+  end
+
+  # Of those, who is where another is that can be looked at. A file below /proc/<pid>/net anybody may
+  # look at, and its inode is another in each namespace.
+  defp beside(closed, links) do
+    known = MapSet.new(Map.values(links), &place/1)
+    Enum.filter(closed, &(place(&1) in known))
+  end
+
+  defp place(pid) do
+    with {:ok, %{inode: inode}} <- File.stat("/proc/#{pid}/net/netlink"), do: inode
+  end
+
+  defp unreadable(left, pids) do
+    if MapSet.size(left) > 0,
+      do: Enum.filter(pids, &match?({:error, :eacces}, File.ls("/proc/#{&1}/fd"))),
+      else: []
+  end
+
+  # A container has mounts of its own: one process of each mount namespace is asked.
+  defp mounts(left, pids) do
+    pids
+    |> Enum.uniq_by(
+      &with {:ok, link} <- File.read_link("/proc/#{&1}/ns/mnt"), do: link, else: (_ -> &1)
+    )
+    |> Enum.reduce(left, fn pid, left ->
+      with {:ok, text} <- File.read("/proc/#{pid}/mountinfo") do
+        # The fourth field of an nsfs is the namespace.
+        for [link] <- Regex.scan(~r/net:\[\d+\]/, text), reduce: left do
+          left -> MapSet.delete(left, link)
+        end
+      else
+        _not_readable -> left
+      end
+    end)
+  end
+
+  defp threads_and_files(pid, left) do
+    threads = for thread <- ls("/proc/#{pid}/task"), do: link(pid, "task/#{thread}/ns/net")
+    files = for fd <- ls("/proc/#{pid}/fd"), do: file(pid, fd)
+    MapSet.difference(left, MapSet.new(threads ++ files))
+  end
+
+  defp link(pid, path) do
+    with {:ok, link} <- File.read_link("/proc/#{pid}/#{path}"), do: link
+  end
+
+  # One that was opened by a path is shown as that, so its inode is looked at: not by stat(2), which can
+  # hang on what is none of ours (NFS), before it can be one. Without it (Linux before 5.14) only those
+  # that were opened otherwise are seen.
+  defp file(pid, fd) do
+    with {:ok, "/" <> _path} <- File.read_link("/proc/#{pid}/fd/#{fd}"),
+         {:ok, text} <- File.read("/proc/#{pid}/fdinfo/#{fd}"),
+         [_line, inode] <- Regex.run(~r/^ino:\s+(4\d{9})$/m, text),
+         {:ok, %{major_device: device}} <- File.stat("/proc/#{pid}/fd/#{fd}"),
+         {:ok, %{major_device: ^device}} <- File.stat("/proc/self/ns/net") do
+      "net:[#{inode}]"
+    else
+      {:ok, link} when is_binary(link) -> link
+      _no_namespace -> nil
+    end
+  end
+
+  defp ls(path) do
+    case File.ls(path) do
+      {:ok, names} -> names
+      {:error, _reason} -> []
+    end
+  end
+
+  defp verdict(spaces, [], _unseen, silent) do
+    line = "none: each of the #{map_size(spaces)} that our sockets are in is held by others, too"
+    [{:ok, line, nil} | silent(silent)]
+  end
+
+  defp verdict(spaces, left, unseen, silent) do
+    for(inode <- left, do: alone(inode, users(spaces[inode]), unseen)) ++ silent(silent)
+  end
+
+  defp alone(inode, users, %{places: [_ | _] = pids}) do
+    {:warn,
+     "cannot tell of #{inode}, where #{users} are: #{processes(pids)} may be there, and cannot be asked",
+     "run it as root, or with CAP_SYS_PTRACE"}
+  end
+
+  defp alone(inode, users, %{descriptors: pids}) do
+    unless_held =
+      if pids == [],
+        do: "",
+        else: "; unless #{processes(pids)} hold it open, which cannot be seen"
+
+    {:warn, "#{inode} is alive by our sockets alone: #{users}#{unless_held}",
+     "close them, or open them with close_on: :namespace_gone, which does it"}
+  end
+
+  defp processes([pid]), do: "process #{pid}"
+  defp processes(pids), do: "#{length(pids)} processes"
+
+  defp silent(0), do: []
+
+  defp silent(count) do
+    [{:warn, "#{count} servers did not tell of their sockets", "see the servers above"}]
+  end
+
+  @shown 4
+
+  defp users(sockets) do
+    shown =
+      for socket <- Enum.take(sockets, @shown) do
+        "#{inspect(socket.socket)} of #{owner(socket.owner)}"
+      end
+
+    more = if length(sockets) > @shown, do: ["#{length(sockets) - @shown} more"], else: []
+    Enum.join(shown ++ more, ", ")
+  end
+
+  defp owner(pid) do
+    case node(pid) == node() && Process.info(pid, :registered_name) do
+      {:registered_name, name} when name != [] -> "#{inspect(name)} #{inspect(pid)}"
+      _unnamed -> inspect(pid)
+    end
+  end
+end

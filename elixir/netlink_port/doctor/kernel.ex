@@ -1,0 +1,135 @@
+defmodule NetlinkPort.Doctor.Kernel do
+  @moduledoc false
+  # The kernel: what it is, and what it has, by trying.
+
+  alias NetlinkPort.{Doctor, Error}
+
+  # pidfds, as the program uses them, and /proc as it reads it.
+  @oldest {5, 8}
+  @protocols ~w(route generic netfilter sock_diag xfrm audit kobject_uevent connector crypto rdma selinux
+                fib_lookup scsitransport iscsi usersock)a
+  @needed [:route, :generic]
+
+  @spec checks(GenServer.server(), map()) :: [Doctor.check()]
+  def checks(server, info) do
+    [version() | features(server, info)] ++ [pidfd(server) | protocols(server)]
+  end
+
+  defp version do
+    {_family, _name} = :os.type()
+    {major, minor, patch} = :os.version()
+    told = "Linux #{release() || "#{major}.#{minor}.#{patch}"}"
+
+    if {major, minor} >= @oldest,
+      do: {:ok, told, nil},
+      else: {:fail, told <> " is too old", "upgrade to Linux 5.8 or newer"}
+  end
+
+  defp release do
+    with {:ok, release} <- File.read("/proc/sys/kernel/osrelease"),
+         do: String.trim(release),
+         else: (_ -> nil)
+  end
+
+  defp features(server, info) do
+    case NetlinkPort.open(server, :route, active: false) do
+      {:ok, socket} ->
+        {:ok, told} = NetlinkPort.info(socket)
+
+        checks = [
+          cookie(told.cookie),
+          proof(told.verified, :net_admin in info.capabilities),
+          option(socket, :ext_ack, "NETLINK_EXT_ACK", "4.12: errors say less without it"),
+          option(
+            socket,
+            :get_strict_chk,
+            "NETLINK_GET_STRICT_CHK",
+            "4.20: dumps are not filtered"
+          )
+        ]
+
+        :ok = NetlinkPort.close(socket)
+        checks
+
+      {:error, error} ->
+        [{:fail, Exception.message(error), "without NETLINK_ROUTE nothing else can be looked at"}]
+    end
+  end
+
+  defp cookie(nil) do
+    {:warn, "SO_NETNS_COOKIE is not there: `:cookie` of info/1 is nil",
+     "upgrade to Linux 5.14 or newer"}
+  end
+
+  defp cookie(_cookie), do: {:ok, "SO_NETNS_COOKIE", nil}
+
+  defp proof(true, _may_ask), do: {:ok, "SIOCGSKNS: the kernel proves where a socket is", nil}
+
+  defp proof(false, false) do
+    {:warn, "SIOCGSKNS is refused: places are taken on trust",
+     "it takes CAP_NET_ADMIN, see above"}
+  end
+
+  defp proof(false, true) do
+    {:warn, "SIOCGSKNS is refused: places are taken on trust", "upgrade to Linux 4.10 or newer"}
+  end
+
+  defp option(socket, name, constant, since) do
+    case NetlinkPort.setopts(socket, [{name, true}]) do
+      :ok -> {:ok, constant, nil}
+      {:error, error} -> {:warn, "#{constant}: #{error.reason}", "upgrade to Linux " <> since}
+    end
+  end
+
+  # Whatever comes of the namespace itself: the watch is made first.
+  defp pidfd(server) do
+    place = {:pid, String.to_integer(System.pid())}
+
+    case NetlinkPort.open(server, :route, netns: place, close_on: :namespace_gone) do
+      {:error, %Error{stage: :watch} = error} ->
+        {:fail, "pidfd_open(2): " <> Exception.message(error), "upgrade to Linux 5.8 or newer"}
+
+      {:ok, socket} ->
+        :ok = NetlinkPort.close(socket)
+        {:ok, "pidfd_open(2)", nil}
+
+      {:error, _of_the_namespace} ->
+        {:ok, "pidfd_open(2)", nil}
+    end
+  end
+
+  defp protocols(server) do
+    tried = for protocol <- @protocols, do: {protocol, try_protocol(server, protocol)}
+    there = for {protocol, :ok} <- tried, do: protocol
+    missing = for {protocol, {:error, :eprotonosupport}} <- tried, do: protocol
+
+    refused =
+      for {protocol, {:error, reason}} <- tried,
+          reason != :eprotonosupport,
+          do: {protocol, reason}
+
+    [
+      {:ok, "protocols: " <> Enum.join(there, ", "), nil},
+      missing(missing)
+      | for({protocol, reason} <- refused, do: {:warn, "#{protocol}: #{reason}", "see errno(3)"})
+    ]
+    |> Enum.reject(&is_nil/1)
+  end
+
+  defp try_protocol(server, protocol) do
+    case NetlinkPort.open(server, protocol, active: false) do
+      {:ok, socket} -> NetlinkPort.close(socket)
+      {:error, error} -> {:error, error.reason}
+    end
+  end
+
+  defp missing([]), do: nil
+
+  defp missing(protocols) do
+    mark = if Enum.any?(@needed, &(&1 in protocols)), do: :fail, else: :ok
+    line = "not in this kernel: " <> Enum.join(protocols, ", ")
+
+    {mark, line,
+     "only where you need one: load its module (nfnetlink, xfrm_user, …), or a kernel that has it"}
+  end
+end

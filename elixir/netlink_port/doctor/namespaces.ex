@@ -1,0 +1,81 @@
+defmodule NetlinkPort.Doctor.Namespaces do
+  @moduledoc false
+  # Whether namespaces can be entered: those that `ip netns` has made, or those that were asked for.
+
+  alias NetlinkPort.{Doctor, Socket}
+
+  @folder "/run/netns"
+  @named 8
+
+  @spec checks(GenServer.server(), [NetlinkPort.netns()] | nil) :: [Doctor.check()]
+  def checks(server, nil) do
+    case File.ls(@folder) do
+      {:ok, []} ->
+        [none()]
+
+      {:ok, names} ->
+        listed(server, for(name <- Enum.sort(names), do: {:name, name}))
+
+      {:error, :enoent} ->
+        [none()]
+
+      {:error, reason} ->
+        [{:warn, "#{@folder}: #{reason}", "run it as a user that may read #{@folder}"}]
+    end
+  end
+
+  def checks(server, places) do
+    {well, rest} =
+      places |> Enum.map(&check(server, &1)) |> Enum.split_with(&match?({:ok, _}, &1))
+
+    reached(for({:ok, name} <- well, do: name)) ++ rest
+  end
+
+  # One that is deleted meanwhile is no fault.
+  defp listed(server, places) do
+    case server |> checks(places) |> Enum.reject(&vanished?/1) do
+      [] -> [none()]
+      checks -> checks
+    end
+  end
+
+  defp vanished?({:fail, line, nil}), do: line =~ "ENOENT"
+  defp vanished?(_check), do: false
+
+  defp none do
+    {:ok, "#{@folder} has no namespace to try; --netns takes a path",
+     "to try one: ip netns add doctor, and ip netns del doctor afterwards"}
+  end
+
+  defp reached([]), do: []
+
+  defp reached(names) do
+    shown = names |> Enum.take(@named) |> Enum.join(", ")
+    more = if length(names) > @named, do: " and #{length(names) - @named} more", else: ""
+    [{:ok, "entered, and confirmed by the kernel: #{shown}#{more}", nil}]
+  end
+
+  defp check(server, place) do
+    with {:ok, socket} <- NetlinkPort.open(server, :route, netns: place, active: false),
+         {:ok, told} <- NetlinkPort.info(socket) do
+      :ok = NetlinkPort.close(socket)
+
+      if told.verified,
+        do: {:ok, Socket.place(place)},
+        else:
+          {:warn, "#{Socket.place(place)}: entered, but the kernel does not confirm it",
+           "it tells only those with CAP_NET_ADMIN there"}
+    else
+      {:error, error} -> failed(place, error, Exception.message(error))
+    end
+  end
+
+  # What is left of a namespace, after a reboot of a container say: nobody can enter that.
+  defp failed({:name, name}, %{stage: :setns, reason: :einval}, line) do
+    {:warn, line,
+     "ip netns del #{name} if it is left over; else it belongs to another mount namespace"}
+  end
+
+  # Its own sentence says what to do.
+  defp failed(_place, _error, line), do: {:fail, line, nil}
+end

@@ -1,0 +1,182 @@
+defmodule NetlinkPort.Server.Status do
+  @moduledoc false
+  # What a server tells of itself and of its helper: to those who ask, in status and crash reports, in
+  # the log, and as telemetry of how it begins and ends.
+
+  alias NetlinkPort.{Error, Helper, Outgoing, Protocol, Restarts, Shown, Sockets, Telemetry}
+
+  require Logger
+
+  # `began` is when the start began, `started` when the helper had said hello, of the monotonic clock.
+  @type t :: %__MODULE__{
+          name: GenServer.name() | nil,
+          restarts: non_neg_integer(),
+          log: Restarts.log(),
+          began: integer(),
+          started: integer() | nil,
+          malformed: non_neg_integer()
+        }
+
+  @enforce_keys [:name, :restarts, :log, :began]
+  defstruct [:name, :restarts, :log, :began, :started, malformed: 0]
+
+  @doc "A server that begins to start."
+  @spec new(GenServer.name() | nil, Restarts.start()) :: t()
+  def new(name, %{restarts: restarts, log: log}) do
+    %__MODULE__{name: name, restarts: restarts, log: log, began: System.monotonic_time()}
+  end
+
+  ## The beginning and the end
+
+  @doc "The helper has said hello."
+  @spec started(t(), Helper.hello(), Path.t()) :: t()
+  def started(status, hello, executable) do
+    now = System.monotonic_time()
+    metadata = metadata(status, %{os_pid: hello.os_pid, executable: executable})
+    metadata = Map.put(metadata, :restarts, status.restarts)
+    Telemetry.execute([:helper, :start], %{duration: now - status.began}, metadata)
+    %{status | started: now}
+  end
+
+  @doc "It could not be started. A supervisor shows the error as a struct; this is the sentence."
+  @spec failed(t(), Error.t()) :: :ok
+  def failed(status, error) do
+    duration = System.monotonic_time() - status.began
+    metadata = metadata(status, %{error: error, restarts: status.restarts})
+    Telemetry.execute([:helper, :failure], %{duration: duration}, metadata)
+    log(status, nil, Exception.message(error))
+  end
+
+  @doc "The server ends."
+  @spec ended(map(), term()) :: :ok
+  def ended(%{status: status} = state, reason) do
+    os_pid = state.hello.os_pid
+    sockets = Sockets.count(state.sockets)
+    uptime = System.monotonic_time() - status.started
+    metadata = metadata(status, %{os_pid: os_pid, reason: Shown.brief(reason)})
+    Telemetry.execute([:helper, :stop], %{uptime: uptime, sockets: sockets}, metadata)
+
+    case words(reason) do
+      nil -> :ok
+      words -> log(status, os_pid, "helper #{os_pid} #{words}; #{closed(sockets)}")
+    end
+  end
+
+  defp metadata(status, more), do: Map.merge(%{server: self(), name: status.name}, more)
+
+  # Lines are told by helpers that end, and those are bounded: more than a few a minute say nothing new.
+  defp log(%{log: :none}, _os_pid, _line), do: :ok
+
+  defp log(status, os_pid, line) do
+    last = if status.log == :last, do: "; more of this is not logged for a minute", else: ""
+    error(status, os_pid, line <> last)
+  end
+
+  defp error(status, os_pid, line) do
+    Logger.error("netlink_port #{inspect(status.name || self())}: " <> line,
+      netlink_port: status.name || self(),
+      os_pid: os_pid,
+      domain: [:netlink_port]
+    )
+  end
+
+  defp closed(0), do: "it had no sockets"
+  defp closed(1), do: "its socket is closed"
+  defp closed(count), do: "its #{count} sockets are closed"
+
+  # An orderly end is not worth a line.
+  defp words({:helper_exit, code}) when is_integer(code), do: "has ended " <> exit_code(code)
+  defp words({:helper_exit, reason}), do: "has ended, as its port says: #{inspect(reason)}"
+  defp words(:stuck), do: "did not answer and was killed"
+  defp words({:protocol_error, term}), do: "sent what is no frame: #{inspect(Shown.brief(term))}"
+  defp words(_reason), do: nil
+
+  # docs/protocol.md; 128 and more is a signal.
+  defp exit_code(0), do: "by itself (exit code 0)"
+  defp exit_code(65), do: "after a frame that was too long (exit code 65)"
+  defp exit_code(70), do: "by a bug of its own (exit code 70): please report what it said"
+  defp exit_code(71), do: "since the system refused it something it needs (exit code 71)"
+  defp exit_code(74), do: "since it could not write (exit code 74)"
+  defp exit_code(80), do: "since it could not come home from a namespace (exit code 80)"
+  defp exit_code(159), do: "by SIGSYS: a system call its filter does not let through"
+  defp exit_code(137), do: "by SIGKILL"
+  defp exit_code(139), do: "by SIGSEGV"
+  defp exit_code(134), do: "by SIGABRT"
+  defp exit_code(code) when code > 128, do: "by signal #{code - 128}"
+  defp exit_code(code), do: "with exit code #{code}"
+
+  @doc "The helper could not read a command. The first says so in the log, the rest are counted."
+  @spec malformed(map(), atom()) :: map()
+  def malformed(%{status: status} = state, reason) do
+    if status.malformed == 0 do
+      error(status, state.hello.os_pid, "the helper could not read a command: #{reason}")
+    end
+
+    %{state | status: %{status | malformed: status.malformed + 1}}
+  end
+
+  ## For those who ask
+
+  @doc "Of the helper, beside what it tells itself, for `NetlinkPort.info/1`."
+  @spec info(map(), keyword()) :: map()
+  def info(state, told) do
+    Map.merge(Map.new(told), %{
+      executable: state.executable,
+      program: state.hello.program,
+      protocol: Protocol.version(),
+      capabilities: Helper.capabilities(state.hello.capabilities),
+      may_leave: state.hello.may_leave,
+      max_fds: state.hello.max_fds
+    })
+  end
+
+  @doc """
+  Of the helper, for `NetlinkPort.stats/1`. What `/proc` says is read in a process of its own: the server
+  waits for no file.
+  """
+  @spec stats(map(), keyword(), GenServer.from()) :: :ok
+  def stats(%{status: status} = state, told, from) do
+    uptime = System.monotonic_time() - status.started
+
+    known = %{
+      server: self(),
+      name: status.name,
+      uptime: System.convert_time_unit(uptime, :native, :millisecond),
+      restarts: status.restarts,
+      frames: state.frames,
+      outgoing: Outgoing.kept(state.outgoing),
+      malformed: status.malformed,
+      max_fds: state.hello.max_fds,
+      sockets: Sockets.list(state.sockets)
+    }
+
+    os_pid = state.hello.os_pid
+    told = told |> Map.new() |> Map.take([:os_pid, :fds])
+
+    _pid =
+      spawn(fn ->
+        GenServer.reply(from, {:ok, known |> Map.merge(told) |> Map.merge(Helper.usage(os_pid))})
+      end)
+
+    :ok
+  end
+
+  @doc "What crash reports and :sys.get_status/1 show."
+  @spec format(map()) :: map()
+  def format(%{state: %{status: %__MODULE__{}} = state} = status) do
+    Shown.status(status,
+      name: state.status.name,
+      helper: state.process && elem(state.process, 0),
+      executable: state.executable,
+      restarts: state.status.restarts,
+      sockets: Sockets.count(state.sockets),
+      outgoing: Outgoing.kept(state.outgoing),
+      capture: state.sockets.tap != nil,
+      suspect?: state.suspect?,
+      may_leave_home: state.hello.may_leave
+    )
+  end
+
+  # A start that has failed, with options for a state.
+  def format(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
+end

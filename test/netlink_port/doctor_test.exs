@@ -1,0 +1,379 @@
+defmodule NetlinkPort.DoctorTest do
+  # What the doctor says of a healthy machine, and of each thing that can be wrong; by real causes.
+  use NetlinkPort.Case, async: true
+
+  import ExUnit.CaptureIO
+
+  alias Mix.Tasks.NetlinkPort.Doctor, as: Task
+  alias NetlinkPort.Doctor
+  alias NetlinkPort.Doctor.{Capabilities, Kept}
+
+  @moduletag :root
+
+  # A small helper, for those that need one.
+  defp report(opts), do: Doctor.report(Keyword.put_new(opts, :netns, [:host]))
+
+  defp section(report, title), do: report |> List.keyfind!(title, 0) |> elem(1)
+
+  defp find!(checks, mark, pattern) do
+    found = Enum.find(checks, fn {_mark, line, _remedy} -> line =~ pattern end)
+
+    assert {^mark, _line, remedy} = found,
+           "#{inspect(pattern)} in #{inspect(checks, pretty: true)}"
+
+    remedy
+  end
+
+  defp executable_fails!(path, pattern) do
+    report = report(executable: path)
+    assert Doctor.verdict(report) == :error
+    find!(section(report, "executable"), :fail, pattern)
+  end
+
+  test "a machine that has what is needed is well" do
+    netns = netns!()
+    report = report(netns: [{:name, netns}, {:path, netns_path(netns)}, {:pid, sleeper!(netns)}])
+    assert Doctor.verdict(report) == :ok
+    executable = section(report, "executable")
+    find!(executable, :ok, "version #{Mix.Project.config()[:version]}")
+    helper = section(report, "helper")
+
+    for line <- ["CAP_SYS_ADMIN", "CAP_NET_ADMIN", "seccomp filter is on", "no_new_privs is on"],
+        do: find!(helper, :ok, line)
+
+    kernel = section(report, "kernel")
+
+    for line <- ["Linux", "SO_NETNS_COOKIE", "SIOCGSKNS", "NETLINK_EXT_ACK", "GET_STRICT_CHK"],
+        do: find!(kernel, :ok, line)
+
+    find!(kernel, :ok, ~r/^protocols: route, generic, .*sock_diag/)
+    assert [{:ok, line, nil}] = section(report, "namespaces")
+    assert line =~ "#{netns}, #{netns_path(netns)}, the namespace of process "
+    limits = section(report, "limits")
+
+    for line <- ["net.core: rmem_max", "SO_RCVBUFFORCE", "descriptors", "fs.inotify", "fs.epoll"],
+        do: find!(limits, :ok, line)
+
+    assert [{:ok, line, nil}] = section(report, "round trip")
+    assert line =~ ~r/^500 requests, .*median \d+ us, 99th percentile \d+ us$/
+  end
+
+  test "it leaves nothing behind" do
+    report(executable: helper())
+    report(executable: "/nowhere")
+    # Those of other tests come and go; this process has started none.
+    assert {:links, []} = Process.info(self(), :links) |> only_servers()
+  end
+
+  defp only_servers({:links, links}) do
+    {:links, for(pid <- links, is_pid(pid), pid in NetlinkPort.Witness.servers(), do: pid)}
+  end
+
+  describe "an executable that" do
+    test "is missing fails, with the path" do
+      assert executable_fails!("/nowhere/netlink_port", "/nowhere/netlink_port: no such file") =~
+               "--executable"
+    end
+
+    test "is a folder fails" do
+      executable_fails!(System.tmp_dir!(), "no file but a directory")
+    end
+
+    test "is not executable fails, and chmod is named" do
+      path = tmp_path!("netlink_port")
+      File.cp!(helper(), path)
+      File.chmod!(path, 0o644)
+      assert executable_fails!(path, "cannot be run: EACCES") =~ "chmod 0755 #{path}"
+    end
+
+    test "is of another version fails, naming both" do
+      path = script!(~s([ "$1" = --version ] && echo netlink_port 9.9.9 || exec #{helper()} "$@"))
+      executable_fails!(path, "is version 9.9.9, this library #{Mix.Project.config()[:version]}")
+    end
+
+    test "is another program fails, with what it said" do
+      executable_fails!(script!("echo hello; exit 3"), ~s(status 3 and said "hello\\n"))
+    end
+
+    test "anybody may write is a warning; the helper is looked at all the same" do
+      path = tmp_path!("netlink_port")
+      File.cp!(helper(), path)
+      File.chmod!(path, 0o757)
+      report = report(executable: path)
+      assert Doctor.verdict(report) == :ok
+
+      assert find!(section(report, "executable"), :warn, "anybody may write it") ==
+               "chmod o-w #{path}"
+    end
+
+    test "has file capabilities and may be run by anybody is a warning" do
+      path = tmp_path!("netlink_port")
+      File.cp!(helper(), path)
+      File.chmod!(path, 0o755)
+      {_output, 0} = System.cmd("setcap", ["cap_sys_admin,cap_net_admin+ep", path])
+      checks = section(report(executable: path), "executable")
+      find!(checks, :warn, ~r/cap_net_admin,cap_sys_admin.*anybody may run it/)
+      # File.chmod/2 calls chown(2) as well, which takes the capabilities away.
+      {_output, 0} = System.cmd("chmod", ["0750", path])
+      find!(section(report(executable: path), "executable"), :ok, "cap_net_admin,cap_sys_admin")
+    end
+  end
+
+  describe "a helper" do
+    test "without capabilities: what is missing for want of which, and namespaces fail" do
+      netns = netns!()
+      drop = "setpriv --bounding-set -sys_admin,-net_admin,-sys_ptrace"
+      path = script!("exec #{drop} #{helper()} \"$@\"")
+      report = report(executable: path, netns: [{:name, netns}])
+      helper = section(report, "helper")
+      assert find!(helper, :warn, "without CAP_SYS_ADMIN no other namespace") =~ "setcap"
+      assert find!(helper, :warn, "without CAP_NET_ADMIN nothing can be changed") =~ "setcap"
+      find!(section(report, "kernel"), :warn, "SIOCGSKNS is refused")
+      find!(section(report, "namespaces"), :fail, "the helper lacks CAP_SYS_ADMIN")
+      assert Doctor.verdict(report) == :error
+      # All else is looked at.
+      find!(section(report, "round trip"), :ok, "500 requests")
+    end
+
+    test "that does not start fails with its sentence" do
+      path = script!(~s([ "$1" = --version ] && exec #{helper()} --version; exit 71))
+      report = report(executable: path)
+      find!(section(report, "executable"), :ok, "version")
+      find!(section(report, "helper"), :fail, "ended with exit status 71 before its first frame")
+      assert Doctor.verdict(report) == :error
+    end
+
+    test "without its sandbox fails" do
+      # A process that has none: this VM.
+      info = %{capabilities: [], may_leave: false, home_inode: 1, os_pid: System.pid()}
+      checks = Capabilities.checks(info)
+      find!(checks, :fail, "seccomp filter is off")
+      find!(checks, :fail, "no_new_privs is off")
+      find!(checks, :warn, "cannot leave its home")
+    end
+
+    test "that ends while it is looked at is said, and the rest is there" do
+      # Its input ends after so many bytes of commands, somewhere among the requests that are timed.
+      hello = ~s([ "$1" = --version ] && exec #{helper()} --version)
+      path = script!(~s(#{hello}; dd bs=1 count=10000 status=none | #{helper()} "$@"))
+      report = report(executable: path)
+      assert length(report) == 8
+      find!(section(report, "limits"), :ok, "descriptors")
+      find!(section(report, "round trip"), :fail, ~r/EPIPE|ESRCH/)
+      assert Doctor.verdict(report) == :error
+      path = script!(~s(#{hello}; dd bs=1 count=300 status=none | #{helper()} "$@"))
+      report = report(executable: path)
+      assert length(report) == 8
+      find!(section(report, "limits"), :fail, "could not be looked at")
+    end
+  end
+
+  describe "namespaces" do
+    test "that cannot be entered have the error's own sentence" do
+      places = [{:name, "nlp-nowhere"}, {:path, "/proc/self/ns/mnt"}]
+      checks = section(report(netns: places), "namespaces")
+      find!(checks, :fail, "/run/netns/nlp-nowhere: ENOENT: there is no such file")
+      find!(checks, :fail, "/proc/self/ns/mnt: EINVAL: it is not a network namespace")
+    end
+
+    test "that are left over are a warning" do
+      # As after a reboot that has kept the folder.
+      name = "nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
+      path = netns_path(name)
+      _exists = netns!()
+      File.touch!(path)
+      on_exit(fn -> File.rm(path) end)
+      report = report(netns: [{:name, name}])
+      assert find!(section(report, "namespaces"), :warn, name) =~ "ip netns del #{name}"
+      assert Doctor.verdict(report) == :ok
+    end
+
+    test "of /run/netns are tried unless others are named" do
+      netns = netns!()
+      checks = section(Doctor.report(), "namespaces")
+      [{:ok, line, nil}] = for {:ok, _, _} = check <- checks, do: check
+      assert line =~ netns or line =~ ~r/and \d+ more$/
+    end
+  end
+
+  describe "a namespace" do
+    # What is said of the namespace with this inode.
+    defp said(inode) do
+      for {mark, line, remedy} <- section(report([]), "namespaces kept alive"),
+          line =~ "#{inode}",
+          do: {mark, line, remedy}
+    end
+
+    defp doomed! do
+      netns = netns!()
+      server = start_server!()
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      {netns, inode(netns_path(netns)), socket}
+    end
+
+    test "that our sockets alone keep alive is named, with its sockets and their owners" do
+      {netns, inode, socket} = doomed!()
+      assert said(inode) == []
+      ip!(["netns", "del", netns])
+      assert [{:warn, line, remedy}] = said(inode)
+
+      assert line =~
+               "#{inode} is alive by our sockets alone: #{inspect(socket)} of #{inspect(self())}"
+
+      assert remedy =~ "close_on: :namespace_gone"
+      NetlinkPort.close(socket)
+      assert said(inode) == []
+    end
+
+    test "that a process is in is held, until that ends" do
+      {netns, inode, _socket} = doomed!()
+      pid = sleeper!(netns)
+      ip!(["netns", "del", netns])
+      assert said(inode) == []
+      signal!(pid, :KILL)
+      eventually!(fn -> not running?(pid) end)
+      assert [{:warn, _line, _remedy}] = said(inode)
+    end
+
+    test "that a descriptor of another process stands for is held" do
+      {netns, inode, _socket} = doomed!()
+      marker = tmp_path!("marker")
+      command = "exec 9< #{netns_path(netns)}; touch #{marker}; exec sleep 600"
+      pid = os_process!("sh", ["-c", command])
+      eventually!(fn -> File.exists?(marker) end)
+      ip!(["netns", "del", netns])
+      assert said(inode) == []
+      signal!(pid, :KILL)
+      eventually!(fn -> not running?(pid) end)
+      assert [{:warn, _line, _remedy}] = said(inode)
+    end
+
+    test "that is mounted elsewhere, in a mount namespace of a container, is held" do
+      {netns, inode, _socket} = doomed!()
+      marker = tmp_path!("marker")
+      # Under another path, since a mount goes with the file it is on, wherever that is deleted.
+      other = tmp_path!("elsewhere")
+      mount = "touch #{other}; mount --bind #{netns_path(netns)} #{other}"
+
+      command = [
+        "-m",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        "#{mount}; touch #{marker}; exec sleep 600"
+      ]
+
+      pid = os_process!("unshare", command)
+      eventually!(fn -> File.exists?(marker) end)
+      ip!(["netns", "del", netns])
+      assert said(inode) == []
+      signal!(pid, :KILL)
+      eventually!(fn -> not running?(pid) end)
+      assert [{:warn, _line, _remedy}] = said(inode)
+    end
+
+    test "is not said to be alone by one who may not look" do
+      netns = netns!()
+      # In a namespace of its own, so that nobody whom that user may look at is beside it.
+      pid = sleeper!(netns)
+      home = tmp_path!("nobody")
+      ebin = Path.join(home, "ebin")
+      File.mkdir_p!(home)
+      File.cp_r!(Path.join(:code.lib_dir(:netlink_port), "ebin"), ebin)
+      {_output, 0} = System.cmd("chown", ["-R", "65534:65534", home])
+
+      code =
+        "#{inspect(Kept)}.unheld([1], MapSet.new()) |> elem(1) |> Map.get(:places) |> IO.inspect(limit: :infinity)"
+
+      nobody = ~w(--reuid 65534 --regid 65534 --clear-groups)
+      elixir = [System.find_executable("elixir"), "-pa", ebin, "-e", code]
+      {output, 0} = System.cmd("setpriv", nobody ++ elixir, cd: home, env: [{"HOME", home}])
+      assert output =~ ~s("#{pid}")
+      # Those in the namespace of the VM itself are known to be there, whoever they are.
+      refute output =~ ~s("#{System.pid()}")
+      refute output =~ ~s("1",)
+    end
+  end
+
+  test "servers of this node are told of, restarts and drops as warnings" do
+    name = :"doctor_#{System.unique_integer([:positive])}"
+    limits = [strategy: :one_for_one, max_restarts: 10]
+    start = {Supervisor, :start_link, [[{NetlinkPort, name: name}], limits]}
+    start_supervised!(%{id: :doctored, start: start})
+    find!(section(report([]), "servers"), :ok, inspect(name))
+    server = Process.whereis(name)
+    signal!(os_pid(name), :KILL)
+    eventually!(fn -> Process.whereis(name) not in [nil, server] end)
+    assert find!(section(report([]), "servers"), :warn, ~r/#{name}.*restarts: 1/) =~ "the log"
+  end
+
+  describe "the report" do
+    @report [
+      {"one", [{:ok, "well", nil}, {:warn, "look", "do this"}]},
+      {"two", [{:fail, "bad", nil}]}
+    ]
+
+    test "is a line for each, with marks that the terminal has" do
+      assert Doctor.format(@report, unicode?: true) ==
+               "one\n  ✓ well\n  ! look\n      → do this\ntwo\n  ✗ bad\n1 well, 1 to look at, 1 failing"
+
+      assert Doctor.format(@report) ==
+               "one\n  ok well\n  !! look\n      -> do this\ntwo\n  XX bad\n1 well, 1 to look at, 1 failing"
+    end
+
+    test "fails by what fails, and not by warnings" do
+      assert Doctor.verdict(@report) == :error
+      assert Doctor.verdict(tl(@report)) == :error
+      assert Doctor.verdict(Enum.take(@report, 1)) == :ok
+    end
+
+    test "is printed by run/1, for releases" do
+      assert capture_io(fn -> send(self(), Doctor.run(netns: [:host])) end) =~ "500 requests"
+      assert_received :ok
+    end
+  end
+
+  describe "mix netlink_port.doctor" do
+    # Its text, and its exit code.
+    defp task(arguments) do
+      test = self()
+
+      text =
+        capture_io(:stderr, fn ->
+          text = capture_io(fn -> send(test, {:code, code(fn -> Task.run(arguments) end)}) end)
+          send(test, {:text, text})
+        end)
+
+      assert_received {:code, code}
+      assert_received {:text, stdout}
+      {stdout <> text, code}
+    end
+
+    defp code(fun) do
+      fun.()
+      0
+    catch
+      :exit, {:shutdown, code} -> code
+    end
+
+    test "ends with 0 when nothing fails, and 1 when something does" do
+      netns = netns!()
+      assert {text, 0} = task(["--netns", netns])
+      assert text =~ "0 failing"
+      assert {text, 0} = task(["--netns", netns_path(netns), "--executable", helper()])
+      assert text =~ "confirmed by the kernel: #{netns_path(netns)}"
+      assert {text, 1} = task(["--netns", "nlp-nowhere"])
+      assert text =~ "1 failing"
+      assert {text, 1} = task(["--executable", "/nowhere"])
+      assert text =~ "/nowhere: no such file"
+    end
+
+    test "ends with 2 for what it does not know" do
+      for arguments <- [["--bogus"], ["--netns"], ["blue"], ["--node", "nowhere"]] do
+        assert {text, 2} = task(arguments)
+        assert text =~ "netlink_port.doctor: "
+      end
+    end
+  end
+end

@@ -1,0 +1,136 @@
+defmodule NetlinkPort.LogsTest do
+  # What goes into the log: a line for what happens, with metadata, and never a flood.
+  use NetlinkPort.Case, async: false
+
+  # A handler of logger(3) that hands the test every event of this library.
+  def log(%{meta: %{netlink_port: _}} = event, %{config: %{test: test}}),
+    do: send(test, {:logged, event})
+
+  def log(_other, _config), do: :ok
+
+  setup do
+    id = :"logs_#{System.unique_integer([:positive])}"
+    :ok = :logger.add_handler(id, __MODULE__, %{config: %{test: self()}})
+    on_exit(fn -> :logger.remove_handler(id) end)
+  end
+
+  defp logged! do
+    assert_receive {:logged, %{msg: {:string, line}} = event}
+    {IO.iodata_to_binary(line), event}
+  end
+
+  test "a helper that ends is one line, which says how" do
+    name = :"logs_#{System.unique_integer([:positive])}"
+    start_server!(name: name)
+    {:ok, _socket} = NetlinkPort.open(name, :route, [])
+    helper = os_pid(name)
+    signal!(helper, :KILL)
+    {line, event} = logged!()
+
+    assert line ==
+             "netlink_port #{inspect(name)}: helper #{helper} has ended by SIGKILL; its socket is closed"
+
+    assert event.level == :error
+    assert %{netlink_port: ^name, os_pid: ^helper, domain: [:elixir, :netlink_port]} = event.meta
+    refute_received {:logged, _event}
+  end
+
+  test "an orderly end is none" do
+    server = start_server!()
+    assert GenServer.stop(server) == :ok
+    assert GenServer.stop(start_server!(), :shutdown) == :ok
+    refute_received {:logged, _event}
+  end
+
+  test "a start that fails says why" do
+    Process.flag(:trap_exit, true)
+    {:error, error} = NetlinkPort.start_link(name: nil, executable: "/nowhere")
+    {line, event} = logged!()
+    assert line =~ Exception.message(error)
+    assert is_pid(event.meta.netlink_port)
+  end
+
+  test "a helper in a crash loop is a few lines a minute" do
+    name = :"logs_#{System.unique_integer([:positive])}"
+
+    start_supervised!(%{
+      id: :loop,
+      start:
+        {Supervisor, :start_link,
+         [[{NetlinkPort, name: name}], [strategy: :one_for_one, max_restarts: 1_000]]}
+    })
+
+    for _ <- 1..10 do
+      server = Process.whereis(name)
+      signal!(os_pid(name), :KILL)
+      eventually!(fn -> Process.whereis(name) not in [nil, server] end)
+    end
+
+    lines = for _ <- 1..5, do: elem(logged!(), 0)
+    assert Enum.count(lines, &(&1 =~ "more of this is not logged for a minute")) == 1
+    assert List.last(lines) =~ "more of this"
+    refute_received {:logged, _event}
+  end
+
+  test "frames that the helper cannot read are one line, and a count" do
+    server = start_server!()
+    %{link: %{port: port}} = :sys.get_state(server)
+    for _ <- 1..1_000, do: true = Port.command(port, "garbage")
+    eventually!(fn -> match?({:ok, %{malformed: 1_000}}, NetlinkPort.stats(server)) end)
+    {line, _event} = logged!()
+    assert line =~ "the helper could not read a command: version"
+    refute_received {:logged, _event}
+  end
+
+  test "a monitor and a connection that look for what is not there say nothing" do
+    {:ok, _pid} = start_supervised({NetlinkPort.Monitor, server: :nowhere, groups: [1]})
+    opts = [server: :nowhere, protocol: :route]
+    {:ok, connection} = start_supervised({NetlinkPort.Connection, opts})
+    eventually!(fn -> :sys.get_state(connection).backoff > 40 end)
+    refute_received {:logged, _event}
+  end
+
+  test "the report of a crash is short, with a datagram of a megabyte as the last message" do
+    id = :"logs_all_#{System.unique_integer([:positive])}"
+    test = self()
+    :ok = :logger.add_handler(id, __MODULE__.All, %{config: %{test: test}})
+    on_exit(fn -> :logger.remove_handler(id) end)
+    large = :binary.copy("x", 1_000_000)
+    script = "#{print_frame(vector!("hello"))}; exec cat #{frame!(large)} -"
+    server = start_server!(executable: script!(script))
+    monitor = Process.monitor(server)
+    assert_receive {:DOWN, ^monitor, :process, ^server, {:protocol_error, reason}}
+    assert inspect(reason) =~ "unknown"
+    reports = reports(server)
+    assert reports != []
+    for report <- reports, do: assert(byte_size(report) < 20_000)
+    for report <- reports, do: refute(report =~ "xxxxxxxxxxxxxxxxx")
+  end
+
+  defmodule All do
+    @moduledoc false
+    def log(%{msg: {:report, report}, meta: %{pid: pid}}, %{config: %{test: test}}) do
+      # As it is: the limits of a formatter are another matter.
+      text = inspect(report, limit: :infinity, printable_limit: :infinity)
+      send(test, {:report, pid, text})
+    end
+
+    def log(_other, _config), do: :ok
+  end
+
+  defp reports(server) do
+    receive do
+      {:report, ^server, text} -> [text | reports(server)]
+    after
+      500 -> []
+    end
+  end
+
+  # A term that is no event, with a binary in it.
+  defp frame!(binary) do
+    path = tmp_path!("frame")
+    payload = :erlang.term_to_binary({:unheard_of, binary}, minor_version: 2)
+    File.write!(path, [<<byte_size(payload)::32>>, payload])
+    path
+  end
+end

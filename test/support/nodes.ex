@@ -1,0 +1,42 @@
+defmodule NetlinkPort.Nodes do
+  @moduledoc false
+  # Other nodes on this machine, for tests of distribution; they end with their test.
+
+  import ExUnit.Callbacks
+  import NetlinkPort.Case
+
+  @host ~c"127.0.0.1"
+
+  @doc "Makes this VM a node, unless it is one."
+  def distributed! do
+    System.cmd("epmd", ["-daemon"])
+    name = :"nlp#{System.pid()}@127.0.0.1"
+    unless Node.alive?(), do: {:ok, _} = Node.start(name, :longnames)
+    :ok
+  end
+
+  @doc "A node that has the library, or none of it; returns who controls it, and its name."
+  def peer!(library? \\ true) do
+    paths = if library?, do: Enum.flat_map(:code.get_path(), &[~c"-pa", &1]), else: []
+    # Each is alone with this node: what it hears of others is no matter for it.
+    args = [~c"-connect_all", ~c"false" | paths]
+    name = :peer.random_name()
+    # Controlled by its standard input and output, which a lost connection leaves alone.
+    options = %{name: name, host: @host, args: args, longnames: true, connection: :standard_io}
+    {:ok, peer, node} = :peer.start(options)
+    os_pid = peer |> :peer.call(:os, :getpid, []) |> List.to_integer()
+
+    on_exit(fn ->
+      # One that is stopped would hold the test up.
+      as_root("kill", ["-KILL", "#{os_pid}"])
+      eventually!(fn -> not running?(os_pid) end)
+    end)
+
+    if library?, do: {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:elixir])
+    true = Node.connect(node)
+    {peer, node}
+  end
+
+  @doc "The process id of a node's VM."
+  def vm_pid(peer), do: peer |> :peer.call(:os, :getpid, []) |> List.to_integer()
+end
