@@ -20,6 +20,7 @@ guides = for {group, paths} <- guides, do: {group, Enum.filter(paths, &File.exis
   groups_for_modules: [
     Sockets: [NetlinkPort, NetlinkPort.Socket, NetlinkPort.Native, NetlinkPort.Error],
     "Above sockets": [NetlinkPort.Connection, NetlinkPort.Monitor],
+    "Seeing inside": [NetlinkPort.Doctor, NetlinkPort.Top, NetlinkPort.Telemetry],
     Messages: [
       NetlinkPort.Message,
       NetlinkPort.Attr,

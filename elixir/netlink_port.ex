@@ -866,11 +866,13 @@ defmodule NetlinkPort do
   What has passed through a socket, or through all sockets of a server and what its helper takes:
   `t:socket_stats/0` or `t:server_stats/0`. Works from any node.
 
-      {:ok, %{received: 12, drops: 0}} = NetlinkPort.stats(socket)
+      {:ok, %{received: _, drops: 0}} = NetlinkPort.stats(socket)
       {:ok, %{restarts: 0, sockets: [_ | _]}} = NetlinkPort.stats(MyApp.Netlink)
 
   The helper counts what it receives and sends anyway. Of a server its sockets are asked in turn, so that
   their figures are of slightly different moments; one that is closed meanwhile is left out.
+
+  Errors: `EBADF` for a closed socket, and those of `:thread`.
   """
   @spec stats(Socket.t()) :: {:ok, socket_stats()} | error()
   @spec stats(GenServer.server()) :: {:ok, server_stats()} | error()

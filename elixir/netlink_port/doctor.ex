@@ -47,7 +47,13 @@ defmodule NetlinkPort.Doctor do
   """
   @type option :: {:executable, Path.t()} | {:netns, [NetlinkPort.netns()]}
 
-  @doc "Looks, and prints what it found. `:error` is that something fails."
+  @doc """
+  Looks, and prints what it found.
+
+      :ok = NetlinkPort.Doctor.run(netns: [name: "blue"])
+
+  Errors: `:error` is that something fails, as the lines say.
+  """
   @spec run([option()]) :: :ok | :error
   def run(opts \\ []) do
     report = report(opts)
@@ -55,7 +61,13 @@ defmodule NetlinkPort.Doctor do
     verdict(report)
   end
 
-  @doc "Whether anything fails."
+  @doc """
+  Whether anything fails.
+
+      :ok = NetlinkPort.Doctor.verdict([{"kernel", [{:ok, "6.1", nil}, {:warn, "no NETLINK_XFRM", nil}]}])
+
+  Errors: `:error` is that something does.
+  """
   @spec verdict(report()) :: :ok | :error
   def verdict(report) do
     if Enum.any?(report, fn {_title, checks} -> Enum.any?(checks, &match?({:fail, _, _}, &1)) end),
@@ -63,7 +75,11 @@ defmodule NetlinkPort.Doctor do
       else: :ok
   end
 
-  @doc "Looks. It takes a second or so."
+  @doc """
+  Looks. It takes a second or so.
+
+      [{"executable", [{:ok, _line, nil} | _]} | _] = NetlinkPort.Doctor.report(netns: [name: "blue"])
+  """
   @spec report([option()]) :: report()
   def report(opts \\ []) do
     Options.keyword!(opts)
@@ -135,7 +151,11 @@ defmodule NetlinkPort.Doctor do
 
   defp remedy(_error), do: "put the executable in order first, as said above"
 
-  @doc "A report for people, in lines. Without `unicode?: true` the marks are ASCII."
+  @doc """
+  A report for people, in lines. Without `unicode?: true` the marks are ASCII.
+
+      "kernel\\n  ok 6.1\\n" <> _ = NetlinkPort.Doctor.format([{"kernel", [{:ok, "6.1", nil}]}])
+  """
   @spec format(report(), unicode?: boolean()) :: String.t()
   def format(report, opts \\ []) do
     {marks, arrow} =

@@ -460,6 +460,7 @@ defmodule NetlinkPort.Monitor do
   end
 
   # What crash reports and :sys.get_status/1 show. A callback of GenServer since Elixir 1.17.
+  @doc false
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
   def format_status(%{state: %State{} = state} = status) do

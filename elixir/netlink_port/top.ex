@@ -36,8 +36,11 @@ defmodule NetlinkPort.Top do
         }
 
   @doc """
-  Shows it until `q` (and Enter, in a shell that waits for it). Returns `:ok`, or in words why a node cannot
-  be asked.
+  Shows it until `q` (and Enter, in a shell that waits for it). Returns `:ok`.
+
+      :ok = NetlinkPort.Top.run(once: true, interval: 100)
+
+  Errors: `{:error, sentence}` says why a node cannot be asked.
 
   Options:
 
@@ -146,7 +149,11 @@ defmodule NetlinkPort.Top do
   defp look(node) when node == node(), do: {:ok, sample()}
   defp look(node), do: Attach.call(node, __MODULE__, :sample, [])
 
-  @doc "A look at this node."
+  @doc """
+  A look at this node.
+
+      %{servers: [{_server, %{sockets: _}} | _]} = NetlinkPort.Top.sample()
+  """
   @spec sample() :: sample()
   def sample do
     servers = Witness.servers()

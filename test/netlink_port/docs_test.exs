@@ -2,6 +2,8 @@ defmodule NetlinkPort.DocsTest do
   # Every public function has its types, its errors and an example.
   use NetlinkPort.Case, async: false
 
+  import ExUnit.CaptureIO
+
   {:ok, modules} = :application.get_key(:netlink_port, :modules)
   @modules modules
 
@@ -135,6 +137,12 @@ defmodule NetlinkPort.DocsTest do
   end
 
   defp run(example, netns) do
+    capture_io(fn -> send(self(), {:ran, evaluate(example, netns)}) end)
+    assert_received {:ran, outcome}
+    outcome
+  end
+
+  defp evaluate(example, netns) do
     task =
       Task.async(fn ->
         passive = [netns: {:name, netns}, active: false]
@@ -144,6 +152,6 @@ defmodule NetlinkPort.DocsTest do
         :ok
       end)
 
-    Task.await(task)
+    Task.await(task, 30_000)
   end
 end
