@@ -15,6 +15,7 @@ cd "$top"
 git ls-files -co --exclude-standard | while IFS= read -r file; do
   if [ -e "$file" ] || [ -L "$file" ]; then printf '%s\n' "$file"; fi
 done | tar -c -T - | tar -x --no-same-owner -C "$work.new"
+[ -e "$work.new/mix.exs" ] || { echo "copy.sh: git lists no files of $top" >&2; exit 1; }
 for built in _build target; do
   [ ! -e "$work/$built" ] || mv "$work/$built" "$work.new/"
 done

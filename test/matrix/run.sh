@@ -46,8 +46,8 @@ suite() { # SUITE
   fi
   rm -rf "$root/var/log/matrix"
   status=0
-  SHARE=$share "$here/enter.sh" "$1" env -i HOME=/root LC_ALL=C.UTF-8 PACKAGES="$packages" RUSTUP_HOME="$RUSTUP_HOME" \
-    PATH="$CARGO_HOME/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+  SHARE=$share "$here/enter.sh" "$1" env -i HOME=/root LC_ALL=C.UTF-8 PACKAGES="$packages" LOGS="$MATRIX_DIR/$1" \
+    RUSTUP_HOME="$RUSTUP_HOME" PATH="$CARGO_HOME/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
     sh "$work/test/matrix/suite.sh" "$1" "$work" || status=$?
   for log in "$root"/var/log/matrix/*.log; do [ ! -e "$log" ] || cp "$log" "$MATRIX_DIR/$1.${log##*/}"; done
   return "$status"

@@ -19,7 +19,7 @@ step() { # NAME COMMAND...: passes when the command does and has not printed a w
   if [ "$status" != 0 ] || [ -n "$warnings" ]; then
     failed="$failed $name"
     tail -40 "$log" | sed "s/^/  /"
-    echo "$suite: $name failed, status $status, as the end of its log says above${warnings:+; warnings:
+    echo "$suite: $name failed, status $status: $LOGS.$name.log, its end is above${warnings:+; warnings:
 $warnings}"
   fi
 }
@@ -29,6 +29,8 @@ install() {
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok' || missing="${missing:-} $package"
   done
   [ -n "${missing:-}" ] || return 0
+  # What an interrupted run may have left.
+  dpkg --configure -a || return 1
   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $missing && apt-get clean
 }
 
