@@ -4,6 +4,8 @@
 # make soak    random operations, storms and kills for SOAK_SECONDS (300; root)
 # make bench   what the way through the helper costs beside OTP's own socket (root)
 # make dist    one static executable with checksum and SBOM, shown to run in an empty root and on Debian's releases
+# make matrix  the whole suite on Debian bookworm, trixie and sid: SUITES (root)
+# make docs    the documentation, into doc/ (root)
 # make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
 # make recording  docs/demo.svg, the demo as it runs (root, npx)
 #
@@ -16,7 +18,7 @@ PACKAGES := elixir git erlang-nox erlang-dev erlang-dialyzer erlang-proper iprou
 # What the tests compare with. Those tests say so where one is missing, and the rest go on.
 COUNTERPARTS := nftables conntrack iputils-ping tshark
 
-.PHONY: demo test check soak bench dist fuzz recording dialyzer setup counterparts clean
+.PHONY: demo test check matrix docs soak bench dist fuzz recording dialyzer setup counterparts clean
 
 demo: setup
 	@mix compile
@@ -33,6 +35,16 @@ check: setup
 	MIX_ENV=dev mix compile --force --warnings-as-errors
 	MIX_ENV=test mix compile --force --warnings-as-errors
 	@$(MAKE) --no-print-directory dialyzer
+
+# Chroots and what is built in them are kept in MATRIX_DIR (.matrix).
+SUITES ?= bookworm trixie sid
+
+matrix: setup
+	@PACKAGES="$(PACKAGES) $(COUNTERPARTS)" test/matrix/run.sh $(SUITES)
+
+# In the chroot of trixie: Debian 12 has no ExDoc.
+docs:
+	@test/matrix/docs.sh
 
 # New inputs go to fuzz/target/found; fuzz/corpus is what is kept of them (fuzz/keep.sh).
 FUZZ_RUNS ?= 1000000
@@ -126,4 +138,4 @@ setup:
 	  echo "cargo is missing; install Rust 1.85 or newer: https://rustup.rs, or 'apt-get install cargo' on Debian 13" >&2; exit 1; }
 
 clean:
-	rm -rf _build target fuzz/target priv/netlink_port .dialyzer
+	rm -rf _build target fuzz/target priv/netlink_port .dialyzer doc

@@ -34,27 +34,25 @@ defmodule Bench.Work do
   def last?(<<size::32-native, 3::16-native, _::binary>>) when size >= 16, do: true
 
   def last?(<<size::32-native, _::binary>> = datagram) when byte_size(datagram) > size do
-    case datagram do
-      <<_::binary-size(size), rest::binary>> -> last?(rest)
-    end
+    last?(binary_part(datagram, size, byte_size(datagram) - size))
   end
 
   def last?(_datagram), do: false
 
   @doc "Decodes all routes of a datagram to attributes."
-  def decode(<<size::32-native, @newroute::16-native, _::binary>> = datagram) do
-    length = size - 28
-
-    <<_::binary-size(28), attributes::binary-size(length), rest::binary>> = datagram
+  def decode(
+        <<size::32-native, @newroute::16-native, _::binary-size(22),
+          attributes::binary-size(size - 28), rest::binary>>
+      ) do
     [attributes(attributes) | decode(rest)]
   end
 
   def decode(_done_or_nothing), do: []
 
-  defp attributes(<<size::16-native, type::16-native, rest::binary>>) do
-    length = size - 4
-    padding = rem(4 - rem(size, 4), 4)
-    <<value::binary-size(length), _::binary-size(padding), rest::binary>> = rest
+  defp attributes(
+         <<size::16-native, type::16-native, value::binary-size(size - 4),
+           _::binary-size(rem(4 - rem(size, 4), 4)), rest::binary>>
+       ) do
     [{type, value} | attributes(rest)]
   end
 

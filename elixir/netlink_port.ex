@@ -99,17 +99,7 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{
-    Client,
-    Error,
-    Message,
-    Options,
-    Protocol,
-    Request,
-    Server,
-    Socket,
-    Telemetry
-  }
+  alias NetlinkPort.{Client, Error, Message, Options, Request, Server, Socket, Telemetry}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::
@@ -151,7 +141,11 @@ defmodule NetlinkPort do
   namespace id it comes from, where that is not the socket's own (with `listen_all_nsid`), and the
   port id of its sender, where that is not the kernel (with `user_peers`). `nil` is not told.
   """
-  @type metadata :: Protocol.metadata()
+  @type metadata :: %{
+          required(:group) => non_neg_integer() | nil,
+          required(:nsid) => integer() | nil,
+          optional(:port_id) => non_neg_integer()
+        }
 
   @typedoc """
   Why sockets were closed: the exit status of the helper (128 and the signal's number, if one killed
@@ -254,7 +248,12 @@ defmodule NetlinkPort do
       namespace first (user_namespaces(7)); `false`. With it the user of such containers needs no
       privileges at all. The helper may then call fork(2), which it otherwise may not.
 
-  Where the helper cannot be started the error says why: it is missing (`ENOENT`), not executable
+  For example:
+
+      {:ok, server} = NetlinkPort.start_link(name: nil, call_timeout: 5_000)
+      {:ok, %{os_pid: _}} = NetlinkPort.info(server)
+
+  Errors, where the helper cannot be started, say why: it is missing (`ENOENT`), not executable
   (`EACCES`), of another version or another program altogether (`EPROTO`), or it does not answer
   (`ETIMEDOUT`).
   """
@@ -263,7 +262,13 @@ defmodule NetlinkPort do
 
   ## Sockets
 
-  @doc "Opens a socket of the server `NetlinkPort`. See `open/3`."
+  @doc """
+  Opens a socket of the server `NetlinkPort`. See `open/3`.
+
+      {:ok, socket} = NetlinkPort.open(:route, netns: {:name, "blue"})
+
+  Errors are those of `open/3`.
+  """
   @spec open(protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
   def open(protocol, opts \\ [])
 
@@ -279,6 +284,8 @@ defmodule NetlinkPort do
   Opens a netlink socket: `socket(AF_NETLINK, SOCK_RAW, protocol)` in a namespace.
 
   It comes bound, with a port id the kernel picks, connected to the kernel, and with extended acks on.
+
+      {:ok, socket} = NetlinkPort.open(MyApp.Netlink, :route, netns: {:name, "blue"}, groups: [1])
 
   Options, beside those of `setopts/2`:
 
@@ -302,7 +309,10 @@ defmodule NetlinkPort do
       process. `nil` unless told otherwise: the socket keeps its namespace.
     * `:timeout` - ms to wait for server and helper, 15 000 unless told otherwise.
 
-  Errors tell the stage and the errno; `Exception.message/1` says what to do about it.
+  Errors tell the stage and the errno: `ENOENT` of `:open` for a namespace that is not there, `EINVAL` of
+  `:setns` for a file that is none, `EPERM` of `:setns` for one the helper may not enter, `EPROTONOSUPPORT`
+  of `:socket`, those of each option as with `setopts/2`, and `ESRCH`, `EPIPE` or `ETIMEDOUT` of `:thread`
+  without a server or a helper that answers. `Exception.message/1` says what to do about it.
   """
   @spec open(GenServer.server(), protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
   def open(server, protocol, opts) do
@@ -334,8 +344,12 @@ defmodule NetlinkPort do
   end
 
   @doc """
-  The socket of a handle that `NetlinkPort.Native.open_in_netns/3` has given; an error (`EBADF`) for
-  one that is not open.
+  The socket of a handle that `NetlinkPort.Native.open_in_netns/3` has given.
+
+      {:ok, handle} = NetlinkPort.Native.open_in_netns(MyApp.Netlink, "/run/netns/blue", 0)
+      %NetlinkPort.Socket{} = NetlinkPort.socket(MyApp.Netlink, handle)
+
+  Errors: `EBADF` for one that is not open, and those of `:thread`.
   """
   @spec socket(GenServer.server(), Socket.handle()) :: Socket.t() | error()
   def socket(server \\ __MODULE__, handle) do
@@ -348,6 +362,9 @@ defmodule NetlinkPort do
   @doc """
   Closes a socket. Always `:ok`, also for one that is closed already; no message is sent. It returns
   when the helper has closed the descriptor, so that the namespace is free of it.
+
+      :ok = NetlinkPort.close(socket)
+      :ok = NetlinkPort.close(socket)
   """
   @spec close(Socket.t()) :: :ok
   def close(socket) do
@@ -359,10 +376,16 @@ defmodule NetlinkPort do
   @doc """
   Sends one datagram, as iodata, to the kernel.
 
-  It does not wait for the helper. What can be known at once is returned: `EBADF` for a closed socket,
-  `EMSGSIZE` for a datagram beyond 16 MiB, `EPIPE` for a dead helper, and `EAGAIN` where the helper is so
-  far behind that `:timeout` ms (5 000) were not enough to hand it over. A sendmsg(2) that fails later is
-  told as `:netlink_error` or by the next `recv/2`.
+      # RTM_GETLINK of interface 1, rtnetlink(7)
+      request = %NetlinkPort.Message{type: 18, flags: 1, seq: 1, payload: <<0::32, 1::32-native, 0::64>>}
+      :ok = NetlinkPort.send(socket, NetlinkPort.Message.encode(request))
+
+  It does not wait for the helper.
+
+  Errors that can be known at once are returned: `EBADF` for a closed socket, `EMSGSIZE` for a datagram
+  beyond 16 MiB, `EPIPE` for a dead helper, and `EAGAIN` where the helper is so far behind that `:timeout` ms
+  (5 000) were not enough to hand it over. A sendmsg(2) that fails later is told as `:netlink_error` or by
+  the next `recv/2`.
 
   Options:
 
@@ -408,6 +431,8 @@ defmodule NetlinkPort do
   wait are served in the order they came.
 
   Returns `{:ok, datagram}`, or `{:ok, datagram, metadata}` where metadata was asked for.
+
+      {:error, %NetlinkPort.Error{reason: :etimedout}} = NetlinkPort.recv(socket, 100)
 
   Errors: `ETIMEDOUT` when nothing came in time, `EINVAL` on an active socket, `EBADF` when it is closed,
   `ENOBUFS` with `:dropped` where the kernel has dropped datagrams since the last one, and those that
@@ -478,6 +503,16 @@ defmodule NetlinkPort do
   Requests that are answered by dumps have no place here. A batch longer than the socket's `sndbuf` is
   `EMSGSIZE`, and where many fail the `rcvbuf` is to hold their errors: else it is `ENOBUFS`, and which
   failed is not known. `:timeout` as with `request/4`.
+
+      # RTM_NEWROUTE (24) of 10.0.0.0/24 and 10.0.1.0/24 to interface 1, both new (NLM_F_CREATE and NLM_F_EXCL)
+      route = fn n ->
+        attrs = [{1, <<10, 0, n, 0>>}, {4, NetlinkPort.Attr.u32(1)}]
+        {24, [:create, :excl], [<<2, 24, 0, 0, 254, 4, 253, 1, 0::32>>, NetlinkPort.Attr.encode(attrs)]}
+      end
+
+      {:ok, [{:ok, []}, {:ok, []}]} = NetlinkPort.batch(socket, [route.(0), route.(1)])
+
+  Errors of the whole: `EMSGSIZE` and `ENOBUFS` as above, `ETIMEDOUT`, and those of `send/3` and `recv/2`.
   """
   @spec batch(Socket.t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}],
           timeout: timeout()
@@ -498,7 +533,12 @@ defmodule NetlinkPort do
   what was read last in `:messages` of the error. The kernel runs one dump a socket: what an earlier
   one has left is read first, so that it never says `EBUSY`.
 
+      # RTM_GETLINK of all
+      {:ok, links} = NetlinkPort.dump(socket, 18, <<0::128>>)
+
   Options and the rest as with `request/4`; `:timeout` is how long the next datagram may take.
+
+  Errors are those of `request/4`, and `EINTR` and `ENOBUFS` as above.
   """
   @spec dump(Socket.t(), 0..0xFFFF, iodata(),
           flags: [Message.flag()] | 0..0xFFFF,
@@ -557,7 +597,13 @@ defmodule NetlinkPort do
     * `:filter` - a classic BPF program (`SO_ATTACH_FILTER`), a list of `{code, jt, jf, k}`; `nil`
       detaches it.
 
-  An option that is not known raises `ArgumentError`; one that the kernel does not have is an error.
+  For example:
+
+      :ok = NetlinkPort.setopts(socket, rcvbuf: 1_000_000, active: :once)
+
+  Errors: `ENOPROTOOPT` for what the kernel does not have, `EPERM` for what the helper may not
+  (`:listen_all_nsid`), `EINVAL` for a value it does not take, `EBADF` for a closed socket, and those of
+  `:thread`. An option that is not known raises `ArgumentError`.
   """
   @spec setopts(Socket.t(), [option()]) :: :ok | error()
   def setopts(socket, opts) do
@@ -577,7 +623,14 @@ defmodule NetlinkPort do
 
   defp set(socket, {name, value}), do: Client.request(socket, {:set, socket.handle, name, value})
 
-  @doc "Reads options: a list of names, a keyword list in their order."
+  @doc """
+  Reads options: a list of names, a keyword list in their order.
+
+      {:ok, [active: false, ext_ack: true]} = NetlinkPort.getopts(socket, [:active, :ext_ack])
+
+  Errors: `ENOPROTOOPT` for what the kernel does not have, `EBADF` for a closed socket, and those of
+  `:thread`.
+  """
   @spec getopts(Socket.t(), [atom()]) :: {:ok, keyword()} | error()
   def getopts(socket, names) do
     socket = Options.socket!(socket)
@@ -606,11 +659,25 @@ defmodule NetlinkPort do
     end
   end
 
-  @doc "Joins a multicast group, by number (`NETLINK_ADD_MEMBERSHIP`)."
+  @doc """
+  Joins a multicast group, by number (`NETLINK_ADD_MEMBERSHIP`).
+
+      # RTNLGRP_LINK
+      :ok = NetlinkPort.join(socket, 1)
+
+  Errors: `EINVAL` for a group the protocol does not have, `EPERM` for one the helper may not join, `EBADF` for
+  a closed socket, and those of `:thread`.
+  """
   @spec join(Socket.t(), pos_integer()) :: :ok | error()
   def join(socket, group), do: membership(socket, :add_membership, group)
 
-  @doc "Leaves a multicast group (`NETLINK_DROP_MEMBERSHIP`)."
+  @doc """
+  Leaves a multicast group (`NETLINK_DROP_MEMBERSHIP`); also one that it is not in.
+
+      :ok = NetlinkPort.leave(socket, 1)
+
+  Errors are those of `join/2`.
+  """
   @spec leave(Socket.t(), pos_integer()) :: :ok | error()
   def leave(socket, group), do: membership(socket, :drop_membership, group)
 
@@ -619,7 +686,14 @@ defmodule NetlinkPort do
     done(Client.request(socket, {:set, handle, name, Options.group!(group)}))
   end
 
-  @doc "The multicast groups a socket is in (`NETLINK_LIST_MEMBERSHIPS`), in ascending order."
+  @doc """
+  The multicast groups a socket is in (`NETLINK_LIST_MEMBERSHIPS`), in ascending order.
+
+      :ok = NetlinkPort.join(socket, 1)
+      {:ok, [1]} = NetlinkPort.memberships(socket)
+
+  Errors: `EBADF` for a closed socket, and those of `:thread`.
+  """
   @spec memberships(Socket.t()) :: {:ok, [pos_integer()]} | error()
   def memberships(socket) do
     %Socket{handle: handle} = Options.socket!(socket)
@@ -636,9 +710,15 @@ defmodule NetlinkPort do
   ## Ownership and information
 
   @doc """
-  Makes another process the owner of a socket. Only its owner may (`EPERM`).
+  Makes another process the owner of a socket.
 
   Messages that are in the owner's mailbox already go to the new owner, before any that arrive later.
+
+      task = Task.async(fn -> receive do: ({:netlink, _socket, datagram} -> datagram) end)
+      :ok = NetlinkPort.controlling_process(socket, task.pid)
+
+  Errors: `EPERM` for who does not own it, `ESRCH` for a new owner that has ended, `EBADF` for a closed socket,
+  and those of `:thread`.
   """
   @spec controlling_process(Socket.t(), pid()) :: :ok | error()
   def controlling_process(socket, pid) do
@@ -687,6 +767,11 @@ defmodule NetlinkPort do
   `:home_device`, `:sockets`, `:fds` (its open descriptors) and `:max_fds`.
 
   What changes with every datagram is told by `stats/1`.
+
+      {:ok, %{verified: true, drops: 0}} = NetlinkPort.info(socket)
+      {:ok, %{may_leave: true}} = NetlinkPort.info(MyApp.Netlink)
+
+  Errors: `EBADF` for a closed socket, and those of `:thread`.
   """
   @spec info(Socket.t() | GenServer.server()) :: {:ok, map()} | error()
   def info(%Socket{handle: handle} = socket) do
@@ -785,8 +870,8 @@ defmodule NetlinkPort do
   What has passed through a socket, or through all sockets of a server and what its helper takes:
   `t:socket_stats/0` or `t:server_stats/0`. Works from any node.
 
-      {:ok, %{received: 0, drops: 0}} = NetlinkPort.stats(socket)
-      {:ok, %{rss: _bytes, sockets: [_ | _]}} = NetlinkPort.stats(MyApp.Netlink)
+      {:ok, %{received: _, drops: 0}} = NetlinkPort.stats(socket)
+      {:ok, %{restarts: 0, sockets: [_ | _]}} = NetlinkPort.stats(MyApp.Netlink)
 
   The helper counts what it receives and sends anyway. Of a server its sockets are asked in turn, so that
   their figures are of slightly different moments; one that is closed meanwhile is left out.
@@ -880,6 +965,9 @@ defmodule NetlinkPort do
   @doc """
   Ends a capture. When it returns, all that had passed when it was called is in the file, and that is
   closed. No message is sent.
+
+      {:ok, capture} = NetlinkPort.capture(MyApp.Netlink, "trace.pcapng")
+      {:ok, %{bytes: _, datagrams: 0, dropped: 0}} = NetlinkPort.stop_capture(capture)
 
   Errors: `ESRCH` when it has ended already, and those of the file.
   """

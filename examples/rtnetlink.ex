@@ -174,10 +174,12 @@ defmodule Examples.Rtnetlink do
   defp multipath(<<>>), do: []
 
   # struct rtnexthop and its attributes, at multiples of 4 bytes.
-  defp multipath(<<length::native-16, _::16, index::native-32, rest::binary>>) do
-    size = length - 8
-    padding = min(-length &&& 3, byte_size(rest) - size)
-    <<attributes::binary-size(size), _::binary-size(padding), rest::binary>> = rest
+  defp multipath(
+         <<length::native-16, _::16, index::native-32, attributes::binary-size(length - 8),
+           rest::binary>>
+       ) do
+    padding = min(-length &&& 3, byte_size(rest))
+    rest = binary_part(rest, padding, byte_size(rest) - padding)
     [hop(index, attributes(attributes)) | multipath(rest)]
   end
 

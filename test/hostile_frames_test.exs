@@ -45,7 +45,7 @@ defmodule NetlinkPort.HostileFramesTest do
       [answer] = closed(5)
 
       for cut <- 0..byte_size(bytes) do
-        <<first::binary-size(cut), second::binary>> = bytes
+        {first, second} = :erlang.split_binary(bytes, cut)
         Port.command(port, first)
         Port.command(port, second)
         {said, ""} = read_frames(port, "", 3)
@@ -446,7 +446,7 @@ defmodule NetlinkPort.HostileFramesTest do
       frame =
         Enum.reduce(1..:rand.uniform(4), frame, fn _, frame ->
           at = :rand.uniform(byte_size(frame)) - 1
-          <<head::binary-size(at), _old, tail::binary>> = frame
+          {head, <<_old, tail::binary>>} = :erlang.split_binary(frame, at)
           <<head::binary, :rand.uniform(256) - 1, tail::binary>>
         end)
 

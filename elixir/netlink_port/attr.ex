@@ -55,6 +55,11 @@ defmodule NetlinkPort.Attr do
   @doc """
   Attributes for the wire, each padded to 4 bytes. A value beyond 65 531 bytes raises `ArgumentError`:
   the wire has 16 bits for its length.
+
+      iex> bytes = IO.iodata_to_binary(NetlinkPort.Attr.encode([{3, "lo\\0"}, {25, true}]))
+      iex> <<7::16-native, 3::16-native, "lo", 0, 0, 4::16-native, 25::16-native>> = bytes
+      iex> byte_size(bytes)
+      12
   """
   @spec encode([input()]) :: iodata()
   def encode(attrs) when is_list(attrs), do: Enum.map(attrs, &encode_one/1)
@@ -93,29 +98,37 @@ defmodule NetlinkPort.Attr do
 
   ## Decoding
 
-  @doc "The attributes in a binary, such as the rest of a payload behind the family's own header."
+  @doc """
+  The attributes in a binary, such as the rest of a payload behind the family's own header.
+
+      iex> NetlinkPort.Attr.decode(<<7::16-native, 3::16-native, "lo", 0, 0>>)
+      {:ok, [{3, "lo\\0"}]}
+
+  Errors: `NetlinkPort.DecodeError` with the offset of the attribute that is cut or shorter than its header.
+  """
   @spec decode(binary()) :: {:ok, attrs()} | {:error, DecodeError.t()}
   def decode(binary) when is_binary(binary), do: decode(binary, binary, [])
 
   defp decode(<<>>, _binary, attrs), do: {:ok, Enum.reverse(attrs)}
 
-  defp decode(<<length::16-native, type::16-native, rest::binary>> = here, binary, attrs)
-       when length >= @header do
-    size = length - @header
-
-    case rest do
-      <<value::binary-size(size), rest::binary>> ->
-        attr = {type &&& @type_mask, value}
-        rest |> skip(-length &&& 3) |> decode(binary, [attr | attrs])
-
-      _cut ->
-        reason = "its length is #{length}, and #{byte_size(here)} bytes are left"
-        error(:attribute, here, binary, reason)
-    end
+  # A length below the header's makes a negative size, which nothing matches.
+  defp decode(
+         <<length::16-native, type::16-native, value::binary-size(length - @header),
+           rest::binary>>,
+         binary,
+         attrs
+       ) do
+    attr = {type &&& @type_mask, value}
+    rest |> skip(-length &&& 3) |> decode(binary, [attr | attrs])
   end
 
   defp decode(<<length::16-native, _type::16, _rest::binary>> = here, binary, _attrs) do
-    error(:attribute, here, binary, "its length is #{length}, less than its header's 4")
+    reason =
+      if length < @header,
+        do: "its length is #{length}, less than its header's 4",
+        else: "its length is #{length}, and #{byte_size(here)} bytes are left"
+
+    error(:attribute, here, binary, reason)
   end
 
   defp decode(cut, binary, _attrs) do
@@ -131,7 +144,14 @@ defmodule NetlinkPort.Attr do
 
   ## Getters
 
-  @doc "The bytes of the first attribute of a type."
+  @doc """
+  The bytes of the first attribute of a type.
+
+      iex> {NetlinkPort.Attr.binary([{3, "lo\\0"}], 3), NetlinkPort.Attr.binary([], 3)}
+      {{:ok, "lo\\0"}, :missing}
+
+  Errors: none. Any value is its bytes.
+  """
   @spec binary(attrs(), type()) :: got(binary())
   def binary(attrs, type) do
     case List.keyfind(attrs, type, 0) do
@@ -143,15 +163,31 @@ defmodule NetlinkPort.Attr do
   @doc """
   All values of a type, in their order: an array that repeats one attribute, such as
   `RTA_METRICS` or a generic family's multicast groups do not, but `TCA_STATS2` and policies do.
+
+      iex> NetlinkPort.Attr.all([{1, "a"}, {2, "b"}, {1, "c"}], 1)
+      ["a", "c"]
   """
   @spec all(attrs(), type()) :: [binary()]
   def all(attrs, type), do: for({^type, value} <- attrs, do: value)
 
-  @doc "Whether there is an attribute of a type: what a flag says (`NLA_FLAG`)."
+  @doc """
+  Whether there is an attribute of a type: what a flag says (`NLA_FLAG`).
+
+      iex> {NetlinkPort.Attr.flag?([{25, ""}], 25), NetlinkPort.Attr.flag?([], 25)}
+      {true, false}
+  """
   @spec flag?(attrs(), type()) :: boolean()
   def flag?(attrs, type), do: List.keymember?(attrs, type, 0)
 
-  @doc "The attributes nested in one."
+  @doc """
+  The attributes nested in one.
+
+      iex> {:ok, attrs} = NetlinkPort.Attr.decode(IO.iodata_to_binary(NetlinkPort.Attr.encode([{18, [{1, "veth"}]}])))
+      iex> NetlinkPort.Attr.nested(attrs, 18)
+      {:ok, [{1, "veth"}]}
+
+  Errors are those of `decode/1`, with offsets in that value.
+  """
   @spec nested(attrs(), type()) :: got(attrs())
   def nested(attrs, type) do
     with {:ok, value} <- binary(attrs, type), do: decode(value)
@@ -160,6 +196,13 @@ defmodule NetlinkPort.Attr do
   @doc """
   An array nested in one attribute, each element an attribute of its own whose type is an index: the
   elements' attributes, in the order of the wire.
+
+      iex> groups = [{7, [{1, [{1, "a"}]}, {2, [{1, "b"}]}]}]
+      iex> {:ok, attrs} = NetlinkPort.Attr.decode(IO.iodata_to_binary(NetlinkPort.Attr.encode(groups)))
+      iex> NetlinkPort.Attr.array(attrs, 7)
+      {:ok, [[{1, "a"}], [{1, "b"}]]}
+
+  Errors are those of `decode/1`, with offsets in that value, or in that element.
   """
   @spec array(attrs(), type()) :: got([attrs()])
   def array(attrs, type) do
@@ -178,7 +221,15 @@ defmodule NetlinkPort.Attr do
     end
   end
 
-  @doc "A string, up to its first NUL byte (`NLA_NUL_STRING`, `NLA_STRING`)."
+  @doc """
+  A string, up to its first NUL byte (`NLA_NUL_STRING`, `NLA_STRING`). It may hold any other byte, valid UTF-8
+  or not.
+
+      iex> NetlinkPort.Attr.string([{3, "lo\\0"}], 3)
+      {:ok, "lo"}
+
+  Errors: none.
+  """
   @spec string(attrs(), type()) :: got(binary())
   def string(attrs, type) do
     with {:ok, value} <- binary(attrs, type) do
@@ -210,7 +261,12 @@ defmodule NetlinkPort.Attr do
         quote(do: unquote(segment) - unquote(Macro.var(modifier, nil)))
       end)
 
-    @doc "#{what}: the bytes of one."
+    @doc """
+    #{what}: the bytes of one. What is beyond its range raises `ArgumentError`.
+
+        iex> byte_size(NetlinkPort.Attr.#{name}(1))
+        #{div(bits, 8)}
+    """
     @spec unquote(name)(integer()) :: binary()
     def unquote(name)(value) when is_integer(value) and value in unquote(low)..unquote(high) do
       <<value::unquote(segment)>>
@@ -221,7 +277,14 @@ defmodule NetlinkPort.Attr do
             "expected #{unquote(low)}..#{unquote(high)}, got: #{inspect(other)}"
     end
 
-    @doc "#{what}, of the first attribute of a type."
+    @doc """
+    #{what}, of the first attribute of a type.
+
+        iex> NetlinkPort.Attr.#{name}([{4, NetlinkPort.Attr.#{name}(100)}], 4)
+        {:ok, 100}
+
+    Errors: `NetlinkPort.DecodeError` for a value of another length.
+    """
     @spec unquote(name)(attrs(), type()) :: got(integer())
     def unquote(name)(attrs, type) do
       with {:ok, value} <- binary(attrs, type) do
@@ -233,7 +296,15 @@ defmodule NetlinkPort.Attr do
     end
   end
 
-  @doc "An unsigned integer of 4 or 8 bytes, as its sender chose (`NLA_UINT`)."
+  @doc """
+  An unsigned integer of 4 or 8 bytes, as its sender chose (`NLA_UINT`).
+
+      iex> alias NetlinkPort.Attr
+      iex> {Attr.uint([{1, Attr.u32(7)}], 1), Attr.uint([{1, Attr.u64(7)}], 1)}
+      {{:ok, 7}, {:ok, 7}}
+
+  Errors: `NetlinkPort.DecodeError` for a value of another length.
+  """
   @spec uint(attrs(), type()) :: got(non_neg_integer())
   def uint(attrs, type) do
     with {:ok, value} <- binary(attrs, type) do
@@ -241,7 +312,15 @@ defmodule NetlinkPort.Attr do
     end
   end
 
-  @doc "A signed integer of 4 or 8 bytes, as its sender chose (`NLA_SINT`)."
+  @doc """
+  A signed integer of 4 or 8 bytes, as its sender chose (`NLA_SINT`).
+
+      iex> alias NetlinkPort.Attr
+      iex> {Attr.sint([{1, Attr.s32(-7)}], 1), Attr.sint([{1, Attr.s64(-7)}], 1)}
+      {{:ok, -7}, {:ok, -7}}
+
+  Errors: `NetlinkPort.DecodeError` for a value of another length.
+  """
   @spec sint(attrs(), type()) :: got(integer())
   def sint(attrs, type) do
     with {:ok, value} <- binary(attrs, type) do
@@ -249,7 +328,14 @@ defmodule NetlinkPort.Attr do
     end
   end
 
-  @doc "The value and the mask of `struct nla_bitfield32`."
+  @doc """
+  The value and the mask of `struct nla_bitfield32`.
+
+      iex> NetlinkPort.Attr.bitfield32([{1, <<1::32-native, 3::32-native>>}], 1)
+      {:ok, {1, 3}}
+
+  Errors: `NetlinkPort.DecodeError` for a value that is not 8 bytes.
+  """
   @spec bitfield32(attrs(), type()) :: got({value :: 0..0xFFFFFFFF, mask :: 0..0xFFFFFFFF})
   def bitfield32(attrs, type) do
     with {:ok, value} <- binary(attrs, type) do

@@ -120,6 +120,14 @@ defmodule NetlinkPort.Connection do
 
   and those of `NetlinkPort.open/3`, but for `:active`, `:owner`, `:groups` and `:user_peers`: the
   socket is the connection's own, and nobody is there for events. With `:max_queue` see "Loss" above.
+
+      {:ok, connection} =
+        NetlinkPort.Connection.start_link(server: MyApp.Netlink, protocol: :route, netns: {:name, "blue"})
+
+      {:ok, links} = NetlinkPort.Connection.dump(connection, 18, <<0::128>>)
+
+  Errors: `{:already_started, pid}` for a name that is taken. That there is no server or no namespace is told to
+  callers, and wrong options raise `ArgumentError`.
   """
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
@@ -141,7 +149,13 @@ defmodule NetlinkPort.Connection do
 
   ## Calls
 
-  @doc "As `NetlinkPort.request/4`, on the connection's socket."
+  @doc """
+  As `NetlinkPort.request/4`, on the connection's socket.
+
+      {:ok, [link]} = NetlinkPort.Connection.request(MyApp.Blue, 18, <<0::32, 1::32-native, 0::64>>)
+
+  Errors are those of `NetlinkPort.request/4`; without a socket, why there is none.
+  """
   @spec request(t(), 0..0xFFFF, iodata(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout(),
@@ -153,7 +167,16 @@ defmodule NetlinkPort.Connection do
     call(connection, {:request, type}, exchange, opts.timeout, opts.timeout)
   end
 
-  @doc "As `NetlinkPort.batch/3`, on the connection's socket."
+  @doc """
+  As `NetlinkPort.batch/3`, on the connection's socket.
+
+      # RTM_GETLINK (18) and RTM_GETNSID (90) of an interface and a process that are not there
+      link = {18, [], <<0::32, 1_000_000::32-native, 0::64>>}
+      nsid = {90, [], [<<0::32>>, NetlinkPort.Attr.encode([{2, NetlinkPort.Attr.u32(0)}])]}
+      {:ok, [{:error, _}, {:error, _}]} = NetlinkPort.Connection.batch(MyApp.Blue, [link, nsid])
+
+  Errors are those of `NetlinkPort.batch/3`; without a socket, why there is none.
+  """
   @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}], timeout: timeout()) ::
           {:ok, [{:ok, [Message.t()]} | NetlinkPort.error()]} | NetlinkPort.error()
   def batch(connection, requests, opts \\ []) do
@@ -170,7 +193,13 @@ defmodule NetlinkPort.Connection do
       else: call(connection, {:batch, nil}, {:batch, requests}, opts.timeout, opts.timeout)
   end
 
-  @doc "As `NetlinkPort.dump/4`, on the connection's socket."
+  @doc """
+  As `NetlinkPort.dump/4`, on the connection's socket.
+
+      {:ok, links} = NetlinkPort.Connection.dump(MyApp.Blue, 18, <<0::128>>)
+
+  Errors are those of `NetlinkPort.dump/4`; without a socket, why there is none.
+  """
   @spec dump(t(), 0..0xFFFF, iodata(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout()
@@ -468,6 +497,7 @@ defmodule NetlinkPort.Connection do
 
   # What crash reports and :sys.get_status/1 show: no payloads, which may hold keys. A callback of
   # GenServer since Elixir 1.17.
+  @doc false
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
   def format_status(%{state: %__MODULE__{} = state} = status) do

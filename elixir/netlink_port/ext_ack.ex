@@ -48,6 +48,10 @@ defmodule NetlinkPort.ExtAck do
   `request` is the message that was sent, as bytes, to find the attribute in.
 
   What the kernel left out, or what cannot be read, is `nil`.
+
+      iex> answer = %NetlinkPort.Message{type: 2, payload: <<-17::signed-32-native, 0::128>>}
+      iex> NetlinkPort.ExtAck.read(answer, <<>>)
+      {17, nil}
   """
   @spec read(Message.t(), binary()) :: {non_neg_integer(), t() | nil}
   def read(%Message{payload: <<errno::signed-32-native, rest::binary>>} = message, request) do
@@ -70,12 +74,10 @@ defmodule NetlinkPort.ExtAck do
   defp echoed(<<length::32-native, _rest::binary>>), do: length + rem(4 - rem(length, 4), 4)
   defp echoed(_cut), do: 0
 
-  defp behind(binary, length) do
-    case binary do
-      <<_echo::binary-size(length), rest::binary>> -> rest
-      _cut -> <<>>
-    end
-  end
+  defp behind(binary, length) when length <= byte_size(binary),
+    do: binary_part(binary, length, byte_size(binary) - length)
+
+  defp behind(_cut, _length), do: <<>>
 
   defp extended(<<>>, _request), do: nil
 
@@ -104,8 +106,8 @@ defmodule NetlinkPort.ExtAck do
   defp value(_missing_or_malformed), do: nil
 
   defp attribute(request, offset) do
-    case request do
-      <<_::binary-size(offset), length::16-native, type::16-native, rest::binary>> ->
+    case behind(request, offset) do
+      <<length::16-native, type::16-native, rest::binary>> ->
         {Bitwise.band(type, 0x3FFF), whole(rest, length - 4)}
 
       _beyond ->
@@ -113,7 +115,9 @@ defmodule NetlinkPort.ExtAck do
     end
   end
 
-  defp whole(rest, size) when size in 0..byte_size(rest), do: binary_part(rest, 0, size)
+  defp whole(rest, size) when size >= 0 and size <= byte_size(rest),
+    do: binary_part(rest, 0, size)
+
   defp whole(_rest, _size), do: nil
 
   @policy_attrs [

@@ -105,6 +105,8 @@ defmodule NetlinkPort.Generic do
   @doc """
   Asks the kernel for a family by its name (`CTRL_CMD_GETFAMILY`). It may load the family's module.
 
+      {:ok, %{id: 16}} = NetlinkPort.Generic.family(generic, "nlctrl")
+
   Errors: `ENOENT` of the stage `:request` where there is none, or none in this namespace; otherwise as with
   `NetlinkPort.request/4`. Options: `:timeout`, as there.
   """
@@ -120,7 +122,14 @@ defmodule NetlinkPort.Generic do
     end
   end
 
-  @doc "All families of the socket's namespace, in the order of the kernel. Options: `:timeout`."
+  @doc """
+  All families of the socket's namespace, in the order of the kernel. Options: `:timeout`.
+
+      {:ok, families} = NetlinkPort.Generic.families(generic)
+      true = "nlctrl" in Enum.map(families, & &1.name)
+
+  Errors are those of `NetlinkPort.dump/4`, and `EBADMSG` for a family that cannot be read.
+  """
   @spec families(via(), timeout: timeout()) :: {:ok, [t()]} | NetlinkPort.error()
   def families(via, opts \\ []) do
     with {:ok, messages} <- carry_out(:dump, via, @nlctrl, header(@getfamily, 1), opts) do
@@ -190,8 +199,14 @@ defmodule NetlinkPort.Generic do
   Sends a request of a family: `command` and what follows `struct genlmsghdr`, the family's own header and
   attributes. Returns messages whose payload `decode/1` reads.
 
-  Options: those of `NetlinkPort.request/4`, and `:version`, 1 unless told otherwise. Errors: as there,
-  and as with `family/3` for a name.
+      # CTRL_CMD_GETFAMILY with CTRL_ATTR_FAMILY_NAME
+      name = NetlinkPort.Attr.encode([{2, "nlctrl\\0"}])
+      {:ok, [message]} = NetlinkPort.Generic.request(generic, "nlctrl", 3, name)
+      {:ok, {1, _version, attributes}} = NetlinkPort.Generic.decode(message)
+
+  Options: those of `NetlinkPort.request/4`, and `:version`, 1 unless told otherwise.
+
+  Errors are those of `NetlinkPort.request/4`, and of `family/3` for a name.
   """
   @spec request(via(), String.t() | t(), 0..255, iodata(), keyword()) ::
           {:ok, [Message.t()]} | NetlinkPort.error()
@@ -199,7 +214,14 @@ defmodule NetlinkPort.Generic do
     ask(:request, via, family, command, payload, opts)
   end
 
-  @doc "A dump of a family, as `request/5` is a request. Options: those of `NetlinkPort.dump/4`, and `:version`."
+  @doc """
+  A dump of a family, as `request/5` is a request. Options: those of `NetlinkPort.dump/4`, and `:version`.
+
+      # CTRL_CMD_GETFAMILY of all
+      {:ok, messages} = NetlinkPort.Generic.dump(generic, "nlctrl", 3)
+
+  Errors are those of `NetlinkPort.dump/4`, and of `family/3` for a name.
+  """
   @spec dump(via(), String.t() | t(), 0..255, iodata(), keyword()) ::
           {:ok, [Message.t()]} | NetlinkPort.error()
   def dump(via, family, command, payload \\ "", opts \\ []) do
@@ -228,6 +250,8 @@ defmodule NetlinkPort.Generic do
 
       iex> NetlinkPort.Generic.decode(%NetlinkPort.Message{type: 16, payload: <<1, 2, 0, 0, 5>>})
       {:ok, {1, 2, <<5>>}}
+
+  Errors: `NetlinkPort.DecodeError` for less than the four bytes of that header.
   """
   @spec decode(Message.t()) ::
           {:ok, {command :: 0..255, version :: 0..255, binary()}} | {:error, DecodeError.t()}
@@ -244,7 +268,11 @@ defmodule NetlinkPort.Generic do
   Joins a multicast group of a family by its name, with `NetlinkPort.join/2`.
 
   The family is asked for on the same socket, which the calling process is to own; an event that comes
-  meanwhile is kept, as with `NetlinkPort.request/4`. A group the family does not have is `ENOENT`.
+  meanwhile is kept, as with `NetlinkPort.request/4`.
+
+      :ok = NetlinkPort.Generic.join(generic, "nlctrl", "notify")
+
+  Errors: `ENOENT` for a group the family does not have, and those of `family/3` and `NetlinkPort.join/2`.
   """
   @spec join(Socket.t(), String.t() | t(), String.t()) :: :ok | NetlinkPort.error()
   def join(%Socket{} = socket, family, group) when is_binary(group) do
@@ -291,7 +319,7 @@ defmodule NetlinkPort.Generic do
     raise ArgumentError, "expected a socket of the protocol :generic, got: #{inspect(other)}"
   end
 
-  defp name!(name) when is_binary(name) and byte_size(name) in 1..(@name_size - 1) do
+  defp name!(name) when is_binary(name) and byte_size(name) in 1..(@name_size - 1)//1 do
     if String.contains?(name, <<0>>), do: wrong_name!(name), else: name
   end
 

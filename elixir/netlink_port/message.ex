@@ -109,7 +109,13 @@ defmodule NetlinkPort.Message do
     raise ArgumentError, "expected a flag of #{names}, got: #{inspect(other)}"
   end
 
-  @doc "Whether all bits of a flag are set."
+  @doc """
+  Whether all bits of a flag are set.
+
+      iex> message = %NetlinkPort.Message{type: 18, flags: 0x105}
+      iex> {NetlinkPort.Message.flag?(message, :ack), NetlinkPort.Message.flag?(message, :dump)}
+      {true, false}
+  """
   @spec flag?(t(), flag()) :: boolean()
   def flag?(%__MODULE__{flags: flags}, flag) do
     bits = bits(flag)
@@ -129,7 +135,15 @@ defmodule NetlinkPort.Message do
   def control(4), do: :overrun
   def control(_type), do: nil
 
-  @doc "One message, or many in their order, as one datagram; each padded to 4 bytes."
+  @doc """
+  One message, or many in their order, as one datagram; each padded to 4 bytes. Its length is written
+  here, and `ArgumentError` raised where the payload is no iodata.
+
+      iex> datagram = NetlinkPort.Message.encode(%NetlinkPort.Message{type: 18, flags: 1, payload: "abcde"})
+      iex> <<21::32-native, 18::16-native, 1::16-native, 0::64, "abcde", 0::24>> = IO.iodata_to_binary(datagram)
+      iex> IO.iodata_length(datagram)
+      24
+  """
   @spec encode(t() | [t()]) :: iodata()
   def encode(messages) when is_list(messages), do: Enum.map(messages, &encode/1)
 
@@ -148,20 +162,26 @@ defmodule NetlinkPort.Message do
   @doc """
   The messages of a datagram, in their order. Payloads are parts of it, not copies.
 
-  The last one may lack its padding. An error tells the offset of the message that is wrong.
+      iex> message = %NetlinkPort.Message{type: 3, seq: 7}
+      iex> {:ok, [^message]} = NetlinkPort.Message.decode(IO.iodata_to_binary(NetlinkPort.Message.encode(message)))
+      iex> {:error, error} = NetlinkPort.Message.decode(<<0::96>>)
+      iex> {error.what, error.offset, error.reason}
+      {:message, 0, "12 bytes are left, less than its header's 16"}
+
+  The last one may lack its padding.
+
+  Errors: `NetlinkPort.DecodeError` with the offset of the message that is wrong.
   """
   @spec decode(binary()) :: {:ok, [t()]} | {:error, DecodeError.t()}
   def decode(datagram) when is_binary(datagram), do: decode(datagram, datagram, [])
 
+  # A length below the header's makes a negative size, which nothing matches.
   defp decode(
          <<length::32-native, type::16-native, flags::16-native, seq::32-native, pid::32-native,
-           rest::binary>> = here,
+           payload::binary-size(length - @header), rest::binary>> = here,
          datagram,
          messages
-       )
-       when length >= @header and length - @header <= byte_size(rest) do
-    size = length - @header
-    <<payload::binary-size(size), rest::binary>> = rest
+       ) do
     message = %__MODULE__{type: type, flags: flags, seq: seq, pid: pid, payload: payload}
 
     case rest do

@@ -155,6 +155,9 @@ defmodule NetlinkPort.Monitor do
 
   @doc """
   The specification of a child for a supervisor: `{NetlinkPort.Monitor, options}`, see `start_link/1`.
+
+      iex> NetlinkPort.Monitor.child_spec(name: MyApp.Links, groups: [1]).id
+      MyApp.Links
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts) do
@@ -181,6 +184,14 @@ defmodule NetlinkPort.Monitor do
     * `:dump` - the dumps of a snapshot, in their order: `{type, payload}` each, as
       `NetlinkPort.dump/4` takes them. They are read over a socket that has the monitor's
       `:get_strict_chk`. None unless told otherwise.
+
+  For example:
+
+      {:ok, monitor} =
+        NetlinkPort.Monitor.start_link(server: MyApp.Netlink, netns: {:name, "blue"}, groups: [1])
+
+  Errors: `{:already_started, pid}` for a name that is taken. Wrong options raise `ArgumentError`; what fails later
+  is told to subscribers.
   """
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
@@ -199,6 +210,11 @@ defmodule NetlinkPort.Monitor do
     * `:max_queue` - how many messages the mailbox of the calling process may hold before the monitor
       sends no more, 10 000 unless told otherwise. See "Memory" above.
 
+  For example:
+
+      {:ok, monitor} = NetlinkPort.Monitor.subscribe(MyApp.Links)
+      receive do: ({:netlink_resync, ^monitor, :subscribed} -> :ok)
+
   Errors: `ESRCH` where there is no such monitor, `EPIPE` where it has just ended.
   """
   @spec subscribe(GenServer.server(), max_queue: pos_integer()) ::
@@ -212,7 +228,11 @@ defmodule NetlinkPort.Monitor do
 
   @doc """
   Ends the subscription of the calling process, if it has one. Nothing is sent any more; what
-  was sent before stays in its mailbox. Errors as with `subscribe/2`.
+  was sent before stays in its mailbox.
+
+      :ok = NetlinkPort.Monitor.unsubscribe(MyApp.Links)
+
+  Errors are those of `subscribe/2`.
   """
   @spec unsubscribe(GenServer.server()) :: :ok | {:error, Error.t()}
   def unsubscribe(monitor), do: call(monitor, {:unsubscribe, self()})
@@ -443,6 +463,7 @@ defmodule NetlinkPort.Monitor do
   end
 
   # What crash reports and :sys.get_status/1 show. A callback of GenServer since Elixir 1.17.
+  @doc false
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
   def format_status(%{state: %State{} = state} = status) do

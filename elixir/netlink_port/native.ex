@@ -43,7 +43,10 @@ defmodule NetlinkPort.Native do
   | the helper is dead | `{:error, {:thread, 32}}` (`EPIPE`) |
   | the helper is stuck | `{:error, {:thread, 110}}` (`ETIMEDOUT`) |
 
-  Nothing is ever created at the path, and nothing there is opened that is not a namespace: a FIFO
+      {:ok, handle} = NetlinkPort.Native.open_in_netns(MyApp.Netlink, "/run/netns/blue", 0)
+
+  Errors are those of the table, and `{:error, {:socket, errno}}` of whatever else fails once the namespace is
+  entered. Nothing is ever created at the path, and nothing there is opened that is not a namespace: a FIFO
   or a device answers at once.
   """
   @spec open_in_netns(GenServer.server(), Path.t(), integer()) ::
@@ -74,7 +77,10 @@ defmodule NetlinkPort.Native do
   Binds a socket with `nl_pid` 0 and `groups` as `nl_groups`: a mask of 32 bits in which bit `n`
   stands for group `n + 1`.
 
-  Answers `{:error, 9}` (`EBADF`) for a handle that is not open, `{:error, 1}` (`EPERM`) where the
+      {:ok, handle} = NetlinkPort.Native.open_in_netns(MyApp.Netlink, "/run/netns/blue", 0)
+      :ok = NetlinkPort.Native.bind_netlink(MyApp.Netlink, handle, 0x1)
+
+  Errors: `{:error, 9}` (`EBADF`) for a handle that is not open, `{:error, 1}` (`EPERM`) where the
   helper may not join a group, and the errno of the helper's failure otherwise, as above.
   """
   @spec bind_netlink(GenServer.server(), Socket.handle(), non_neg_integer()) ::
@@ -93,6 +99,8 @@ defmodule NetlinkPort.Native do
   @doc """
   Closes a socket. The answer is always `:ok`: for a handle that is unknown or closed, without a
   server, and with a dead helper.
+
+      :ok = NetlinkPort.Native.close_fd(MyApp.Netlink, 1_000_000)
   """
   @spec close_fd(GenServer.server(), Socket.handle()) :: :ok
   def close_fd(server \\ NetlinkPort, handle)

@@ -8,11 +8,7 @@ defmodule NetlinkPort.Protocol do
   @absent -0x80000000
 
   @type reference_number :: 0..0x7FFFFFFF
-  @type metadata :: %{
-          required(:group) => non_neg_integer() | nil,
-          required(:nsid) => integer() | nil,
-          optional(:port_id) => non_neg_integer()
-        }
+  @type metadata :: NetlinkPort.metadata()
   @type command ::
           {:open, NetlinkPort.Socket.handle(), target(), integer(), non_neg_integer() | false,
            boolean(), non_neg_integer(), [{atom(), term()}]}

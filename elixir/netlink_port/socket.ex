@@ -12,15 +12,13 @@ defmodule NetlinkPort.Socket do
   The handle is never used twice in the life of the VM.
   """
 
-  alias NetlinkPort.Link
-
   # Dialyzer would not let the library's own modules look into an @opaque struct.
   @typedoc "A socket. Its fields are the library's own."
   @type t :: %__MODULE__{
           handle: handle(),
           protocol: NetlinkPort.protocol(),
           netns: NetlinkPort.netns(),
-          link: Link.t()
+          link: struct()
         }
 
   @typedoc "The number that stands for a socket."
@@ -29,7 +27,12 @@ defmodule NetlinkPort.Socket do
   @enforce_keys [:handle, :protocol, :netns, :link]
   defstruct [:handle, :protocol, :netns, :link]
 
-  @doc "The handle, as `NetlinkPort.Native` uses it."
+  @doc """
+  The handle, as `NetlinkPort.Native` uses it.
+
+      handle = NetlinkPort.Socket.handle(socket)
+      ^socket = NetlinkPort.socket(MyApp.Netlink, handle)
+  """
   @spec handle(t()) :: handle()
   def handle(%__MODULE__{handle: handle}), do: handle
 

@@ -7,7 +7,7 @@ defmodule NetlinkPort.AttrTest do
 
   defp attrs(name, header) do
     {:ok, [%Message{payload: payload} | _]} = Message.decode(Golden.datagram!(name))
-    <<_header::binary-size(header), bytes::binary>> = payload
+    {_header, bytes} = :erlang.split_binary(payload, header)
     {:ok, attrs} = Attr.decode(bytes)
     attrs
   end
@@ -160,11 +160,11 @@ defmodule NetlinkPort.AttrTest do
       assert Properties.check(type, 5_000, changed) == true
     end
 
-    defp put({at, byte}, binary) do
-      case binary do
-        <<before::binary-size(at), _::8, rest::binary>> -> <<before::binary, byte, rest::binary>>
-        short -> short
-      end
+    defp put({at, byte}, binary) when at < byte_size(binary) do
+      {before, <<_, rest::binary>>} = :erlang.split_binary(binary, at)
+      <<before::binary, byte, rest::binary>>
     end
+
+    defp put(_beyond, binary), do: binary
   end
 end

@@ -23,7 +23,7 @@ defmodule NetlinkPort.CounterpartsTest do
 
   # The header of the family, of so many bytes, and the attributes.
   defp read(%Message{payload: payload}, size) do
-    <<header::binary-size(size), rest::binary>> = payload
+    {header, rest} = :erlang.split_binary(payload, size)
     {:ok, attrs} = Attr.decode(rest)
     {header, attrs}
   end

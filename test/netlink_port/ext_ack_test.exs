@@ -1,6 +1,8 @@
 defmodule NetlinkPort.ExtAckTest do
   use ExUnit.Case, async: true
 
+  doctest NetlinkPort.ExtAck
+
   alias NetlinkPort.{Attr, ExtAck, Golden, Message}
 
   # The request that the golden errors answer.

@@ -121,11 +121,11 @@ defmodule NetlinkPort.MessageTest do
       assert Properties.check(:proper_types.tuple(changed), 5_000, property) == true
     end
 
-    defp put({at, byte}, datagram) do
-      case datagram do
-        <<before::binary-size(at), _::8, rest::binary>> -> <<before::binary, byte, rest::binary>>
-        short -> short
-      end
+    defp put({at, byte}, datagram) when at < byte_size(datagram) do
+      {before, <<_, rest::binary>>} = :erlang.split_binary(datagram, at)
+      <<before::binary, byte, rest::binary>>
     end
+
+    defp put(_beyond, datagram), do: datagram
   end
 end

@@ -3,6 +3,7 @@ defmodule NetlinkPort.MonitorTest do
 
   alias NetlinkPort.{Message, Mirror, Monitor}
 
+  doctest NetlinkPort.Monitor
   doctest NetlinkPort.Monitor.Snapshot
 
   @moduletag :root

@@ -193,8 +193,7 @@ defmodule NetlinkPort.ProtocolTest do
       for name <- ["data", "data metadata", "data metadata absent"] do
         frame = vector!(name)
         assert {:unknown, _longer} = Protocol.decode(frame <> <<0>>)
-        at = byte_size(frame) - 8
-        <<head::binary-size(at), 4::32, datagram::binary-size(4)>> = frame
+        {head, <<4::32, datagram::binary>>} = :erlang.split_binary(frame, byte_size(frame) - 8)
 
         for size <- [0, 3, 5, 0x7FFFFFFF, 0xFFFFFFFF] do
           wrong = <<head::binary, size::32, datagram::binary>>
@@ -315,7 +314,7 @@ defmodule NetlinkPort.ProtocolTest do
 
       defp put(frame, at, byte) do
         at = rem(at, byte_size(frame))
-        <<head::binary-size(at), _old, rest::binary>> = frame
+        {head, <<_old, rest::binary>>} = :erlang.split_binary(frame, at)
         <<head::binary, byte, rest::binary>>
       end
 

@@ -17,7 +17,7 @@ defmodule NetlinkPort.VMTest do
         :exit_status,
         {:line, 1_000},
         args: ["-c", "#{command} -pa #{ebin} #{path}"],
-        env: [{'LC_ALL', 'C.UTF-8'} | environment]
+        env: [{~c"LC_ALL", ~c"C.UTF-8"} | environment]
       ])
 
     {:os_pid, os_pid} = Port.info(port, :os_pid)
@@ -135,7 +135,7 @@ defmodule NetlinkPort.VMTest do
     File.write!(offset, <<0::64>>)
     File.write!(offset <> ".request", Rtnl.getlink(1, 1))
     on_exit(fn -> File.rm(offset <> ".request") end)
-    preload = {'LD_PRELOAD', to_charlist(fixture!("libclock.so"))}
+    preload = {~c"LD_PRELOAD", to_charlist(fixture!("libclock.so"))}
 
     {port, _vm} =
       vm!(
@@ -172,7 +172,7 @@ defmodule NetlinkPort.VMTest do
         receive do: (message -> IO.inspect(message)), after: (0 -> IO.puts("nothing else"))
         Process.sleep(:infinity)
         """,
-        [preload, {'CLOCK_OFFSET', to_charlist(offset)}]
+        [preload, {~c"CLOCK_OFFSET", to_charlist(offset)}]
       )
 
     for line <- ["86400", "-86400", "0", "nothing else"], do: assert(line!(port) == line)

@@ -53,11 +53,10 @@ defmodule NetlinkPort.Rtnl do
 
   @doc "The messages of a datagram, as `{type, sequence, payload}`."
   def messages(
-        <<size::32-native, type::16-native, _::16, sequence::32-native, _::32, rest::binary>>
+        <<size::32-native, type::16-native, _::16, sequence::32-native, _::32,
+          payload::binary-size(size - 16), rest::binary>>
       ) do
-    payload_size = size - 16
     padding = rem(4 - rem(size, 4), 4)
-    <<payload::binary-size(payload_size), rest::binary>> = rest
     rest = binary_part(rest, min(padding, byte_size(rest)), max(byte_size(rest) - padding, 0))
     [{type, sequence, payload} | messages(rest)]
   end
@@ -81,10 +80,10 @@ defmodule NetlinkPort.Rtnl do
     {a, b, c, d}
   end
 
-  defp find(<<size::16-native, type::16-native, rest::binary>>, wanted) do
-    value_size = size - 4
-    <<value::binary-size(value_size), rest::binary>> = rest
-
+  defp find(
+         <<size::16-native, type::16-native, value::binary-size(size - 4), rest::binary>>,
+         wanted
+       ) do
     if type == wanted do
       value
     else

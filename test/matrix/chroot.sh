@@ -1,0 +1,44 @@
+#!/bin/sh
+# chroot.sh SUITE: prints the folder of a Debian chroot of SUITE (bookworm, trixie, sid), made on the first call and
+# kept in $MATRIX_DIR (.matrix at the top of the repository; several clones may share one). Root only.
+#
+# A chroot is made under another name and renamed when it is whole, so an interrupted call leaves nothing that looks
+# ready; a lock makes a second call wait for the first. debootstrap runs in namespaces of its own: what it mounts and
+# starts ends with it, so that removing a half-made folder can never reach a mounted /proc or /dev.
+set -eu
+
+suite=${1:?usage: chroot.sh SUITE}
+top=$(cd "$(dirname "$0")/../.." && pwd)
+dir=${MATRIX_DIR:-$top/.matrix}
+
+[ "$(id -u)" = 0 ] || { echo "chroot.sh: making a chroot takes root" >&2; exit 1; }
+mkdir -p "$dir"
+dir=$(cd "$dir" && pwd)
+root=$dir/$suite
+exec 9>"$root.lock"
+flock 9
+
+if [ ! -d "$root" ]; then
+  command -v debootstrap >/dev/null || {
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap
+  } >&2
+  rm -rf --one-file-system "$root.tmp"
+  echo "chroot.sh: making $root, once; debootstrap's output is in $root.log" >&2
+  unshare --mount --pid --fork --kill-child --mount-proc \
+    debootstrap --variant=minbase "$suite" "$root.tmp" >"$root.log" 2>&1 || {
+    tail -20 "$root.log" >&2
+    exit 1
+  }
+  # No service starts in there, nothing comes that was not asked for, and packages are not kept twice.
+  printf '#!/bin/sh\nexit 101\n' >"$root.tmp/usr/sbin/policy-rc.d"
+  chmod 755 "$root.tmp/usr/sbin/policy-rc.d"
+  # Lists are good for a week, which a mirror that is behind, or the clock of a virtual machine, can exceed.
+  printf '%s\n' 'APT::Install-Recommends "false";' 'Acquire::Check-Valid-Until "false";' \
+    >"$root.tmp/etc/apt/apt.conf.d/90matrix"
+  echo force-unsafe-io >"$root.tmp/etc/dpkg/dpkg.cfg.d/90matrix"
+  rm -f "$root.tmp"/var/cache/apt/archives/*.deb
+  mv "$root.tmp" "$root"
+fi
+
+cp -L /etc/resolv.conf "$root/etc/resolv.conf" 2>/dev/null || true
+echo "$root"

@@ -1,0 +1,24 @@
+#!/bin/sh
+# copy.sh SUITE: puts a copy of the working tree, what git tracks or would add, into the chroot of SUITE, and prints its
+# folder in there. It is made anew but for what was built, so that nothing deleted stays in it. Of each clone there is
+# one, by the path it has here: what another clone has built is older or newer than it looks.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/../.." && pwd)
+root=$("$here/chroot.sh" "${1:?usage: copy.sh SUITE}")
+work=$root/suite$top
+
+rm -rf --one-file-system "$work.new"
+mkdir -p "$work.new"
+cd "$top"
+git ls-files -co --exclude-standard | while IFS= read -r file; do
+  if [ -e "$file" ] || [ -L "$file" ]; then printf '%s\n' "$file"; fi
+done | tar -c -T - | tar -x --no-same-owner -C "$work.new"
+[ -e "$work.new/mix.exs" ] || { echo "copy.sh: git lists no files of $top" >&2; exit 1; }
+for built in _build target; do
+  [ ! -e "$work/$built" ] || mv "$work/$built" "$work.new/"
+done
+rm -rf --one-file-system "$work"
+mv "$work.new" "$work"
+echo "/suite$top"

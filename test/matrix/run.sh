@@ -1,0 +1,65 @@
+#!/bin/sh
+# run.sh [SUITE...]: the whole suite on each of these Debians (bookworm trixie sid): Elixir 1.14 on OTP 25, 1.18 on
+# OTP 27, 1.20 on OTP 29. `make matrix` calls it, with what to install in PACKAGES. Root only, for chroots and
+# namespaces. Says what ran, one line of counts and PASS or FAIL for each, and fails when one has failed.
+#
+# Each suite has a copy of the working tree in its chroot (copy.sh); what it builds there is kept for the next run.
+# Logs: $MATRIX_DIR/SUITE.STEP.log.
+#
+# Rust is Debian's where that is new enough (trixie: 1.85, the oldest that will do), and this machine's in bookworm.
+# The crates are put beside the chroots by this machine's cargo, so that the network is for installing alone.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/../.." && pwd)
+MATRIX_DIR=${MATRIX_DIR:-$top/.matrix}
+export MATRIX_DIR
+PACKAGES=${PACKAGES:?the Debian packages to install; make matrix names them}
+[ $# -gt 0 ] || set -- bookworm trixie sid
+[ "$(id -u)" = 0 ] || { echo "make matrix makes chroots and namespaces: run it as root" >&2; exit 1; }
+
+CARGO_HOME=${CARGO_HOME:-$HOME/.cargo}
+RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.rustup}
+
+vendor() { # ROOT: the crates of Cargo.lock, and a configuration that names them.
+  crates=$1/crates
+  if ! cmp -s "$top/Cargo.lock" "$crates/Cargo.lock"; then
+    rm -rf "$crates" && mkdir -p "$crates" "$1/root/.cargo" || return 1
+    (cd "$top" && cargo vendor --locked --quiet "$crates/vendor") >"$crates/log" 2>&1 || {
+      cat "$crates/log" >&2
+      return 1
+    }
+    printf '%s\n' '[source.crates-io]' 'replace-with = "vendored"' '[source.vendored]' 'directory = "/crates/vendor"' \
+      >"$1/root/.cargo/config.toml" && cp "$top/Cargo.lock" "$crates/Cargo.lock"
+  fi
+}
+
+suite() { # SUITE
+  root=$("$here/chroot.sh" "$1") && work=$("$here/copy.sh" "$1") && vendor "$root" || return 1
+  share='' packages=$PACKAGES
+  if [ "$1" != bookworm ]; then packages="$packages cargo"; else
+    [ -d "$RUSTUP_HOME/toolchains" ] || {
+      echo "bookworm's Rust is 1.63, and needs 1.85: install Rust by rustup, https://rustup.rs" >&2
+      return 1
+    }
+    share="$RUSTUP_HOME $CARGO_HOME/bin"
+  fi
+  rm -rf "$root/var/log/matrix"
+  status=0
+  SHARE=$share "$here/enter.sh" "$1" env -i HOME=/root LC_ALL=C.UTF-8 PACKAGES="$packages" LOGS="$MATRIX_DIR/$1" \
+    RUSTUP_HOME="$RUSTUP_HOME" PATH="$CARGO_HOME/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+    sh "$work/test/matrix/suite.sh" "$1" "$work" || status=$?
+  for log in "$root"/var/log/matrix/*.log; do [ ! -e "$log" ] || cp "$log" "$MATRIX_DIR/$1.${log##*/}"; done
+  return "$status"
+}
+
+mkdir -p "$MATRIX_DIR"
+failed=
+for suite in "$@"; do
+  # Of two runs in one chroot the second waits.
+  if ( flock 9 && suite "$suite" ) 9>"$MATRIX_DIR/$suite.run"; then echo "$suite: PASS"; else
+    echo "$suite: FAIL"
+    failed="$failed $suite"
+  fi
+done
+[ -z "$failed" ]
