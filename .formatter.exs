@@ -1,4 +1,4 @@
 [
-  inputs: ["mix.exs", ".formatter.exs", "{elixir,test,examples,bench}/**/*.{ex,exs}"],
+  inputs: ["{mix,build}.exs", ".formatter.exs", "{elixir,test,examples,bench}/**/*.{ex,exs}"],
   line_length: 98
 ]

@@ -3,6 +3,7 @@
 # make check   formatting, lints, warnings as errors, Dialyzer
 # make soak    random operations, storms and kills for SOAK_SECONDS (300; root)
 # make bench   what the way through the helper costs beside OTP's own socket (root)
+# make dist    one static executable with checksum and SBOM, shown to run in an empty root and on Debian's releases
 # make matrix  the whole suite on Debian bookworm, trixie and sid: SUITES (root)
 # make docs    the documentation, into doc/ (root)
 # make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
@@ -13,11 +14,11 @@
 export LC_ALL := C.UTF-8
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-PACKAGES := elixir erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 libcap2-bin procps gcc libc6-dev
+PACKAGES := elixir git erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 libcap2-bin procps gcc libc6-dev
 # What the tests compare with. Those tests say so where one is missing, and the rest go on.
 COUNTERPARTS := nftables conntrack iputils-ping tshark
 
-.PHONY: demo test check matrix docs soak bench fuzz recording dialyzer setup counterparts clean
+.PHONY: demo test check matrix docs soak bench dist fuzz recording dialyzer setup counterparts clean
 
 demo: setup
 	@mix compile
@@ -76,16 +77,42 @@ bench: setup
 	@mix compile
 	@nice -n -20 mix run bench/bench.exs
 
-# The PLT of OTP and Elixir is built once and kept, by version.
+# The same bytes from any folder, by the same Rust and C library; the target directory is its own, so that the
+# ordinary build stays as it is. The SBOM names what is linked, without time, serial number and folder.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+TRIPLE = x86_64-unknown-linux-gnu
+DIST = netlink_port-$(VERSION)-x86_64-linux
+CYCLONEDX = 0.5.9
+
+STATIC = -C target-feature=+crt-static \
+  --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo --remap-path-prefix=$(CURDIR)=/netlink_port
+
+dist: setup
+	@mkdir -p dist
+	RUSTFLAGS="$(STATIC)" cargo build --release --locked --quiet --bin netlink_port --target $(TRIPLE) --target-dir target/dist
+	install -m 0755 target/dist/$(TRIPLE)/release/netlink_port dist/$(DIST)
+	cd dist && sha256sum $(DIST) >$(DIST).sha256
+	@target/tools/bin/cargo-cyclonedx cyclonedx --version 2>/dev/null | grep -q ' $(CYCLONEDX)$$' || \
+	  cargo install --locked --force --quiet --root target/tools cargo-cyclonedx --version $(CYCLONEDX)
+	SOURCE_DATE_EPOCH=0 target/tools/bin/cargo-cyclonedx cyclonedx --quiet --describe binaries --format json \
+	  --spec-version 1.5 --target $(TRIPLE) --no-build-deps
+	@sed 's|$(CURDIR)|/netlink_port|g' netlink_port_bin.cdx.json >dist/$(DIST).cdx.json && rm netlink_port_bin.cdx.json
+	@if [ "$$(id -u)" = 0 ]; then \
+	  roots=$$(for suite in bookworm trixie sid; do test/matrix/chroot.sh $$suite || exit 1; done) && \
+	  mix compile && test/dist/check.sh dist/$(DIST) $$roots; \
+	else echo "not root: not shown to run in other roots" >&2; fi
+
+# The PLT of OTP, Elixir and Mix is built once and kept, by version.
 ELIXIR_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:elixir))')/ebin
+MIX_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:mix))')/ebin
 LOGGER_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:logger))')/ebin
-PLT = .dialyzer/$(shell elixir -e 'IO.puts(["elixir-", System.version(), "-otp-", System.otp_release(), ".plt"])')
+PLT = .dialyzer/$(shell elixir -e 'IO.puts(["elixir-", System.version(), "-otp-", System.otp_release(), "-mix.plt"])')
 
 dialyzer:
 	@mkdir -p .dialyzer
 	@plt=$(PLT); \
 	test -f $$plt || { echo "building $$plt, once; this takes some minutes"; \
-	  dialyzer --quiet -pa $(ELIXIR_EBIN) --build_plt --output_plt $$plt.tmp --apps erts kernel stdlib -r $(ELIXIR_EBIN) $(LOGGER_EBIN); \
+	  dialyzer --quiet -pa $(ELIXIR_EBIN) --build_plt --output_plt $$plt.tmp --apps erts kernel stdlib -r $(ELIXIR_EBIN) $(MIX_EBIN) $(LOGGER_EBIN); \
 	  test $$? -ne 1 && mv $$plt.tmp $$plt; } && \
 	dialyzer -pa $(ELIXIR_EBIN) --plt $$plt -Wunmatched_returns _build/dev/lib/netlink_port/ebin
 

@@ -4,12 +4,16 @@
 #
 #     make bench                                     (root; under five minutes)
 #     mix run bench/bench.exs serial callers
+#     mix run bench/bench.exs helpers                (the table of several helpers alone)
 
-parts = ~w(work baseline place measure requests dumps events idle spin growth others report)
+parts =
+  ~w(work baseline place measure requests dumps events idle spin growth others partitions report)
+
 for part <- parts, do: Code.require_file("#{part}.exs", __DIR__)
 
 defmodule Bench do
-  alias Bench.{Dumps, Events, Growth, Idle, Measure, Others, Place, Report, Requests, Spin, Work}
+  alias Bench.{Dumps, Events, Growth, Idle, Measure, Others, Partitions, Place, Report, Requests}
+  alias Bench.{Spin, Work}
 
   import Report, only: [figure: 1, figure: 2]
 
@@ -23,6 +27,7 @@ defmodule Bench do
       Place.with_server(fn server ->
         context = %{netns: netns, server: server, routes: @routes}
         compared = compared(context, only)
+        if only == ["helpers"], do: several(context)
 
         if only == [] do
           tables = [compared | alone(context)]
@@ -133,8 +138,21 @@ defmodule Bench do
       show("The helper alone", helper),
       show("What looking for more costs", spin),
       show("How the cost grows", growth()),
+      several(context),
       show("Beside other tools", others)
     ]
+  end
+
+  defp several(context) do
+    head = for count <- Partitions.helpers(), do: "#{count} helper#{if count > 1, do: "s"}"
+    ratios = for count <- tl(Partitions.helpers()), do: "#{count} : 1"
+
+    rows =
+      for {name, unit, figures, ratios} <- Partitions.rows(context) do
+        [name | Enum.map(figures, &figure(&1, unit)) ++ Enum.map(ratios, &figure/1)]
+      end
+
+    show("Over several helpers", [["the same work" | head ++ ratios] | rows])
   end
 
   defp growth do

@@ -100,9 +100,9 @@ defmodule Bench.Requests do
   end
 
   def open!(context, opts) do
-    {:ok, socket} =
-      NetlinkPort.open(context.server, :route, [netns: {:name, context.netns}] ++ opts)
-
+    # One of several, by turns.
+    server = if is_function(context.server), do: context.server.(), else: context.server
+    {:ok, socket} = NetlinkPort.open(server, :route, [netns: {:name, context.netns}] ++ opts)
     socket
   end
 end

@@ -32,7 +32,8 @@ defmodule NetlinkPort do
     * `{:netlink_error, socket, error}` when a `send/3` has failed after it returned, or the kernel
       has reported an error on the socket;
     * `{:netlink_closed, socket, reason}` once, active or not, when the helper or its server has
-      ended, or the socket's namespace is gone (see below). See `t:closed_reason/0`.
+      ended, the connection to its node is lost, or the socket's namespace is gone (see below). See
+      `t:closed_reason/0`.
 
   Errors and overruns use up neither `:once` nor a count. On a passive socket `recv/2` returns them, in
   the same order.
@@ -225,7 +226,10 @@ defmodule NetlinkPort do
 
     * `:name` - what to register the server as, `NetlinkPort` unless told otherwise; `nil` for no
       name, under a `PartitionSupervisor` for one.
-    * `:executable` - the path of the helper, the one the build has installed unless told otherwise.
+    * `:executable` - the path of the helper. Unless told otherwise it is what the environment variable
+      `NETLINK_PORT_EXECUTABLE` names, else what `config :netlink_port, executable: path` says, else the
+      one the build has installed. All are read when the server starts; docs/deployment.md says when
+      to use which.
     * `:call_timeout` - ms a command may take before its caller gets `ETIMEDOUT` and the helper is
       suspected to be stuck; 15 000. A suspected helper that does not answer one last ping within a
       second is killed, and the server ends with `:stuck`.
@@ -872,7 +876,8 @@ defmodule NetlinkPort do
   The helper counts what it receives and sends anyway. Of a server its sockets are asked in turn, so that
   their figures are of slightly different moments; one that is closed meanwhile is left out.
 
-  Errors: `EBADF` for a closed socket, and those of `:thread`.
+  Errors: `EBADF` of a socket that is closed; `ESRCH`, `EPIPE` or `ETIMEDOUT` of `:thread` without a server
+  or a helper that answers.
   """
   @spec stats(Socket.t()) :: {:ok, socket_stats()} | error()
   @spec stats(GenServer.server()) :: {:ok, server_stats()} | error()

@@ -4,6 +4,10 @@ requirements = [
     System.cmd("id", ["-u"]) == {"0\n", 0} or System.get_env("NETLINK_PORT_TEST_SU") != nil,
     "Not root: tests that make network namespaces are skipped."
   },
+  systemd: {
+    System.find_executable("systemd-analyze") != nil,
+    "No systemd-analyze: the unit of examples/systemd is not checked."
+  },
   tshark: {
     System.find_executable("tshark") != nil and System.find_executable("capinfos") != nil,
     "No tshark: tests that have it read captures are skipped."

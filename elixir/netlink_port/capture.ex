@@ -64,7 +64,7 @@ defmodule NetlinkPort.Capture do
   # Opening a file can take long; the server is not to wait for that.
   @impl true
   def init({server, from, options, counters}) do
-    Enum.each([server, options.owner], &Process.monitor/1)
+    Process.monitor(server)
     # The wall clock is read once, so that no stamp is put back with it.
     epoch = System.os_time(:nanosecond) - System.monotonic_time(:nanosecond)
     fields = [server: server, options: options, counters: counters, epoch: epoch]
@@ -73,6 +73,9 @@ defmodule NetlinkPort.Capture do
 
   @impl true
   def handle_continue({:open, from}, %{options: options} = state) do
+    # Not before: on a node that takes nothing this waits, and so would the server.
+    Process.monitor(options.owner)
+
     with {:ok, file} <- open(options.path),
          {:ok, state} <- flush(keep(%{state | file: file}, Pcapng.section_header())) do
       told(state, :start, %{count: 1}, %{})

@@ -214,6 +214,11 @@ defmodule NetlinkPort.Client do
       {^monitor, answer} ->
         answer
 
+      # The VM sends the request to monitor when it comes to it, which may be behind the command that has
+      # ended helper and server: there was one, whatever that says.
+      {:DOWN, ^monitor, :process, _server, :noproc} ->
+        {:error, {:thread, Errno.number(:epipe), ""}}
+
       {:DOWN, ^monitor, :process, _server, reason} ->
         {:error, {:thread, Errno.number(gone(reason)), ""}}
     after

@@ -50,35 +50,37 @@ defmodule NetlinkPort.Doctor do
   @doc """
   Looks, and prints what it found.
 
-      :ok = NetlinkPort.Doctor.run(netns: [name: "blue"])
+      iex> NetlinkPort.Doctor.run()
+      :ok
 
-  Errors: `:error` is that something fails, as the lines say.
+  Errors: `:error` where something fails; what that is, is printed.
   """
   @spec run([option()]) :: :ok | :error
   def run(opts \\ []) do
     report = report(opts)
     IO.puts(format(report, unicode?: :io.getopts()[:encoding] == :unicode))
-    verdict(report)
+    if well?(report), do: :ok, else: :error
   end
 
   @doc """
-  Whether anything fails.
+  Whether nothing fails.
 
-      :ok = NetlinkPort.Doctor.verdict([{"kernel", [{:ok, "6.1", nil}, {:warn, "no NETLINK_XFRM", nil}]}])
-
-  Errors: `:error` is that something does.
+      iex> NetlinkPort.Doctor.well?([{"kernel", [{:ok, "Linux 6.18", nil}, {:warn, "no cookies", nil}]}])
+      true
+      iex> NetlinkPort.Doctor.well?([{"kernel", [{:fail, "Linux 4.19 is too old", "upgrade"}]}])
+      false
   """
-  @spec verdict(report()) :: :ok | :error
-  def verdict(report) do
-    if Enum.any?(report, fn {_title, checks} -> Enum.any?(checks, &match?({:fail, _, _}, &1)) end),
-      do: :error,
-      else: :ok
+  @spec well?(report()) :: boolean()
+  def well?(report) do
+    not Enum.any?(report, fn {_title, checks} ->
+      Enum.any?(checks, &match?({:fail, _line, _remedy}, &1))
+    end)
   end
 
   @doc """
   Looks. It takes a second or so.
 
-      [{"executable", [{:ok, _line, nil} | _]} | _] = NetlinkPort.Doctor.report(netns: [name: "blue"])
+      [{"executable", _checks} | _more] = NetlinkPort.Doctor.report(netns: [{:name, "blue"}])
   """
   @spec report([option()]) :: report()
   def report(opts \\ []) do
@@ -154,7 +156,8 @@ defmodule NetlinkPort.Doctor do
   @doc """
   A report for people, in lines. Without `unicode?: true` the marks are ASCII.
 
-      "kernel\\n  ok 6.1\\n" <> _ = NetlinkPort.Doctor.format([{"kernel", [{:ok, "6.1", nil}]}])
+      iex> NetlinkPort.Doctor.format([{"kernel", [{:fail, "Linux 4.19 is too old", "upgrade"}]}])
+      "kernel\\n  XX Linux 4.19 is too old\\n      -> upgrade\\n0 well, 0 to look at, 1 failing"
   """
   @spec format(report(), unicode?: boolean()) :: String.t()
   def format(report, opts \\ []) do

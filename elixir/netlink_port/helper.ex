@@ -29,9 +29,17 @@ defmodule NetlinkPort.Helper do
                    audit_control setfcap mac_override mac_admin syslog wake_alarm block_suspend
                    audit_read perfmon bpf checkpoint_restore)a
 
-  @doc "The executable that the build installs."
+  @doc """
+  The executable of a server that is told of none, see `NetlinkPort.start_link/1`. An empty variable is
+  none. What the configuration says is not checked here.
+  """
   @spec executable() :: Path.t()
-  def executable, do: Application.app_dir(:netlink_port, "priv/netlink_port")
+  def executable do
+    with variable when variable in [nil, ""] <- System.get_env("NETLINK_PORT_EXECUTABLE"),
+         nil <- Application.get_env(:netlink_port, :executable) do
+      Application.app_dir(:netlink_port, "priv/netlink_port")
+    end
+  end
 
   @doc "Starts the helper."
   @spec start(Path.t(), [String.t()]) :: {:ok, port(), process() | nil} | {:error, Error.t()}
@@ -148,6 +156,12 @@ defmodule NetlinkPort.Helper do
 
   @doc "In words, why a helper is not usable."
   @spec format_error(term()) :: String.t()
+  # No exit code of the program's: the errno of execve(2), capabilities(7).
+  def format_error({:helper_exit, 1}) do
+    "was not run, execve(2) says EPERM: a capability of the file is not in the bounding set " <>
+      "(CapabilityBoundingSet= of a systemd unit, --cap-add of a container)"
+  end
+
   def format_error({:helper_exit, status}) do
     "ended with exit status #{inspect(status)} before its first frame"
   end

@@ -106,7 +106,8 @@ defmodule NetlinkPort.Monitor do
   its bound. A message is at most as large as the datagram it holds.
 
   A subscriber that ends is forgotten. When the monitor itself ends its subscribers are told nothing:
-  a subscriber monitors it (`Process.monitor/1`) and subscribes again.
+  a subscriber monitors it (`Process.monitor/1`) and subscribes again. So does one on another node, which is
+  forgotten when the connection is lost.
   """
 
   use GenServer
@@ -176,7 +177,9 @@ defmodule NetlinkPort.Monitor do
   `NetlinkPort.setopts/2` but `:active`:
 
     * `:name` - what to register the monitor as; no name unless told otherwise.
-    * `:server` - the server that opens the socket, `NetlinkPort` unless told otherwise.
+    * `:server` - the server that opens the socket, `NetlinkPort` unless told otherwise. It may be on another
+      node, `{MyApp.Netlink, :"agent@host"}`: the loss of that node, or of the connection, is a gap like the
+      end of a helper.
     * `:protocol` - `:route` unless told otherwise. See `t:NetlinkPort.protocol/0`.
     * `:dump` - the dumps of a snapshot, in their order: `{type, payload}` each, as
       `NetlinkPort.dump/4` takes them. They are read over a socket that has the monitor's

@@ -20,7 +20,8 @@ defmodule NetlinkPort.Relay do
   alias NetlinkPort.{Gauge, RemoteWitness, Socket}
 
   @enforce_keys [:principal, :node]
-  defstruct @enforce_keys ++ [:witness, :monitor, handled: 0, watches: %{}, monitors: %{}]
+  # `witness` is that of the present connection, `:none` where there can be none; each watch has its own.
+  defstruct @enforce_keys ++ [:witness, handled: 0, watches: %{}, monitors: %{}]
 
   ## For the principal
 
@@ -113,10 +114,14 @@ defmodule NetlinkPort.Relay do
     loop(attend(state))
   end
 
-  # Of a node that is not there it is told at once.
+  # Of a node that is not there it is told at once, and so it is in a VM that is no node itself.
   defp attend(%{node: node} = state) do
     true = :erlang.monitor_node(node, true)
     state
+  catch
+    :error, :notalive ->
+      send(self(), {:nodedown, node})
+      state
   end
 
   defp loop(%{principal: principal, node: node} = state) do
@@ -139,31 +144,40 @@ defmodule NetlinkPort.Relay do
 
   defp handle(state, {:watch, reference, pid, socket}) do
     # First of all: whatever is lost from here on is noticed.
-    monitor = Process.monitor(pid)
-    watches = Map.put(state.watches, reference, {pid, monitor, socket})
-    state = %{state | watches: watches, monitors: Map.put(state.monitors, monitor, reference)}
-    if socket, do: state |> witness() |> tell({:watch, reference, pid, socket}), else: state
+    {monitor, state} = monitored(state, pid, reference)
+    {witness, state} = if socket, do: enrol(state, {reference, pid, socket}), else: {nil, state}
+    put_in(state.watches[reference], {pid, monitor, socket, witness})
   end
 
-  defp handle(state, {:forget, reference}),
-    do: state |> forget(reference) |> tell({:forget, reference})
+  defp handle(state, {:forget, reference}) do
+    tell(state, reference, {:forget, reference})
+    forget(state, reference)
+  end
 
   defp handle(state, {:deliver, reference, pid, message, charge}) do
-    if is_map_key(state.watches, reference) do
-      pass(state, pid, message)
-      with {handle, cost} <- charge, do: send(state.principal, {:relayed, handle, cost})
-    end
+    case state.watches do
+      %{^reference => {_pid, _monitor, _socket, witness}} when is_pid(witness) ->
+        :erlang.send(witness, {:deliver, pid, message}, [:noconnect])
+        left(state, charge)
 
+      %{^reference => _watch} ->
+        :erlang.send(pid, message, [:noconnect])
+        left(state, charge)
+
+      _lost ->
+        state
+    end
+  end
+
+  defp handle(%{witness: witness} = state, {:reply, _from, _answer} = reply)
+       when is_pid(witness) do
+    :erlang.send(witness, reply, [:noconnect])
     state
   end
 
-  defp handle(%{witness: witness} = state, {:reply, from, answer}) do
-    cond do
-      is_pid(witness) -> tell(state, {:reply, from, answer})
-      state.node in Node.list(:connected) -> GenServer.reply(from, answer)
-      true -> :ok
-    end
-
+  # A reply to a node that is gone would connect to it first.
+  defp handle(%{node: node} = state, {:reply, from, answer}) do
+    if node in Node.list(:connected), do: GenServer.reply(from, answer)
     state
   end
 
@@ -172,18 +186,43 @@ defmodule NetlinkPort.Relay do
     state
   end
 
-  defp pass(%{witness: witness}, pid, message) when is_pid(witness) do
-    :erlang.send(witness, {:deliver, pid, message}, [:noconnect])
+  defp left(state, nil), do: state
+
+  defp left(state, {handle, cost}) do
+    send(state.principal, {:relayed, handle, cost})
+    state
   end
 
-  defp pass(_state, pid, message), do: :erlang.send(pid, message, [:noconnect])
+  defp monitored(state, pid, purpose) do
+    monitor = Process.monitor(pid)
+    {monitor, put_in(state.monitors[monitor], purpose)}
+  end
 
   ## The witness
 
-  # It waits as long as the other node does, with all that goes there, and with nothing else.
-  defp witness(%{witness: nil} = state) do
+  # It is sure of a watch when it has said so, for the one that is known here may be of a connection that is
+  # lost, and whose end is yet to be heard of. The relay waits as long as the other node does, with all
+  # that goes there, and with nothing else.
+  defp enrol(state, {reference, pid, socket} = watch) do
+    case found(state) do
+      %{witness: witness} = state when is_pid(witness) ->
+        monitor = :erlang.monitor(:process, witness, alias: :reply_demonitor)
+        :erlang.send(witness, {:watch, monitor, reference, pid, socket}, [:noconnect])
+
+        receive do
+          {^monitor, :watching} -> {witness, state}
+          {:DOWN, ^monitor, :process, _witness, _reason} -> enrol(%{state | witness: nil}, watch)
+        end
+
+      %{witness: witness} = state ->
+        {witness, state}
+    end
+  end
+
+  defp found(%{witness: nil} = state) do
     witness = :erpc.call(state.node, RemoteWitness, :start, [self()], :infinity)
-    %{state | witness: witness, monitor: Process.monitor(witness)}
+    {_monitor, state} = monitored(state, witness, {:witness, witness})
+    %{state | witness: witness}
   catch
     # The monitors of the owners tell of it.
     :error, {:erpc, :noconnection} -> state
@@ -191,39 +230,42 @@ defmodule NetlinkPort.Relay do
     _kind, _reason -> %{state | witness: :none}
   end
 
-  defp witness(state), do: state
+  defp found(state), do: state
 
-  defp tell(%{witness: witness} = state, message) do
-    if is_pid(witness), do: :erlang.send(witness, message, [:noconnect])
-    state
+  defp tell(state, reference, message) do
+    with {_pid, _monitor, _socket, witness} when is_pid(witness) <- state.watches[reference] do
+      :erlang.send(witness, message, [:noconnect])
+    end
   end
 
   ## Ends
 
-  # The witness has told its owners, if the connection is lost; else it was killed, and they hear it here.
-  defp down(%{monitor: monitor} = state, monitor, reason) do
-    guarded = for {reference, {_pid, _monitor, %Socket{}}} <- state.watches, do: reference
-    state = %{state | witness: nil, monitor: nil}
-    if reason != :noconnection, do: Enum.each(guarded, &close(state, &1, reason))
-    lose(state, guarded, reason)
-  end
-
   defp down(state, monitor, reason) do
-    case state.monitors do
-      %{^monitor => reference} ->
+    case Map.pop(state.monitors, monitor) do
+      {{:witness, witness}, monitors} ->
+        state = %{state | monitors: monitors}
+
+        # It has told its owners, if the connection is lost; else it was killed, and they hear it here.
+        its = for {reference, {_, _, _, ^witness}} <- state.watches, do: reference
+        if reason != :noconnection, do: Enum.each(its, &close(state, &1, reason))
+        state = if state.witness == witness, do: %{state | witness: nil}, else: state
+        lose(state, its, reason)
+
+      {nil, _monitors} ->
+        state
+
+      {reference, _monitors} ->
         # Where the witness is of a later connection than the owner was.
         lost? = reason == :noconnection
-        tell(state, if(lost?, do: {:closed, reference, reason}, else: {:forget, reference}))
+        word = if lost?, do: {:closed, reference, reason}, else: {:forget, reference}
+        tell(state, reference, word)
         lose(state, [reference], reason)
-
-      _other ->
-        state
     end
   end
 
   defp lose(state, references, reason) do
     Enum.reduce(references, state, fn reference, state ->
-      {pid, _monitor, _socket} = state.watches[reference]
+      {pid, _monitor, _socket, _witness} = state.watches[reference]
       send(state.principal, {:DOWN, reference, :process, pid, reason})
       forget(state, reference)
     end)
@@ -231,7 +273,7 @@ defmodule NetlinkPort.Relay do
 
   defp forget(state, reference) do
     case Map.pop(state.watches, reference) do
-      {{_pid, monitor, _socket}, watches} ->
+      {{_pid, monitor, _socket, _witness}, watches} ->
         Process.demonitor(monitor, [:flush])
         %{state | watches: watches, monitors: Map.delete(state.monitors, monitor)}
 
@@ -241,17 +283,18 @@ defmodule NetlinkPort.Relay do
   end
 
   defp finish(%{witness: witness} = state, reason) do
-    if is_pid(witness) do
-      tell(state, {:closed, plain(reason)})
-    else
-      for {reference, _watch} <- state.watches, do: close(state, reference, plain(reason))
+    if is_pid(witness), do: :erlang.send(witness, {:closed, plain(reason)}, [:noconnect])
+
+    for {reference, {_pid, _monitor, _socket, :none}} <- state.watches do
+      close(state, reference, plain(reason))
     end
+
+    state
   end
 
   defp close(state, reference, reason) do
-    with {pid, _monitor, %Socket{} = socket} <- state.watches[reference] do
-      :erlang.send(pid, {:netlink_closed, socket, reason}, [:noconnect])
-    end
+    {pid, _monitor, socket, _witness} = state.watches[reference]
+    :erlang.send(pid, {:netlink_closed, socket, reason}, [:noconnect])
   end
 
   defp plain({:shutdown, reason}), do: reason

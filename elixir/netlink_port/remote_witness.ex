@@ -21,7 +21,8 @@ defmodule NetlinkPort.RemoteWitness do
         GenServer.reply(from, answer)
         loop(relay, monitor, watches)
 
-      {:watch, reference, pid, socket} ->
+      {:watch, from, reference, pid, socket} ->
+        send(from, {from, :watching})
         loop(relay, monitor, Map.put(watches, reference, {pid, socket}))
 
       {:forget, reference} ->

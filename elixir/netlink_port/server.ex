@@ -67,6 +67,7 @@ defmodule NetlinkPort.Server do
     {name, opts} = Keyword.pop(opts, :name, NetlinkPort)
     opts = Keyword.merge(@defaults, opts)
     Enum.each(@timeouts, fn {key, _default} -> _ms = Options.timeout!(opts[key]) end)
+    opts = Keyword.put(opts, :executable, opts[:executable] || Helper.executable())
     _path = Options.executable!(opts[:executable])
     _capabilities = Options.keep!(opts[:keep])
     _microseconds = Options.spin!(opts[:spin])
@@ -85,7 +86,7 @@ defmodule NetlinkPort.Server do
     Process.flag(:trap_exit, true)
     # Names the atoms a frame may bring, so that they exist.
     _atoms = Protocol.atoms()
-    executable = Path.expand(opts[:executable] || Helper.executable())
+    executable = Path.expand(opts[:executable])
     witness = Witness.start()
 
     case Helper.start(executable, Helper.arguments(opts)) do

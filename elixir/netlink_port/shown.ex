@@ -18,6 +18,20 @@ defmodule NetlinkPort.Shown do
     end)
   end
 
+  @doc """
+  What processes are called here. To ask one of them for its name could take as long as it is suspended.
+  """
+  @spec names([pid()]) :: %{pid() => String.t()}
+  def names(pids) do
+    names =
+      for name <- Process.registered(), pid = Process.whereis(name), into: %{}, do: {pid, name}
+
+    for pid <- pids, into: %{}, do: {pid, name(Map.get(names, pid), pid)}
+  end
+
+  defp name(nil, pid), do: inspect(pid)
+  defp name(name, _pid), do: inspect(name)
+
   @doc "A term, with what is large cut: `{:cut, size, the_beginning}`."
   @spec brief(term()) :: term()
   def brief(term), do: brief(term, @depth)

@@ -18,7 +18,7 @@ defmodule NetlinkPort.Top do
   Each look asks every socket once; that is all it costs.
   """
 
-  alias NetlinkPort.{Attach, Options, Witness}
+  alias NetlinkPort.{Attach, Options, Shown, Witness}
   alias NetlinkPort.Top.Screen
 
   # How long a server may take to tell, in ms: one that does not answer is shown as such.
@@ -36,11 +36,10 @@ defmodule NetlinkPort.Top do
         }
 
   @doc """
-  Shows it until `q` (and Enter, in a shell that waits for it). Returns `:ok`.
+  Shows it until `q` (and Enter, in a shell that waits for it).
 
-      :ok = NetlinkPort.Top.run(once: true, interval: 100)
-
-  Errors: `{:error, sentence}` says why a node cannot be asked.
+      iex> NetlinkPort.Top.run(interval: 500)
+      :ok
 
   Options:
 
@@ -49,6 +48,8 @@ defmodule NetlinkPort.Top do
     * `:node` - the node to look at; this one unless told otherwise. It is to be connected already.
     * `:size` - a function that returns `{rows, columns}` of the terminal; it asks the terminal
       unless told otherwise.
+
+  Errors say in words why a node cannot be asked.
   """
   @spec run(
           interval: pos_integer(),
@@ -89,16 +90,20 @@ defmodule NetlinkPort.Top do
   defp live(node, interval, size) do
     with {:ok, first} <- look(node) do
       keys = keys()
-      IO.write(@hide)
-      result = show(nil, first, %{node: node, interval: interval, size: size, keys: keys})
-      Process.unlink(keys)
-      Process.exit(keys, :kill)
-      IO.write(@show)
-      result
+
+      try do
+        IO.write(@hide)
+        result = show(nil, first, %{node: node, interval: interval, size: size, keys: keys})
+        IO.write(@show)
+        result
+      rescue
+        # The terminal is gone, that of `bin/my_app rpc` say.
+        _error in ErlangError -> :ok
+      after
+        Process.unlink(keys)
+        Process.exit(keys, :kill)
+      end
     end
-  rescue
-    # The terminal is gone, that of `bin/my_app rpc` say.
-    _error in ErlangError -> :ok
   end
 
   defp show(before, now, %{keys: keys} = view) do
@@ -149,11 +154,8 @@ defmodule NetlinkPort.Top do
   defp look(node) when node == node(), do: {:ok, sample()}
   defp look(node), do: Attach.call(node, __MODULE__, :sample, [])
 
-  @doc """
-  A look at this node.
-
-      %{servers: [{_server, %{sockets: _}} | _]} = NetlinkPort.Top.sample()
-  """
+  @doc false
+  # A look at this node; called from others.
   @spec sample() :: sample()
   def sample do
     servers = Witness.servers()
@@ -176,14 +178,9 @@ defmodule NetlinkPort.Top do
     %{node: node(), at: at, servers: told, names: names(told)}
   end
 
-  # Elsewhere a pid is shown otherwise. Asking the owners themselves for their names could take as long as
-  # one of them is suspended.
+  # Elsewhere a pid is shown otherwise.
   defp names(told) do
-    names =
-      for name <- Process.registered(), pid = Process.whereis(name), into: %{}, do: {pid, name}
-
     owners = for {_pid, %{sockets: sockets}} <- told, socket <- sockets, do: socket.owner
-    pids = owners ++ for {pid, _stats} <- told, do: pid
-    for pid <- pids, into: %{}, do: {pid, inspect(Map.get(names, pid, pid))}
+    Shown.names(owners ++ for({pid, _stats} <- told, do: pid))
   end
 end

@@ -127,9 +127,10 @@ defmodule NetlinkPort.AgentsTest do
 
   defp change(_message, links), do: links
 
+  # Without what it says of a dump that was interrupted.
   defp kernel_links(%{netns: netns}) do
     lines = String.split(ip!(~w(-n #{netns} -o link)), "\n", trim: true)
-    Enum.sort(for line <- lines, do: Regex.run(~r/^\d+: ([^:@]+)/, line) |> List.last())
+    Enum.sort(for line <- lines, [_, name] <- [Regex.run(~r/^\d+: ([^:@]+)/, line)], do: name)
   end
 
   defp eventually_true!(%{agent: agent} = follower, timeout \\ 5_000) do

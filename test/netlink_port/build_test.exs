@@ -9,27 +9,54 @@ defmodule NetlinkPort.BuildTest do
   defp project!(script) do
     root = tmp_path!("project")
     File.mkdir_p!(Path.join(root, "bin"))
-    File.cp!(Path.join(@root, "mix.exs"), Path.join(root, "mix.exs"))
-    cargo = Path.join(root, "bin/cargo")
-    File.write!(cargo, "#!/bin/sh\n" <> script)
-    File.chmod!(cargo, 0o755)
+
+    for file <- ~w(mix.exs build.exs Cargo.toml),
+        do: File.cp!(Path.join(@root, file), in!(root, file))
+
+    cargo!(root, script)
     root
   end
 
-  @builds """
-  mkdir -p target/release
-  cp #{NetlinkPort.Helper.executable()} target/release/netlink_port
-  """
+  defp in!(root, file), do: Path.join(root, file)
 
-  defp compile(root, path \\ nil) do
-    path = path || Path.join(root, "bin") <> ":" <> System.get_env("PATH")
+  defp cargo!(root, script, version \\ "1.85.0") do
+    cargo = in!(root, "bin/cargo")
+
+    File.write!(cargo, """
+    #!/bin/sh
+    case "$*" in
+    --version) echo "cargo #{version} (0123abcd 2025-02-20)"; exit;;
+    *--message-format\\ json-render-diagnostics*) ;;
+    *) echo "unexpected: $*" >&2; exit 1;;
+    esac
+    #{script}
+    """)
+
+    File.chmod!(cargo, 0o755)
+  end
+
+  # As Cargo does: where CARGO_TARGET_DIR says, and in a folder of the target's if there is one.
+  @builds ~S"""
+          built=${CARGO_TARGET_DIR:-$PWD/target}${CARGO_BUILD_TARGET:+/$CARGO_BUILD_TARGET}/release
+          mkdir -p "$built"
+          echo '{"reason":"compiler-artifact","target":{"name":"libc"},"executable":null,"fresh":true}'
+          echo '{"reason":"compiler-artifact","executable":"'"$(echo "$built" | sed 's/"/\\"/g')"'/netlink_port"}'
+          """ <> "cp #{NetlinkPort.Helper.executable()} \"$built/netlink_port\"\n"
+
+  # What would otherwise decide for these builds, too.
+  @unset for name <- ~w(NETLINK_PORT_EXECUTABLE CARGO_BUILD_TARGET CARGO_TARGET_DIR MIX_TARGET),
+             do: {name, nil}
+
+  defp compile(root, environment \\ []) do
+    path = Path.join(root, "bin") <> ":" <> System.get_env("PATH")
+    environment = @unset ++ [{"PATH", path}, {"MIX_ENV", "prod"}] ++ environment
     mix = System.find_executable("mix")
-    environment = [{"PATH", path}, {"MIX_ENV", "prod"}]
     System.cmd(mix, ["compile.netlink_port"], cd: root, env: environment, stderr_to_stdout: true)
   end
 
   defp priv(root), do: Path.join(root, "priv")
   defp installed(root), do: Path.join(priv(root), "netlink_port")
+  defp version, do: Mix.Project.config()[:version]
 
   test "a build installs what cargo made, and does nothing when nothing has changed" do
     root = project!(@builds)
@@ -37,8 +64,20 @@ defmodule NetlinkPort.BuildTest do
     assert File.read!(installed(root)) == File.read!(NetlinkPort.Helper.executable())
     assert File.ls!(priv(root)) == ["netlink_port"]
     %{inode: inode} = File.stat!(installed(root))
-    assert {_output, 0} = compile(root)
+    assert {"", 0} = compile(root)
     assert %{inode: ^inode} = File.stat!(installed(root))
+  end
+
+  test "a build takes the executable from where cargo says it is" do
+    root = project!(@builds)
+    elsewhere = Path.join(root, ~s(else "where"))
+    assert {_output, 0} = compile(root, [{"CARGO_TARGET_DIR", elsewhere}])
+    assert File.read!(installed(root)) == File.read!(NetlinkPort.Helper.executable())
+    refute File.exists?(Path.join(root, "target"))
+
+    cargo!(root, "echo '{}'")
+    assert {output, 1} = compile(root)
+    assert output =~ "cargo build has not said where the executable is"
   end
 
   @tag :root
@@ -65,7 +104,7 @@ defmodule NetlinkPort.BuildTest do
   end
 
   test "a build that fails shows what cargo says" do
-    root = project!("echo 'error: no space left on device'; exit 101")
+    root = project!("echo 'error: no space left on device' >&2; exit 101")
     assert {output, 1} = compile(root)
     assert output =~ "error: no space left on device"
     assert output =~ "cargo build failed with status 101"
@@ -81,7 +120,148 @@ defmodule NetlinkPort.BuildTest do
       if path = System.find_executable(program), do: File.ln_s!(path, Path.join(bin, program))
     end
 
-    assert {output, 1} = compile(root, bin)
+    assert {output, 1} = compile(root, [{"PATH", bin}])
     assert output =~ "netlink_port needs cargo; install Rust 1.85 or newer: https://rustup.rs"
+  end
+
+  test "a cargo that is too old is named, with what to do; one that does not work, too" do
+    root = project!(@builds)
+    cargo!(root, @builds, "1.84.9")
+    assert {output, 1} = compile(root)
+    assert output =~ "netlink_port needs cargo 1.85, #{Path.join(root, "bin/cargo")} is 1.84.9"
+    assert output =~ "install Rust 1.85 or newer: https://rustup.rs"
+    refute File.exists?(Path.join(root, "target"))
+
+    File.write!(Path.join(root, "bin/cargo"), "#!/bin/sh\necho no toolchain >&2; exit 1")
+    assert {output, 1} = compile(root)
+    assert output =~ "bin/cargo does not work: no toolchain"
+  end
+
+  test "a build that is killed in the middle of its copy leaves nothing under the name; the next one clears up" do
+    # The copy is from a FIFO, of which the VM reads 64 KiB at a time, and waits for more.
+    root = project!("echo '{\"executable\":\"'$PWD'/fifo\"}'")
+    {_output, 0} = System.cmd("mkfifo", [Path.join(root, "fifo")])
+
+    environment =
+      for {name, value} <-
+            @unset ++ [{"PATH", Path.join(root, "bin:") <> System.get_env("PATH")}],
+          do: {String.to_charlist(name), (value && String.to_charlist(value)) || false}
+
+    mix = System.find_executable("mix")
+    opts = [:exit_status, :stderr_to_stdout, cd: root, env: environment]
+    port = Port.open({:spawn_executable, mix}, [args: ["compile.netlink_port"]] ++ opts)
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    {:ok, fifo} = :file.open(Path.join(root, "fifo"), [:raw, :write])
+    half = String.duplicate("half", 16_384)
+    :ok = :file.write(fifo, half)
+    temporary = installed(root) <> ".tmp#{os_pid}"
+    eventually!(fn -> File.read(temporary) == {:ok, half} end, 30_000)
+    signal!(os_pid, "KILL")
+    assert_receive {^port, {:exit_status, _status}}
+    :file.close(fifo)
+    assert File.ls!(priv(root)) == [Path.basename(temporary)]
+
+    # That of a build that goes on stays.
+    other = installed(root) <> ".tmp#{System.pid()}"
+    File.write!(other, "")
+    cargo!(root, @builds)
+    assert {_output, 0} = compile(root)
+    assert Enum.sort(File.ls!(priv(root))) == ["netlink_port", Path.basename(other)]
+  end
+
+  describe "with NETLINK_PORT_EXECUTABLE" do
+    defp with_executable(root, path, more \\ []) do
+      compile(root, [{"NETLINK_PORT_EXECUTABLE", path} | more])
+    end
+
+    test "that executable is installed, for everyone to run, without cargo" do
+      root = project!("exit 1")
+      path = Path.join(root, "prebuilt")
+      File.cp!(NetlinkPort.Helper.executable(), path)
+      File.chmod!(path, 0o700)
+      assert {"", 0} = with_executable(root, path)
+      assert File.read!(installed(root)) == File.read!(path)
+      %{mode: mode, inode: inode} = File.stat!(installed(root))
+      assert Bitwise.band(mode, 0o777) == 0o755
+      assert {"", 0} = with_executable(root, path)
+      assert %{inode: ^inode} = File.stat!(installed(root))
+
+      # An empty variable is none.
+      assert {output, 1} = with_executable(root, "")
+      assert output =~ "cargo build failed"
+    end
+
+    test "an executable that is missing, of another version or none of ours is refused" do
+      root = project!(@builds)
+
+      for {name, content, mode, reason} <- [
+            {"missing", nil, nil, "cannot be used: no such file or directory"},
+            {"closed", "", 0o644, "cannot be run: permission denied"},
+            {"old", "#!/bin/sh\necho netlink_port 0.0.9", 0o755, "is version 0.0.9"},
+            {"other", "#!/bin/sh\necho hello", 0o755,
+             "is not netlink_port: it says \"hello\\n\""},
+            {"text", "hello", 0o755, "is not netlink_port"},
+            {"foreign", aarch64(), 0o755, "cannot run on this machine"}
+          ] do
+        path = Path.join(root, name)
+        if content, do: File.write!(path, content)
+        if mode, do: File.chmod!(path, mode)
+        assert {output, 1} = with_executable(root, path)
+        assert output =~ "NETLINK_PORT_EXECUTABLE: #{path} #{reason}; it has to be netlink_port"
+        assert output =~ "netlink_port #{version()} for the machine that is built for"
+      end
+
+      assert {output, 1} = with_executable(root, root)
+      assert output =~ "is no file but a directory"
+      refute File.exists?(priv(root))
+    end
+
+    test "an executable for another machine is taken in a cross build, and kept from the host's" do
+      root = project!(@builds)
+      {_output, 0} = compile(root)
+      path = Path.join(root, "foreign")
+      File.write!(path, aarch64())
+      File.chmod!(path, 0o755)
+
+      for {variable, build} <- [{"MIX_TARGET", "board_prod"}, {"CARGO_BUILD_TARGET", "prod"}] do
+        assert {"", 0} = with_executable(root, path, [{variable, "board"}])
+        cross = Path.join(root, "_build/#{build}/lib/netlink_port/priv/netlink_port")
+        assert File.read!(cross) == aarch64()
+      end
+
+      assert File.read!(installed(root)) == File.read!(NetlinkPort.Helper.executable())
+    end
+
+    # The header of an ELF file for EM_AARCH64, elf(5).
+    defp aarch64 do
+      <<0x7F, "ELF", 2, 1, 1, 0::64, 0, 2::little-16, 183::little-16, 1::little-32>> <> <<0::320>>
+    end
+  end
+
+  describe "with config :netlink_port, executable:" do
+    defp configure!(root, value) do
+      File.mkdir_p!(Path.join(root, "config"))
+      config = "import Config\nconfig :netlink_port, executable: #{inspect(value)}\n"
+      File.write!(Path.join(root, "config/config.exs"), config)
+    end
+
+    test "nothing is built, and it need not be there yet" do
+      root = project!("exit 1")
+      configure!(root, "/nonexistent/netlink_port")
+      assert {"", 0} = compile(root)
+      configure!(root, NetlinkPort.Helper.executable())
+      assert {"", 0} = compile(root)
+      refute File.exists?(priv(root))
+    end
+
+    test "one of another version is told, and what is no path is refused" do
+      root = project!("exit 1")
+      configure!(root, script!("echo netlink_port 0.0.9"))
+      assert {output, 0} = compile(root)
+      assert output =~ "is version 0.0.9, and the library #{version()}: install the helper anew"
+      configure!(root, :priv)
+      assert {output, 1} = compile(root)
+      assert output =~ "executable:` to be a path, got: :priv"
+    end
   end
 end

@@ -27,6 +27,25 @@ defmodule NetlinkPort.DeliveryTest do
     end
   end
 
+  describe "to an owner on another node" do
+    test "what is delivered counts as taken when it has left, and not before" do
+      state = Delivery.new(true, 1_000, :infinity, true)
+      items = [data(1, 400), data(2, 400)]
+      {effects, state} = arrive(state, items)
+      assert effects == deliveries(items)
+      assert {nil, state} = Delivery.grant(state)
+      state = Delivery.relayed(state, Delivery.cost(400))
+      assert {1_700, state} = Delivery.grant(state)
+      assert {nil, _state} = Delivery.grant(state)
+    end
+
+    test "what is handed to who waits is taken at once" do
+      state = Delivery.wait(Delivery.new(false, 1_000, :infinity, true), :someone)
+      {[{:answer, :someone, _item}], state} = arrive(state, [data(1, 400)])
+      assert {1_700, _state} = Delivery.grant(state)
+    end
+  end
+
   describe "active: true" do
     test "delivers everything at once, in order" do
       items = [data(1), {:overrun, 3}, error(), data(2)]

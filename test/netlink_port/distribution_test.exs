@@ -4,12 +4,15 @@ defmodule NetlinkPort.DistributionTest do
 
   import NetlinkPort.Nodes
 
-  alias NetlinkPort.{Message, Remote}
+  alias NetlinkPort.{Connection, Message, Monitor, Remote}
 
   @moduletag :root
 
   # RTNLGRP_LINK
   @links 1
+  # RTM_GETLINK, of all links and of the loopback
+  @dump_links {18, <<0::128>>}
+  @getlink <<0::32, 1::32-native, 0::64>>
 
   setup do
     distributed!()
@@ -265,6 +268,23 @@ defmodule NetlinkPort.DistributionTest do
       :erpc.call(node, module, function, arguments)
     end
 
+    test "is none where the server's VM is no node: its socket is closed", %{netns: netns} do
+      {peer, :nonode@nohost} = peer!(:no_node)
+      # NEW_PID_EXT of a node that there is not; erl_ext_dist.
+      name = "nowhere@127.0.0.1"
+      pid = <<131, 88, 119, byte_size(name), name::binary, 100::32, 0::32, 1::32>>
+      owner = :peer.call(peer, :erlang, :binary_to_term, [pid])
+      children = [{NetlinkPort, name: MyApp.Netlink}]
+      :peer.call(peer, Remote, :supervise, [children])
+      {:ok, %{os_pid: helper}} = :peer.call(peer, NetlinkPort, :info, [MyApp.Netlink])
+      opts = [netns: {:name, netns}, owner: owner]
+      arguments = [MyApp.Netlink, :route, opts]
+      assert {:ok, _socket} = :peer.call(peer, NetlinkPort, :open, arguments)
+      info = fn -> :peer.call(peer, NetlinkPort, :info, [MyApp.Netlink]) |> elem(1) end
+      eventually!(fn -> info.().sockets == 0 end)
+      assert info.().os_pid == helper
+    end
+
     test "hears :netlink_closed where its witness is killed; where the relay is, the server ends",
          context do
       server = start_server!()
@@ -285,5 +305,69 @@ defmodule NetlinkPort.DistributionTest do
       eventually!(fn -> :erpc.call(context.node, Remote, :witnesses, []) == [] end)
       assert Remote.read(owner) == closed
     end
+  end
+
+  describe "a subscriber on another node" do
+    test "has what others have; it is forgotten with its connection, and begins anew", context do
+      server = start_server!()
+
+      opts = [
+        server: server,
+        netns: {:name, context.netns},
+        groups: [@links],
+        dump: [@dump_links]
+      ]
+
+      monitor = start_supervised!({Monitor, opts})
+      there = Remote.recorder(context.node)
+      assert Remote.ask(there, Monitor, :subscribe, [monitor]) == {:ok, monitor}
+      last = fn -> List.last(Remote.read(there)) end
+      eventually!(fn -> last.() == {:netlink_snapshot, monitor, :end} end)
+      add_bridge!(context.netns, "br0")
+      eventually!(fn -> match?({:netlink_event, ^monitor, _datagram}, last.()) end)
+
+      Node.disconnect(context.node)
+      eventually!(fn -> :sys.get_state(monitor).subscribers == %{} end)
+      assert Remote.ask(there, Monitor, :subscribe, [monitor]) == {:ok, monitor}
+      eventually!(fn -> last.() == {:netlink_snapshot, monitor, :end} end)
+      Process.exit(there, :kill)
+      eventually!(fn -> :sys.get_state(monitor).subscribers == %{} end)
+      signal!(vm_pid(context.peer), "KILL")
+      eventually!(fn -> relays(monitor) == [] end)
+    end
+  end
+
+  describe "a connection" do
+    test "answers callers on another node; one that is lost does not matter", context do
+      opts = [server: start_server!(), protocol: :route, netns: {:name, context.netns}]
+      connection = start_supervised!({Connection, opts})
+      there = Remote.recorder(context.node)
+      request = [connection, 18, @getlink]
+      assert {:ok, [%Message{type: 16}]} = Remote.ask(there, Connection, :request, request)
+      # RTM_GETLINK of all links
+      assert {:ok, [_link]} = Remote.ask(there, Connection, :dump, [connection, 18, <<0::128>>])
+
+      assert {:error, %Error{reason: :enodev}} =
+               Remote.ask(there, Connection, :request, none(connection))
+
+      :sys.suspend(connection)
+      :erpc.cast(context.node, Remote, :keep, [:lost, Connection, :request, request])
+
+      eventually!(fn ->
+        Process.info(connection, :message_queue_len) == {:message_queue_len, 1}
+      end)
+
+      Node.disconnect(context.node)
+      :sys.resume(connection)
+      kept = fn -> :peer.call(context.peer, Remote, :kept, [:lost]) end
+      eventually!(fn -> kept.() != nil end)
+      assert {:error, %Error{stage: :thread, reason: :esrch}} = kept.()
+      assert {:ok, [_link]} = Connection.request(connection, 18, @getlink)
+      assert {:ok, [_link]} = Remote.ask(there, Connection, :request, request)
+      assert NetlinkPort.Connection.Calls.count(:sys.get_state(connection).calls) == 0
+    end
+
+    # A link that there is not.
+    defp none(connection), do: [connection, 18, <<0::32, 99_999::32-native, 0::64>>]
   end
 end

@@ -10,6 +10,8 @@ defmodule NetlinkPort.DoctorTest do
 
   @moduletag :root
 
+  doctest Doctor, except: [run: 1]
+
   # A small helper, for those that need one.
   defp report(opts), do: Doctor.report(Keyword.put_new(opts, :netns, [:host]))
 
@@ -26,14 +28,14 @@ defmodule NetlinkPort.DoctorTest do
 
   defp executable_fails!(path, pattern) do
     report = report(executable: path)
-    assert Doctor.verdict(report) == :error
+    refute Doctor.well?(report)
     find!(section(report, "executable"), :fail, pattern)
   end
 
   test "a machine that has what is needed is well" do
     netns = netns!()
     report = report(netns: [{:name, netns}, {:path, netns_path(netns)}, {:pid, sleeper!(netns)}])
-    assert Doctor.verdict(report) == :ok
+    assert Doctor.well?(report)
     executable = section(report, "executable")
     find!(executable, :ok, "version #{Mix.Project.config()[:version]}")
     helper = section(report, "helper")
@@ -100,7 +102,7 @@ defmodule NetlinkPort.DoctorTest do
       File.cp!(helper(), path)
       File.chmod!(path, 0o757)
       report = report(executable: path)
-      assert Doctor.verdict(report) == :ok
+      assert Doctor.well?(report)
 
       assert find!(section(report, "executable"), :warn, "anybody may write it") ==
                "chmod o-w #{path}"
@@ -130,7 +132,7 @@ defmodule NetlinkPort.DoctorTest do
       assert find!(helper, :warn, "without CAP_NET_ADMIN nothing can be changed") =~ "setcap"
       find!(section(report, "kernel"), :warn, "SIOCGSKNS is refused")
       find!(section(report, "namespaces"), :fail, "the helper lacks CAP_SYS_ADMIN")
-      assert Doctor.verdict(report) == :error
+      refute Doctor.well?(report)
       # All else is looked at.
       find!(section(report, "round trip"), :ok, "500 requests")
     end
@@ -140,7 +142,7 @@ defmodule NetlinkPort.DoctorTest do
       report = report(executable: path)
       find!(section(report, "executable"), :ok, "version")
       find!(section(report, "helper"), :fail, "ended with exit status 71 before its first frame")
-      assert Doctor.verdict(report) == :error
+      refute Doctor.well?(report)
     end
 
     test "without its sandbox fails" do
@@ -160,7 +162,7 @@ defmodule NetlinkPort.DoctorTest do
       assert length(report) == 8
       find!(section(report, "limits"), :ok, "descriptors")
       find!(section(report, "round trip"), :fail, ~r/EPIPE|ESRCH/)
-      assert Doctor.verdict(report) == :error
+      refute Doctor.well?(report)
       path = script!(~s(#{hello}; dd bs=1 count=300 status=none | #{helper()} "$@"))
       report = report(executable: path)
       assert length(report) == 8
@@ -176,6 +178,14 @@ defmodule NetlinkPort.DoctorTest do
       find!(checks, :fail, "/proc/self/ns/mnt: EINVAL: it is not a network namespace")
     end
 
+    test "that cannot be entered for the same reason are told once there are many" do
+      places = for n <- 1..50, do: {:name, "nlp-nowhere-#{n}"}
+      checks = section(report(netns: [{:path, "/proc/self/ns/mnt"} | places]), "namespaces")
+      assert length(checks) == 6
+      find!(checks, :fail, "... and 46 more, for the same reason")
+      find!(checks, :fail, "/proc/self/ns/mnt")
+    end
+
     test "that are left over are a warning" do
       # As after a reboot that has kept the folder.
       name = "nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
@@ -185,7 +195,7 @@ defmodule NetlinkPort.DoctorTest do
       on_exit(fn -> File.rm(path) end)
       report = report(netns: [{:name, name}])
       assert find!(section(report, "namespaces"), :warn, name) =~ "ip netns del #{name}"
-      assert Doctor.verdict(report) == :ok
+      assert Doctor.well?(report)
     end
 
     test "of /run/netns are tried unless others are named" do
@@ -323,9 +333,9 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     test "fails by what fails, and not by warnings" do
-      assert Doctor.verdict(@report) == :error
-      assert Doctor.verdict(tl(@report)) == :error
-      assert Doctor.verdict(Enum.take(@report, 1)) == :ok
+      refute Doctor.well?(@report)
+      refute Doctor.well?(tl(@report))
+      assert Doctor.well?(Enum.take(@report, 1))
     end
 
     test "is printed by run/1, for releases" do

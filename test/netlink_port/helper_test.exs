@@ -18,6 +18,27 @@ defmodule NetlinkPort.HelperTest do
     :ok
   end
 
+  # In a VM of its own, since environment and configuration are this one's, too.
+  defp executable(environment, configured) do
+    script = """
+    Application.put_env(:netlink_port, :executable, #{inspect(configured)})
+    {:error, error} = NetlinkPort.start_link()
+    IO.puts(Exception.message(error))
+    """
+
+    ebin = Application.app_dir(:netlink_port, "ebin")
+    opts = [env: [{"NETLINK_PORT_EXECUTABLE", environment}], stderr_to_stdout: true]
+    arguments = ["-pa", ebin, "-e", "Process.flag(:trap_exit, true)\n" <> script]
+    {output, 0} = System.cmd("elixir", arguments, opts)
+    output
+  end
+
+  test "the executable is the environment's, else the configuration's" do
+    assert executable("/nonexistent/e", "/nonexistent/c") =~ "/nonexistent/e: ENOENT"
+    assert executable("", "/nonexistent/c") =~ "/nonexistent/c: ENOENT"
+    assert executable(nil, "/nonexistent/c") =~ "/nonexistent/c: ENOENT"
+  end
+
   # Starts a server that is expected not to come up; returns its error and its words.
   defp refused(executable, hello_timeout \\ @patient) do
     assert {:error, %Error{stage: :thread} = error} =

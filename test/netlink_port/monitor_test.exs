@@ -22,7 +22,8 @@ defmodule NetlinkPort.MonitorTest do
 
   defp monitor!(context, opts) do
     opts = Keyword.merge([server: context.server, netns: {:name, context.netns}], opts)
-    start_supervised!({Monitor, opts}, id: make_ref())
+    # One that ends stays away: another in its place would open the next socket.
+    start_supervised!({Monitor, opts}, id: make_ref(), restart: :temporary)
   end
 
   defp subscribed!(monitor, opts \\ []) do

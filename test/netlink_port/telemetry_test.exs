@@ -201,6 +201,8 @@ defmodule NetlinkPort.TelemetryTest do
 
       told([:monitor, :down], %{count: 1}, %{monitor: ^monitor, reason: {:closed, :normal}})
       # They look again and again, and it is told once.
+      eventually!(fn -> :sys.get_state(monitor).open_wait > 80 end)
+      eventually!(fn -> :sys.get_state(connection).backoff > 80 end)
       refute_received {[:netlink_port, :connection, :down], _, _}
       refute_received {[:netlink_port, :monitor, :down], _, _}
     end

@@ -250,6 +250,21 @@ defmodule NetlinkPort.TopTest do
       assert capture_io("\x03", fn -> :ok = Top.run(interval: 60_000) end) =~ "netlink_port on "
     end
 
+    test "ends where its terminal is gone, as when `rpc` is interrupted" do
+      {:ok, terminal} = StringIO.open("")
+      test = self()
+
+      viewer =
+        spawn_link(fn ->
+          Process.group_leader(self(), terminal)
+          size = fn -> StringIO.close(terminal) && {24, 80} end
+          send(test, {:result, Top.run(interval: 100, size: size), Process.info(self(), :links)})
+        end)
+
+      assert_receive {:result, :ok, {:links, [^test]}}
+      assert is_pid(viewer)
+    end
+
     test "leaves no process behind" do
       before = Process.info(self(), :links)
       capture_io("q", fn -> :ok = Top.run(interval: 60_000) end)

@@ -15,8 +15,18 @@ defmodule NetlinkPort.Nodes do
     :ok
   end
 
-  @doc "A node that has the library, or none of it; returns who controls it, and its name."
-  def peer!(library? \\ true) do
+  @doc "A node that has the library, or none of it, or that is no node; returns who controls it, and its name."
+  def peer!(library? \\ true)
+
+  def peer!(:no_node) do
+    paths = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
+    {:ok, peer, node} = :peer.start(%{connection: :standard_io, args: paths})
+    ends_with_test!(peer)
+    {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:elixir])
+    {peer, node}
+  end
+
+  def peer!(library?) do
     paths = if library?, do: Enum.flat_map(:code.get_path(), &[~c"-pa", &1]), else: []
     # Each is alone with this node: what it hears of others is no matter for it.
     args = [~c"-connect_all", ~c"false" | paths]
@@ -24,17 +34,20 @@ defmodule NetlinkPort.Nodes do
     # Controlled by its standard input and output, which a lost connection leaves alone.
     options = %{name: name, host: @host, args: args, longnames: true, connection: :standard_io}
     {:ok, peer, node} = :peer.start(options)
-    os_pid = peer |> :peer.call(:os, :getpid, []) |> List.to_integer()
-
-    on_exit(fn ->
-      # One that is stopped would hold the test up.
-      as_root("kill", ["-KILL", "#{os_pid}"])
-      eventually!(fn -> not running?(os_pid) end)
-    end)
-
+    ends_with_test!(peer)
     if library?, do: {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:elixir])
     true = Node.connect(node)
     {peer, node}
+  end
+
+  # One that is stopped would hold the test up.
+  defp ends_with_test!(peer) do
+    os_pid = vm_pid(peer)
+
+    on_exit(fn ->
+      as_root("kill", ["-KILL", "#{os_pid}"])
+      eventually!(fn -> not running?(os_pid) end)
+    end)
   end
 
   @doc "The process id of a node's VM."

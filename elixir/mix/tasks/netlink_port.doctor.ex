@@ -50,7 +50,7 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
     case report(options[:node], options[:cookie], opts) do
       {:ok, report} ->
         Mix.shell().info(Doctor.format(report, unicode?: :io.getopts()[:encoding] == :unicode))
-        if Doctor.verdict(report) == :error, do: exit({:shutdown, 1})
+        unless Doctor.well?(report), do: exit({:shutdown, 1})
 
       {:error, sentence} ->
         refuse(sentence)
@@ -66,6 +66,7 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
   defp netns(place),
     do: if(String.contains?(place, "/"), do: {:path, place}, else: {:name, place})
 
+  @spec refuse(String.t()) :: no_return()
   defp refuse(sentence) do
     Mix.shell().error("netlink_port.doctor: " <> sentence)
     exit({:shutdown, 2})

@@ -94,8 +94,10 @@ defmodule Mix.Tasks.NetlinkPort.Top do
     end
   end
 
+  @spec refuse(String.t()) :: no_return()
   defp refuse(sentence), do: stop(sentence, 2)
 
+  @spec stop(String.t(), 1 | 2) :: no_return()
   defp stop(sentence, code) do
     Mix.shell().error("netlink_port.top: " <> sentence)
     exit({:shutdown, code})

@@ -4,7 +4,7 @@ defmodule NetlinkPort.Doctor.Executable do
 
   import Bitwise, only: [&&&: 2]
 
-  alias NetlinkPort.{Doctor, Errno, Helper}
+  alias NetlinkPort.{Doctor, Errno}
 
   @spec checks(Path.t()) :: [Doctor.check()]
   def checks(path) do
@@ -17,10 +17,13 @@ defmodule NetlinkPort.Doctor.Executable do
 
   # The one that the build installs is made by building.
   defp other(path) do
-    if path == Path.expand(Helper.executable()),
+    if path == built(),
       do: "run `mix compile`; in a release, check that it holds priv/netlink_port",
       else: "name one that is there, as `executable:` of the server or as --executable"
   end
+
+  # Where the build puts it, whatever servers are told to take.
+  defp built, do: Path.expand(Application.app_dir(:netlink_port, "priv/netlink_port"))
 
   defp version(path) do
     _loaded = Application.load(:netlink_port)
@@ -42,10 +45,10 @@ defmodule NetlinkPort.Doctor.Executable do
   end
 
   defp rebuild(path) do
-    if path == Path.expand(Helper.executable()),
+    if path == built(),
       do:
         "build both from one source: `mix deps.compile netlink_port --force`, or `mix compile --force`",
-      else: "install the one of this build there: install -m 0755 #{Helper.executable()} #{path}"
+      else: "install the one of this build there: install -m 0755 #{built()} #{path}"
   end
 
   defp reason(%{original: reason}) when is_atom(reason),

@@ -6,7 +6,7 @@ defmodule NetlinkPort.Doctor.Kept do
   # Two things hold a namespace that /proc does not show: sockets that somebody else has there and has
   # left it, and the kernel's own. So such a namespace may live on when ours are closed.
 
-  alias NetlinkPort.{Doctor, Witness}
+  alias NetlinkPort.{Doctor, Shown, Witness}
   alias NetlinkPort.Doctor.Servers
 
   @spec checks([Servers.told()], pid() | nil) :: [Doctor.check()]
@@ -155,19 +155,13 @@ defmodule NetlinkPort.Doctor.Kept do
   @shown 4
 
   defp users(sockets) do
+    names = Shown.names(for socket <- sockets, do: socket.owner)
+
     shown =
-      for socket <- Enum.take(sockets, @shown) do
-        "#{inspect(socket.socket)} of #{owner(socket.owner)}"
-      end
+      for socket <- Enum.take(sockets, @shown),
+          do: "#{inspect(socket.socket)} of #{names[socket.owner]}"
 
     more = if length(sockets) > @shown, do: ["#{length(sockets) - @shown} more"], else: []
     Enum.join(shown ++ more, ", ")
-  end
-
-  defp owner(pid) do
-    case node(pid) == node() && Process.info(pid, :registered_name) do
-      {:registered_name, name} when name != [] -> "#{inspect(name)} #{inspect(pid)}"
-      _unnamed -> inspect(pid)
-    end
   end
 end

@@ -16,7 +16,6 @@ defmodule NetlinkPort.Doctor.Kernel do
   end
 
   defp version do
-    {_family, _name} = :os.type()
     {major, minor, patch} = :os.version()
     told = "Linux #{release() || "#{major}.#{minor}.#{patch}"}"
 

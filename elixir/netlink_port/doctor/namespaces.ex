@@ -6,6 +6,7 @@ defmodule NetlinkPort.Doctor.Namespaces do
 
   @folder "/run/netns"
   @named 8
+  @alike 4
 
   @spec checks(GenServer.server(), [NetlinkPort.netns()] | nil) :: [Doctor.check()]
   def checks(server, nil) do
@@ -24,23 +25,39 @@ defmodule NetlinkPort.Doctor.Namespaces do
     end
   end
 
-  def checks(server, places) do
-    {well, rest} =
-      places |> Enum.map(&check(server, &1)) |> Enum.split_with(&match?({:ok, _}, &1))
-
-    reached(for({:ok, name} <- well, do: name)) ++ rest
-  end
+  def checks(server, places), do: told(for place <- places, do: check(server, place))
 
   # One that is deleted meanwhile is no fault.
   defp listed(server, places) do
-    case server |> checks(places) |> Enum.reject(&vanished?/1) do
+    looks = for place <- places, do: check(server, place)
+
+    case Enum.reject(looks, &match?({_check, {:open, :enoent}}, &1)) do
       [] -> [none()]
-      checks -> checks
+      looks -> told(looks)
     end
   end
 
-  defp vanished?({:fail, line, nil}), do: line =~ "ENOENT"
-  defp vanished?(_check), do: false
+  defp told(looks) do
+    {well, rest} = Enum.split_with(looks, &match?({:ok, _place}, &1))
+    reached(for({:ok, place} <- well, do: place)) ++ Enum.flat_map(alike(rest), &some/1)
+  end
+
+  # The same reason for many is told for some of them.
+  defp alike(failed) do
+    failed
+    |> Enum.group_by(fn {_check, reason} -> reason end, fn {check, _reason} -> check end)
+    |> Map.values()
+  end
+
+  defp some(checks) do
+    case Enum.split(checks, @alike) do
+      {shown, []} ->
+        shown
+
+      {[{mark, _line, _remedy} | _] = shown, hidden} ->
+        shown ++ [{mark, "... and #{length(hidden)} more, for the same reason", nil}]
+    end
+  end
 
   defp none do
     {:ok, "#{@folder} has no namespace to try; --netns takes a path",
@@ -62,12 +79,16 @@ defmodule NetlinkPort.Doctor.Namespaces do
 
       if told.verified,
         do: {:ok, Socket.place(place)},
-        else:
-          {:warn, "#{Socket.place(place)}: entered, but the kernel does not confirm it",
-           "it tells only those with CAP_NET_ADMIN there"}
+        else: {unconfirmed(Socket.place(place)), :unconfirmed}
     else
-      {:error, error} -> failed(place, error, Exception.message(error))
+      {:error, error} ->
+        {failed(place, error, Exception.message(error)), {error.stage, error.reason}}
     end
+  end
+
+  defp unconfirmed(place) do
+    {:warn, "#{place}: entered, but the kernel does not confirm it",
+     "it tells only those with CAP_NET_ADMIN there"}
   end
 
   # What is left of a namespace, after a reboot of a container say: nobody can enter that.

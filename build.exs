@@ -1,0 +1,204 @@
+defmodule Mix.Tasks.Compile.NetlinkPort do
+  @moduledoc false
+  # The Mix compiler that puts the Rust program into priv/: Cargo builds it, or it is the one that
+  # NETLINK_PORT_EXECUTABLE names. With `config :netlink_port, executable:` nothing is built.
+  #
+  # mix.exs requires this file, since Mix looks for a compiler before there is anything compiled.
+  use Mix.Task.Compiler
+
+  @root __DIR__
+  @version Mix.Project.config()[:version]
+  @variable "NETLINK_PORT_EXECUTABLE"
+  @ways "https://rustup.rs, or `apt-get install cargo` on Debian 13. " <>
+          "Where there can be none, #{@variable} names an executable that was built elsewhere"
+
+  @impl true
+  def run(_args) do
+    prebuilt = System.get_env(@variable, "")
+    configured = Application.get_env(:netlink_port, :executable)
+
+    cond do
+      prebuilt != "" -> prebuilt |> Path.expand() |> prebuilt!() |> install()
+      configured != nil -> configured!(configured)
+      true -> install(cargo!())
+    end
+  end
+
+  ## Cargo
+
+  defp cargo! do
+    least = least_version()
+
+    cargo =
+      System.find_executable("cargo") || Mix.raise("netlink_port needs cargo; #{get(least)}")
+
+    check_version!(cargo, least)
+
+    unless File.exists?(Path.join(@root, "priv/netlink_port")),
+      do: Mix.shell().info("netlink_port: Cargo builds the helper, which takes a minute")
+
+    # What goes wrong goes to standard error, past us. Standard output is a JSON object a line: only
+    # Cargo knows where its artefact is, by CARGO_TARGET_DIR, CARGO_BUILD_TARGET and its own files.
+    arguments = ~w(build --release --locked --quiet --bin netlink_port
+                   --message-format json-render-diagnostics)
+
+    case System.cmd(cargo, arguments, cd: @root) do
+      {output, 0} -> built!(output)
+      {_output, status} -> Mix.raise("cargo build failed with status #{status}, as it says above")
+    end
+  end
+
+  defp least_version do
+    manifest = File.read!(Path.join(@root, "Cargo.toml"))
+    [_line, version] = Regex.run(~r/^rust-version = "(.+)"$/m, manifest)
+    version
+  end
+
+  defp check_version!(cargo, least) do
+    # In the folder, since rustup may have another one for it.
+    {output, _status} = System.cmd(cargo, ["--version"], cd: @root, stderr_to_stdout: true)
+
+    with [_, found] <- Regex.run(~r/^cargo (\d+\.\d+\.\d+)/m, output),
+         :lt <- Version.compare(found, least <> ".0") do
+      Mix.raise("netlink_port needs cargo #{least}, #{cargo} is #{found}; #{get(least)}")
+    else
+      nil -> Mix.raise("#{cargo} does not work: #{String.trim(output)}")
+      _new_enough -> :ok
+    end
+  end
+
+  defp get(least), do: "install Rust #{least} or newer: #{@ways}"
+
+  defp built!(output) do
+    case Regex.run(~r/"executable":"((?:[^"\\]|\\.)+)"/, output) do
+      [_, path] -> Regex.replace(~r/\\(.)/, path, "\\1")
+      nil -> Mix.raise("cargo build has not said where the executable is, but: #{output}")
+    end
+  end
+
+  ## Executables that were built elsewhere
+
+  defp prebuilt!(path) do
+    case version(path) do
+      {:ok, @version} ->
+        path
+
+      {:error, :foreign} ->
+        if cross?(), do: path, else: refuse!(path, "cannot run on this machine")
+
+      {:ok, other} ->
+        refuse!(path, "is version #{other}")
+
+      {:error, reason} ->
+        refuse!(path, reason)
+    end
+  end
+
+  defp refuse!(path, reason) do
+    Mix.raise(
+      "#{@variable}: #{path} #{reason}; it has to be netlink_port #{@version} for the machine that " <>
+        "is built for (for another one than this set MIX_TARGET or CARGO_BUILD_TARGET)"
+    )
+  end
+
+  # It is used where it lies, perhaps on another machine. Here it may be missing, or be closed to us.
+  defp configured!(path) when is_binary(path) do
+    case version(path) do
+      {:ok, other} when other != @version ->
+        Mix.shell().error(
+          "netlink_port: #{path}, which `config :netlink_port, executable:` names, is version " <>
+            "#{other}, and the library #{@version}: install the helper anew"
+        )
+
+      _ours_or_unknown ->
+        :ok
+    end
+
+    {:noop, []}
+  end
+
+  defp configured!(other) do
+    Mix.raise("expected `config :netlink_port, executable:` to be a path, got: #{inspect(other)}")
+  end
+
+  defp version(path) do
+    case File.stat(path) do
+      {:ok, %{type: :regular}} -> answer(path)
+      {:ok, %{type: type}} -> {:error, "is no file but a #{type}"}
+      {:error, reason} -> {:error, "cannot be used: #{:file.format_error(reason)}"}
+    end
+  end
+
+  # Of a file that execve(2) refuses the VM makes the exit status ENOEXEC.
+  defp answer(path) do
+    case System.cmd(path, ["--version"], stderr_to_stdout: true) do
+      {"netlink_port " <> version, 0} -> {:ok, String.trim(version)}
+      {"", 8} -> if elf?(path), do: {:error, :foreign}, else: {:error, "is not netlink_port"}
+      {output, _status} -> {:error, "is not netlink_port: it says #{inspect(output)}"}
+    end
+  rescue
+    error in ErlangError -> {:error, "cannot be run: #{:file.format_error(error.original)}"}
+  end
+
+  defp elf?(path), do: File.open!(path, [:read], &IO.binread(&1, 4)) == "\x7FELF"
+
+  ## Into priv/
+
+  # By rename, so that no reader ever sees half an executable, and a running one is left alone.
+  defp install(built) do
+    installed = Path.join(priv(), "netlink_port")
+
+    if same?(built, installed) do
+      {:noop, []}
+    else
+      sweep(installed)
+      temporary = "#{installed}.tmp#{System.pid()}"
+
+      # The mode is everyone's, whatever the umask: a release may run as another user.
+      with :ok <- File.mkdir_p(Path.dirname(installed)),
+           :ok <- File.cp(built, temporary),
+           :ok <- File.chmod(temporary, 0o755),
+           :ok <- File.rename(temporary, installed) do
+        {:ok, []}
+      else
+        {:error, reason} ->
+          _result = File.rm(temporary)
+          Mix.raise("cannot write #{installed}: #{:file.format_error(reason)}")
+      end
+    end
+  end
+
+  # The host's is in the source, to which the build has a link. An executable for another machine must
+  # not take its place, nor that of a third one: it goes into a folder of the build's own.
+  defp priv do
+    if cross?() do
+      priv = Path.join(Mix.Project.app_path(), "priv")
+      if match?({:ok, _target}, File.read_link(priv)), do: File.rm!(priv)
+      priv
+    else
+      Path.join(@root, "priv")
+    end
+  end
+
+  defp cross?, do: Mix.target() != :host or System.get_env("CARGO_BUILD_TARGET", "") != ""
+
+  # What builds that were killed have left.
+  defp sweep(installed) do
+    for temporary <- Path.wildcard(installed <> ".tmp*"),
+        pid = String.replace_prefix(temporary, installed <> ".tmp", ""),
+        not File.exists?("/proc/" <> pid),
+        do: File.rm(temporary)
+  end
+
+  # Sizes first: most builds that differ do in that, and are not read.
+  defp same?(built, installed) do
+    with {:ok, %{size: size}} <- File.stat(built),
+         {:ok, %{size: ^size}} <- File.stat(installed),
+         {:ok, bytes} <- File.read(built),
+         {:ok, ^bytes} <- File.read(installed) do
+      true
+    else
+      _different -> false
+    end
+  end
+end

@@ -1,0 +1,89 @@
+defmodule Mix.Tasks.NetlinkPort.Install do
+  @shortdoc "Installs the helper with file capabilities, for a group"
+
+  @moduledoc """
+  Installs the helper, with capabilities of its own, outside the build: so that a VM without privileges
+  reaches other network namespaces.
+
+      mix netlink_port.install --to /usr/local/lib/netlink_port --group netlink
+
+  The file belongs to root and the group, has the mode 0750 and the capabilities `CAP_SYS_ADMIN` and
+  `CAP_NET_ADMIN`. **It is a privileged proxy for everyone in that group**: they may enter any network
+  namespace they can name, and configure any network, the host's included. Put nobody into the group but
+  the users that such VMs run as.
+
+  Options:
+
+    * `--to` - the file; or a directory that is there, for `netlink_port` in it. Only root may be able to
+      replace what lies there, or a folder above it: who else could would choose what VMs run.
+    * `--group` - the group whose members may run it.
+    * `--capability` - one more, any number of times: `sys_ptrace` to open the namespaces of processes
+      that have more capabilities than the helper; `net_broadcast`, `audit_read`, `audit_control` and
+      `dac_read_search` for the option `keep:` of `NetlinkPort.start_link/1`.
+
+  What is installed is the executable that `NETLINK_PORT_EXECUTABLE` names, or the one the build has made.
+  Root installs it, or sudo(8) where the user may use it without a password. Otherwise the task says what
+  root has to run; run it again then, and it checks what is there. It reads owner, mode, capabilities and
+  version back before the file gets its name, and again behind that; where one of them is not as it should
+  be, nothing is left. Its temporary file can be run by root alone.
+  """
+
+  use Mix.Task
+
+  alias NetlinkPort.Install
+
+  @switches [to: :string, group: :string, capability: :keep]
+
+  @impl true
+  def run(arguments) do
+    Mix.Task.run("compile")
+
+    opts =
+      case OptionParser.parse(arguments, strict: @switches) do
+        {opts, [], []} ->
+          opts
+
+        {_opts, rest, wrong} ->
+          usage("unknown: #{Enum.join(rest ++ Enum.map(wrong, &elem(&1, 0)), " ")}")
+      end
+
+    to = opts[:to] || usage("--to is missing")
+    group = opts[:group] || usage("--group is missing")
+    source = source()
+
+    with {:ok, plan} <- Install.plan(source, to, group, Keyword.get_values(opts, :capability)),
+         {:ok, done} <- Install.run(plan) do
+      Mix.shell().info(report(done, plan))
+    else
+      {:error, reason} -> Mix.raise(reason)
+    end
+  end
+
+  @spec usage(String.t()) :: no_return()
+  defp usage(reason) do
+    Mix.raise(
+      "#{reason}; usage: mix netlink_port.install --to PATH --group GROUP [--capability NAME]..."
+    )
+  end
+
+  # Not what `config :netlink_port, executable:` says: that is where it goes.
+  defp source do
+    case System.get_env("NETLINK_PORT_EXECUTABLE", "") do
+      "" -> Application.app_dir(:netlink_port, "priv/netlink_port")
+      path -> path
+    end
+  end
+
+  defp report(done, plan) do
+    """
+    #{plan.to} #{if done == :installed, do: "has been installed", else: "is as it should be"}: \
+    root:#{plan.group}, mode 0750, #{Enum.join(plan.capabilities, ", ")}.
+    It is a privileged proxy for everyone in the group #{plan.group}: they may enter any network namespace
+    they can name, and configure any network, the host's included.
+
+    To use it, either of:
+        config :netlink_port, executable: #{inspect(plan.to)}
+        NETLINK_PORT_EXECUTABLE=#{plan.to}\
+    """
+  end
+end

@@ -1,0 +1,337 @@
+defmodule NetlinkPort.Install do
+  @moduledoc false
+  # Installs the helper with file capabilities, for `mix netlink_port.install`. What takes root is a few
+  # programs, which sudo may run; all else is looked at first, as the user.
+  #
+  # Whoever could write into the folder could put another file under the temporary name before setcap(8)
+  # comes to it, and would have the capabilities. So nobody but root may.
+
+  import Bitwise, only: [&&&: 2]
+
+  @enforce_keys [:source, :to, :group, :gid, :capabilities, :tools, :prefix]
+  defstruct @enforce_keys
+
+  @type t :: %__MODULE__{
+          source: Path.t(),
+          to: Path.t(),
+          group: String.t(),
+          gid: non_neg_integer(),
+          capabilities: [String.t()],
+          tools: %{String.t() => Path.t()},
+          prefix: [String.t()]
+        }
+
+  @always ~w(cap_sys_admin cap_net_admin)
+  @more ~w(sys_ptrace net_broadcast audit_read audit_control dac_read_search)
+  @version Mix.Project.config()[:version]
+  # Users often lack the folders of root's programs.
+  @tools ~w(setcap getcap getent install chmod mv rm readlink id)
+  @root_path ~w(/usr/local/sbin /usr/sbin /sbin)
+
+  ## What is to be done
+
+  @doc "Looks at all that can be looked at before anything is done."
+  @spec plan(Path.t(), Path.t(), String.t(), [String.t()]) :: {:ok, t()} | {:error, String.t()}
+  def plan(source, to, group, more) do
+    source = Path.expand(source)
+    to = Path.expand(to)
+    to = if File.dir?(to), do: Path.join(to, "netlink_port"), else: to
+
+    with {:ok, capabilities} <- capabilities(more),
+         {:ok, tools} <- tools(),
+         {:ok, gid} <- gid(group),
+         :ok <- version(source),
+         :ok <- closed(Path.dirname(to)),
+         :ok <- honours_capabilities(Path.dirname(to)) do
+      plan = %__MODULE__{
+        source: source,
+        to: to,
+        group: group,
+        gid: gid,
+        capabilities: capabilities,
+        tools: tools,
+        prefix: prefix()
+      }
+
+      {:ok, plan}
+    end
+  end
+
+  defp capabilities(more) do
+    case more -- @more do
+      [] -> {:ok, Enum.uniq(@always ++ Enum.map(more, &("cap_" <> &1)))}
+      [name | _] -> {:error, "--capability #{name}: expected one of #{Enum.join(@more, ", ")}"}
+    end
+  end
+
+  defp gid(group) do
+    with {line, 0} <- System.cmd("getent", ["group", "--", group]),
+         [^group, _password, gid | _members] <- String.split(line, ":") do
+      {:ok, String.to_integer(gid)}
+    else
+      _none -> {:error, "there is no group #{group}; `groupadd --system #{group}` makes one"}
+    end
+  end
+
+  defp tools do
+    tools = Map.new(@tools, &{&1, find(&1)})
+
+    case for {name, nil} <- tools, do: name do
+      [] ->
+        {:ok, tools}
+
+      names ->
+        {:error,
+         "there is no #{Enum.join(names, ", no ")}; Debian's packages are libcap2-bin for setcap and " <>
+           "getcap, libc-bin for getent, and coreutils"}
+    end
+  end
+
+  defp find(name) do
+    System.find_executable(name) ||
+      Enum.find(Enum.map(@root_path, &Path.join(&1, name)), &File.regular?/1)
+  end
+
+  defp version(source) do
+    ours(System.cmd(source, ["--version"], stderr_to_stdout: true), source)
+  rescue
+    error in ErlangError ->
+      {:error,
+       "#{source} cannot be run: #{:file.format_error(error.original)}; build it first, or name one " <>
+         "by NETLINK_PORT_EXECUTABLE (with `config :netlink_port, executable:` none is built)"}
+  end
+
+  defp ours({"netlink_port " <> version, 0}, source) do
+    case String.trim(version) do
+      @version -> :ok
+      other -> {:error, "#{source} is version #{other}, and the library #{@version}"}
+    end
+  end
+
+  defp ours({output, _status}, source),
+    do: {:error, "#{source} is not netlink_port, it says #{inspect(output)}"}
+
+  defp prefix do
+    cond do
+      System.cmd("id", ["-u"]) == {"0\n", 0} -> []
+      sudo = System.find_executable("sudo") -> [sudo, "-n"]
+      true -> :root_has_to
+    end
+  end
+
+  ## The folder
+
+  # Who may write to a folder may replace what is in it, also another folder; where that is sticky, as
+  # /tmp is, only what is their own.
+  defp closed(directory) do
+    case real_path(directory) do
+      {:ok, path} ->
+        closed(path, 0)
+
+      :error ->
+        {:error, "there is no directory #{directory}; `install -d #{directory}` as root makes it"}
+    end
+  end
+
+  # `sticky` is the bit of the mode that makes up for others who may write.
+  defp closed(path, sticky) do
+    %{uid: uid, gid: gid, mode: mode, type: type} = File.stat!(path)
+    writers = if gid == 0, do: 0o002, else: 0o022
+
+    cond do
+      type != :directory ->
+        {:error, "#{path} is not a directory"}
+
+      uid != 0 ->
+        {:error, open(path, "belongs to user #{uid}")}
+
+      (mode &&& writers) != 0 and (mode &&& sticky) == 0 ->
+        {:error, open(path, "is not root's alone")}
+
+      path == "/" ->
+        :ok
+
+      true ->
+        closed(Path.dirname(path), 0o1000)
+    end
+  end
+
+  defp open(path, why) do
+    "#{path} #{why}: others could replace the helper by a program of their own; choose a directory " <>
+      "that only root can write to, such as /usr/local/lib"
+  end
+
+  defp real_path(path) do
+    case System.cmd("readlink", ["-e", "--", path]) do
+      {output, 0} -> {:ok, String.trim_trailing(output, "\n")}
+      {_output, _status} -> :error
+    end
+  end
+
+  # Field 5 of /proc/<pid>/mountinfo is where something is mounted, field 6 how, proc(5). The last mount
+  # of a place is the one that is seen. In a chroot the root need not be one.
+  defp honours_capabilities(directory) do
+    {:ok, path} = real_path(directory)
+
+    mounts =
+      for line <- File.stream!("/proc/self/mountinfo"),
+          [_id, _parent, _device, _root, point, options | _rest] = String.split(line),
+          point = unescape(point),
+          point == "/" or point == path or String.starts_with?(path, point <> "/"),
+          do: {point, String.split(options, ",")}
+
+    {point, options} =
+      mounts |> Enum.reverse() |> Enum.max_by(&byte_size(elem(&1, 0)), fn -> {"/", []} end)
+
+    case Enum.filter(options, &(&1 in ~w(nosuid noexec ro))) do
+      [] ->
+        :ok
+
+      wrong ->
+        {:error,
+         "#{directory} is on #{point}, which is mounted #{Enum.join(wrong, ", ")}: there a helper " <>
+           "cannot be installed, or is run without capabilities; choose another directory"}
+    end
+  end
+
+  defp unescape(point),
+    do: Regex.replace(~r/\\([0-7]{3})/, point, fn _, octal -> <<String.to_integer(octal, 8)>> end)
+
+  ## What takes root
+
+  @doc "Does it, unless it has been done."
+  @spec run(t()) :: {:ok, :installed | :there} | {:error, String.t()}
+  def run(plan) do
+    cond do
+      there?(plan) ->
+        {:ok, :there}
+
+      plan.prefix == :root_has_to ->
+        {:error, by_hand(plan, "this takes root, and there is no sudo")}
+
+      true ->
+        install(plan)
+    end
+  end
+
+  # What cannot be read is not known to be the same.
+  defp there?(plan) do
+    with {:ok, bytes} <- File.read(plan.source),
+         {:ok, ^bytes} <- File.read(plan.to) do
+      check(%{plan | prefix: []}, plan.to, 0o750) == :ok
+    else
+      _other -> false
+    end
+  end
+
+  # chown(2) takes capabilities away, so owner and group come first; the mode is the group's at last.
+  defp install(plan) do
+    _swept = sweep(plan)
+    temporary = "#{plan.to}.tmp#{System.pid()}"
+    owned = ["-o", "root", "-g", Integer.to_string(plan.gid), "-m", "0700", "-T", "--"]
+
+    with :ok <- root(plan, "install", owned ++ [plan.source, temporary]),
+         :ok <- root(plan, "setcap", [setcap(plan), temporary]),
+         :ok <- check(plan, temporary, 0o700),
+         :ok <- check_version(plan, temporary),
+         :ok <- root(plan, "chmod", ["0750", "--", temporary]),
+         :ok <- root(plan, "mv", ["-f", "-T", "--", temporary, plan.to]),
+         :ok <- check(plan, plan.to, 0o750) do
+      {:ok, :installed}
+    else
+      {:error, reason} ->
+        _result = root(plan, "rm", ["-f", "--", temporary])
+        {:error, reason}
+    end
+  end
+
+  # Of tasks that were killed.
+  defp sweep(plan) do
+    for temporary <- Path.wildcard(plan.to <> ".tmp*"),
+        pid = String.replace_prefix(temporary, plan.to <> ".tmp", ""),
+        pid =~ ~r/^\d+$/ and not File.exists?("/proc/" <> pid) do
+      _left = root(plan, "rm", ["-f", "--", temporary])
+    end
+  end
+
+  defp setcap(plan), do: Enum.join(plan.capabilities, ",") <> "+ep"
+
+  defp root(plan, tool, arguments) do
+    case command(plan, plan.tools[tool], arguments, stderr_to_stdout: true) do
+      {_output, 0} -> :ok
+      {output, _status} -> {:error, failed(plan, tool, String.trim(output))}
+    end
+  end
+
+  # Where the output is read, sudo(8) may have said something beside it, of a host name say.
+  defp command(plan, program, arguments, opts \\ []) do
+    [program | arguments] = plan.prefix ++ [program | arguments]
+    System.cmd(program, arguments, [env: [{"LC_ALL", "C"}]] ++ opts)
+  end
+
+  defp failed(plan, tool, output) do
+    cond do
+      tool == "setcap" and output =~ "not supported" ->
+        "the file system of #{Path.dirname(plan.to)} keeps no extended attributes, and so no file " <>
+          "capabilities (#{output}); choose another directory"
+
+      plan.prefix != [] and output =~ ~r/^sudo: /m ->
+        by_hand(plan, "this takes root, and #{output}")
+
+      true ->
+        "#{tool} has failed: #{output}"
+    end
+  end
+
+  defp by_hand(plan, why) do
+    """
+    #{why}. What root has to run:
+
+        #{shell(["install", "-o", "root", "-g", plan.group, "-m", "0750", "-T", plan.source, plan.to])}
+        #{shell(["setcap", setcap(plan), plan.to])}
+
+    Then run this task again, as a member of the group: it checks what is there.\
+    """
+  end
+
+  defp shell(words) do
+    Enum.map_join(words, " ", fn word ->
+      if word =~ ~r"^[\w/.,+=:@-]+$",
+        do: word,
+        else: "'" <> String.replace(word, "'", "'\\''") <> "'"
+    end)
+  end
+
+  ## What has been done
+
+  defp check(plan, path, mode) do
+    with {:ok, stat} <- File.lstat(path),
+         {:owned, true} <- {:owned, owned?(stat, plan, mode)},
+         {:getcap, {output, 0}} <- {:getcap, command(plan, plan.tools["getcap"], [path])},
+         {:capable, true} <- {:capable, capable?(output, path, plan)} do
+      :ok
+    else
+      {:error, reason} -> {:error, "#{path}: #{:file.format_error(reason)}"}
+      {:owned, false} -> {:error, "#{path} has not got the owner, group or mode it should have"}
+      {:capable, false} -> {:error, "#{path} has not got the capabilities it should have"}
+      {:getcap, {output, _status}} -> {:error, "getcap has failed: #{output}"}
+    end
+  end
+
+  defp owned?(stat, plan, mode) do
+    {stat.type, stat.uid, stat.gid, stat.mode &&& 0o7777} == {:regular, 0, plan.gid, mode}
+  end
+
+  # `PATH cap_a,cap_b=ep`; older ones write `PATH = cap_a,cap_b+ep`.
+  defp capable?(output, path, plan) do
+    rest = output |> String.trim() |> String.replace_prefix(path, "")
+
+    with [_, names] <- Regex.run(~r/^ (?:= )?([a-z_,]+)[=+]ep$/, rest) do
+      Enum.sort(String.split(names, ",")) == Enum.sort(plan.capabilities)
+    else
+      _other -> false
+    end
+  end
+
+  defp check_version(plan, path), do: ours(command(plan, path, ["--version"]), path)
+end

@@ -1,0 +1,70 @@
+defmodule NetlinkPort.DeploymentTest do
+  # docs/deployment.md and the unit it speaks of.
+  use NetlinkPort.Case, async: true
+
+  @root Path.expand("../..", __DIR__)
+  @unit Path.join(@root, "examples/systemd/sample.service")
+
+  defp systemd_analyze(arguments) do
+    env = [{"SYSTEMD_COLORS", "0"}, {"SYSTEMD_PAGER", ""}, {"LC_ALL", "C.UTF-8"}]
+    System.cmd("systemd-analyze", arguments, env: env, stderr_to_stdout: true)
+  end
+
+  defp document, do: File.read!(Path.join(@root, "docs/deployment.md"))
+
+  # The unit with a program that is there, under its own name.
+  defp unit!(change) do
+    directory = tmp_path!("unit")
+    File.mkdir!(directory)
+    path = Path.join(directory, "sample.service")
+    true_ = System.find_executable("true")
+    unit = @unit |> File.read!() |> String.replace("/opt/sample/bin/sample", true_)
+    File.write!(path, change.(unit))
+    path
+  end
+
+  @tag :systemd
+  test "systemd takes every line of the unit" do
+    assert systemd_analyze(["verify", "--man=no", unit!(& &1)]) == {"", 0}
+    # It would say so otherwise.
+    wrong = unit!(&String.replace(&1, "ProtectHome=yes", "ProtectHouse=yes"))
+    {output, _status} = systemd_analyze(["verify", "--man=no", wrong])
+    assert output =~ "ProtectHouse"
+  end
+
+  @tag :systemd
+  test "its exposure is what the document says, by that version of systemd" do
+    [_, exposure, version] =
+      Regex.run(~r/says \*\*([\d.]+)\*\* of 10 for it \(systemd (\d+)\)/, document())
+
+    {output, 0} = systemd_analyze(["security", "--offline=yes", "--no-pager", @unit])
+    [_, found] = Regex.run(~r/Overall exposure level for sample.service: ([\d.]+)/, output)
+    {about, 0} = systemd_analyze(["--version"])
+
+    if about =~ ~r/^systemd #{version} /,
+      do: assert(found == exposure),
+      else: assert_in_delta(String.to_float(found), String.to_float(exposure), 1.0)
+  end
+
+  test "nothing in the unit takes file capabilities away" do
+    unit = File.read!(@unit)
+    [_, list] = Regex.run(~r/What must not be there:\n\n(.*?)\n\n/s, document())
+    settings = for [_, name] <- Regex.scan(~r/`(\w+=)\w*`/, list), do: name
+    assert "SystemCallFilter=" in settings and "PrivateUsers=" in settings
+
+    for setting <- settings -- ["User=", "NoNewPrivileges="],
+        do: refute(unit =~ ~r/^#{setting}/m, setting)
+
+    assert unit =~ ~r/^NoNewPrivileges=no$/m
+    # The capabilities that the task gives the file, no more and no fewer.
+    assert unit =~ ~r/^CapabilityBoundingSet=CAP_SYS_ADMIN CAP_NET_ADMIN$/m
+  end
+
+  test "what it names is there" do
+    for [_, name] <- Regex.scan(~r/`((?:src|docs|test|examples)\/[\w\/.]+)`/, document()),
+        do: assert(File.exists?(Path.join(@root, name)), name)
+
+    assert document() =~
+             "mix netlink_port.install --to /usr/local/lib/netlink_port --group netlink"
+  end
+end
