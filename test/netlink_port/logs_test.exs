@@ -115,7 +115,7 @@ defmodule NetlinkPort.LogsTest do
       send(test, {:report, pid, text})
     end
 
-    # Elixir 1.15 and the next put it into words before any handler sees it.
+    # From Elixir 1.15 on a filter of Logger puts some into words before any handler sees them.
     def log(%{msg: {:string, text}, meta: %{pid: pid}}, %{config: %{test: test}}) do
       send(test, {:report, pid, IO.chardata_to_string(text)})
     end
