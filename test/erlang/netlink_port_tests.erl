@@ -142,7 +142,11 @@ start() ->
     {Supervisor, Name}.
 
 stop({Supervisor, Name}) ->
+    Ref = monitor(process, Supervisor),
     exit(Supervisor, shutdown),
+    receive
+        {'DOWN', Ref, process, Supervisor, _} -> ok
+    end,
     ip(["netns del ", Name]).
 
 ip(Arguments) -> os:cmd(binary_to_list(iolist_to_binary(["ip " | Arguments]))).

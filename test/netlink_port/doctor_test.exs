@@ -1,6 +1,7 @@
 defmodule NetlinkPort.DoctorTest do
   # What the doctor says of a healthy machine, and of each thing that can be wrong; by real causes.
-  use NetlinkPort.Case, async: true
+  # Not beside others: what asks every server of the VM wakes those that are to sleep in their tests.
+  use NetlinkPort.Case, async: false
 
   import ExUnit.CaptureIO
 

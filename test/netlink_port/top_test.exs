@@ -1,6 +1,7 @@
 defmodule NetlinkPort.TopTest do
   # The screen by itself, and against real traffic.
-  use NetlinkPort.Case, async: true
+  # Not beside others: what asks every server of the VM wakes those that are to sleep in their tests.
+  use NetlinkPort.Case, async: false
 
   import ExUnit.CaptureIO
 
