@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Telemetry do
   @moduledoc """
-  The events that this library tells [`:telemetry`](https://hexdocs.pm/telemetry) of, where that library is
-  loaded. It is no dependency: without it, and without a handler, an event costs nearly nothing.
+  The events that this library tells `:telemetry` of, where that library is loaded. It is no dependency:
+  without it, and without a handler, an event costs nearly nothing.
 
   Each name begins with `:netlink_port`. Durations and uptimes are in native units of time
   (`System.convert_time_unit/3`). There is no event for a datagram: `NetlinkPort.stats/1` has the counts.

@@ -18,7 +18,8 @@ defmodule NetlinkPort.Top do
   Each look asks every socket once; that is all it costs.
   """
 
-  alias NetlinkPort.{Attach, Options, Shown, Witness}
+  alias NetlinkPort.{Attach, Error, Options, Shown}
+  alias NetlinkPort.Server.Survey
   alias NetlinkPort.Top.Screen
 
   # How long a server may take to tell, in ms: one that does not answer is shown as such.
@@ -158,25 +159,17 @@ defmodule NetlinkPort.Top do
   # A look at this node; called from others.
   @spec sample() :: sample()
   def sample do
-    servers = Witness.servers()
-
     told =
-      servers
-      |> Task.async_stream(&NetlinkPort.stats/1,
-        timeout: @patience,
-        on_timeout: :kill_task,
-        max_concurrency: max(length(servers), 1)
-      )
-      |> Enum.zip_with(servers, fn
-        {:ok, {:ok, stats}}, server -> {server, stats}
-        {:ok, {:error, %{reason: :esrch}}}, _ended -> nil
-        _no_answer, server -> {server, nil}
-      end)
+      for {server, answer} <- Survey.stats(@patience),
+          not match?({:error, %Error{reason: :esrch}}, answer),
+          do: {server, answered(answer)}
 
     at = System.monotonic_time(:millisecond)
-    told = Enum.reject(told, &is_nil/1)
     %{node: node(), at: at, servers: told, names: names(told)}
   end
+
+  defp answered({:ok, stats}), do: stats
+  defp answered({:error, _error}), do: nil
 
   # Elsewhere a pid is shown otherwise.
   defp names(told) do

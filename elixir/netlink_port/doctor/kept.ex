@@ -7,9 +7,9 @@ defmodule NetlinkPort.Doctor.Kept do
   # left it, and the kernel's own. So such a namespace may live on when ours are closed.
 
   alias NetlinkPort.{Doctor, Shown, Witness}
-  alias NetlinkPort.Doctor.Servers
+  alias NetlinkPort.Server.Survey
 
-  @spec checks([Servers.told()], pid() | nil) :: [Doctor.check()]
+  @spec checks([Survey.told()], pid() | nil) :: [Doctor.check()]
   def checks(servers, own) do
     told = for {_server, {:ok, stats}} <- servers, do: stats
     sockets = for stats <- told, socket <- stats.sockets, do: socket

@@ -2,31 +2,17 @@ defmodule NetlinkPort.Doctor.Servers do
   @moduledoc false
   # The servers that run on this node.
 
-  alias NetlinkPort.{Doctor, Error, Witness}
+  alias NetlinkPort.{Doctor, Error}
+  alias NetlinkPort.Server.Survey
 
-  @type told :: {pid(), {:ok, NetlinkPort.server_stats()} | {:error, Error.t()}}
-
-  # How long a server may take to tell, in ms; the others are asked meanwhile.
+  # How long a server may take to tell, in ms.
   @patience 5_000
 
   @doc "What each server tells, but for the doctor's own."
-  @spec stats(pid() | nil) :: [told()]
-  def stats(own) do
-    servers = Witness.servers() -- [own]
+  @spec stats(pid() | nil) :: [Survey.told()]
+  def stats(own), do: Survey.stats(@patience, [own])
 
-    servers
-    |> Task.async_stream(&NetlinkPort.stats/1,
-      timeout: @patience,
-      on_timeout: :kill_task,
-      max_concurrency: max(length(servers), 1)
-    )
-    |> Enum.zip_with(servers, fn
-      {:ok, told}, server -> {server, told}
-      {:exit, _late}, server -> {server, {:error, Error.new(:thread, :etimedout)}}
-    end)
-  end
-
-  @spec checks([told()]) :: [Doctor.check()]
+  @spec checks([Survey.told()]) :: [Doctor.check()]
   def checks([]) do
     [
       {:ok, "none on this node; --node looks at a running application, and so does `bin/app rpc`",
