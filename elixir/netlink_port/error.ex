@@ -10,7 +10,7 @@ defmodule NetlinkPort.Error do
       iex> {error.stage, error.errno, error.reason}
       {:setns, 1, :eperm}
       iex> Exception.message(error)
-      "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN; start it as root, or give its executable file capabilities with setcap(8); for namespaces of rootless containers start its server with user_namespaces: true"
+      "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN; start it as root, or install it with capabilities by `mix netlink_port.install`; for namespaces of rootless containers start its server with user_namespaces: true"
 
   ## Fields
 
@@ -24,6 +24,9 @@ defmodule NetlinkPort.Error do
     * `:ext_ack` - with `:request`: what the kernel says beyond the errno, `t:NetlinkPort.ExtAck.t/0`;
       or `nil`.
     * `:messages` - of a dump that was not whole: what was read of it; or `nil`.
+    * `:hint` - of a helper that cannot be started: what was found of its file, and what to do; or `nil`.
+
+  `inspect/1` leaves out what is `nil`.
   """
 
   alias NetlinkPort.Errno
@@ -33,7 +36,8 @@ defmodule NetlinkPort.Error do
 
   `:open`, `:setns`, `:socket`, `:bind`, `:connect`, `:setsockopt`, `:getsockopt`, `:send` and
   `:recv` are the system calls of that name, made by the helper. `:thread` is the helper itself: no
-  server (`ESRCH`), a dead helper (`EPIPE`), one that does not answer (`ETIMEDOUT`). `:info` is a
+  server (`ESRCH`), a dead helper (`EPIPE`), one that does not answer (`ETIMEDOUT`), one that cannot be
+  started (`ENOENT`, `EACCES`, `EPROTO`). `:info` is a
   question about a socket, closed ones included (`EBADF`), `:watch` the inotify(7) or the pidfd_open(2)
   that `close_on: :namespace_gone` takes, and `:protocol` a command that the helper did not understand.
   `:request` is the kernel's answer to a request, or the lack of one (`ETIMEDOUT`), and `:capture` the
@@ -65,21 +69,14 @@ defmodule NetlinkPort.Error do
           dropped: non_neg_integer() | nil,
           length: non_neg_integer() | nil,
           ext_ack: NetlinkPort.ExtAck.t() | nil,
-          messages: [NetlinkPort.Message.t()] | nil
+          messages: [NetlinkPort.Message.t()] | nil,
+          hint: String.t() | nil
         }
 
   @enforce_keys [:stage, :errno, :reason]
-  defexception [
-    :stage,
-    :errno,
-    :reason,
-    :subject,
-    :lacks,
-    :dropped,
-    :length,
-    :ext_ack,
-    :messages
-  ]
+  @optional [:subject, :lacks, :dropped, :length, :ext_ack, :messages, :hint]
+  @derive {Inspect, optional: @optional}
+  defexception @enforce_keys ++ @optional
 
   @doc """
   An error of a stage, by errno or by POSIX atom.
@@ -188,6 +185,17 @@ defmodule NetlinkPort.Error do
   defp explanation(%{stage: :capture, reason: :esrch}), do: "it has ended"
   defp explanation(%{stage: :capture, reason: :einval}), do: "it is not a regular file"
 
+  defp explanation(%{stage: :thread, hint: hint}) when hint != nil, do: hint
+
+  defp explanation(%{stage: :thread, reason: :enoent}) do
+    "there is no such file; the build makes priv/netlink_port, `mix netlink_port.install` installs it " <>
+      "elsewhere"
+  end
+
+  defp explanation(%{stage: :thread, reason: :eacces}) do
+    "this user may not run it; an installed one is for its group: `ls -l` shows which"
+  end
+
   defp explanation(%{stage: :thread, reason: :emfile}) do
     "the VM has no port or descriptor left; raise +Q of erl, or its RLIMIT_NOFILE"
   end
@@ -245,9 +253,12 @@ defmodule NetlinkPort.Error do
       "; for namespaces of rootless containers start its server with user_namespaces: true"
   end
 
-  defp remedy(always_kept) when always_kept in [:net_admin, :sys_ptrace] do
-    "start it as root, or give its executable file capabilities with setcap(8)"
+  defp remedy(:net_admin) do
+    "start it as root, or install it with capabilities by `mix netlink_port.install`"
   end
+
+  # Kept by every helper that has it, and not among those that are installed unless asked for.
+  defp remedy(:sys_ptrace), do: remedy(:net_admin) <> " with --capability sys_ptrace"
 
   defp remedy(capability) do
     "start its server with keep: [#{inspect(capability)}], and the helper with that capability"

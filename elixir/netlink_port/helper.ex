@@ -3,7 +3,7 @@ defmodule NetlinkPort.Helper do
   # The helper as an operating system process: starting it, hearing its first word, and making sure
   # that it is gone.
 
-  alias NetlinkPort.{Error, Protocol}
+  alias NetlinkPort.{Access, Error, Protocol}
 
   # 73 kB in the port's queue make it busy by default; a batch of routes is more than that.
   @busy_limits {1_048_576, 4_194_304}
@@ -36,17 +36,21 @@ defmodule NetlinkPort.Helper do
   @spec executable() :: Path.t()
   def executable do
     with variable when variable in [nil, ""] <- System.get_env("NETLINK_PORT_EXECUTABLE"),
-         nil <- Application.get_env(:netlink_port, :executable) do
-      Application.app_dir(:netlink_port, "priv/netlink_port")
+         nil <- configured() do
+      built()
     end
   end
+
+  @doc "Where the build puts it, whatever servers are told to take."
+  @spec built() :: Path.t()
+  def built, do: Path.expand(Application.app_dir(:netlink_port, "priv/netlink_port"))
 
   @doc "Starts the helper."
   @spec start(Path.t(), [String.t()]) :: {:ok, port(), process() | nil} | {:error, Error.t()}
   def start(executable, arguments) do
     # execve(2) of a directory would fail in the child, where nobody can see why.
     if File.dir?(executable) do
-      {:error, Error.new(:thread, :eacces, subject: executable)}
+      {:error, refused(:eacces, executable)}
     else
       spawn_executable(executable, arguments)
     end
@@ -75,10 +79,45 @@ defmodule NetlinkPort.Helper do
     {:ok, port, process(port)}
   rescue
     # The VM has as many ports as it may have (+Q of erl).
-    _error in SystemLimitError -> {:error, Error.new(:thread, :emfile, subject: executable)}
-    error in ErlangError -> {:error, Error.new(:thread, posix(error), subject: executable)}
-    _error in ArgumentError -> {:error, Error.new(:thread, :einval, subject: executable)}
+    _error in SystemLimitError -> {:error, refused(:emfile, executable)}
+    error in ErlangError -> {:error, refused(posix(error), executable)}
+    _error in ArgumentError -> {:error, refused(:einval, executable)}
   end
+
+  defp refused(reason, executable) do
+    Error.new(:thread, reason, subject: executable, hint: hint(reason, executable))
+  end
+
+  defp hint(reason, executable) when reason in [:enoent, :enotdir] do
+    if executable == built() do
+      "the build has not made it; run `mix compile`, and see that a release holds priv/netlink_port"
+    else
+      "there is no such file, which #{named_by(executable)} names; `mix netlink_port.install` installs one"
+    end
+  end
+
+  defp hint(:eacces, executable) do
+    {found, remedy} = Access.refused(executable)
+    named_by = if executable == built(), do: "", else: ", which #{named_by(executable)} names"
+    "this user may not run it#{named_by}: #{found}; #{remedy}"
+  end
+
+  defp hint(:einval, executable), do: "that is no path; #{named_by(executable)} has to name one"
+  defp hint(_reason, _executable), do: nil
+
+  # In the order of `executable/0`. An option that says the same as one of these is no matter.
+  defp named_by(executable) do
+    cond do
+      same?(System.get_env("NETLINK_PORT_EXECUTABLE"), executable) -> "NETLINK_PORT_EXECUTABLE"
+      same?(configured(), executable) -> "`config :netlink_port, executable:`"
+      true -> "`executable:`"
+    end
+  end
+
+  defp same?(path, executable),
+    do: is_binary(path) and path != "" and Path.expand(path) == executable
+
+  defp configured, do: Application.get_env(:netlink_port, :executable)
 
   defp posix(%ErlangError{original: reason}) when is_atom(reason) do
     _number = NetlinkPort.Errno.number(reason)

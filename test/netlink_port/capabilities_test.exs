@@ -132,7 +132,7 @@ defmodule NetlinkPort.CapabilitiesTest do
 
     assert Exception.message(error) =~
              "setns into /run/netns/#{netns}: EPERM: the helper lacks CAP_SYS_ADMIN; start it " <>
-               "as root, or give its executable file capabilities with setcap(8)"
+               "as root, or install it with capabilities by `mix netlink_port.install`"
 
     # What is wrong with the path comes first, as it would with the capability.
     assert {:error, %{stage: :open, errno: 2}} =

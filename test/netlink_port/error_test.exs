@@ -8,7 +8,7 @@ defmodule NetlinkPort.ErrorTest do
 
   doctest NetlinkPort.Error
 
-  @setcap "; start it as root, or give its executable file capabilities with setcap(8)"
+  @install "; start it as root, or install it with capabilities by `mix netlink_port.install`"
 
   defp message(stage, errno, fields \\ []) do
     Exception.message(Error.new(stage, errno, fields))
@@ -51,6 +51,14 @@ defmodule NetlinkPort.ErrorTest do
     assert {:error, %Error{stage: :setns, reason: :eperm}} = {:error, Error.new(:setns, 1)}
   end
 
+  test "inspected it shows what it has, and nothing that is nil" do
+    assert inspect(Error.new(:setns, :eperm, lacks: :sys_admin)) ==
+             "%NetlinkPort.Error{stage: :setns, errno: 1, reason: :eperm, lacks: :sys_admin}"
+
+    assert inspect(Error.new(:send, :eagain)) ==
+             "%NetlinkPort.Error{stage: :send, errno: 11, reason: :eagain}"
+  end
+
   describe "the message" do
     # What a person is to do about it, for each failure that has an answer.
     @sentences [
@@ -67,7 +75,8 @@ defmodule NetlinkPort.ErrorTest do
        "open of /proc/99/ns/net: EACCES: the helper may not open it; " <>
          "for a process of more capabilities it needs CAP_SYS_PTRACE"},
       {{:open, :eacces, subject: "/proc/99/ns/net", lacks: :sys_ptrace},
-       "open of /proc/99/ns/net: EACCES: the helper lacks CAP_SYS_PTRACE" <> @setcap},
+       "open of /proc/99/ns/net: EACCES: the helper lacks CAP_SYS_PTRACE" <>
+         @install <> " with --capability sys_ptrace"},
       {{:open, :emfile, []},
        "open: EMFILE: the helper has no descriptor left; " <>
          "close sockets or raise its RLIMIT_NOFILE"},
@@ -75,7 +84,7 @@ defmodule NetlinkPort.ErrorTest do
        "setns into /dev/null: EINVAL: it is not a network namespace"},
       {{:setns, :eperm, subject: "/run/netns/blue", lacks: :sys_admin},
        "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN" <>
-         @setcap <>
+         @install <>
          "; for namespaces of rootless containers start its server with user_namespaces: true"},
       {{:setns, :eperm, subject: "/run/netns/blue"},
        "setns into /run/netns/blue: EPERM: the helper needs CAP_SYS_ADMIN in its own user " <>
@@ -87,7 +96,7 @@ defmodule NetlinkPort.ErrorTest do
        "socket: EPROTONOSUPPORT: this kernel does not have the protocol"},
       {{:bind, :eaddrinuse, []}, "bind: EADDRINUSE: another socket has this port id"},
       {{:bind, :eperm, lacks: :net_admin},
-       "bind: EPERM: the helper lacks CAP_NET_ADMIN" <> @setcap},
+       "bind: EPERM: the helper lacks CAP_NET_ADMIN" <> @install},
       {{:setsockopt, :eperm, subject: "listen_all_nsid", lacks: :net_broadcast},
        "setsockopt of listen_all_nsid: EPERM: the helper lacks CAP_NET_BROADCAST" <>
          "; start its server with keep: [:net_broadcast], and the helper with that capability"},
@@ -129,9 +138,13 @@ defmodule NetlinkPort.ErrorTest do
          "open them again once it is restarted"},
       {{:thread, :etimedout, []}, "helper: ETIMEDOUT: it did not answer in time"},
       {{:thread, :enoent, subject: "/opt/netlink_port"},
-       "helper /opt/netlink_port: ENOENT: no such file or directory"},
+       "helper /opt/netlink_port: ENOENT: there is no such file; the build makes " <>
+         "priv/netlink_port, `mix netlink_port.install` installs it elsewhere"},
       {{:thread, :eacces, subject: "/opt/netlink_port"},
-       "helper /opt/netlink_port: EACCES: permission denied"},
+       "helper /opt/netlink_port: EACCES: this user may not run it; an installed one is for its " <>
+         "group: `ls -l` shows which"},
+      {{:thread, :eacces, subject: "/opt/netlink_port", hint: "do this"},
+       "helper /opt/netlink_port: EACCES: do this"},
       {{:protocol, :einval, subject: "wrong argument"},
        "protocol of wrong argument: EINVAL: invalid argument"}
     ]

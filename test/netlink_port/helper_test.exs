@@ -105,11 +105,15 @@ defmodule NetlinkPort.HelperTest do
     test "that is missing is ENOENT" do
       path = tmp_path!("missing")
       assert {%Error{reason: :enoent, subject: ^path}, message} = refused(path)
-      assert message == "helper #{path}: ENOENT: no such file or directory"
+
+      assert message ==
+               "helper #{path}: ENOENT: there is no such file, which `executable:` names; " <>
+                 "`mix netlink_port.install` installs one"
     end
 
     test "whose directory is a file is ENOTDIR" do
-      assert {%Error{reason: :enotdir}, _message} = refused("/etc/hostname/netlink_port")
+      assert {%Error{reason: :enotdir}, message} = refused("/etc/hostname/netlink_port")
+      assert message =~ "ENOTDIR: there is no such file"
     end
 
     test "that is not executable is EACCES" do
@@ -117,7 +121,8 @@ defmodule NetlinkPort.HelperTest do
       File.write!(path, "#!/bin/sh\n")
       File.chmod!(path, 0o644)
       assert {%Error{reason: :eacces, subject: ^path}, message} = refused(path)
-      assert message == "helper #{path}: EACCES: permission denied"
+      assert message =~ "EACCES: this user may not run it, which `executable:` names: it is "
+      assert message =~ "0644, which does not let its owner run it; chmod u+x #{path}"
     end
 
     test "that is a directory is an error with its path" do
@@ -125,6 +130,7 @@ defmodule NetlinkPort.HelperTest do
       File.mkdir!(path)
       assert {%Error{}, message} = refused(path)
       assert message =~ "helper #{path}"
+      assert message =~ "it is no file but a directory; name the file"
     end
 
     test "that no kernel can run is an error with its path" do

@@ -31,7 +31,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   use Mix.Task
 
-  alias NetlinkPort.Install
+  alias NetlinkPort.{Helper, Install}
 
   @switches [to: :string, group: :string, capability: :keep]
 
@@ -70,7 +70,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
   # Not what `config :netlink_port, executable:` says: that is where it goes.
   defp source do
     case System.get_env("NETLINK_PORT_EXECUTABLE", "") do
-      "" -> Application.app_dir(:netlink_port, "priv/netlink_port")
+      "" -> Helper.built()
       path -> path
     end
   end
