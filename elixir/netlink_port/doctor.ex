@@ -97,11 +97,25 @@ defmodule NetlinkPort.Doctor do
   end
 
   defp look(executable, netns) do
-    case Server.start_link(name: nil, executable: executable) do
+    {_title, checks} = file = section("executable", fn -> Executable.checks(executable) end)
+
+    # Started all the same it would fail for what is said already.
+    if Enum.any?(checks, &match?({:fail, _line, _remedy}, &1)),
+      do: [file, {"helper", [unstarted()]}] ++ running(nil),
+      else: [file | started(executable, netns)]
+  end
+
+  defp unstarted do
+    {:warn, "not started; kernel, namespaces, limits and round trip are not looked at without it",
+     "put the executable in order first, as said above"}
+  end
+
+  # The report says what its server would log.
+  defp started(executable, netns) do
+    case Server.start_link([name: nil, executable: executable], :none) do
       {:ok, server} ->
         report =
           [
-            section("executable", fn -> Executable.checks(executable) end),
             section("helper", fn -> Capabilities.checks(info(server)) end),
             section("kernel", fn -> Kernel.checks(server, info(server)) end),
             section("namespaces", fn -> Namespaces.checks(server, netns) end)
@@ -117,9 +131,7 @@ defmodule NetlinkPort.Doctor do
         report
 
       {:error, %Error{} = error} ->
-        start = {:fail, Exception.message(error), remedy(error)}
-        executable = section("executable", fn -> Executable.checks(executable) end)
-        [executable, {"helper", [start]}] ++ running(nil)
+        [{"helper", [{:fail, Exception.message(error), remedy(error)}]} | running(nil)]
     end
   end
 
@@ -151,7 +163,7 @@ defmodule NetlinkPort.Doctor do
     "its own words, on standard error, say what was refused; run it by hand: PATH --version"
   end
 
-  defp remedy(_error), do: "put the executable in order first, as said above"
+  defp remedy(_error), do: "try again; if it says so again, run it by hand: PATH --version"
 
   @doc """
   A report for people, in lines. Without `unicode?: true` the marks are ASCII.

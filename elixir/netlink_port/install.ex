@@ -123,7 +123,9 @@ defmodule NetlinkPort.Install do
 
   # Who may write to a folder may replace what is in it, also another folder; where that is sticky, as
   # /tmp is, only what is their own.
-  defp closed(directory) do
+  @doc "Whether nobody but root can put a file into a directory, or another directory in its place."
+  @spec closed(Path.t()) :: :ok | {:error, String.t()}
+  def closed(directory) do
     case real_path(directory) do
       {:ok, path} ->
         closed(path, 0)

@@ -60,8 +60,9 @@ defmodule NetlinkPort.Server do
                 look: nil
               ]
 
-  @spec start_link(keyword()) :: GenServer.on_start()
-  def start_link(opts) do
+  @doc "See `NetlinkPort.start_link/1`. With `log: :none` the caller tells what becomes of it."
+  @spec start_link(keyword(), Restarts.log()) :: GenServer.on_start()
+  def start_link(opts, log \\ :more) do
     Options.keyword!(opts)
     Options.known!(opts, [:name, :executable | Keyword.keys(@defaults)])
     {name, opts} = Keyword.pop(opts, :name, NetlinkPort)
@@ -74,6 +75,7 @@ defmodule NetlinkPort.Server do
     _whether = Options.boolean!(:user_namespaces, opts[:user_namespaces])
 
     Restarts.start(name, fn start ->
+      start = if log == :none, do: %{start | log: :none}, else: start
       opts = [status: Status.new(name, start)] ++ opts
       GenServer.start_link(__MODULE__, opts, if(name == nil, do: [], else: [name: name]))
     end)

@@ -3,11 +3,11 @@ defmodule NetlinkPort.DoctorTest do
   # Not beside others: what asks every server of the VM wakes those that are to sleep in their tests.
   use NetlinkPort.Case, async: false
 
-  import ExUnit.CaptureIO
+  import ExUnit.{CaptureIO, CaptureLog}
 
   alias Mix.Tasks.NetlinkPort.Doctor, as: Task
   alias NetlinkPort.Doctor
-  alias NetlinkPort.Doctor.{Capabilities, Kept}
+  alias NetlinkPort.Doctor.{Capabilities, Kept, Remedy}
 
   @moduletag :root
 
@@ -82,20 +82,65 @@ defmodule NetlinkPort.DoctorTest do
       executable_fails!(System.tmp_dir!(), "no file but a directory")
     end
 
-    test "is not executable fails, and chmod is named" do
+    test "is not executable fails; its owner may run it, and nobody else is let in" do
       path = tmp_path!("netlink_port")
       File.cp!(helper(), path)
       File.chmod!(path, 0o644)
-      assert executable_fails!(path, "cannot be run: EACCES") =~ "chmod 0755 #{path}"
+
+      assert executable_fails!(path, "cannot be run: EACCES: it is root:root 0644") ==
+               "chmod u+x #{path}"
+    end
+
+    test "is installed, for another group, fails: the way is into that group" do
+      path = tmp_path!("netlink_port")
+      ebin = tmp_path!("ebin")
+      File.cp!(helper(), path)
+      File.cp_r!(Application.app_dir(:netlink_port, "ebin"), ebin)
+      {_output, 0} = System.cmd("chown", ["root:games", path])
+      {_output, 0} = System.cmd("setcap", ["cap_sys_admin,cap_net_admin+ep", path])
+      {_output, 0} = System.cmd("chmod", ["0750", path])
+      code = "NetlinkPort.Doctor.run(executable: #{inspect(path)}, netns: [])"
+      user = ~w(--reuid 12345 --regid 12345 --clear-groups)
+      elixir = [System.find_executable("elixir"), "-pa", ebin, "-e", code]
+      opts = [env: [{"HOME", System.tmp_dir!()}], cd: "/", stderr_to_stdout: true]
+      {output, 0} = System.cmd("setpriv", user ++ elixir, opts)
+
+      assert output =~
+               "cannot be run: EACCES: it is root:games 0750, and 12345 is not in that group"
+
+      assert output =~ "usermod -aG games 12345"
+      refute output =~ "chmod"
     end
 
     test "is of another version fails, naming both" do
       path = script!(~s([ "$1" = --version ] && echo netlink_port 9.9.9 || exec #{helper()} "$@"))
-      executable_fails!(path, "is version 9.9.9, this library #{Mix.Project.config()[:version]}")
+
+      assert executable_fails!(
+               path,
+               "is version 9.9.9, this library #{Mix.Project.config()[:version]}"
+             ) =~ "install -m 0755"
+
+      # Where only root may write.
+      folder = "/usr/local/lib/nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
+      installed = Path.join(folder, "netlink_port")
+      File.mkdir!(folder)
+      on_exit(fn -> File.rm_rf!(folder) end)
+      File.cp!(path, installed)
+      {_output, 0} = System.cmd("chown", ["root:games", installed])
+      {_output, 0} = System.cmd("chmod", ["0750", installed])
+
+      assert executable_fails!(installed, "is version 9.9.9") =~
+               "mix netlink_port.install --to #{installed} --group games"
     end
 
-    test "is another program fails, with what it said" do
-      executable_fails!(script!("echo hello; exit 3"), ~s(status 3 and said "hello\\n"))
+    test "is another program fails, with what it said, and is left alone" do
+      for {path, said} <- [
+            {script!("echo hello; exit 3"), ~s(status 3 and said "hello\\n")},
+            {System.find_executable("ls"), "status 0 and said \"ls "}
+          ] do
+        assert executable_fails!(path, said) =~
+                 "it is another program; name the helper by NETLINK_PORT_EXECUTABLE"
+      end
     end
 
     test "anybody may write is a warning; the helper is looked at all the same" do
@@ -115,7 +160,10 @@ defmodule NetlinkPort.DoctorTest do
       File.chmod!(path, 0o755)
       {_output, 0} = System.cmd("setcap", ["cap_sys_admin,cap_net_admin+ep", path])
       checks = section(report(executable: path), "executable")
-      find!(checks, :warn, ~r/cap_net_admin,cap_sys_admin.*anybody may run it/)
+
+      assert find!(checks, :warn, ~r/cap_net_admin,cap_sys_admin.*anybody may run it/) =~
+               "mix netlink_port.install --to /usr/local/lib --group GROUP"
+
       # File.chmod/2 calls chown(2) as well, which takes the capabilities away.
       {_output, 0} = System.cmd("chmod", ["0750", path])
       find!(section(report(executable: path), "executable"), :ok, "cap_net_admin,cap_sys_admin")
@@ -129,8 +177,14 @@ defmodule NetlinkPort.DoctorTest do
       path = script!("exec #{drop} #{helper()} \"$@\"")
       report = report(executable: path, netns: [{:name, netns}])
       helper = section(report, "helper")
-      assert find!(helper, :warn, "without CAP_SYS_ADMIN no other namespace") =~ "setcap"
-      assert find!(helper, :warn, "without CAP_NET_ADMIN nothing can be changed") =~ "setcap"
+
+      assert find!(helper, :warn, "without CAP_SYS_ADMIN no other namespace") =~
+               ~r"mix netlink_port.install|--executable"
+
+      assert find!(helper, :warn, "without CAP_NET_ADMIN nothing can be changed") =~
+               ~r"mix netlink_port.install|--executable"
+
+      for {:warn, _line, remedy} <- helper, do: refute(remedy =~ "setcap")
       find!(section(report, "kernel"), :warn, "SIOCGSKNS is refused")
       find!(section(report, "namespaces"), :fail, "the helper lacks CAP_SYS_ADMIN")
       refute Doctor.well?(report)
@@ -140,15 +194,61 @@ defmodule NetlinkPort.DoctorTest do
 
     test "that does not start fails with its sentence" do
       path = script!(~s([ "$1" = --version ] && exec #{helper()} --version; exit 71))
-      report = report(executable: path)
-      find!(section(report, "executable"), :ok, "version")
-      find!(section(report, "helper"), :fail, "ended with exit status 71 before its first frame")
-      refute Doctor.well?(report)
+
+      log =
+        capture_log(fn ->
+          report = report(executable: path)
+          find!(section(report, "executable"), :ok, "version")
+
+          find!(
+            section(report, "helper"),
+            :fail,
+            "ended with exit status 71 before its first frame"
+          )
+
+          refute Doctor.well?(report)
+        end)
+
+      # It is in the report.
+      refute log =~ "exit status 71"
+    end
+
+    test "whose executable fails is not started: one fault is one line" do
+      log =
+        capture_log(fn ->
+          report = report(executable: "/nowhere")
+
+          assert [{:fail, "/nowhere: no such file or directory", _}] =
+                   section(report, "executable")
+
+          assert [{:warn, line, _remedy}] = section(report, "helper")
+          assert line =~ "kernel, namespaces, limits and round trip are not looked at"
+          assert List.keymember?(report, "servers", 0)
+        end)
+
+      refute log =~ "/nowhere"
+    end
+
+    test "without capabilities is installed, or the installed one is to be looked at" do
+      missing = tmp_path!("missing/netlink_port")
+
+      assert Remedy.capabilities(helper(), missing) =~
+               "mix netlink_port.install --to #{Path.dirname(missing)} --group GROUP, then " <>
+                 "NETLINK_PORT_EXECUTABLE=#{missing}"
+
+      assert Remedy.capabilities(helper(), "/bin/true") =~
+               "--executable /bin/true looks at the one that is installed there"
+
+      # Where it is installed already.
+      path = Path.expand(System.find_executable("true"))
+      assert Remedy.capabilities(path, missing) =~ "mix netlink_port.install --to #{path} --group"
+      assert Remedy.capabilities(path, missing) =~ "nosuid"
     end
 
     test "without its sandbox fails" do
       # A process that has none: this VM.
-      info = %{capabilities: [], may_leave: false, home_inode: 1, os_pid: System.pid()}
+      info = %{executable: helper(), capabilities: [], may_leave: false, home_inode: 1}
+      info = Map.put(info, :os_pid, System.pid())
       checks = Capabilities.checks(info)
       find!(checks, :fail, "seccomp filter is off")
       find!(checks, :fail, "no_new_privs is off")

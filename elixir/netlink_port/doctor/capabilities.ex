@@ -4,18 +4,13 @@ defmodule NetlinkPort.Doctor.Capabilities do
   # own sandbox is on.
 
   alias NetlinkPort.Doctor
+  alias NetlinkPort.Doctor.Remedy
 
-  @setcap "start the VM as root, or give the executable file capabilities: " <>
-            "setcap cap_sys_admin,cap_net_admin+ep PATH (on a file system that is not mounted nosuid)"
-
+  # What cannot be done without it.
   @needed [
-    sys_admin:
-      {"no other namespace can be entered",
-       @setcap <> "; for namespaces of rootless containers: user_namespaces: true"},
-    net_admin: {"nothing can be changed, and no place is verified", @setcap},
-    sys_ptrace:
-      {"namespaces of processes with more capabilities cannot be entered by {:pid, pid}",
-       "name them by a path, or add cap_sys_ptrace to its file capabilities"}
+    sys_admin: "no other namespace can be entered",
+    net_admin: "nothing can be changed, and no place is verified",
+    sys_ptrace: "namespaces of processes with more capabilities cannot be entered by {:pid, pid}"
   ]
 
   @optional [
@@ -27,14 +22,25 @@ defmodule NetlinkPort.Doctor.Capabilities do
 
   @spec checks(map()) :: [Doctor.check()]
   def checks(info) do
-    needed = for {name, without} <- @needed, do: needed(name, without, info.capabilities)
+    needed = for {name, lost} <- @needed, do: needed(name, lost, info)
     needed ++ [optional(info.capabilities), home(info)] ++ sandbox(info.os_pid)
   end
 
-  defp needed(name, {lost, remedy}, held) do
+  defp needed(name, lost, %{capabilities: held, executable: path}) do
     if name in held,
       do: {:ok, cap(name), nil},
-      else: {:warn, "without #{cap(name)} #{lost}", remedy}
+      else: {:warn, "without #{cap(name)} #{lost}", remedy(name, path)}
+  end
+
+  defp remedy(:sys_admin, path) do
+    Remedy.capabilities(path) <> "; for namespaces of rootless containers: user_namespaces: true"
+  end
+
+  defp remedy(:net_admin, path), do: Remedy.capabilities(path)
+
+  defp remedy(:sys_ptrace, _path) do
+    "name them by a path, or install the helper with `--capability sys_ptrace`, see " <>
+      "`mix help netlink_port.install`"
   end
 
   # They are given up at start by every helper that is not told to keep them.

@@ -4,51 +4,66 @@ defmodule NetlinkPort.Doctor.Executable do
 
   import Bitwise, only: [&&&: 2]
 
-  alias NetlinkPort.{Doctor, Errno}
+  alias NetlinkPort.{Access, Doctor, Errno, Helper}
+  alias NetlinkPort.Doctor.Remedy
 
   @spec checks(Path.t()) :: [Doctor.check()]
   def checks(path) do
     case File.stat(path) do
-      {:ok, %{type: :regular} = stat} -> [version(path) | mode(path, stat)]
-      {:ok, %{type: type}} -> [{:fail, "#{path} is no file but a #{type}", other(path)}]
-      {:error, reason} -> [{:fail, "#{path}: #{Errno.text(Errno.number(reason))}", other(path)}]
+      {:ok, %{type: :regular} = stat} ->
+        capabilities = capabilities(path)
+        [version(path, capabilities) | mode(path, stat, capabilities)]
+
+      {:ok, %{type: type}} ->
+        [{:fail, "#{path} is no file but a #{type}", Remedy.missing(path)}]
+
+      {:error, :eacces} ->
+        [unreached(path)]
+
+      {:error, reason} ->
+        [{:fail, "#{path}: #{Errno.text(Errno.number(reason))}", Remedy.missing(path)}]
     end
   end
 
-  # The one that the build installs is made by building.
-  defp other(path) do
-    if path == built(),
-      do: "run `mix compile`; in a release, check that it holds priv/netlink_port",
-      else: "name one that is there, as `executable:` of the server or as --executable"
+  defp unreached(path) do
+    {found, remedy} = Access.refused(path)
+    {:fail, "#{path} cannot be run: EACCES: #{found}", remedy}
   end
 
-  # Where the build puts it, whatever servers are told to take.
-  defp built, do: Path.expand(Application.app_dir(:netlink_port, "priv/netlink_port"))
-
-  defp version(path) do
+  defp version(path, capabilities) do
     _loaded = Application.load(:netlink_port)
     ours = to_string(Application.spec(:netlink_port, :vsn))
 
     case System.cmd(path, ["--version"], stderr_to_stdout: true) do
       {"netlink_port " <> rest, 0} ->
         case String.trim(rest) do
-          ^ours -> {:ok, "#{path}, version #{ours}", nil}
-          theirs -> {:fail, "#{path} is version #{theirs}, this library #{ours}", rebuild(path)}
+          ^ours ->
+            {:ok, "#{path}, version #{ours}", nil}
+
+          theirs ->
+            line = "#{path} is version #{theirs}, this library #{ours}"
+            {:fail, line, Remedy.version(path)}
         end
+
+      # As the VM tells that execve(2) says EPERM.
+      {"", 1} when capabilities not in [{:ok, ""}, :unknown] ->
+        {:fail, "#{path} #{Helper.format_error({:helper_exit, 1})}",
+         "have it hold what the file has, see above"}
 
       {output, status} ->
         said = output |> String.slice(0, 80) |> inspect()
-        {:fail, "#{path} --version ended with status #{status} and said #{said}", rebuild(path)}
+        line = "#{path} --version ended with status #{status} and said #{said}"
+        {:fail, line, Remedy.another(path)}
     end
   rescue
-    error in ErlangError -> {:fail, "#{path} cannot be run: #{reason(error)}", run(error, path)}
+    error in ErlangError -> cannot_run(error, path)
   end
 
-  defp rebuild(path) do
-    if path == built(),
-      do:
-        "build both from one source: `mix deps.compile netlink_port --force`, or `mix compile --force`",
-      else: "install the one of this build there: install -m 0755 #{built()} #{path}"
+  defp cannot_run(%{original: :eacces}, path), do: unreached(path)
+
+  defp cannot_run(error, path) do
+    {:fail, "#{path} cannot be run: #{reason(error)}",
+     "is it built for this machine? `file #{path}` tells"}
   end
 
   defp reason(%{original: reason}) when is_atom(reason),
@@ -56,15 +71,8 @@ defmodule NetlinkPort.Doctor.Executable do
 
   defp reason(error), do: Exception.message(error)
 
-  defp run(%{original: :eacces}, path) do
-    "chmod 0755 #{path}, and see that its folders can be searched and its file system is not mounted noexec"
-  end
-
-  defp run(_error, path), do: "is it built for this machine? `file #{path}` tells"
-
-  defp mode(path, %{mode: mode}) do
-    octal = (mode &&& 0o7777) |> Integer.to_string(8) |> String.pad_leading(4, "0")
-    capabilities = capabilities(path)
+  defp mode(path, %{mode: mode}, capabilities) do
+    octal = Access.octal(mode)
 
     writable =
       if (mode &&& 0o002) == 0,
@@ -77,11 +85,7 @@ defmodule NetlinkPort.Doctor.Executable do
 
       {:ok, told} when (mode &&& 0o001) != 0 ->
         line = "file capabilities: #{told}; anybody may run it and enter namespaces with it"
-
-        [
-          writable,
-          {:warn, line, "chgrp GROUP #{path} && chmod 0750 #{path}, then setcap(8) again"}
-        ]
+        [writable, {:warn, line, Remedy.group(path)}]
 
       {:ok, told} ->
         [writable, {:ok, "file capabilities: #{told}", nil}]

@@ -1,0 +1,96 @@
+defmodule NetlinkPort.Doctor.Remedy do
+  @moduledoc false
+  # What to do about an executable, by where it lies. One that users may write to, as that of a build, gets
+  # no capabilities where it is: who could write there would have them.
+
+  import Bitwise, only: [&&&: 2]
+
+  alias NetlinkPort.{Access, Helper, Install}
+
+  @usual "/usr/local/lib/netlink_port"
+  @name "NETLINK_PORT_EXECUTABLE, `executable:` or --executable"
+
+  @doc "Whether only root can have put it there, outside of a build."
+  @spec installed?(Path.t()) :: boolean()
+  def installed?(path) do
+    folder = Path.dirname(path)
+
+    with false <- path == Helper.built() or Path.basename(folder) == "priv",
+         {:ok, %{type: :regular, uid: 0} = stat} <- File.stat(path) do
+      writers = if stat.gid == 0, do: 0o002, else: 0o022
+      (stat.mode &&& writers) == 0 and Install.closed(folder) == :ok
+    else
+      _a_build_or_users -> false
+    end
+  end
+
+  @doc "For a helper that lacks capabilities. `usual` is where one may be installed already."
+  @spec capabilities(Path.t(), Path.t()) :: String.t()
+  def capabilities(path, usual \\ @usual) do
+    cond do
+      installed?(path) ->
+        "install it again: #{install(path)}; capabilities of a file do not count where it is " <>
+          "mounted nosuid, or under no_new_privs (NoNewPrivileges= of a systemd unit)"
+
+      path != usual and File.exists?(usual) ->
+        "--executable #{usual} looks at the one that is installed there, and " <>
+          "NETLINK_PORT_EXECUTABLE=#{usual} has servers take it"
+
+      true ->
+        "mix netlink_port.install --to #{Path.dirname(usual)} --group GROUP, then " <>
+          "NETLINK_PORT_EXECUTABLE=#{usual}, or --executable #{usual} here; or start the VM as root"
+    end
+  end
+
+  @doc "For a helper that everybody may run, with its capabilities."
+  @spec group(Path.t()) :: String.t()
+  def group(path) do
+    if installed?(path),
+      do: "install it for a group: " <> install(path),
+      else:
+        "install it for a group: mix netlink_port.install --to #{Path.dirname(@usual)} --group GROUP"
+  end
+
+  @doc "For a helper of another version."
+  @spec version(Path.t()) :: String.t()
+  def version(path) do
+    cond do
+      path == Helper.built() ->
+        "build both from one source: `mix deps.compile netlink_port --force`, or `mix compile --force`"
+
+      installed?(path) ->
+        "install that of this library, without NETLINK_PORT_EXECUTABLE in the environment: " <>
+          install(path)
+
+      true ->
+        "put the one of this build there: install -m 0755 #{Helper.built()} #{path}"
+    end
+  end
+
+  @doc "For what is no helper: it is left alone."
+  @spec another(Path.t()) :: String.t()
+  def another(path) do
+    if path == Helper.built(),
+      do: "build it again: `mix deps.compile netlink_port --force`, or `mix compile --force`",
+      else: "it is another program; name the helper by #{@name}"
+  end
+
+  @doc "For what is not there."
+  @spec missing(Path.t()) :: String.t()
+  def missing(path) do
+    if path == Helper.built(),
+      do: "run `mix compile`; in a release, check that it holds priv/netlink_port",
+      else: "name one that is there by #{@name}; `mix netlink_port.install` installs one"
+  end
+
+  # For the group that it has, if that is one.
+  defp install(path) do
+    group =
+      case File.stat(path) do
+        {:ok, %{gid: gid}} when gid != 0 -> Access.group(gid)
+        _none -> "GROUP"
+      end
+
+    "mix netlink_port.install --to #{path} --group #{group}"
+  end
+end
