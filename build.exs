@@ -97,7 +97,8 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
   defp refuse!(path, reason) do
     Mix.raise(
       "#{@variable}: #{path} #{reason}; it has to be netlink_port #{@version} for the machine that " <>
-        "is built for (for another one than this set MIX_TARGET or CARGO_BUILD_TARGET)"
+        "is built for (for another one than this set MIX_TARGET or CARGO_BUILD_TARGET); " <>
+        "unset #{@variable} to have Cargo build it"
     )
   end
 

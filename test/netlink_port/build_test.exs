@@ -209,6 +209,8 @@ defmodule NetlinkPort.BuildTest do
         assert {output, 1} = with_executable(root, path)
         assert output =~ "NETLINK_PORT_EXECUTABLE: #{path} #{reason}; it has to be netlink_port"
         assert output =~ "netlink_port #{version()} for the machine that is built for"
+        # It may be exported for the release alone.
+        assert output =~ "unset NETLINK_PORT_EXECUTABLE to have Cargo build it"
       end
 
       assert {output, 1} = with_executable(root, root)
