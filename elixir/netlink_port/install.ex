@@ -34,10 +34,9 @@ defmodule NetlinkPort.Install do
   @spec plan(Path.t(), Path.t(), String.t(), [String.t()]) :: {:ok, t()} | {:error, String.t()}
   def plan(source, to, group, more) do
     source = Path.expand(source)
-    to = Path.expand(to)
-    to = if File.dir?(to), do: Path.join(to, "netlink_port"), else: to
 
-    with {:ok, capabilities} <- capabilities(more),
+    with {:ok, to} <- target(to),
+         {:ok, capabilities} <- capabilities(more),
          {:ok, tools} <- tools(),
          {:ok, gid} <- gid(group),
          :ok <- version(source),
@@ -57,12 +56,40 @@ defmodule NetlinkPort.Install do
     end
   end
 
+  # With a slash at its end it is a directory, there or not.
+  defp target(to) do
+    path = Path.expand(to)
+
+    case {File.stat(path), String.ends_with?(to, "/")} do
+      {_any, _directory?} when path != to and path <> "/" != to -> {:error, relative(to, path)}
+      {{:ok, %{type: :directory}}, _directory?} -> {:ok, Path.join(path, "netlink_port")}
+      {{:ok, _file}, true} -> {:error, "#{path} is not a directory"}
+      {{:error, :eacces}, _directory?} -> {:error, unseen(path)}
+      {{:error, _reason}, true} -> {:error, absent(path)}
+      {_file_or_none, false} -> {:ok, path}
+    end
+  end
+
+  defp relative("", _path), do: "--to is empty: name the file, or a directory that is there"
+
+  defp relative(to, path),
+    do: "--to #{to}: expected an absolute path without . and ..; from here that is #{path}"
+
+  defp unseen(path) do
+    "#{path} cannot be seen: a directory above it is closed to this user, as it would be to a VM of " <>
+      "this user; choose another, such as /usr/local/lib, or run the task as root"
+  end
+
+  defp absent(path), do: "there is no directory #{path}; `install -d #{path}` as root makes it"
+
   defp capabilities(more) do
     case more -- @more do
       [] -> {:ok, Enum.uniq(@always ++ Enum.map(more, &("cap_" <> &1)))}
       [name | _] -> {:error, "--capability #{name}: expected one of #{Enum.join(@more, ", ")}"}
     end
   end
+
+  defp gid(""), do: {:error, "--group is empty: name the group that may run it"}
 
   defp gid(group) do
     with {line, 0} <- System.cmd("getent", ["group", "--", group]),
@@ -131,7 +158,7 @@ defmodule NetlinkPort.Install do
         closed(path, 0)
 
       :error ->
-        {:error, "there is no directory #{directory}; `install -d #{directory}` as root makes it"}
+        {:error, absent(directory)}
     end
   end
 
@@ -198,6 +225,40 @@ defmodule NetlinkPort.Install do
 
   defp unescape(point),
     do: Regex.replace(~r/\\([0-7]{3})/, point, fn _, octal -> <<String.to_integer(octal, 8)>> end)
+
+  ## Who may run it
+
+  @doc """
+  Whoever runs the task, or has sudo(8) run it, if not in the group; `nil` otherwise, and of root. As they
+  are by now: a member who has not logged in since is none.
+  """
+  @spec outsider(t(), String.t() | nil) :: String.t() | nil
+  def outsider(plan, sudo_user \\ System.get_env("SUDO_USER")) do
+    {uid, 0} = System.cmd("id", ["-u"])
+
+    case {String.trim(uid), sudo_user} do
+      {"0", root} when root in [nil, "", "root"] -> nil
+      {"0", user} -> unless_member(plan, ["--", user], user)
+      {uid, _user} -> unless_member(plan, [], name(uid))
+    end
+  end
+
+  defp unless_member(plan, arguments, user) do
+    with {gids, 0} <- System.cmd("id", ["-G" | arguments], stderr_to_stdout: true),
+         true <- Integer.to_string(plan.gid) in String.split(gids) do
+      nil
+    else
+      _not_in_it -> user
+    end
+  end
+
+  # Without a name it is the number, and status 1.
+  defp name(uid) do
+    case System.cmd("id", ["-un"], stderr_to_stdout: true) do
+      {name, 0} -> String.trim(name)
+      _none -> uid
+    end
+  end
 
   ## What takes root
 

@@ -495,6 +495,16 @@ defmodule NetlinkPort.DoctorTest do
         assert {text, 2} = task(arguments)
         assert text =~ "netlink_port.doctor: "
       end
+
+      assert {text, 2} = task(["--bogus"])
+      assert text =~ "--bogus; see `mix help netlink_port.doctor`"
+    end
+
+    test "ends with 0 for --help, which is its documentation" do
+      for help <- ["--help", "-h"] do
+        assert {text, 0} = task([help])
+        assert text =~ "mix netlink_port.doctor" and text =~ "--executable"
+      end
     end
   end
 end

@@ -59,6 +59,7 @@ defmodule NetlinkPort.InstallTest do
     assert output =~ "#{c.to} has been installed: root:#{@group}, mode 0750"
     assert output =~ "a privileged proxy for everyone in the group #{@group}"
     assert output =~ ~s(config :netlink_port, executable: "#{c.to}")
+    assert output =~ "Set the variable only where the release is started"
     assert_installed(c.to, @always)
     version = "netlink_port #{Mix.Project.config()[:version]}\n"
     assert {^version, 0} = as_user(["--groups", "#{gid()}"], [c.to, "--version"])
@@ -108,6 +109,68 @@ defmodule NetlinkPort.InstallTest do
 
     assert refused(["--to", Path.join(missing, "helper"), "--group", @group]) =~
              "there is no directory #{missing}; `install -d #{missing}`"
+  end
+
+  test "a path with a slash at its end is a directory, which has to be there", c do
+    missing = Path.join(c.directory, "missing")
+
+    assert refused(["--to", missing <> "/", "--group", @group]) =~
+             "there is no directory #{missing}; `install -d #{missing}`"
+
+    assert File.ls!(c.directory) == []
+    File.touch!(c.to)
+    assert refused(["--to", c.to <> "/", "--group", @group]) == "#{c.to} is not a directory"
+    File.rm!(c.to)
+    install(c.directory <> "/")
+    assert_installed(Path.join(c.directory, "netlink_port"), @always)
+  end
+
+  test "arguments that are empty, and a path that is relative, are refused", c do
+    assert refused(["--to", "", "--group", @group]) =~ "--to is empty: name the file"
+    assert refused(["--to", c.to, "--group", ""]) =~ "--group is empty: name the group"
+
+    assert refused(["--to", "lib/helper", "--group", @group]) =~
+             "--to lib/helper: expected an absolute path without . and ..; from here that is " <>
+               File.cwd!()
+  end
+
+  test "a directory that the user may not look into is not said to be missing", c do
+    File.chmod!(c.directory, 0o700)
+
+    for to <- [c.to, c.directory <> "/helper/"] do
+      code =
+        "NetlinkPort.Install.plan(\"source\", #{inspect(to)}, #{inspect(@group)}, []) |> IO.inspect()"
+
+      {{output, 0}, _source} = in_user_vm(["--clear-groups"], path(%{}), code)
+      assert output =~ "#{c.to} cannot be seen: a directory above it is closed to this user"
+    end
+  end
+
+  test "who runs the task and is not in the group is told", c do
+    plan = plan!(c.to)
+    assert Install.outsider(plan, "nobody") == "nobody"
+    assert Install.outsider(plan, @group) == nil
+    assert Install.outsider(plan, nil) == nil
+    install(c.to)
+
+    code = """
+    {:ok, plan} = NetlinkPort.Install.plan("source", #{inspect(c.to)}, #{inspect(@group)}, [])
+    IO.inspect(NetlinkPort.Install.outsider(plan, nil))
+    """
+
+    for {groups, told} <- [
+          {["--clear-groups"], ~s("12345"\n)},
+          {["--groups", "#{gid()}"], "nil\n"}
+        ] do
+      assert {{^told, 0}, _source} = in_user_vm(groups, path(%{}), code)
+    end
+  end
+
+  test "--help is the documentation", c do
+    help = capture_io(fn -> Task.run(["--to", c.to, "--help"]) end)
+    assert help =~ "mix netlink_port.install" and help =~ "--capability"
+    assert File.ls!(c.directory) == []
+    assert refused(["--bogus"]) =~ "see `mix help netlink_port.install`"
   end
 
   test "an executable that is missing, another program or another version is refused", c do

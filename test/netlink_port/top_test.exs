@@ -278,4 +278,24 @@ defmodule NetlinkPort.TopTest do
       assert_raise ArgumentError, fn -> Top.run(wrong) end
     end
   end
+
+  describe "mix netlink_port.top" do
+    test "prints its documentation for --help" do
+      for help <- ["--help", "-h"] do
+        text = capture_io(fn -> Mix.Tasks.NetlinkPort.Top.run([help]) end)
+        assert text =~ "mix netlink_port.top" and text =~ "--interval"
+      end
+    end
+
+    test "ends with 2 for what it does not know, and says where that is told" do
+      for {arguments, told} <- [{["--bogus"], "--bogus"}, {["blue"], "unexpected argument: blue"}] do
+        text =
+          capture_io(:stderr, fn ->
+            assert catch_exit(Mix.Tasks.NetlinkPort.Top.run(arguments)) == {:shutdown, 2}
+          end)
+
+        assert text =~ told <> "; see `mix help netlink_port.top`"
+      end
+    end
+  end
 end

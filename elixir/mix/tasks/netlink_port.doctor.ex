@@ -26,17 +26,25 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
 
   @switches [executable: :string, netns: :keep, node: :string, cookie: :string]
 
+  @see "see `mix help netlink_port.doctor`"
+
   @impl true
   def run(arguments) do
+    if "--help" in arguments or "-h" in arguments,
+      do: Mix.Tasks.Help.run(["netlink_port.doctor"]),
+      else: parse(arguments)
+  end
+
+  defp parse(arguments) do
     case OptionParser.parse(arguments, strict: @switches) do
       {options, [], []} ->
         look(options)
 
       {_options, _rest, [{name, _value} | _]} ->
-        refuse("unknown option, or without its value: #{name}")
+        refuse("unknown option, or without its value: #{name}; " <> @see)
 
       {_options, [rest | _], _invalid} ->
-        refuse("unexpected argument: #{rest}")
+        refuse("unexpected argument: #{rest}; " <> @see)
     end
   end
 

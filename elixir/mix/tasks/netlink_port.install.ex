@@ -14,7 +14,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   Options:
 
-    * `--to` - the file; or a directory that is there, for `netlink_port` in it. Only root may be able to
+    * `--to` - the file, as an absolute path; or a directory that is there, for `netlink_port` in it. Only root may be able to
       replace what lies there, or a folder above it: who else could would choose what VMs run.
     * `--group` - the group whose members may run it.
     * `--capability` - one more, any number of times: `sys_ptrace` to open the namespaces of processes
@@ -37,24 +37,30 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   @impl true
   def run(arguments) do
-    Mix.Task.run("compile")
+    if "--help" in arguments or "-h" in arguments,
+      do: Mix.Tasks.Help.run(["netlink_port.install"]),
+      else: install(options(arguments))
+  end
 
-    opts =
-      case OptionParser.parse(arguments, strict: @switches) do
-        {opts, [], []} ->
-          opts
+  defp options(arguments) do
+    case OptionParser.parse(arguments, strict: @switches) do
+      {opts, [], []} ->
+        opts
 
-        {_opts, rest, wrong} ->
-          usage("unknown: #{Enum.join(rest ++ Enum.map(wrong, &elem(&1, 0)), " ")}")
-      end
+      {_opts, rest, wrong} ->
+        usage("unknown: #{Enum.join(rest ++ Enum.map(wrong, &elem(&1, 0)), " ")}")
+    end
+  end
 
+  defp install(opts) do
     to = opts[:to] || usage("--to is missing")
     group = opts[:group] || usage("--group is missing")
-    source = source()
+    Mix.Task.run("compile")
 
-    with {:ok, plan} <- Install.plan(source, to, group, Keyword.get_values(opts, :capability)),
+    with {:ok, plan} <- Install.plan(source(), to, group, Keyword.get_values(opts, :capability)),
          {:ok, done} <- Install.run(plan) do
       Mix.shell().info(report(done, plan))
+      if user = Install.outsider(plan), do: Mix.shell().error(outside(user, plan))
     else
       {:error, reason} -> Mix.raise(reason)
     end
@@ -63,7 +69,8 @@ defmodule Mix.Tasks.NetlinkPort.Install do
   @spec usage(String.t()) :: no_return()
   defp usage(reason) do
     Mix.raise(
-      "#{reason}; usage: mix netlink_port.install --to PATH --group GROUP [--capability NAME]..."
+      "#{reason}; usage: mix netlink_port.install --to PATH --group GROUP [--capability NAME]..., " <>
+        "see `mix help netlink_port.install`"
     )
   end
 
@@ -84,7 +91,14 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
     To use it, either of:
         config :netlink_port, executable: #{inspect(plan.to)}
-        NETLINK_PORT_EXECUTABLE=#{plan.to}\
+        NETLINK_PORT_EXECUTABLE=#{plan.to}
+    Set the variable only where the release is started: at build time it names the executable to take in
+    place of building one, and after an update that is the old one.\
     """
+  end
+
+  defp outside(user, plan) do
+    "Warning: #{user} is not in the group #{plan.group}, and cannot run it. Where the VM is to be this " <>
+      "user's: `usermod -aG #{plan.group} #{user}` as root, and log in again."
   end
 end

@@ -24,12 +24,25 @@ defmodule Mix.Tasks.NetlinkPort.Top do
 
   @switches [node: :string, cookie: :string, interval: :integer, once: :boolean]
 
+  @see "see `mix help netlink_port.top`"
+
   @impl true
   def run(arguments) do
+    if "--help" in arguments or "-h" in arguments,
+      do: Mix.Tasks.Help.run(["netlink_port.top"]),
+      else: parse(arguments)
+  end
+
+  defp parse(arguments) do
     case OptionParser.parse(arguments, strict: @switches) do
-      {options, [], []} -> look(Map.new(options))
-      {_options, _rest, [{name, _} | _]} -> refuse("unknown option, or a wrong value: #{name}")
-      {_options, [rest | _], _invalid} -> refuse("unexpected argument: #{rest}")
+      {options, [], []} ->
+        look(Map.new(options))
+
+      {_options, _rest, [{name, _} | _]} ->
+        refuse("unknown option, or a wrong value: #{name}; " <> @see)
+
+      {_options, [rest | _], _invalid} ->
+        refuse("unexpected argument: #{rest}; " <> @see)
     end
   end
 
