@@ -48,7 +48,7 @@ defmodule NetlinkPort.Doctor.Executable do
       # As the VM tells that execve(2) says EPERM.
       {"", 1} when capabilities not in [{:ok, ""}, :unknown] ->
         {:fail, "#{path} #{Helper.format_error({:helper_exit, 1})}",
-         "have it hold what the file has, see above"}
+         "have the bounding set hold what the file has"}
 
       {output, status} ->
         said = output |> String.slice(0, 80) |> inspect()

@@ -6,8 +6,8 @@ defmodule NetlinkPort.Server.Survey do
 
   @type told :: {pid(), {:ok, NetlinkPort.server_stats()} | {:error, Error.t()}}
 
-  @doc "The statistics of each server but those in `without`, within `patience` ms."
-  @spec stats(timeout(), [pid()]) :: [told()]
+  @doc "The statistics of each server but those in `without`, where nil is none, within `patience` ms."
+  @spec stats(timeout(), [pid() | nil]) :: [told()]
   def stats(patience, without \\ []) do
     servers = Witness.servers() -- without
 
