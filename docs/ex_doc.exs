@@ -9,9 +9,6 @@ guides = [
   Protocol: ~w(docs/protocol.md docs/vectors.txt)
 ]
 
-# Until every guide is written.
-guides = for {group, paths} <- guides, do: {group, Enum.filter(paths, &File.exists?/1)}
-
 [
   main: "readme",
   formatters: ["html"],
