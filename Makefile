@@ -138,4 +138,4 @@ setup:
 	  echo "cargo is missing; install Rust 1.85 or newer: https://rustup.rs, or 'apt-get install cargo' on Debian 13" >&2; exit 1; }
 
 clean:
-	rm -rf _build target fuzz/target priv/netlink_port .dialyzer doc
+	rm -rf _build target dist fuzz/target priv/netlink_port .dialyzer doc

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Records `make demo` and writes docs/demo.svg, for `make recording`. Needs root, asciinema, python3 and npx.
 #
-# The demo takes four seconds: it is shown more slowly, a line at a time, so that it can be read. Who
-# prefers reduced motion sees its last screen.
+# The demo takes four seconds: it is shown more slowly, a line at a time, so that it can be read. It begins with
+# its last screen, which is also all that who prefers reduced motion sees.
 set -eu
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
@@ -41,6 +41,8 @@ import sys
 
 svg = open(sys.argv[1]).read()
 last = re.search(r"to\{transform:(translateX\([^)]*\))", svg).group(1)
+seconds = float(re.search(r"animation-duration:([0-9.]+)s", svg).group(1))
+svg = svg.replace("animation-duration:", f"animation-delay:-{seconds - 4:.1f}s;animation-duration:", 1)
 still = f"@media (prefers-reduced-motion:reduce){{g[style]{{animation:none!important;transform:{last}}}}}"
 print(svg.replace("<style>", f"<title>make demo</title><style>{still}", 1))
 PYTHON

@@ -26,7 +26,7 @@ defmodule NetlinkPort.Doctor do
   not start, or runs without its seccomp filter; the kernel is too old or lacks `NETLINK_ROUTE` or
   `NETLINK_GENERIC`; a namespace cannot be entered. `:warn`: something that you may need is missing, or is
   likely to be a mistake: a capability, a small limit, a file that others may write, a helper that was
-  restarted, a namespace that only sockets keep alive. A time is a time, and never a failure.
+  restarted or does not answer, a namespace that only sockets keep alive. A time is a time, and never a failure.
 
   To open each protocol can make the kernel load its module, as any program that opens it does.
   """

@@ -307,6 +307,16 @@ defmodule NetlinkPort.DoctorTest do
     end
   end
 
+  test "a server whose helper does not answer is a warning, and holds nothing up" do
+    server = start_server!()
+    helper = os_pid(server)
+    signal!(helper, :STOP)
+    report = report([])
+    signal!(helper, :CONT)
+    find!(section(report, "servers"), :warn, "#{inspect(server)}: ")
+    assert Doctor.well?(report)
+  end
+
   test "servers of this node are told of, restarts and drops as warnings" do
     name = :"doctor_#{System.unique_integer([:positive])}"
     limits = [strategy: :one_for_one, max_restarts: 10]

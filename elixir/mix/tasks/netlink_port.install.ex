@@ -23,9 +23,10 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   What is installed is the executable that `NETLINK_PORT_EXECUTABLE` names, or the one the build has made.
   Root installs it, or sudo(8) where the user may use it without a password. Otherwise the task says what
-  root has to run; run it again then, and it checks what is there. It reads owner, mode, capabilities and
-  version back before the file gets its name, and again behind that; where one of them is not as it should
-  be, nothing is left. Its temporary file can be run by root alone.
+  root has to run; run it again then, and it checks what is there.
+
+  Owner, mode, capabilities and version are read back before the file gets its name. Where one of them is
+  not as it should be, nothing is left. The temporary file can be run by root alone.
   """
 
   use Mix.Task

@@ -6,10 +6,24 @@ defmodule NetlinkPort.Doctor.Servers do
 
   @type told :: {pid(), {:ok, NetlinkPort.server_stats()} | {:error, Error.t()}}
 
+  # How long a server may take to tell, in ms; the others are asked meanwhile.
+  @patience 5_000
+
   @doc "What each server tells, but for the doctor's own."
   @spec stats(pid() | nil) :: [told()]
   def stats(own) do
-    for server <- Witness.servers(), server != own, do: {server, NetlinkPort.stats(server)}
+    servers = Witness.servers() -- [own]
+
+    servers
+    |> Task.async_stream(&NetlinkPort.stats/1,
+      timeout: @patience,
+      on_timeout: :kill_task,
+      max_concurrency: max(length(servers), 1)
+    )
+    |> Enum.zip_with(servers, fn
+      {:ok, told}, server -> {server, told}
+      {:exit, _late}, server -> {server, {:error, Error.new(:thread, :etimedout)}}
+    end)
   end
 
   @spec checks([told()]) :: [Doctor.check()]
@@ -26,9 +40,10 @@ defmodule NetlinkPort.Doctor.Servers do
   defp check({_server, {:error, %Error{reason: :esrch}}}), do: []
 
   defp check({server, {:error, error}}) do
-    {:fail, "#{inspect(server)}: " <> Exception.message(error),
-     "its helper does not answer; it ends by itself"}
-    |> List.wrap()
+    [
+      {:warn, "#{inspect(server)}: " <> Exception.message(error),
+       "wait: a helper that does not answer is killed, and its supervisor starts the next"}
+    ]
   end
 
   defp check({server, {:ok, stats}}) do
