@@ -274,7 +274,8 @@ defmodule NetlinkPort.Install do
         "the file system of #{Path.dirname(plan.to)} keeps no extended attributes, and so no file " <>
           "capabilities (#{output}); choose another directory"
 
-      plan.prefix != [] and output =~ ~r/^sudo: /m ->
+      # At the end: it may also have said something, of a host name say, before the tool did.
+      plan.prefix != [] and output =~ ~r/^sudo: .*\z/m ->
         by_hand(plan, "this takes root, and #{output}")
 
       true ->

@@ -299,6 +299,15 @@ defmodule NetlinkPort.InstallTest do
     assert message =~ "this takes root, and there is no sudo. What root has to run:"
   end
 
+  test "what fails under a sudo that warns is the tool's, and not for want of root", c do
+    sudo = script!("echo 'sudo: unable to resolve host a' >&2\nexec \"$@\"")
+    full = script!("echo 'install: No space left on device' >&2\nexit 1")
+    plan = plan!(c.to, prefix: [sudo])
+
+    assert {:error, "install has failed: sudo: unable to resolve host a\ninstall: No space" <> _} =
+             Install.run(%{plan | tools: Map.put(plan.tools, "install", full)})
+  end
+
   test "an ordinary user with sudo has it run what takes root", c do
     # With the two capabilities that sudo(8) has from its set-user-ID bit.
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
