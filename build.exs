@@ -18,7 +18,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     configured = Application.get_env(:netlink_port, :executable)
 
     cond do
-      prebuilt != "" -> prebuilt |> Path.expand() |> prebuilt!() |> install() |> link()
+      prebuilt != "" -> prebuilt |> prebuilt!() |> install() |> link()
       configured != nil -> configured!(configured)
       true -> cargo!() |> install() |> link()
     end
@@ -79,6 +79,9 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
   ## Executables that were built elsewhere
 
   defp prebuilt!(path) do
+    # Dependencies are compiled in their own folders, and the VM runs in a third one.
+    if Path.type(path) != :absolute, do: refuse!(path, "is not an absolute path")
+
     case version(path) do
       {:ok, @version} ->
         path

@@ -238,6 +238,12 @@ defmodule NetlinkPort.BuildTest do
 
       assert {output, 1} = with_executable(root, root)
       assert output =~ "is no file but a directory"
+
+      for path <- ["bin/netlink_port", "~/netlink_port"] do
+        assert {output, 1} = with_executable(root, path)
+        assert output =~ "NETLINK_PORT_EXECUTABLE: #{path} is not an absolute path; it has to be"
+      end
+
       refute File.exists?(priv(root))
     end
 
