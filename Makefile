@@ -8,6 +8,7 @@
 # make docs    the documentation, into doc/ (root)
 # make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
 # make recording  docs/demo.svg, the demo as it runs (root, npx)
+# make clean   what was built, but for the chroots of matrix
 #
 # Each installs what it lacks from Debian's packages first.
 
@@ -78,25 +79,26 @@ bench: setup
 	@nice -n -20 mix run bench/bench.exs
 
 # The same bytes from any folder, by the same Rust and C library; the target directory is its own, so that the
-# ordinary build stays as it is. The SBOM names what is linked, without time, serial number and folder.
+# ordinary build stays as it is. The SBOM names what it is made of, without time, serial number and folder.
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 TRIPLE = x86_64-unknown-linux-gnu
 DIST = netlink_port-$(VERSION)-x86_64-linux
 CYCLONEDX = 0.5.9
 
-STATIC = -C target-feature=+crt-static \
-  --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo --remap-path-prefix=$(CURDIR)=/netlink_port
+# Separated by a byte that no folder has in its name; Cargo takes these and looks at no RUSTFLAGS.
+STATIC = $$(printf '%s\037' -Ctarget-feature=+crt-static \
+  "--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo"; printf '%s' "--remap-path-prefix=$(CURDIR)=/netlink_port")
 
 dist: setup
 	@mkdir -p dist
-	RUSTFLAGS="$(STATIC)" cargo build --release --locked --quiet --bin netlink_port --target $(TRIPLE) --target-dir target/dist
+	CARGO_ENCODED_RUSTFLAGS="$(STATIC)" cargo build --release --locked --quiet --bin netlink_port --target $(TRIPLE) --target-dir target/dist
 	install -m 0755 target/dist/$(TRIPLE)/release/netlink_port dist/$(DIST)
 	cd dist && sha256sum $(DIST) >$(DIST).sha256
 	@target/tools/bin/cargo-cyclonedx cyclonedx --version 2>/dev/null | grep -q ' $(CYCLONEDX)$$' || \
 	  cargo install --locked --force --quiet --root target/tools cargo-cyclonedx --version $(CYCLONEDX)
 	SOURCE_DATE_EPOCH=0 target/tools/bin/cargo-cyclonedx cyclonedx --quiet --describe binaries --format json \
 	  --spec-version 1.5 --target $(TRIPLE) --no-build-deps
-	@sed 's|$(CURDIR)|/netlink_port|g' netlink_port_bin.cdx.json >dist/$(DIST).cdx.json && rm netlink_port_bin.cdx.json
+	@sed -e 's|path+file://[^#"]*#|path+file:///netlink_port#|' -e 's|?download_url=file:[^"]*||' netlink_port_bin.cdx.json >dist/$(DIST).cdx.json && rm netlink_port_bin.cdx.json
 	@if [ "$$(id -u)" = 0 ]; then \
 	  roots=$$(for suite in bookworm trixie sid; do test/matrix/chroot.sh $$suite || exit 1; done) && \
 	  mix compile && test/dist/check.sh dist/$(DIST) $$roots; \

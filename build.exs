@@ -18,9 +18,9 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     configured = Application.get_env(:netlink_port, :executable)
 
     cond do
-      prebuilt != "" -> prebuilt |> Path.expand() |> prebuilt!() |> install()
+      prebuilt != "" -> prebuilt |> prebuilt!() |> install() |> link()
       configured != nil -> configured!(configured)
-      true -> install(cargo!())
+      true -> cargo!() |> install() |> link()
     end
   end
 
@@ -79,6 +79,9 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
   ## Executables that were built elsewhere
 
   defp prebuilt!(path) do
+    # Dependencies are compiled in their own folders, and the VM runs in a third one.
+    if Path.type(path) != :absolute, do: refuse!(path, "is not an absolute path")
+
     case version(path) do
       {:ok, @version} ->
         path
@@ -181,14 +184,29 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     end
   end
 
+  # Where a build for another machine has had this build path its folder stands in the place of the link,
+  # and Mix would keep it.
+  defp link(result) do
+    priv = Path.join(Mix.Project.app_path(), "priv")
+
+    if not cross?() and File.read_link(priv) == {:error, :einval} do
+      File.rm_rf!(priv)
+      Mix.Project.build_structure()
+    end
+
+    result
+  end
+
   defp cross?, do: Mix.target() != :host or System.get_env("CARGO_BUILD_TARGET", "") != ""
 
   # What builds that were killed have left.
   defp sweep(installed) do
-    for temporary <- Path.wildcard(installed <> ".tmp*"),
-        pid = String.replace_prefix(temporary, installed <> ".tmp", ""),
-        not File.exists?("/proc/" <> pid),
-        do: File.rm(temporary)
+    # No pattern: the path is the user's, and may have a brace or a star in it.
+    with {:ok, names} <- File.ls(Path.dirname(installed)) do
+      for "netlink_port.tmp" <> pid = name <- names,
+          not File.exists?("/proc/" <> pid),
+          do: File.rm(Path.join(Path.dirname(installed), name))
+    end
   end
 
   # Sizes first: most builds that differ do in that, and are not read.

@@ -106,7 +106,7 @@ pub enum Exit {
     BadFrame = 65,
     /// `EX_SOFTWARE`: a panic; a bug of this program.
     Software = 70,
-    /// `EX_OSERR`: the system refused what the program cannot run without.
+    /// `EX_OSERR`: the system refused what the program cannot run without, memory included.
     System = 71,
     /// `EX_IOERR`: standard output is gone or cannot be written.
     Output = 74,
@@ -122,7 +122,7 @@ pub const EXIT_CODES: [(Exit, &str); 7] = [
     (Exit::Software, "a bug in this program"),
     (
         Exit::System,
-        "the system refused something indispensable at start",
+        "the system refused something indispensable, memory included",
     ),
     (Exit::Output, "standard output cannot be written"),
     (

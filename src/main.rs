@@ -27,6 +27,9 @@ mod watch;
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static MEMORY: sys::Memory = sys::Memory;
+
 fn main() -> ExitCode {
     start::main(std::env::args_os().skip(1))
 }

@@ -1,8 +1,10 @@
 //! The system calls that no crate wraps in the form needed here, and all of the program's `unsafe`.
 #![allow(unsafe_code)]
 
+use crate::error::Exit;
 use nix::errno::Errno;
 use nix::unistd::ForkResult;
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::mem::{size_of, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -278,6 +280,43 @@ pub fn give_back_large_blocks() {}
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) takes an integer and does not return.
     unsafe { libc::_exit(code) }
+}
+
+/// The system's allocator, which ends the program where there is no memory. Rust would call abort(3), which
+/// the filter does not let through: that would look like a program that was taken over.
+#[derive(Debug)]
+pub struct Memory;
+
+impl Memory {
+    fn or_end(memory: *mut u8) -> *mut u8 {
+        if memory.is_null() {
+            exit_now(Exit::System as i32);
+        }
+        memory
+    }
+}
+
+// SAFETY: all calls are passed on as they are; what is not null comes from the system's allocator.
+unsafe impl GlobalAlloc for Memory {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are those that System asks for.
+        Self::or_end(unsafe { System.alloc(layout) })
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        Self::or_end(unsafe { System.alloc_zeroed(layout) })
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as above.
+        Self::or_end(unsafe { System.realloc(memory, layout, size) })
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
 }
 
 /// `syscall(2)`, for tests of what may be called: integers and null pointers alone.

@@ -4,7 +4,8 @@ defmodule NetlinkPort.Install do
   # programs, which sudo may run; all else is looked at first, as the user.
   #
   # Whoever could write into the folder could put another file under the temporary name before setcap(8)
-  # comes to it, and would have the capabilities. So nobody but root may.
+  # comes to it, and would have the capabilities. So nobody but root may, and what is used from there on
+  # is the folder itself: a link to it may lie where others could turn it meanwhile.
 
   import Bitwise, only: [&&&: 2]
 
@@ -40,11 +41,12 @@ defmodule NetlinkPort.Install do
          {:ok, tools} <- tools(),
          {:ok, gid} <- gid(group),
          :ok <- version(source),
-         :ok <- closed(Path.dirname(to)),
-         :ok <- honours_capabilities(Path.dirname(to)) do
+         {:ok, directory} <- real_path(Path.dirname(to)),
+         :ok <- closed(directory, 0),
+         :ok <- honours_capabilities(directory) do
       plan = %__MODULE__{
         source: source,
-        to: to,
+        to: Path.join(directory, Path.basename(to)),
         group: group,
         gid: gid,
         capabilities: capabilities,
@@ -83,7 +85,7 @@ defmodule NetlinkPort.Install do
   defp absent(path), do: "there is no directory #{path}; `install -d #{path}` as root makes it"
 
   defp capabilities(more) do
-    case more -- @more do
+    case Enum.reject(more, &(&1 in @more)) do
       [] -> {:ok, Enum.uniq(@always ++ Enum.map(more, &("cap_" <> &1)))}
       [name | _] -> {:error, "--capability #{name}: expected one of #{Enum.join(@more, ", ")}"}
     end
@@ -149,23 +151,17 @@ defmodule NetlinkPort.Install do
   ## The folder
 
   # Who may write to a folder may replace what is in it, also another folder; where that is sticky, as
-  # /tmp is, only what is their own.
+  # /tmp is, only what is their own. Where there is an access control list the group's bits are the most
+  # that anybody named in it has, so that they count for root's group, too.
   @doc "Whether nobody but root can put a file into a directory, or another directory in its place."
   @spec closed(Path.t()) :: :ok | {:error, String.t()}
   def closed(directory) do
-    case real_path(directory) do
-      {:ok, path} ->
-        closed(path, 0)
-
-      :error ->
-        {:error, absent(directory)}
-    end
+    with {:ok, path} <- real_path(directory), do: closed(path, 0)
   end
 
   # `sticky` is the bit of the mode that makes up for others who may write.
   defp closed(path, sticky) do
-    %{uid: uid, gid: gid, mode: mode, type: type} = File.stat!(path)
-    writers = if gid == 0, do: 0o002, else: 0o022
+    %{uid: uid, mode: mode, type: type} = File.stat!(path)
 
     cond do
       type != :directory ->
@@ -174,7 +170,7 @@ defmodule NetlinkPort.Install do
       uid != 0 ->
         {:error, open(path, "belongs to user #{uid}")}
 
-      (mode &&& writers) != 0 and (mode &&& sticky) == 0 ->
+      (mode &&& 0o022) != 0 and (mode &&& sticky) == 0 ->
         {:error, open(path, "is not root's alone")}
 
       path == "/" ->
@@ -192,16 +188,17 @@ defmodule NetlinkPort.Install do
 
   defp real_path(path) do
     case System.cmd("readlink", ["-e", "--", path]) do
-      {output, 0} -> {:ok, String.trim_trailing(output, "\n")}
-      {_output, _status} -> :error
+      {output, 0} ->
+        {:ok, String.replace_suffix(output, "\n", "")}
+
+      {_output, _status} ->
+        {:error, absent(path)}
     end
   end
 
   # Field 5 of /proc/<pid>/mountinfo is where something is mounted, field 6 how, proc(5). The last mount
   # of a place is the one that is seen. In a chroot the root need not be one.
-  defp honours_capabilities(directory) do
-    {:ok, path} = real_path(directory)
-
+  defp honours_capabilities(path) do
     mounts =
       for line <- File.stream!("/proc/self/mountinfo"),
           [_id, _parent, _device, _root, point, options | _rest] = String.split(line),
@@ -218,7 +215,7 @@ defmodule NetlinkPort.Install do
 
       wrong ->
         {:error,
-         "#{directory} is on #{point}, which is mounted #{Enum.join(wrong, ", ")}: there a helper " <>
+         "#{path} is on #{point}, which is mounted #{Enum.join(wrong, ", ")}: there a helper " <>
            "cannot be installed, or is run without capabilities; choose another directory"}
     end
   end
@@ -310,10 +307,15 @@ defmodule NetlinkPort.Install do
 
   # Of tasks that were killed.
   defp sweep(plan) do
-    for temporary <- Path.wildcard(plan.to <> ".tmp*"),
-        pid = String.replace_prefix(temporary, plan.to <> ".tmp", ""),
-        pid =~ ~r/^\d+$/ and not File.exists?("/proc/" <> pid) do
-      _left = root(plan, "rm", ["-f", "--", temporary])
+    directory = Path.dirname(plan.to)
+    temporary = Path.basename(plan.to) <> ".tmp"
+    # A user who has sudo may be one who cannot look into the folder.
+    names = with {:error, _reason} <- File.ls(directory), do: {:ok, []}
+
+    for name <- elem(names, 1),
+        pid = String.replace_prefix(name, temporary, ""),
+        name == temporary <> pid and pid =~ ~r/^\d+$/ and not File.exists?("/proc/" <> pid) do
+      _left = root(plan, "rm", ["-f", "--", Path.join(directory, name)])
     end
   end
 
@@ -338,7 +340,8 @@ defmodule NetlinkPort.Install do
         "the file system of #{Path.dirname(plan.to)} keeps no extended attributes, and so no file " <>
           "capabilities (#{output}); choose another directory"
 
-      plan.prefix != [] and output =~ ~r/^sudo: /m ->
+      # At the end: it may also have said something, of a host name say, before the tool did.
+      plan.prefix != [] and output =~ ~r/^sudo: .*\z/m ->
         by_hand(plan, "this takes root, and #{output}")
 
       true ->

@@ -169,6 +169,31 @@ defmodule NetlinkPort.BuildTest do
     assert Enum.sort(File.ls!(priv(root))) == ["netlink_port", Path.basename(other)]
   end
 
+  test "a build for the host after one for another machine, in the same build path, has the host's" do
+    root = project!(@builds <> "echo ${CARGO_BUILD_TARGET:-host} >>\"$built/netlink_port\"\n")
+    built = Path.join(root, "_build/prod/lib/netlink_port/priv/netlink_port")
+
+    for {target, what} <- [{"cross", "cross"}, {nil, "host"}, {"cross", "cross"}, {nil, "host"}] do
+      assert {_output, 0} = compile(root, [{"CARGO_BUILD_TARGET", target}])
+      assert String.ends_with?(File.read!(built), what <> "\n")
+    end
+  end
+
+  test "the path of the project may have anything in it" do
+    for name <- ["a{b", "a[b]*?", "a b'c", "ä"] do
+      root = Path.join(project!(@builds), name)
+      File.mkdir!(root)
+
+      for file <- ~w(mix.exs build.exs Cargo.toml bin),
+          do: File.rename!(in!(Path.dirname(root), file), in!(root, file))
+
+      File.mkdir!(priv(root))
+      File.write!(installed(root) <> ".tmp999999999", "")
+      assert {_output, 0} = compile(root)
+      assert File.ls!(priv(root)) == ["netlink_port"]
+    end
+  end
+
   describe "with NETLINK_PORT_EXECUTABLE" do
     defp with_executable(root, path, more \\ []) do
       compile(root, [{"NETLINK_PORT_EXECUTABLE", path} | more])
@@ -215,6 +240,12 @@ defmodule NetlinkPort.BuildTest do
 
       assert {output, 1} = with_executable(root, root)
       assert output =~ "is no file but a directory"
+
+      for path <- ["bin/netlink_port", "~/netlink_port"] do
+        assert {output, 1} = with_executable(root, path)
+        assert output =~ "NETLINK_PORT_EXECUTABLE: #{path} is not an absolute path; it has to be"
+      end
+
       refute File.exists?(priv(root))
     end
 

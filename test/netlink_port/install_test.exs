@@ -68,7 +68,12 @@ defmodule NetlinkPort.InstallTest do
   end
 
   test "a directory gets netlink_port; more capabilities may be named", c do
-    install(c.directory, ~w(--capability sys_ptrace --capability audit_read))
+    # Twice is once.
+    install(
+      c.directory,
+      ~w(--capability sys_ptrace --capability audit_read --capability sys_ptrace)
+    )
+
     assert_installed(Path.join(c.directory, "netlink_port"), ~w(cap_audit_read cap_net_admin
       cap_sys_admin cap_sys_ptrace))
   end
@@ -192,6 +197,8 @@ defmodule NetlinkPort.InstallTest do
           {inner, "0:0", 0o777},
           {inner, "0:0", 0o1777},
           {inner, "0:#{gid()}", 0o775},
+          # As where an access control list lets somebody write.
+          {inner, "0:0", 0o775},
           {inner, "12345:0", 0o755},
           {c.directory, "0:0", 0o757},
           {c.directory, "12345:0", 0o755}
@@ -213,10 +220,35 @@ defmodule NetlinkPort.InstallTest do
     end
 
     assert File.ls!(inner) == []
-    # Root's own group is root, and what is sticky is nobody else's.
-    chmod!(inner, 0o775)
+    # What is sticky is nobody else's.
     chmod!(c.directory, 0o1777)
     assert install(inner) =~ "has been installed"
+  end
+
+  test "what is used is the folder itself, and not a link that others could turn meanwhile", c do
+    theirs = tmp_path!("theirs")
+    File.mkdir!(theirs)
+    File.ln_s!(c.directory, Path.join(theirs, "link"))
+    {_output, 0} = System.cmd("chown", ["-h", "-R", "12345:12345", theirs])
+
+    for {name, file} <- [{"link", "netlink_port"}, {"link/helper", "helper"}] do
+      {:ok, plan} = Install.plan(helper(), Path.join(theirs, name), @group, [])
+      assert plan.to == Path.join(c.directory, file)
+    end
+
+    assert install(Path.join(theirs, "link/helper")) =~ "#{c.to} has been installed"
+    assert_installed(c.to, @always)
+  end
+
+  test "a path may have anything in it, and what killed tasks have left there is cleared up", c do
+    for name <- ["a{b", "a[b]*?", "a b'c=ep", "-x", "ä"] do
+      directory = Path.join(c.directory, name)
+      File.mkdir!(directory)
+      to = Path.join(directory, name)
+      File.write!(to <> ".tmp999999999", "")
+      assert install(to) =~ "#{to} has been installed"
+      assert_installed(to, @always)
+    end
   end
 
   # The VM leaves the sticky bit out.
@@ -328,6 +360,15 @@ defmodule NetlinkPort.InstallTest do
 
     assert {:error, message} = Install.run(plan!(c.to <> "2", prefix: :root_has_to))
     assert message =~ "this takes root, and there is no sudo. What root has to run:"
+  end
+
+  test "what fails under a sudo that warns is the tool's, and not for want of root", c do
+    sudo = script!("echo 'sudo: unable to resolve host a' >&2\nexec \"$@\"")
+    full = script!("echo 'install: No space left on device' >&2\nexit 1")
+    plan = plan!(c.to, prefix: [sudo])
+
+    assert {:error, "install has failed: sudo: unable to resolve host a\ninstall: No space" <> _} =
+             Install.run(%{plan | tools: Map.put(plan.tools, "install", full)})
   end
 
   test "an ordinary user with sudo has it run what takes root", c do

@@ -17,8 +17,7 @@ defmodule NetlinkPort.Doctor.Remedy do
 
     with false <- path == Helper.built() or Path.basename(folder) == "priv",
          {:ok, %{type: :regular, uid: 0} = stat} <- File.stat(path) do
-      writers = if stat.gid == 0, do: 0o002, else: 0o022
-      (stat.mode &&& writers) == 0 and Install.closed(folder) == :ok
+      (stat.mode &&& 0o022) == 0 and Install.closed(folder) == :ok
     else
       _a_build_or_users -> false
     end
