@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Access do
   @moduledoc false
-  # Why this user may not run an executable, and what to do about it: for the error of a start, and for the
-  # doctor.
+  # Who may run an executable. Why this user may not, and what to do about it: for the error of a start, and
+  # for the doctor. And whether whoever installs one may.
   #
   # An installed helper is a privileged proxy for everyone who may run it. So the way to it is the group, and
   # nothing that is said here opens a file to all users.
@@ -69,6 +69,27 @@ defmodule NetlinkPort.Access do
   defp may?(mode, _uid, gid, user) do
     bit = if gid in user.gids, do: 0o010, else: 0o001
     (mode &&& bit) != 0
+  end
+
+  @doc """
+  Whoever runs a task, or has sudo(8) run it, if not in the group; `nil` otherwise, and of root. A member who
+  has not logged in since is none yet.
+  """
+  @spec outsider(non_neg_integer(), String.t() | nil) :: String.t() | nil
+  def outsider(gid, sudo_user \\ System.get_env("SUDO_USER")) do
+    case {user(), sudo_user} do
+      {%{uid: 0}, root} when root in [nil, "", "root"] -> nil
+      {%{uid: 0}, name} -> if gid not in gids(name), do: name
+      {user, _sudo} -> if gid not in user.gids, do: user.name
+    end
+  end
+
+  # Of another user than this process's.
+  defp gids(name) do
+    case System.cmd("id", ["-G", "--", name], stderr_to_stdout: true) do
+      {gids, 0} -> gids |> String.split() |> Enum.map(&String.to_integer/1)
+      _no_such_user -> []
+    end
   end
 
   @doc "Owner and group as `root:netlink`, by number where they have no name."

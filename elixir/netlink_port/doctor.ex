@@ -10,7 +10,7 @@ defmodule NetlinkPort.Doctor do
   `rpc` looks at the running application, its servers and sockets among it; `eval` starts a VM of its
   own, of the same user and with the same executable, and can be run before the application is.
 
-  What is looked at, by a helper that is started for it and ended again:
+  What is looked at, by a helper that is started for it and ended again, unless its executable fails already:
 
     * the executable: where it is, its version, who may write and run it, its file capabilities;
     * the helper as it runs: its capabilities and what is missing for want of one, seccomp;

@@ -223,40 +223,6 @@ defmodule NetlinkPort.Install do
   defp unescape(point),
     do: Regex.replace(~r/\\([0-7]{3})/, point, fn _, octal -> <<String.to_integer(octal, 8)>> end)
 
-  ## Who may run it
-
-  @doc """
-  Whoever runs the task, or has sudo(8) run it, if not in the group; `nil` otherwise, and of root. As they
-  are by now: a member who has not logged in since is none.
-  """
-  @spec outsider(t(), String.t() | nil) :: String.t() | nil
-  def outsider(plan, sudo_user \\ System.get_env("SUDO_USER")) do
-    {uid, 0} = System.cmd("id", ["-u"])
-
-    case {String.trim(uid), sudo_user} do
-      {"0", root} when root in [nil, "", "root"] -> nil
-      {"0", user} -> unless_member(plan, ["--", user], user)
-      {uid, _user} -> unless_member(plan, [], name(uid))
-    end
-  end
-
-  defp unless_member(plan, arguments, user) do
-    with {gids, 0} <- System.cmd("id", ["-G" | arguments], stderr_to_stdout: true),
-         true <- Integer.to_string(plan.gid) in String.split(gids) do
-      nil
-    else
-      _not_in_it -> user
-    end
-  end
-
-  # Without a name it is the number, and status 1.
-  defp name(uid) do
-    case System.cmd("id", ["-un"], stderr_to_stdout: true) do
-      {name, 0} -> String.trim(name)
-      _none -> uid
-    end
-  end
-
   ## What takes root
 
   @doc "Does it, unless it has been done."

@@ -3,6 +3,8 @@ defmodule NetlinkPort.AccessTest do
   # one that every Debian has and nobody is in.
   use NetlinkPort.Case, async: true
 
+  alias NetlinkPort.Access
+
   @moduletag :root
   @group "games"
   @user ~w(--reuid 12345 --regid 12345)
@@ -25,14 +27,18 @@ defmodule NetlinkPort.AccessTest do
     {_output, 0} = System.cmd("chmod", [mode, path])
   end
 
-  # Found and remedy, as that user has them said.
-  defp refused(c, groups) do
-    code =
-      "#{inspect(c.path)} |> NetlinkPort.Access.refused() |> Tuple.to_list() |> Enum.each(&IO.puts/1)"
-
+  defp run_as(c, groups, code) do
+    code = "alias NetlinkPort.Access; " <> code
     elixir = [System.find_executable("elixir"), "-pa", c.home, "-e", code]
     env = [{"HOME", System.tmp_dir!()}]
     {output, 0} = System.cmd("setpriv", @user ++ groups ++ elixir, env: env, cd: "/")
+    output
+  end
+
+  # Found and remedy, as that user has them said.
+  defp refused(c, groups) do
+    code = "Access.refused(#{inspect(c.path)}) |> Tuple.to_list() |> Enum.each(&IO.puts/1)"
+    output = run_as(c, groups, code)
     [found, remedy] = String.split(output, "\n", trim: true)
     # The one who follows it opens nothing to all users.
     refute remedy =~ ~r/chmod (0?[0-7]{3}|o\+|a\+|\+)/
@@ -91,5 +97,15 @@ defmodule NetlinkPort.AccessTest do
     {found, remedy} = refused(%{c | path: Path.join(folder, "helper")}, ["--clear-groups"])
     assert found == "one of its folders is closed to this user"
     assert remedy =~ "let the user into its folders"
+  end
+
+  test "whoever installs it is in its group, or is told not to be", c do
+    gid = String.to_integer(gid())
+    assert Access.outsider(gid, "nobody") == "nobody"
+    assert Access.outsider(gid, @group) == nil
+    assert Access.outsider(gid, nil) == nil
+    code = "IO.inspect(Access.outsider(#{gid}, nil))"
+    assert run_as(c, ["--clear-groups"], code) == ~s("12345"\n)
+    assert run_as(c, ["--groups", gid()], code) == "nil\n"
   end
 end

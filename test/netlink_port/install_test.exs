@@ -151,24 +151,22 @@ defmodule NetlinkPort.InstallTest do
     end
   end
 
-  test "who runs the task and is not in the group is told", c do
-    plan = plan!(c.to)
-    assert Install.outsider(plan, "nobody") == "nobody"
-    assert Install.outsider(plan, @group) == nil
-    assert Install.outsider(plan, nil) == nil
-    install(c.to)
+  test "who runs the task by sudo and is not in the group is told", c do
+    # Nobody else reads it.
+    before = System.get_env("SUDO_USER", "")
+    on_exit(fn -> System.put_env("SUDO_USER", before) end)
 
-    code = """
-    {:ok, plan} = NetlinkPort.Install.plan("source", #{inspect(c.to)}, #{inspect(@group)}, [])
-    IO.inspect(NetlinkPort.Install.outsider(plan, nil))
-    """
-
-    for {groups, told} <- [
-          {["--clear-groups"], ~s("12345"\n)},
-          {["--groups", "#{gid()}"], "nil\n"}
-        ] do
-      assert {{^told, 0}, _source} = in_user_vm(groups, path(%{}), code)
+    warning = fn user ->
+      System.put_env("SUDO_USER", user)
+      capture_io(:stderr, fn -> install(c.to) end)
     end
+
+    told = warning.("nobody")
+    assert told =~ "nobody is not in the group #{@group}, and cannot run it."
+    assert told =~ "`usermod -aG #{@group} nobody` as root, and log in again"
+    # A user of that name has that group.
+    assert warning.(@group) == ""
+    assert warning.("root") == ""
   end
 
   test "--help is the documentation", c do

@@ -31,7 +31,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   use Mix.Task
 
-  alias NetlinkPort.{Helper, Install}
+  alias NetlinkPort.{Access, Helper, Install}
 
   @switches [to: :string, group: :string, capability: :keep]
 
@@ -60,7 +60,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
     with {:ok, plan} <- Install.plan(source(), to, group, Keyword.get_values(opts, :capability)),
          {:ok, done} <- Install.run(plan) do
       Mix.shell().info(report(done, plan))
-      if user = Install.outsider(plan), do: Mix.shell().error(outside(user, plan))
+      if user = Access.outsider(plan.gid), do: Mix.shell().error(outside(user, plan))
     else
       {:error, reason} -> Mix.raise(reason)
     end
