@@ -8,6 +8,8 @@ defmodule Soak.Worker do
 
   # How long something may take that must happen, in ms.
   @patience 20_000
+  # How much longer than its timeout a caller waits for a server, in ms.
+  @grace 5_000
   @most_sockets 8
 
   defmodule Sub do
@@ -432,10 +434,19 @@ defmodule Soak.Worker do
     end
   end
 
-  # After close/1 nothing comes but, where the helper died at the same time, the word of that.
-  defp close(state, %{socket: socket}) do
+  # After close/1 nothing comes but, where the helper died at the same time, the word of that. A server
+  # that did not answer in time closes the socket when it comes to it.
+  defp close(state, %{socket: %{link: link} = socket}) do
+    began = now()
     :ok = Ledger.call(:close, fn -> NetlinkPort.close(socket) end)
-    state |> forget(handle(socket)) |> flush(socket)
+    handle = handle(socket)
+
+    if now() - began > link.call_timeout + @grace do
+      Ledger.count(:closed_late)
+      %{state | subs: Map.delete(state.subs, handle), void: MapSet.put(state.void, handle)}
+    else
+      state |> forget(handle) |> flush(socket)
+    end
   end
 
   defp flush(state, socket) do
@@ -497,7 +508,7 @@ defmodule Soak.Worker do
   end
 
   defp unknown(state, socket) do
-    if handle(socket) in state.void, do: state, else: wrong(state, {:not_ours, socket})
+    if handle(socket) in state.void, do: state, else: wrong(state, {:not_ours, socket, Process.info(self(), :message_queue_len)})
   end
 
   defp put(state, sub), do: %{state | subs: Map.put(state.subs, handle(sub.socket), sub)}
