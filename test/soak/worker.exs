@@ -508,7 +508,9 @@ defmodule Soak.Worker do
   end
 
   defp unknown(state, socket) do
-    if handle(socket) in state.void, do: state, else: wrong(state, {:not_ours, socket, Process.info(self(), :message_queue_len)})
+    if handle(socket) in state.void,
+      do: state,
+      else: wrong(state, {:not_ours, socket, Process.info(self(), :message_queue_len)})
   end
 
   defp put(state, sub), do: %{state | subs: Map.put(state.subs, handle(sub.socket), sub)}
