@@ -355,7 +355,7 @@ defmodule NetlinkPort do
   def socket(server \\ __MODULE__, handle) do
     case Client.call(server, {:vm_info, handle}, 15_000) do
       {:ok, %{socket: socket}} -> socket
-      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+      {:error, reason} -> Client.failed(reason)
     end
   end
 
@@ -519,7 +519,7 @@ defmodule NetlinkPort do
         ) :: {:ok, [{:ok, [Message.t()]} | error()]} | error()
   def batch(socket, requests, opts \\ []) do
     opts = Options.request!(opts, [:timeout])
-    requests = for request <- requests, do: Options.batched!(request)
+    requests = Options.batch!(requests)
     socket = Options.socket!(socket)
     ask = fn -> Request.batch(socket, requests, opts) end
     Telemetry.request(:batch, nil, {:socket, socket}, ask)
@@ -796,8 +796,8 @@ defmodule NetlinkPort do
         told = Map.drop(told, [:granted, :charged])
         {:ok, Map.merge(told, %{home_device: device, home_inode: inode})}
 
-      {:error, {stage, errno, _detail}} ->
-        {:error, Error.new(stage, errno)}
+      {:error, reason} ->
+        Client.failed(reason)
     end
   end
 
@@ -888,14 +888,35 @@ defmodule NetlinkPort do
   def stats(server) do
     case Client.call(server, :stats, 15_000) do
       {:ok, told} ->
-        sockets =
-          for known <- told.sockets, {:ok, stats} <- [stats(known.socket, known)], do: stats
+        {:ok, %{told | sockets: told.sockets |> all() |> Enum.sort_by(& &1.handle)}}
 
-        {:ok, %{told | sockets: Enum.sort_by(sockets, & &1.handle)}}
-
-      {:error, {stage, errno, _detail}} ->
-        {:error, Error.new(stage, errno)}
+      {:error, reason} ->
+        Client.failed(reason)
     end
+  end
+
+  # A wait for each would be seconds for thousands: so many wait at once.
+  @askers 16
+
+  defp all(sockets) when length(sockets) <= @askers, do: in_turn(sockets)
+
+  defp all(sockets) do
+    sockets
+    |> Enum.chunk_every(div(length(sockets), @askers) + 1)
+    |> Enum.map(&spawn_monitor(fn -> exit({:told, in_turn(&1)}) end))
+    |> Enum.flat_map(&told/1)
+  end
+
+  # No tasks, whose links show in the mailbox of a caller that traps exits.
+  defp told({asker, monitor}) do
+    receive do
+      {:DOWN, ^monitor, :process, ^asker, {:told, stats}} -> stats
+      {:DOWN, ^monitor, :process, ^asker, _killed} -> []
+    end
+  end
+
+  defp in_turn(sockets) do
+    for known <- sockets, {:ok, stats} <- [stats(known.socket, known)], do: stats
   end
 
   defp stats(socket, known) do

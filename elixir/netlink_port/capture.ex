@@ -100,6 +100,15 @@ defmodule NetlinkPort.Capture do
     {:noreply, %{state | stopping?: true, waiting: [from]}, patience(state)}
   end
 
+  # Who takes it for a server, say.
+  def handle_call(_unknown, from, state) do
+    GenServer.reply(from, {:error, Error.new(:protocol, :einval)})
+    {:noreply, state, patience(state)}
+  end
+
+  @impl true
+  def handle_cast(_unknown, state), do: {:noreply, state, patience(state)}
+
   @impl true
   def handle_info({:passed, _, _, _, {bytes, _length}, _} = passed, state) do
     state = %{state | kept_cost: state.kept_cost + Tap.cost(byte_size(bytes))}
@@ -206,9 +215,7 @@ defmodule NetlinkPort.Capture do
 
   # A path can hold any byte.
   defp name({handle, protocol, netns}) do
-    place = Socket.place(netns)
-    place = if String.printable?(place), do: place, else: inspect(place)
-    "#{protocol} in #{place}, handle #{handle}"
+    "#{protocol} in #{Shown.plain(Socket.place(netns))}, handle #{handle}"
   end
 
   defp comment(0), do: nil
@@ -265,6 +272,9 @@ defmodule NetlinkPort.Capture do
   rescue
     FunctionClauseError -> :eio
   end
+
+  @impl true
+  def terminate(_reason, _state), do: Shown.forget_mailbox()
 
   # What crash reports and :sys.get_status/1 show: no datagrams. A callback of GenServer since
   # Elixir 1.17.

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Client do
   #
   # Nothing here crashes the caller or suspends it for good, whatever becomes of server and helper.
 
-  alias NetlinkPort.{Errno, Error, Helper, Link, Options, Protocol, Socket, Soon, Tap}
+  alias NetlinkPort.{Errno, Error, Helper, Link, Options, Protocol, Shown, Socket, Soon, Tap}
 
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
 
@@ -124,10 +124,17 @@ defmodule NetlinkPort.Client do
 
   # What the end of the server means to a caller.
   defp gone(reason) when reason in [:noproc, :noconnection], do: :esrch
+  # This VM is no node.
+  defp gone({:nodedown, _node}), do: :esrch
   # There is no PartitionSupervisor of that name.
   defp gone({:noproc, _call}), do: :esrch
   defp gone(:stuck), do: :etimedout
   defp gone(_reason), do: :epipe
+
+  @doc "The error of a failure that is of no socket. One that is none of ours can have answered."
+  @spec failed({Error.stage(), integer(), binary()} | Error.t()) :: {:error, Error.t()}
+  def failed({stage, errno, _detail}), do: {:error, Error.new(stage, errno)}
+  def failed(%Error{} = error), do: {:error, error}
 
   @doc "Turns a raw failure into an error that knows its socket, for a person to read."
   @spec explain(raw(), Socket.t()) :: {:ok, term()} | {:error, Error.t()}
@@ -157,12 +164,10 @@ defmodule NetlinkPort.Client do
   defp subject(_stage, "", _netns), do: nil
   defp subject(_stage, detail, _netns), do: detail
 
-  defp path({:path, path}), do: printable(path)
-  defp path({:name, name}), do: printable("/run/netns/" <> name)
+  defp path({:path, path}), do: Shown.plain(path)
+  defp path({:name, name}), do: Shown.plain("/run/netns/" <> name)
   defp path({:pid, pid}), do: "/proc/#{pid}/ns/net"
   defp path(:host), do: nil
-
-  defp printable(path), do: if(String.printable?(path), do: path, else: inspect(path))
 
   # The capability that a refusal is about: capabilities(7), netlink(7), namespaces(7).
   defp wanted(:open, :eacces, _detail, {_protocol, netns}) do

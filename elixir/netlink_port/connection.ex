@@ -183,10 +183,8 @@ defmodule NetlinkPort.Connection do
     opts = Options.request!(opts, [:timeout])
 
     requests =
-      for request <- requests do
-        {type, flags, payload} = Options.batched!(request)
-        {type, flags, IO.iodata_to_binary(payload)}
-      end
+      for {type, flags, payload} <- Options.batch!(requests),
+          do: {type, flags, IO.iodata_to_binary(payload)}
 
     if requests == [],
       do: {:ok, []},
@@ -494,6 +492,9 @@ defmodule NetlinkPort.Connection do
     _timer = if left != :infinity, do: Process.send_after(self(), {:deadline, id}, left)
     :ok
   end
+
+  @impl true
+  def terminate(_reason, _state), do: Shown.forget_mailbox()
 
   # What crash reports and :sys.get_status/1 show: no payloads, which may hold keys. A callback of
   # GenServer since Elixir 1.17.

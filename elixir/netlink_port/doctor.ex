@@ -31,9 +31,12 @@ defmodule NetlinkPort.Doctor do
   To open each protocol can make the kernel load its module, as any program that opens it does.
   """
 
-  alias NetlinkPort.{Error, Helper, Options, Server, Shown}
+  alias NetlinkPort.{Error, Helper, Options, Server}
   alias NetlinkPort.Doctor.{Capabilities, Executable, Kernel, Kept, Limits, Namespaces}
   alias NetlinkPort.Doctor.{RoundTrip, Servers}
+
+  # How much of what has failed unexpectedly is told.
+  @banner 300
 
   @typedoc "Whether it is well, what was found, and what to do: a command or a sentence."
   @type check :: {:ok | :warn | :fail, line :: String.t(), remedy :: String.t() | nil}
@@ -86,14 +89,27 @@ defmodule NetlinkPort.Doctor do
   def report(opts \\ []) do
     Options.keyword!(opts)
     Options.known!(opts, [:executable, :netns])
+    netns = netns!(opts[:netns])
     executable = Path.expand(Options.executable!(opts[:executable]) || Helper.executable())
     # A helper that cannot be started ends who has started it, if that does not look out for it.
     look = fn ->
       Process.flag(:trap_exit, true)
-      look(executable, opts[:netns])
+      look(executable, netns)
     end
 
     look |> Task.async() |> Task.await(:infinity)
+  end
+
+  defp netns!(nil), do: nil
+
+  defp netns!(places) do
+    if not is_list(places) or List.improper?(places) do
+      raise ArgumentError, "expected netns: a list of namespaces, got: #{inspect(places)}"
+    end
+
+    # What is wrong with a path is told where it is tried.
+    Enum.each(places, &Options.target/1)
+    places
   end
 
   defp look(executable, netns) do
@@ -145,7 +161,9 @@ defmodule NetlinkPort.Doctor do
     {title, checks.()}
   catch
     kind, reason ->
-      line = "could not be looked at: " <> Exception.format_banner(kind, Shown.brief(reason))
+      # Cut as a sentence: the message of an exception that is cut cannot be told.
+      banner = Exception.format_banner(kind, reason) |> String.slice(0, @banner)
+      line = "could not be looked at: " <> banner
       {title, [{:fail, line, "try again; if it says so again, it is a bug of this library"}]}
   end
 

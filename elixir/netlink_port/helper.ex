@@ -195,10 +195,11 @@ defmodule NetlinkPort.Helper do
 
   @doc "In words, why a helper is not usable."
   @spec format_error(term()) :: String.t()
-  # No exit code of the program's: the errno of execve(2), capabilities(7).
+  # No exit code of the program's: the errno of execve(2), capabilities(7). Other programs have it, too.
   def format_error({:helper_exit, 1}) do
     "was not run, execve(2) says EPERM: a capability of the file is not in the bounding set " <>
-      "(CapabilityBoundingSet= of a systemd unit, --cap-add of a container)"
+      "(CapabilityBoundingSet= of a systemd unit, --cap-add of a container); or it is another " <>
+      "program, which ended with exit status 1"
   end
 
   def format_error({:helper_exit, status}) do

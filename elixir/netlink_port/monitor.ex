@@ -112,7 +112,7 @@ defmodule NetlinkPort.Monitor do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Gauge, Options, Relay, Shown, Telemetry}
+  alias NetlinkPort.{Client, Errno, Error, Gauge, Options, Relay, Shown, Telemetry}
   alias NetlinkPort.Monitor.{Config, Snapshot, Subscriber}
 
   # How long until what has failed is tried again, in ms.
@@ -264,6 +264,15 @@ defmodule NetlinkPort.Monitor do
     {:noreply, state}
   end
 
+  # Who takes it for a server, say.
+  def handle_call(_unknown, from, state) do
+    Relay.reply(from, {:error, {:protocol, Errno.number(:einval), ""}})
+    {:noreply, state}
+  end
+
+  @impl true
+  def handle_cast(_unknown, state), do: {:noreply, state}
+
   @impl true
   def handle_info({:netlink, socket, datagram}, %{place: {:joined, socket}} = state) do
     {:noreply, event(state, {:netlink_event, datagram})}
@@ -332,6 +341,8 @@ defmodule NetlinkPort.Monitor do
     for task <- [state.opening, state.run], task != nil do
       Task.shutdown(task, :brutal_kill)
     end
+
+    Shown.forget_mailbox()
   end
 
   ## The socket

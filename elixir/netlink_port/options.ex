@@ -267,6 +267,17 @@ defmodule NetlinkPort.Options do
     }
   end
 
+  @doc "The requests of a batch."
+  @spec batch!(term()) :: [{0..0xFFFF, 0..0xFFFF, iodata()}]
+  def batch!(requests) do
+    if not is_list(requests) or List.improper?(requests) do
+      raise ArgumentError,
+            "expected a list of {type, flags, payload}, got: #{inspect(requests)}"
+    end
+
+    Enum.map(requests, &batched!/1)
+  end
+
   @doc "One request of a batch."
   @spec batched!(term()) :: {0..0xFFFF, 0..0xFFFF, iodata()}
   def batched!({type, flags, payload}), do: {type!(type), Message.flags(flags), payload}

@@ -150,7 +150,8 @@ defmodule NetlinkPort.Server do
   @impl true
   def terminate(reason, state) do
     stop(reason, state)
-    Status.ended(state, reason)
+    :ok = Status.ended(state, reason)
+    Shown.forget_mailbox()
   end
 
   defp stop(:stuck, state), do: Helper.kill(state.process)

@@ -19,6 +19,19 @@ defmodule NetlinkPort.Shown do
   end
 
   @doc """
+  Forgets what waits in the mailbox of a process that ends: the crash report of proc_lib(3) would show all
+  of it. Who waits for an answer is told of the end by their monitor.
+  """
+  @spec forget_mailbox() :: :ok
+  def forget_mailbox do
+    receive do
+      _message -> forget_mailbox()
+    after
+      0 -> :ok
+    end
+  end
+
+  @doc """
   What processes are called here. To ask one of them for its name could take as long as it is suspended.
   """
   @spec names([pid()]) :: %{pid() => String.t()}
@@ -31,6 +44,16 @@ defmodule NetlinkPort.Shown do
 
   defp name(nil, pid), do: inspect(pid)
   defp name(name, _pid), do: inspect(name)
+
+  @doc """
+  A path or a name as it is, if it can be shown so, or as a term: it can hold any byte, and a terminal obeys
+  some, which `String.printable?/1` takes for printable.
+  """
+  @spec plain(String.t()) :: String.t()
+  def plain(text) do
+    term = inspect(text, printable_limit: :infinity)
+    if term == "\"" <> text <> "\"", do: text, else: term
+  end
 
   @doc "A term, with what is large cut: `{:cut, size, the_beginning}`."
   @spec brief(term()) :: term()

@@ -97,9 +97,9 @@ defmodule NetlinkPort.Top do
         result = show(nil, first, %{node: node, interval: interval, size: size, keys: keys})
         IO.write(@show)
         result
-      rescue
-        # The terminal is gone, that of `bin/my_app rpc` say.
-        _error in ErlangError -> :ok
+      catch
+        # The terminal is gone, that of `bin/my_app rpc` say. By `rescue` it would be any error of Erlang's.
+        :error, :terminated -> :ok
       after
         Process.unlink(keys)
         Process.exit(keys, :kill)

@@ -213,6 +213,8 @@ defmodule NetlinkPort.ActiveTest do
           fn -> NetlinkPort.recv(socket, 0xFFFFFFFF) end,
           fn -> NetlinkPort.memberships(:socket) end,
           fn -> NetlinkPort.controlling_process(socket, nil) end,
+          fn -> NetlinkPort.batch(socket, :requests) end,
+          fn -> NetlinkPort.batch(socket, [{18, [], ""} | :requests]) end,
           fn -> NetlinkPort.open(1, :route, []) end,
           fn -> NetlinkPort.open(context.server, :route) end,
           fn -> NetlinkPort.info("server") end,

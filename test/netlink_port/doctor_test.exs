@@ -299,6 +299,20 @@ defmodule NetlinkPort.DoctorTest do
       assert Doctor.well?(report)
     end
 
+    test "with odd bytes in their names are shown without them" do
+      path = tmp_path!("odd\e[31m\nname")
+      File.ln_s!("/proc/self/ns/net", path)
+      lines = for {_, line, _} <- section(report(netns: [{:path, path}]), "namespaces"), do: line
+      assert lines != []
+      for line <- lines, do: assert(String.printable?(line) and not (line =~ "\n"))
+    end
+
+    test "that are none are refused in the caller" do
+      for wrong <- [:blue, [:blue], [{:name, "a/b"} | :x]] do
+        assert_raise ArgumentError, fn -> Doctor.report(netns: wrong) end
+      end
+    end
+
     test "of /run/netns are tried unless others are named" do
       netns = netns!()
       checks = section(Doctor.report(), "namespaces")

@@ -82,6 +82,25 @@ defmodule NetlinkPort.LogsTest do
     refute_received {:logged, _event}
   end
 
+  test "frames that it cannot read before it ends, again and again, are a few lines, too" do
+    name = :"logs_#{System.unique_integer([:positive])}"
+    malformed = frame!(:erlang.term_to_binary({:malformed, :version}))
+    script = script!("#{print_frame(vector!("hello"))}; cat #{malformed}; sleep 0.02; exit 3")
+
+    start_supervised!(%{
+      id: :loop,
+      start:
+        {Supervisor, :start_link,
+         [
+           [{NetlinkPort, name: name, executable: script}],
+           [strategy: :one_for_one, max_restarts: 1_000]
+         ]}
+    })
+
+    for _ <- 1..10, do: assert_receive({:logged, _event}, 5_000)
+    refute_receive {:logged, _event}, 1_000
+  end
+
   test "a monitor and a connection that look for what is not there say nothing" do
     {:ok, _pid} = start_supervised({NetlinkPort.Monitor, server: :nowhere, groups: [1]})
     opts = [server: :nowhere, protocol: :route]
@@ -96,7 +115,7 @@ defmodule NetlinkPort.LogsTest do
     :ok = :logger.add_handler(id, __MODULE__.All, %{config: %{test: test}})
     on_exit(fn -> :logger.remove_handler(id) end)
     large = :binary.copy("x", 1_000_000)
-    script = "#{print_frame(vector!("hello"))}; exec cat #{frame!(large)} -"
+    script = "#{print_frame(vector!("hello"))}; exec cat #{unheard_of!(large)} -"
     server = start_server!(executable: script!(script))
     monitor = Process.monitor(server)
     assert_receive {:DOWN, ^monitor, :process, ^server, {:protocol_error, reason}}
@@ -106,6 +125,30 @@ defmodule NetlinkPort.LogsTest do
     for report <- reports, do: assert(byte_size(report) < 20_000)
     for report <- reports, do: refute(report =~ "xxxxxxxxxxxxxxxxx")
   end
+
+  test "nor does it show what waits in the mailbox" do
+    id = :"logs_all_#{System.unique_integer([:positive])}"
+    :ok = :logger.add_handler(id, __MODULE__.All, %{config: %{test: self()}})
+    on_exit(fn -> :logger.remove_handler(id) end)
+    server = start_server!()
+    helper = os_pid(server)
+    {:ok, socket} = NetlinkPort.open(server, :route, active: false)
+    monitor = Process.monitor(server)
+    :sys.suspend(server)
+    signal!(helper, :KILL)
+    eventually!(fn -> match?([_exit | _], mailbox(server)) end)
+    # As another node's senders do.
+    call = {:send, NetlinkPort.Socket.handle(socket), :binary.copy("x", 1_000_000), false}
+    request = :gen_server.send_request(server, call)
+    :sys.resume(server)
+    assert_receive {:DOWN, ^monitor, :process, ^server, {:helper_exit, 137}}
+    assert {:error, _ended} = :gen_server.receive_response(request, 1_000)
+    reports = reports(server)
+    assert length(reports) >= 2
+    for report <- reports, do: refute(report =~ "xxxxxxxxxxxxxxxxx")
+  end
+
+  defp mailbox(server), do: server |> Process.info(:messages) |> elem(1)
 
   defmodule All do
     @moduledoc false
@@ -132,9 +175,12 @@ defmodule NetlinkPort.LogsTest do
   end
 
   # A term that is no event, with a binary in it.
-  defp frame!(binary) do
+  defp unheard_of!(binary) do
+    frame!(:erlang.term_to_binary({:unheard_of, binary}, minor_version: 2))
+  end
+
+  defp frame!(payload) do
     path = tmp_path!("frame")
-    payload = :erlang.term_to_binary({:unheard_of, binary}, minor_version: 2)
     File.write!(path, [<<byte_size(payload)::32>>, payload])
     path
   end

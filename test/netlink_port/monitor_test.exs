@@ -346,6 +346,24 @@ defmodule NetlinkPort.MonitorTest do
       assert event(monitor) == "br0"
     end
 
+    test "is not disturbed by who takes it for a server, nor are they", context do
+      monitor = monitor!(context, groups: [@links])
+
+      {:ok, connection} =
+        start_supervised({NetlinkPort.Connection, server: context.server, protocol: :route})
+
+      GenServer.cast(monitor, :nothing)
+
+      for other <- [monitor, connection] do
+        assert {:error, %{reason: :einval}} = NetlinkPort.stats(other)
+        assert {:error, %{reason: :einval}} = NetlinkPort.info(other)
+        assert {:error, %{reason: :einval}} = NetlinkPort.socket(other, 1)
+        assert NetlinkPort.Native.bind_netlink(other, 1, 1) == {:error, 22}
+        assert NetlinkPort.Native.close_fd(other, 1) == :ok
+        assert Process.alive?(other)
+      end
+    end
+
     test "takes no wrong options" do
       for opts <- [
             [active: true],

@@ -137,6 +137,7 @@ defmodule NetlinkPort.NativeTest do
                {:error, {:thread, 3}}
 
       assert Native.bind_netlink(:no_such_server, 1, 1) == {:error, 3}
+      assert Native.close_fd({:via, NoSuchModule, 1}, 1) == :ok
       assert Native.close_fd(:no_such_server, 1) == :ok
     end
 

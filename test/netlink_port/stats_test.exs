@@ -151,6 +151,17 @@ defmodule NetlinkPort.StatsTest do
       Process.exit(opener, :kill)
     end
 
+    test "tell of many sockets, and leave nothing in a mailbox" do
+      server = start_server!()
+      for _ <- 1..100, do: {:ok, _socket} = NetlinkPort.open(server, :route, [])
+      Process.flag(:trap_exit, true)
+      {:ok, stats} = NetlinkPort.stats(server)
+      handles = for socket <- stats.sockets, do: socket.handle
+      assert length(handles) == 100
+      assert handles == Enum.sort(handles)
+      refute_receive {_tag, _pid, _reason}, 50
+    end
+
     test "without one are ESRCH" do
       assert {:error, %Error{stage: :thread, reason: :esrch}} = NetlinkPort.stats(:no_such_server)
     end

@@ -115,6 +115,12 @@ defmodule NetlinkPort.TopTest do
       assert ["1", _, _, _, "1" | _] = words(line!(lines, "1"))
     end
 
+    test "is nothing where there is no row" do
+      now = sample(0, [])
+      assert Screen.lines(now, now, {0, 80}) == []
+      assert Screen.lines(now, now, {-1, 80}) == []
+    end
+
     test "is within the rows and columns of the terminal, and says what is hidden" do
       servers =
         for n <- 1..30, do: {idle_process(), server([socket(n, [])], name: :"server_#{n}")}
@@ -264,6 +270,12 @@ defmodule NetlinkPort.TopTest do
 
       assert_receive {:result, :ok, {:links, [^test]}}
       assert is_pid(viewer)
+    end
+
+    test "hides no error behind that of a terminal that is gone" do
+      capture_io(fn ->
+        assert_raise FunctionClauseError, fn -> Top.run(size: fn -> {:none} end) end
+      end)
     end
 
     test "leaves no process behind" do

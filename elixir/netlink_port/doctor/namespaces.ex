@@ -2,7 +2,7 @@ defmodule NetlinkPort.Doctor.Namespaces do
   @moduledoc false
   # Whether namespaces can be entered: those that `ip netns` has made, or those that were asked for.
 
-  alias NetlinkPort.{Doctor, Socket}
+  alias NetlinkPort.{Doctor, Shown, Socket}
 
   @folder "/run/netns"
   @named 8
@@ -78,8 +78,8 @@ defmodule NetlinkPort.Doctor.Namespaces do
       :ok = NetlinkPort.close(socket)
 
       if told.verified,
-        do: {:ok, Socket.place(place)},
-        else: {unconfirmed(Socket.place(place)), :unconfirmed}
+        do: {:ok, Shown.plain(Socket.place(place))},
+        else: {unconfirmed(Shown.plain(Socket.place(place))), :unconfirmed}
     else
       {:error, error} ->
         {failed(place, error, Exception.message(error)), {error.stage, error.reason}}
@@ -94,7 +94,7 @@ defmodule NetlinkPort.Doctor.Namespaces do
   # What is left of a namespace, after a reboot of a container say: nobody can enter that.
   defp failed({:name, name}, %{stage: :setns, reason: :einval}, line) do
     {:warn, line,
-     "ip netns del #{name} if it is left over; else it belongs to another mount namespace"}
+     "ip netns del #{Shown.plain(name)} if it is left over; else it belongs to another mount namespace"}
   end
 
   # Its own sentence says what to do.

@@ -69,11 +69,8 @@ defmodule NetlinkPort.Server.Status do
 
   defp log(status, os_pid, line) do
     last = if status.log == :last, do: "; more of this is not logged for a minute", else: ""
-    error(status, os_pid, line <> last)
-  end
 
-  defp error(status, os_pid, line) do
-    Logger.error("netlink_port #{inspect(status.name || self())}: " <> line,
+    Logger.error("netlink_port #{inspect(status.name || self())}: " <> line <> last,
       netlink_port: status.name || self(),
       os_pid: os_pid,
       domain: [:netlink_port]
@@ -108,9 +105,8 @@ defmodule NetlinkPort.Server.Status do
   @doc "The helper could not read a command. The first says so in the log, the rest are counted."
   @spec malformed(map(), atom()) :: map()
   def malformed(%{status: status} = state, reason) do
-    if status.malformed == 0 do
-      error(status, state.hello.os_pid, "the helper could not read a command: #{reason}")
-    end
+    if status.malformed == 0,
+      do: log(status, state.hello.os_pid, "the helper could not read a command: #{reason}")
 
     %{state | status: %{status | malformed: status.malformed + 1}}
   end

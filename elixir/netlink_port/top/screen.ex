@@ -57,6 +57,7 @@ defmodule NetlinkPort.Top.Screen do
     for line <- first(lines, rows), do: line |> String.slice(0, columns) |> String.trim_trailing()
   end
 
+  defp first(_lines, most) when most < 1, do: []
   defp first(lines, most) when length(lines) <= most, do: lines
 
   defp first(lines, most) do
