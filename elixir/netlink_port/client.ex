@@ -110,7 +110,19 @@ defmodule NetlinkPort.Client do
   @doc "Calls the server. Every way it can end becomes a value."
   @spec call(GenServer.server(), term(), timeout()) :: term()
   def call(server, message, timeout) do
-    request = :gen_server.send_request(Options.server!(server), message)
+    server = Options.server!(server)
+
+    if self?(server),
+      do: {:error, {:thread, Errno.number(:edeadlk), ""}},
+      else: called(server, message, timeout)
+  end
+
+  # A handler of telemetry may run in the server.
+  defp self?(name) when is_atom(name), do: name != nil and Process.whereis(name) == self()
+  defp self?(server), do: server == self()
+
+  defp called(server, message, timeout) do
+    request = :gen_server.send_request(server, message)
 
     case :gen_server.receive_response(request, plus_grace(timeout)) do
       {:reply, answer} -> answer
@@ -189,6 +201,10 @@ defmodule NetlinkPort.Client do
 
   # The answer comes from the server, to an alias that ends with the deadline: a late one is dropped
   # by the VM. The monitor that comes with the alias tells of the server's end.
+  defp direct(%{server: server}, _frame, _timeout) when server == self() do
+    {:error, {:thread, Errno.number(:edeadlk), ""}}
+  end
+
   defp direct(link, frame, timeout) do
     monitor = :erlang.monitor(:process, link.server, alias: :reply_demonitor)
 

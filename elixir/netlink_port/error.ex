@@ -209,6 +209,10 @@ defmodule NetlinkPort.Error do
     "it has ended, and with it all its sockets; open them again once it is restarted"
   end
 
+  defp explanation(%{stage: :thread, reason: :edeadlk}) do
+    "a server cannot wait for itself; what runs in it, as handlers of telemetry do, sends a message instead"
+  end
+
   defp explanation(%{stage: :thread, reason: :etimedout}), do: "it did not answer in time"
   defp explanation(%{stage: :recv, reason: :etimedout}), do: "nothing arrived in time"
 

@@ -361,7 +361,15 @@ defmodule NetlinkPort.Options do
   @spec server!(term()) :: GenServer.server()
   def server!(server) when is_pid(server) or is_atom(server), do: server
   def server!({:global, _name} = server), do: server
-  def server!({:via, module, _name} = server) when is_atom(module), do: server
+
+  def server!({:via, module, _name} = server) when is_atom(module) do
+    if Code.ensure_loaded?(module) and function_exported?(module, :whereis_name, 1) do
+      server
+    else
+      raise ArgumentError, "expected a registry that is there, got: #{inspect(server)}"
+    end
+  end
+
   def server!({name, node} = server) when is_atom(name) and is_atom(node), do: server
 
   def server!(other) do

@@ -394,6 +394,29 @@ defmodule NetlinkPort.ServerTest do
     end
   end
 
+  test "what is no server raises in the caller" do
+    for wrong <- ["NetlinkPort", 7, {:via, NoSuchRegistry, 1}, {:via, Enum, 1}, {1, node()}] do
+      assert_raise ArgumentError, fn -> NetlinkPort.stats(wrong) end
+      assert_raise ArgumentError, fn -> NetlinkPort.open(wrong, :route, []) end
+    end
+  end
+
+  test "what runs in the server is told that it cannot wait for it" do
+    server = start_server!()
+    {:ok, socket} = NetlinkPort.open(server, :route, active: false)
+    test = self()
+
+    :sys.replace_state(server, fn state ->
+      send(test, {:told, NetlinkPort.stats(server), NetlinkPort.getopts(socket, [:rcvbuf])})
+      state
+    end)
+
+    assert_receive {:told, {:error, %Error{reason: :edeadlk} = error}, {:error, same}}
+    assert {same.stage, same.reason} == {:thread, :edeadlk}
+    assert Exception.message(error) =~ "a server cannot wait for itself"
+    assert {:ok, [rcvbuf: _]} = NetlinkPort.getopts(socket, [:rcvbuf])
+  end
+
   describe "messages from strangers" do
     test "do not disturb the server" do
       server = start_server!()
