@@ -338,10 +338,8 @@ defmodule NetlinkPort.Monitor do
 
   @impl true
   def terminate(_reason, state) do
-    for task <- [state.opening, state.run], task != nil do
-      Task.shutdown(task, :brutal_kill)
-    end
-
+    tasks = Enum.filter([state.opening, state.run], & &1)
+    Enum.each(tasks, &Task.shutdown(&1, :brutal_kill))
     Shown.forget_mailbox()
   end
 
