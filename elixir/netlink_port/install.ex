@@ -242,7 +242,8 @@ defmodule NetlinkPort.Install do
 
   # What cannot be read is not known to be the same.
   defp there?(plan) do
-    with {:ok, bytes} <- File.read(plan.source),
+    with {:ok, %{type: :regular}} <- File.lstat(plan.to),
+         {:ok, bytes} <- File.read(plan.source),
          {:ok, ^bytes} <- File.read(plan.to) do
       check(%{plan | prefix: []}, plan.to, 0o750) == :ok
     else

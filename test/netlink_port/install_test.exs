@@ -97,6 +97,12 @@ defmodule NetlinkPort.InstallTest do
     end
   end
 
+  test "what is there and is no file is not read, only replaced", c do
+    {_output, 0} = System.cmd("mkfifo", [c.to])
+    assert install(c.to) =~ "has been installed"
+    assert_installed(c.to, @always)
+  end
+
   test "arguments that are missing, unknown or name nothing are refused", c do
     usage = "usage: mix netlink_port.install --to PATH --group GROUP"
     assert refused(["--group", @group]) =~ "--to is missing; " <> usage
