@@ -97,6 +97,15 @@ defmodule NetlinkPort.InstallTest do
     end
   end
 
+  test "that the group of before cannot run it any more is told", c do
+    install(c.to)
+    assert capture_io(:stderr, fn -> install(c.to) end) == ""
+    {_output, 0} = System.cmd("chgrp", ["daemon", c.to])
+    told = capture_io(:stderr, fn -> install(c.to) end)
+    assert told =~ "it was for the group daemon, whose members cannot run it any more"
+    assert_installed(c.to, @always)
+  end
+
   test "what is there and is no file is not read, only replaced", c do
     {_output, 0} = System.cmd("mkfifo", [c.to])
     assert install(c.to) =~ "has been installed"

@@ -31,6 +31,8 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   use Mix.Task
 
+  import Bitwise, only: [&&&: 2]
+
   alias NetlinkPort.{Access, Helper, Install}
 
   @switches [to: :string, group: :string, capability: :keep]
@@ -58,8 +60,10 @@ defmodule Mix.Tasks.NetlinkPort.Install do
     Mix.Task.run("compile")
 
     with {:ok, plan} <- Install.plan(source(), to, group, Keyword.get_values(opts, :capability)),
+         before = File.stat(plan.to),
          {:ok, done} <- Install.run(plan) do
       Mix.shell().info(report(done, plan))
+      if gid = another(before, plan), do: Mix.shell().error(taken(gid, plan))
       if user = Access.outsider(plan.gid), do: Mix.shell().error(outside(user, plan))
     else
       {:error, reason} -> Mix.raise(reason)
@@ -95,6 +99,18 @@ defmodule Mix.Tasks.NetlinkPort.Install do
     Set the variable only where the release is started: at build time it names the executable to take in
     place of building one, and after an update that is the old one.\
     """
+  end
+
+  # The group of the one that was there, where only its group could run it.
+  defp another({:ok, %{gid: gid, mode: mode}}, plan)
+       when gid != plan.gid and gid != 0 and (mode &&& 0o011) == 0o010,
+       do: gid
+
+  defp another(_none_or_the_same, _plan), do: nil
+
+  defp taken(gid, plan) do
+    "Warning: it was for the group #{Access.group(gid)}, whose members cannot run it any more. Give each group " <>
+      "a path of its own, or have both in #{plan.group}."
   end
 
   defp outside(user, plan) do

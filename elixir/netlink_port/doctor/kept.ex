@@ -129,8 +129,10 @@ defmodule NetlinkPort.Doctor.Kept do
 
   defp alone(inode, users, %{places: [_ | _] = pids}) do
     {:warn,
-     "cannot tell of #{inode}, where #{users} are: #{processes(pids)} may be there, and cannot be asked",
-     "run it as root, or with CAP_SYS_PTRACE"}
+     "#{inode}, where #{users} is open: #{processes(pids)} may be there, which this VM may not look at; " <>
+       "so it cannot tell whether anything else keeps it alive",
+     "the user of the VM that looks would have to be root, or have CAP_SYS_PTRACE; with --node and rpc " <>
+       "that is the application's"}
   end
 
   defp alone(inode, users, %{descriptors: pids}) do

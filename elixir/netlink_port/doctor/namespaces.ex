@@ -97,6 +97,10 @@ defmodule NetlinkPort.Doctor.Namespaces do
      "ip netns del #{Shown.plain(name)} if it is left over; else it belongs to another mount namespace"}
   end
 
+  defp failed(_place, %{lacks: lacks}, line) when lacks != nil do
+    {:fail, line, "see CAP_#{lacks |> Atom.to_string() |> String.upcase()} above"}
+  end
+
   # Its own sentence says what to do.
   defp failed(_place, _error, line), do: {:fail, line, nil}
 end
