@@ -283,7 +283,8 @@ defmodule NetlinkPort.HelperTest do
         helper!([hello(Protocol.version(), properties() ++ [granted: 1]), "\n", @ignore_input])
 
       server = started!(path)
-      assert processes(path) != []
+      # Between two programs, in execve(2), a process has no command line.
+      eventually!(fn -> processes(path) != [] end)
       Process.exit(server, :kill)
       assert_gone(path)
     end
@@ -294,7 +295,8 @@ defmodule NetlinkPort.HelperTest do
       path = helper!([bytes, @ignore_input])
       server = started!(path)
       assert Process.alive?(server)
-      assert processes(path) != []
+      # Between two programs, in execve(2), a process has no command line.
+      eventually!(fn -> processes(path) != [] end)
       Process.exit(server, :kill)
       assert_gone(path)
     end
@@ -353,7 +355,8 @@ defmodule NetlinkPort.HelperTest do
     test "and answers nothing is killed after the deadline" do
       path = helper!([hello(), "\n", @deaf])
       server = started!(path, call_timeout: 200)
-      assert processes(path) != []
+      # Between two programs, in execve(2), a process has no command line.
+      eventually!(fn -> processes(path) != [] end)
 
       assert {:error, %Error{stage: :thread, reason: :etimedout}} =
                NetlinkPort.open(server, :route, timeout: 5_000)
@@ -373,7 +376,8 @@ defmodule NetlinkPort.HelperTest do
       for reason <- [:kill, :shutdown] do
         path = helper!([hello(), "\n", @deaf])
         server = started!(path)
-        assert processes(path) != []
+        # Between two programs, in execve(2), a process has no command line.
+        eventually!(fn -> processes(path) != [] end)
         Process.exit(server, reason)
         assert_receive {:EXIT, ^server, _reason}, @end_timeout
         assert_gone(path)
