@@ -141,14 +141,24 @@ defmodule NetlinkPort.Delivery do
   @spec waiters(t()) :: [waiter()]
   def waiters(state), do: :queue.to_list(state.waiters)
 
-  @doc "Changes the mode. A count is added to the present one; beyond 32767 it is refused."
+  @doc "The mode that a change leads to: a count is added to the present one; beyond 32767 it is refused."
+  @spec mode(NetlinkPort.active() | 0, NetlinkPort.active() | integer()) ::
+          NetlinkPort.active() | 0 | :einval
+  def mode(present, change) when is_integer(change) do
+    case if(is_integer(present), do: present, else: 0) + change do
+      sum when sum > 32_767 -> :einval
+      sum -> max(sum, 0)
+    end
+  end
+
+  def mode(_present, change), do: change
+
+  @doc "Changes the mode, see `mode/2`."
   @spec set_active(t(), NetlinkPort.active() | integer()) :: {:ok, [effect()], t()} | :einval
   def set_active(state, change) when is_integer(change) do
-    present = if is_integer(state.mode), do: state.mode, else: 0
-
-    case present + change do
-      sum when sum > 32_767 -> :einval
-      sum when sum <= 0 -> {:ok, [:passive], %{state | mode: false}}
+    case mode(state.mode, change) do
+      :einval -> :einval
+      0 -> {:ok, [:passive], %{state | mode: false}}
       sum -> drain(%{state | mode: sum}, [])
     end
   end

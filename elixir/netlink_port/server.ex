@@ -272,8 +272,8 @@ defmodule NetlinkPort.Server do
     end
   end
 
-  def handle_call({:set_active, handle, mode}, from, state) do
-    {answer, sockets} = Sockets.set_active(state.sockets, handle, mode)
+  def handle_call({:set_active, handle, mode}, {caller, _tag} = from, state) do
+    {answer, sockets} = Sockets.set_active(state.sockets, handle, mode, caller)
     answer(from, answer, update(state, sockets))
   end
 

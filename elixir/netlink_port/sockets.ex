@@ -271,26 +271,49 @@ defmodule NetlinkPort.Sockets do
   defp told_of?({:length, owner, _length}, asked), do: owner == asked
   defp told_of?(:rested, _owner), do: true
 
-  @doc "Changes the mode of a socket; whoever waits on one that becomes active is told."
-  @spec set_active(t(), Socket.handle(), NetlinkPort.active() | integer()) :: {raw(), t()}
-  def set_active(sockets, handle, mode) do
-    with_entry(sockets, handle, fn entry ->
-      case Delivery.set_active(entry.delivery, mode) do
-        {:ok, effects, %{mode: false} = delivery} ->
-          entry = %{entry | delivery: delivery}
-          {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
+  @doc """
+  A process changes the mode of a socket; whoever waits on one that becomes active is told.
 
-        {:ok, effects, delivery} ->
-          {waiters, delivery} = Delivery.withdraw(delivery, fn _waiter -> true end)
-          sockets = Enum.reduce(waiters, sockets, &dismiss(&2, &1, active()))
-          entry = %{entry | delivery: delivery}
-          {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
+  Between the halves of controlling_process/2 nothing may go to the old owner, though the new one may
+  have heard from it and want more: then it counts from the second half on. The old owner itself can
+  only ask for it if it has given up handing over.
+  """
+  @spec set_active(t(), Socket.handle(), NetlinkPort.active() | integer(), pid()) :: {raw(), t()}
+  def set_active(sockets, handle, mode, caller) do
+    with_entry(sockets, handle, fn
+      %{resume: resume, owner: owner} = entry when resume != nil and owner != caller ->
+        set_active_later(sockets, entry, mode)
 
-        :einval ->
-          {{:error, {:setsockopt, Errno.number(:einval), "active"}}, sockets}
-      end
+      entry ->
+        set_active_now(sockets, %{entry | resume: nil}, mode)
     end)
   end
+
+  defp set_active_later(sockets, entry, mode) do
+    case Delivery.mode(entry.resume, mode) do
+      :einval -> {too_many(), sockets}
+      resume -> {{:ok, nil}, put(sockets, %{entry | resume: resume})}
+    end
+  end
+
+  defp set_active_now(sockets, entry, mode) do
+    case Delivery.set_active(entry.delivery, mode) do
+      {:ok, effects, %{mode: false} = delivery} ->
+        entry = %{entry | delivery: delivery}
+        {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
+
+      {:ok, effects, delivery} ->
+        {waiters, delivery} = Delivery.withdraw(delivery, fn _waiter -> true end)
+        sockets = Enum.reduce(waiters, sockets, &dismiss(&2, &1, active()))
+        entry = %{entry | delivery: delivery}
+        {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
+
+      :einval ->
+        {too_many(), sockets}
+    end
+  end
+
+  defp too_many, do: {:error, {:setsockopt, Errno.number(:einval), "active"}}
 
   @doc """
   Someone wants one item within `left` ms. Without one there they wait, and are answered later.

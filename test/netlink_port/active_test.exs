@@ -341,6 +341,43 @@ defmodule NetlinkPort.ActiveTest do
       assert {:ok, %{owner: ^other}} = NetlinkPort.info(socket)
     end
 
+    # A new owner that takes one at a time asks for the next as soon as it has the first from the old
+    # owner's mailbox, before the socket is its own. Found by the soak.
+    test "what is asked for by the new owner before all is handed over goes to none but it",
+         context do
+      for mode <- [true, :once, 5] do
+        socket = open!(context, active: false)
+        server = socket.link.server
+        new = relaying_process(self())
+        assert {:ok, nil} = GenServer.call(server, {:pause, Socket.handle(socket)})
+        ask(socket, 1)
+        task = Task.async(fn -> NetlinkPort.setopts(socket, active: mode) end)
+        assert Task.await(task) == :ok
+        eventually!(fn -> match?({:ok, %{kept: 1}}, NetlinkPort.info(socket)) end)
+        refute_received {:netlink, ^socket, _datagram}
+        assert {:ok, nil} = GenServer.call(server, {:give, Socket.handle(socket), new})
+        assert_receive {:heard, ^new, {:netlink, ^socket, _datagram}}
+        NetlinkPort.close(socket)
+      end
+    end
+
+    test "an owner that has given up handing over goes on by setting its mode", context do
+      socket = open!(context, active: true)
+      assert {:ok, nil} = GenServer.call(socket.link.server, {:pause, Socket.handle(socket)})
+      ask(socket, 1)
+      assert NetlinkPort.setopts(socket, active: true) == :ok
+      assert_receive {:netlink, ^socket, _datagram}
+    end
+
+    defp relaying_process(test) do
+      spawn_link(fn -> relay(test) end)
+    end
+
+    defp relay(test) do
+      receive do: (message -> send(test, {:heard, self(), message}))
+      relay(test)
+    end
+
     # Datagrams pour in while the socket is handed round: each is in exactly one mailbox at the end
     # of the line, in order. What lies in a mailbox at the moment of giving is the race that
     # gen_udp:controlling_process/2 guards against.
