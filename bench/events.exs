@@ -18,7 +18,7 @@ defmodule Bench.Events do
   end
 
   # Anything else, an overrun above all, ends the benchmark.
-  defp event(socket) do
+  def event(socket) do
     receive do
       {:netlink, ^socket, _event} -> :ok
       {_tag, ^socket, _what} = other -> raise inspect(other)

@@ -2,7 +2,7 @@ defmodule Bench.Partitions do
   @moduledoc false
   # The same work over 1, 2 and 4 helpers under a PartitionSupervisor, by turns in the same run.
 
-  alias Bench.{Measure, Place, Requests}
+  alias Bench.{Events, Measure, Place, Requests}
 
   @helpers [1, 2, 4]
   @namespaces 4
@@ -107,17 +107,9 @@ defmodule Bench.Partitions do
       opts = [netns: {:name, netns}, groups: [@group], rcvbuf: 8_000_000]
       {:ok, socket} = NetlinkPort.open(server, :route, opts)
       send(parent, {:ready, self()})
-      for _n <- 1..@events, do: event(socket)
+      for _n <- 1..@events, do: Events.event(socket)
       send(parent, {:done, self()})
       NetlinkPort.close(socket)
     end)
-  end
-
-  # Anything else, an overrun above all, ends the benchmark.
-  defp event(socket) do
-    receive do
-      {:netlink, ^socket, _event} -> :ok
-      {_tag, ^socket, _what} = other -> raise inspect(other)
-    end
   end
 end
