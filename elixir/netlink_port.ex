@@ -99,7 +99,7 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Client, Error, Message, Options, Request, Server, Socket, Telemetry}
+  alias NetlinkPort.{Client, Error, Message, Options, Request, Server, Socket, Stats, Telemetry}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::
@@ -882,54 +882,13 @@ defmodule NetlinkPort do
   @spec stats(Socket.t()) :: {:ok, socket_stats()} | error()
   @spec stats(GenServer.server()) :: {:ok, server_stats()} | error()
   def stats(%Socket{handle: handle} = socket) do
-    with {:ok, known} <- ask_server(socket, {:vm_info, handle}), do: stats(socket, known)
+    with {:ok, known} <- ask_server(socket, {:vm_info, handle}), do: Stats.of(socket, known)
   end
 
   def stats(server) do
     case Client.call(server, :stats, 15_000) do
-      {:ok, told} ->
-        {:ok, %{told | sockets: told.sockets |> all() |> Enum.sort_by(& &1.handle)}}
-
-      {:error, reason} ->
-        Client.failed(reason)
-    end
-  end
-
-  # A wait for each would be seconds for thousands: so many wait at once.
-  @askers 16
-
-  defp all(sockets) when length(sockets) <= @askers, do: in_turn(sockets)
-
-  defp all(sockets) do
-    sockets
-    |> Enum.chunk_every(div(length(sockets), @askers) + 1)
-    |> Enum.map(&spawn_monitor(fn -> exit({:told, in_turn(&1)}) end))
-    |> Enum.flat_map(&told/1)
-  end
-
-  # No tasks, whose links show in the mailbox of a caller that traps exits.
-  defp told({asker, monitor}) do
-    receive do
-      {:DOWN, ^monitor, :process, ^asker, {:told, stats}} -> stats
-      {:DOWN, ^monitor, :process, ^asker, _killed} -> []
-    end
-  end
-
-  defp in_turn(sockets) do
-    for known <- sockets, {:ok, stats} <- [stats(known.socket, known)], do: stats
-  end
-
-  defp stats(socket, known) do
-    with {:ok, told} <- Client.request(socket, {:info, socket.handle}) do
-      told = Map.new(told)
-      {_device, inode} = told.namespace
-
-      {:ok,
-       told
-       |> Map.drop([:namespace, :cookie, :verified, :port_id, :granted, :charged])
-       |> Map.merge(known)
-       |> Map.merge(Map.take(socket, [:handle, :protocol, :netns]))
-       |> Map.merge(%{inode: inode, window_left: max(told.granted - told.charged, 0)})}
+      {:ok, told} -> {:ok, %{told | sockets: Stats.all(told.sockets)}}
+      {:error, reason} -> Client.failed(reason)
     end
   end
 
