@@ -354,14 +354,19 @@ defmodule NetlinkPort.DoctorTest do
       assert said(inode) == []
     end
 
+    # What held it has ended.
+    defp alone_without!(pid, inode) do
+      signal!(pid, :KILL)
+      eventually!(fn -> not running?(pid) end)
+      assert [{:warn, _line, _remedy}] = said(inode)
+    end
+
     test "that a process is in is held, until that ends" do
       {netns, inode, _socket} = doomed!()
       pid = sleeper!(netns)
       ip!(["netns", "del", netns])
       assert said(inode) == []
-      signal!(pid, :KILL)
-      eventually!(fn -> not running?(pid) end)
-      assert [{:warn, _line, _remedy}] = said(inode)
+      alone_without!(pid, inode)
     end
 
     test "that a descriptor of another process stands for is held" do
@@ -372,9 +377,7 @@ defmodule NetlinkPort.DoctorTest do
       eventually!(fn -> File.exists?(marker) end)
       ip!(["netns", "del", netns])
       assert said(inode) == []
-      signal!(pid, :KILL)
-      eventually!(fn -> not running?(pid) end)
-      assert [{:warn, _line, _remedy}] = said(inode)
+      alone_without!(pid, inode)
     end
 
     test "that is mounted elsewhere, in a mount namespace of a container, is held" do
@@ -397,9 +400,7 @@ defmodule NetlinkPort.DoctorTest do
       eventually!(fn -> File.exists?(marker) end)
       ip!(["netns", "del", netns])
       assert said(inode) == []
-      signal!(pid, :KILL)
-      eventually!(fn -> not running?(pid) end)
-      assert [{:warn, _line, _remedy}] = said(inode)
+      alone_without!(pid, inode)
     end
 
     test "is not said to be alone by one who may not look" do
