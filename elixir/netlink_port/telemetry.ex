@@ -36,7 +36,7 @@ defmodule NetlinkPort.Telemetry do
 
   | event | measurements | metadata |
   | --- | --- | --- |
-  | `[:netlink_port, :request, :stop]` | `duration`; `messages`: how many were asked of the kernel, or read from its dump | `kind`: `:request`, `:batch` or `:dump`; `type` of the message, `nil` of a batch; `socket` of `NetlinkPort.request/4` and its like, or `connection` of those of `NetlinkPort.Connection`; `outcome`: `:ok`, or the `NetlinkPort.Error` |
+  | `[:netlink_port, :request, :stop]` | `duration`; `messages`: how many were asked of the kernel, or read from its dump | `kind`: `:request`, `:batch` or `:dump`; `type` of the message, `nil` of a batch; `socket` of `NetlinkPort.request/4` and its like, or `connection` of those of `NetlinkPort.Connection`; `outcome`: `:ok`, or the `NetlinkPort.Error`; `ext_acks`: what the kernel said with a success, such as a warning, a list of `t:NetlinkPort.ExtAck.t/0` |
 
   ## Monitors, connections, captures
 
@@ -110,20 +110,22 @@ defmodule NetlinkPort.Telemetry do
 
   @doc false
   # Of a request, batch or dump on `place`, a socket or a connection.
-  @spec request(:request | :batch | :dump, integer() | nil, {atom(), term()}, (() -> result)) ::
-          result
-        when result: {:ok, list()} | {:error, NetlinkPort.Error.t()}
+  @spec request(:request | :batch | :dump, integer() | nil, {atom(), term()}, (() -> outcome)) ::
+          outcome
+        when outcome: NetlinkPort.Exchange.outcome()
   def request(kind, type, {key, place}, fun) do
     timed(fun, fn result ->
-      {messages, outcome} =
-        case result do
-          {:ok, messages} -> {length(messages), :ok}
-          {:error, error} -> {0, error}
-        end
-
-      metadata = %{key => place, kind: kind, type: type, outcome: outcome}
+      {messages, outcome, ext_acks} = asked(result)
+      metadata = %{key => place, kind: kind, type: type, outcome: outcome, ext_acks: ext_acks}
       {[:request, :stop], %{messages: messages}, metadata}
     end)
+  end
+
+  defp asked({:error, error}), do: {0, error, []}
+  defp asked({:ok, messages, ext_ack}), do: {length(messages), :ok, List.wrap(ext_ack)}
+
+  defp asked({:ok, outcomes}) do
+    {length(outcomes), :ok, for({:ok, _messages, ext_ack} <- outcomes, ext_ack, do: ext_ack)}
   end
 
   defp on?, do: function_exported?(@telemetry, :execute, 3)

@@ -28,7 +28,7 @@ defmodule NetlinkPort.ErrorTest do
     end
 
     test "takes an errno that is not known" do
-      for errno <- [41, 133, 524, 4_095] do
+      for errno <- [41, 134, 524, 4_095] do
         assert %Error{reason: :unknown, errno: ^errno} = error = Error.new(:send, errno)
         assert Exception.message(error) == "send: errno #{errno}: error #{errno}"
       end
