@@ -107,11 +107,21 @@ defmodule NetlinkPort.Exchange do
       else: {:ok, batch(protocol, requests, length(requests) - 1)}
   end
 
-  defp heard(protocol, type, payload, ack?) do
-    case Family.ignored(protocol, type, IO.iodata_length(payload), ack?) do
+  # Without an ack it would be waited for in vain; the ack of others is looked at in the end, since another
+  # error may come in its place.
+  defp heard(_protocol, _type, _payload, true), do: :ok
+
+  defp heard(protocol, type, payload, false) do
+    case ignored(protocol, %Message{type: type, payload: payload}) do
       nil -> :ok
-      why -> {:error, Error.new(:request, :einval, hint: why)}
+      error -> {:error, error}
     end
+  end
+
+  defp ignored(protocol, %{type: type, payload: payload, flags: flags}) do
+    ack? = (flags &&& @ack) != 0
+    why = Family.ignored(protocol, type, IO.iodata_length(payload), ack?)
+    if why, do: Error.new(:request, :einval, hint: why)
   end
 
   defp netfilter(protocol, requests, [@batch_begin | types]) do
@@ -296,8 +306,8 @@ defmodule NetlinkPort.Exchange do
     end
   end
 
-  def outcome(%{answer: answer, lost: lost}) do
-    case lost || Answer.error(answer) do
+  def outcome(%{answer: answer, lost: lost} = exchange) do
+    case lost || Answer.error(answer) || unheard(exchange) do
       nil -> success(answer)
       error -> {:error, error}
     end
@@ -305,16 +315,22 @@ defmodule NetlinkPort.Exchange do
 
   defp success(answer), do: {:ok, Answer.messages(answer), answer.acks[answer.last]}
 
+  # What was acked, and nothing else.
+  defp unheard(%{answer: %{ended: :ack, count: 0}, messages: [message], protocol: protocol}),
+    do: ignored(protocol, message)
+
+  defp unheard(_exchange), do: nil
+
   @doc "Whether a dump that is done is whole, and else whether it may be tried again."
   @spec whole(t()) :: :ok | {:failed, Error.t()} | {:again, Error.t()}
-  def whole(%{answer: answer, lost: lost}) do
+  def whole(%{answer: answer, lost: lost} = exchange) do
     error = Answer.error(answer)
 
     cond do
       error -> {:failed, error}
       lost -> {:again, lost}
       answer.interrupted? -> {:again, interrupted()}
-      answer.ended == :ack and answer.count == 0 -> {:failed, no_dump()}
+      answer.ended == :ack and answer.count == 0 -> {:failed, unheard(exchange) || no_dump()}
       true -> :ok
     end
   end
@@ -362,9 +378,10 @@ defmodule NetlinkPort.Exchange do
   defp restartable(_exchange, error), do: error
 
   defp done(%{protocol: protocol}, message, replies, ext_ack) do
-    case heard(protocol, message.type, message.payload, true) do
-      :ok -> {:ok, replies, ext_ack}
-      ignored -> ignored
+    # Its place in the datagram is acked with others, whatever its flags.
+    case ignored(protocol, %{message | flags: message.flags ||| @ack}) do
+      nil -> {:ok, replies, ext_ack}
+      error -> {:error, error}
     end
   end
 

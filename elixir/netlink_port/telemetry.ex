@@ -36,7 +36,8 @@ defmodule NetlinkPort.Telemetry do
 
   | event | measurements | metadata |
   | --- | --- | --- |
-  | `[:netlink_port, :request, :stop]` | `duration`; `messages`: how many were asked of the kernel, or read from its dump | `kind`: `:request`, `:batch` or `:dump`; `type` of the message, `nil` of a batch; `socket` of `NetlinkPort.request/4` and its like, or `connection` of those of `NetlinkPort.Connection`; `outcome`: `:ok`, or the `NetlinkPort.Error`; `ext_acks`: what the kernel said with a success, such as a warning, a list of `t:NetlinkPort.ExtAck.t/0` |
+  | `[:netlink_port, :request, :stop]` | `duration`; `messages`: how many were asked of the kernel, or read from its dump | `kind`: `:request`, `:batch` or `:dump`; `type` of the message, `nil` of a batch; `socket` of `NetlinkPort.request/4` and its like, or `connection` of those of `NetlinkPort.Connection`; `outcome`: `:ok`, or the `NetlinkPort.Error` |
+  | `[:netlink_port, :request, :warning]` | `count`: 1 | `kind`, `type`, and `socket` or `connection`, as above; `ext_ack`: what the kernel said with a success, `t:NetlinkPort.ExtAck.t/0`. One for each that is said |
 
   ## Monitors, connections, captures
 
@@ -116,8 +117,12 @@ defmodule NetlinkPort.Telemetry do
   def request(kind, type, {key, place}, fun) do
     timed(fun, fn result ->
       {messages, outcome, ext_acks} = asked(result)
-      metadata = %{key => place, kind: kind, type: type, outcome: outcome, ext_acks: ext_acks}
-      {[:request, :stop], %{messages: messages}, metadata}
+      metadata = %{key => place, kind: kind, type: type}
+
+      for ext_ack <- ext_acks,
+          do: execute([:request, :warning], %{count: 1}, Map.put(metadata, :ext_ack, ext_ack))
+
+      {[:request, :stop], %{messages: messages}, Map.put(metadata, :outcome, outcome)}
     end)
   end
 

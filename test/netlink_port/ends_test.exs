@@ -64,6 +64,7 @@ defmodule NetlinkPort.EndsTest do
           assert {:error, error} = NetlinkPort.dump(socket, type, payload, opts)
           assert {error.stage, error.reason} == {:request, :einval}
           assert Exception.message(error) =~ "#{byte_size(payload)} bytes, and #{struct}"
+          error = %{error | messages: nil}
           assert {:error, ^error} = NetlinkPort.request(socket, type, payload, opts)
           opts = [ack: false, timeout: @minute]
           assert {:error, ^error} = NetlinkPort.request(socket, type, payload, opts)
@@ -308,6 +309,34 @@ defmodule NetlinkPort.EndsTest do
       assert {error.stage, error.reason} == {:request, :emsgsize}
       assert {:ok, links} = Connection.dump(connection, @getlink, @all_links)
       assert length(links) == 51
+    end
+
+    test "a dump that nothing answers costs the socket, and no other caller anything", context do
+      opts = [server: context.server, protocol: :route, netns: {:name, context.netns}]
+      connection = start_supervised!({Connection, [filter: without_acks()] ++ opts})
+      socket = :sys.get_state(connection).socket
+      stop = :atomics.new(1, [])
+
+      asking =
+        spawn_reporting(fn ->
+          Stream.repeatedly(fn ->
+            Connection.request(connection, @getlink, @lo, ack: false, timeout: @minute)
+          end)
+          |> Stream.take_while(fn outcome ->
+            assert {:ok, [_lo]} = outcome
+            :atomics.get(stop, 1) == 0
+          end)
+          |> Enum.count()
+        end)
+
+      assert {:error, error} = Connection.dump(connection, 1, "", timeout: 100)
+      assert {error.stage, error.reason} == {:request, :etimedout}
+      opts = [timeout: @minute]
+      waiting = spawn_reporting(fn -> Connection.dump(connection, @getlink, @all_links, opts) end)
+      assert_receive {:result, ^waiting, {:ok, [_lo]}}, 20_000
+      assert :sys.get_state(connection).socket != socket
+      :atomics.put(stop, 1, 1)
+      assert_receive {:result, ^asking, count} when count > 0
     end
 
     test "sixteen requests that nothing answers keep nobody waiting", context do
