@@ -16,17 +16,21 @@ defmodule NetlinkPort.Connection do
   `request/4`, `batch/3` and `dump/4` take and return what those of `NetlinkPort` do; the difference is
   who owns the socket. Any process may call, on any node. Answers are matched to callers by the
   sequence number, so that up to sixteen requests are under way at once, which is what the socket's
-  buffer has room for; a batch counts as many as it has, and one of more than sixteen goes alone.
+  buffer has room for; a batch counts as many as it has, one beyond 4 kB once for each 4 kB, and what
+  counts more than sixteen goes alone. A request that is not answered for five seconds does not count.
   Dumps wait for one another, and for nothing else: the kernel runs one a socket, and the next
   is sent when NLMSG_DONE of the last has been read.
 
   ## Deadlines
 
   The `:timeout` of a request or a batch is for the whole of it. That of a dump is how long its first
-  datagram may take, the wait for dumps before it included, and then each further one. At its deadline a
+  datagram may take, the wait for dumps before it included, and then each further one, within
+  `:total_timeout` and `:max_bytes`. At its deadline a
   caller gets `ETIMEDOUT`, and the answer is dropped when it comes. What was sent is not taken back:
   the kernel may have done it. A dump whose caller has given up or has ended is read to its end before
-  the next one is sent; one that does not go on for five seconds costs the socket, see below.
+  the next one is sent. One that does not go on for five seconds, or has not ended after a minute or 256 MiB,
+  has spoilt the socket: the connection opens another, and sends there what was not sent yet. What is
+  under way on the old one is answered there; after five more seconds its callers get `ETIMEDOUT`.
 
   ## Loss
 
@@ -48,14 +52,14 @@ defmodule NetlinkPort.Connection do
 
   When its socket is closed (the helper or its server has ended; with `close_on: :namespace_gone`, the
   namespace is gone) all callers get `EPIPE` of the stage `:thread` at once, and it goes on as above. It
-  also closes its socket itself, and opens another, when the kernel does not go on with a dump or the
-  helper tells of an error that belongs to no request; then callers get that error. So one connection
+  also closes its socket itself, and opens another, when the helper tells of an error that belongs to no
+  request; then callers get that error. So one connection
   goes on over any number of helpers, and is best not put under a `:rest_for_one` with its server.
   """
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Relay}
+  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Link, Message, Options, Relay}
   alias NetlinkPort.{Shown, Socket, Telemetry}
   alias NetlinkPort.Connection.Calls
 
@@ -163,8 +167,9 @@ defmodule NetlinkPort.Connection do
   @spec request(t(), 0..0xFFFF, iodata(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout(),
-          ack: boolean()
-        ) :: {:ok, [Message.t()]} | NetlinkPort.error()
+          ack: boolean(),
+          ext_ack: boolean()
+        ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def request(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :ack, :ext_ack])
     question = {:request, Options.type!(type), IO.iodata_to_binary(payload), opts}
@@ -179,10 +184,18 @@ defmodule NetlinkPort.Connection do
       nsid = {90, [], [<<0::32>>, NetlinkPort.Attr.encode([{2, NetlinkPort.Attr.u32(0)}])]}
       {:ok, [{:error, _}, {:error, _}]} = NetlinkPort.Connection.batch(MyApp.Blue, [link, nsid])
 
+  A batch of nf_tables is all or nothing, and one that the kernel would throw away raises `ArgumentError`, as
+  there.
+
   Errors are those of `NetlinkPort.batch/3`; without a socket, why there is none.
   """
-  @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}], timeout: timeout()) ::
-          {:ok, [{:ok, [Message.t()]} | NetlinkPort.error()]} | NetlinkPort.error()
+  @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}],
+          timeout: timeout(),
+          ext_ack: boolean()
+        ) ::
+          {:ok,
+           [{:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()]}
+          | NetlinkPort.error()
   def batch(connection, requests, opts \\ []) do
     opts = Options.request!(opts, [:timeout, :ext_ack])
 
@@ -204,8 +217,11 @@ defmodule NetlinkPort.Connection do
   """
   @spec dump(t(), 0..0xFFFF, iodata(),
           flags: [Message.flag()] | 0..0xFFFF,
-          timeout: timeout()
-        ) :: {:ok, [Message.t()]} | NetlinkPort.error()
+          timeout: timeout(),
+          total_timeout: timeout(),
+          max_bytes: pos_integer() | :infinity,
+          ext_ack: boolean()
+        ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def dump(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
     question = {:dump, Options.type!(type), IO.iodata_to_binary(payload), opts}
