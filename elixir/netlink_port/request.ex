@@ -192,10 +192,16 @@ defmodule NetlinkPort.Request do
           reader
         else
           Remains.note_end(reader.socket, mine)
-          reader = add(reader, mine, byte_size(datagram))
-          %{reader | exchange: Exchange.lose(reader.exchange, Exchange.malformed(error))}
+          broken(add(reader, mine, byte_size(datagram)), error)
         end
     end
+  end
+
+  # Behind the end of an answer nothing of it is missing.
+  defp broken(%{exchange: exchange} = reader, error) do
+    if Exchange.done?(exchange),
+      do: reader,
+      else: %{reader | exchange: Exchange.lose(exchange, Exchange.malformed(error))}
   end
 
   defp add(reader, [], _size), do: reader

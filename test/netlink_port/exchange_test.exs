@@ -107,6 +107,23 @@ defmodule NetlinkPort.ExchangeTest do
     assert {_exchange, [[_only]], 10} = Exchange.number(exchange, 9)
   end
 
+  test "an answer that ends with NLMSG_DONE may be acked behind it, one that ends with its ack not" do
+    {exchange, [_datagram], _next} = Exchange.number(new(:generic, {:request, 30, "", @opts}), 7)
+
+    ended = Exchange.add(exchange, [link(7), done(7)])
+    assert Exchange.done?(ended) and Exchange.more?(ended)
+    assert {:ok, [_reply], nil} = Exchange.outcome(ended)
+    ended = Exchange.add(exchange, [link(7), failed(7, 0)])
+    assert Exchange.done?(ended) and not Exchange.more?(ended)
+  end
+
+  test "a warning comes with NLMSG_DONE, too" do
+    warning = IO.iodata_to_binary(NetlinkPort.Attr.encode([{1, "old table\0"}]))
+    done = %{done(7) | flags: 0x202, payload: <<0::32, warning::binary>>}
+    ended = Exchange.add(dump(), [link(7), done])
+    assert {:ok, [_link], %{message: "old table"}} = Exchange.outcome(ended)
+  end
+
   test "what is gathered is bounded" do
     exchange = dump(%{@opts | max_bytes: 2_000})
     exchange = Exchange.add(exchange, [link(7)], 1_500)
