@@ -71,7 +71,7 @@ defmodule NetlinkPort.AnswerTest do
     assert [%Message{payload: "a"}] = Answer.messages(answer)
 
     # As an end of a dump it is an error as any other, and so it is of another request.
-    assert %{ended: :done} = answer = read(dump(), [done(7, <<-105::32-native>>)])
+    assert %{ended: :error} = answer = read(dump(), [done(7, <<-105::32-native>>)])
     assert %Error{reason: :enobufs} = Answer.error(answer)
     assert %{ended: :error} = read(new(:acked, [7], 7), [error(7, 105)])
   end
