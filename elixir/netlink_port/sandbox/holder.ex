@@ -43,9 +43,18 @@ defmodule NetlinkPort.Sandbox.Holder do
   defp spawn_program(program, arguments, entered) do
     opts = [:binary, :exit_status, :stderr_to_stdout, args: arguments, env: [{~c"LC_ALL", ~c"C"}]]
 
-    case System.find_executable(program) do
+    case executable(program) do
       nil -> {:error, "there is no #{program}(1)"}
       path -> {:ok, Port.open({:spawn_executable, path}, opts), entered}
+    end
+  end
+
+  # Looked for once: each folder of the path is a look at the disk.
+  defp executable(program) do
+    with nil <- :persistent_term.get({__MODULE__, program}, nil),
+         path when path != nil <- System.find_executable(program) do
+      :persistent_term.put({__MODULE__, program}, path)
+      path
     end
   end
 

@@ -26,10 +26,13 @@ defmodule NetlinkPort.Sandbox.UserNamespace do
   def leave, do: call(:leave)
 
   # It is started by the first sandbox, and stays: an idle process.
-  defp call(message) do
+  defp call(message),
+    do: GenServer.call(Process.whereis(__MODULE__) || started(), message, :infinity)
+
+  defp started do
     case GenServer.start(__MODULE__, nil, name: __MODULE__) do
-      {:ok, pid} -> GenServer.call(pid, message, :infinity)
-      {:error, {:already_started, pid}} -> GenServer.call(pid, message, :infinity)
+      {:ok, pid} -> pid
+      {:error, {:already_started, pid}} -> pid
     end
   end
 

@@ -65,10 +65,20 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
     folder = tmp_path!("suite")
     File.mkdir_p!(folder)
     File.chmod!(folder, 0o755)
-    File.cp_r!(:code.lib_dir(:netlink_port), Path.join(folder, "lib"), dereference_symlinks: true)
+
+    File.cp_r!(:code.lib_dir(:netlink_port), Path.join(folder, "netlink_port"),
+      dereference_symlinks: true
+    )
+
     file = Path.join(folder, "suite.exs")
     File.write!(file, suite_source())
-    elixir = [System.find_executable("elixir"), "-pa", Path.join(folder, "lib/ebin"), file]
+
+    elixir = [
+      System.find_executable("elixir"),
+      "-pa",
+      Path.join(folder, "netlink_port/ebin"),
+      file
+    ]
 
     # In a user namespace of its own the limit is nobody else's.
     script = "echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\""
