@@ -329,6 +329,9 @@ defmodule NetlinkPort.Sandbox do
     * `:of`, with `:overrun` - a socket, or the process that owns it: a monitor say. All sockets of the sandbox's
       server in its namespace by default. The count is exact where nothing else happens in the namespace until
       the owner has been told.
+    * `:lose`, with `:overrun` - a function that is run when the receive buffers are full: what it changes in the
+      namespace is lost, and counts. The helper is stopped meanwhile, so that it changes it by `run!/4`. One that
+      makes more than `count` events raises.
     * `:times`, with `{:answer, errno}`, `{:open_refused, errno}` and `:interrupted_dump` - how many are to be so. Defaults
       to 1. A monitor and `NetlinkPort.dump/4` try a dump that was interrupted five times.
     * `:type`, with `{:answer, errno}` - requests of this type alone, 16 (`RTM_NEWLINK`) say. Those of any type by

@@ -39,8 +39,8 @@ defmodule NetlinkPort.SandboxTest do
     test "runs programs, with their output and status", c do
       assert {"0\n", 0} = run(c.sandbox, "id", ["-u"])
       assert {_said, 3} = run(c.sandbox, "sh", ["-c", "exit 3"])
-      assert {said, 127} = run(c.sandbox, "no-such-program", [])
-      assert said =~ "no-such-program"
+      assert {said, 127} = run(c.sandbox, "/no/such/program", [])
+      assert said =~ "/no/such/program"
 
       assert {"there\n", 0} =
                run(c.sandbox, "sh", ["-c", "echo $WHERE"], env: [{"WHERE", "there"}])
@@ -252,6 +252,31 @@ defmodule NetlinkPort.SandboxTest do
 
         :ok = NetlinkPort.close(socket)
       end
+    end
+
+    test "an overrun in which a change is lost", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
+      add = fn name -> run!(c.sandbox, "ip", ["link", "add", name, "type", "bridge"]) end
+      fault(c.sandbox, {:overrun, 9}, lose: fn -> add.("lost") end)
+      assert_receive {:netlink_overrun, ^socket, 9}, 5_000
+      add.("seen")
+      assert_receive {:netlink, ^socket, datagram}, 5_000
+      assert datagram =~ "seen"
+      refute_received {:netlink, ^socket, _lost}
+
+      many = fn -> for n <- 1..3, do: add.("br#{n}") end
+
+      assert_raise RuntimeError, ~r/lost: `lose:` makes more/, fn ->
+        fault(c.sandbox, {:overrun, 1}, lose: many)
+      end
+
+      assert_receive {:netlink_overrun, ^socket, _more}, 5_000
+
+      assert_raise ArgumentError, fn ->
+        fault(c.sandbox, {:overrun, 2}, lose: fn -> raise ArgumentError end)
+      end
+
+      assert_receive {:netlink_overrun, ^socket, 1}, 5_000
     end
 
     test "an overrun without a socket says so", c do

@@ -48,20 +48,17 @@ defmodule NetlinkPort.Sandbox.Fault do
   end
 
   def make(sandbox, {:overrun, count}, opts) when is_integer(count) and count > 0 do
-    Options.known!(opts, [:of])
+    Options.known!(opts, [:of, :lose])
     info = Instance.call(sandbox, :info)
 
     with {:ok, sockets} <- sockets(info, opts[:of]),
          {:ok, helping} <- Instance.call(sandbox, :helping),
          {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(info.server) do
-      Overrun.make(
-        info,
-        helping,
-        sockets,
-        count,
-        fn -> stop(sandbox, os_pid) end,
-        fn -> continue(sandbox, os_pid) end
-      )
+      Overrun.make(info, helping, sockets, count, %{
+        stop: fn -> stop(sandbox, os_pid) end,
+        continue: fn -> continue(sandbox, os_pid) end,
+        lose: Keyword.get(opts, :lose, fn -> :ok end)
+      })
     end
   end
 

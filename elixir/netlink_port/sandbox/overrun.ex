@@ -16,32 +16,66 @@ defmodule NetlinkPort.Sandbox.Overrun do
   # Groups that an address can name (`nl_groups`).
   @groups 1..32
 
-  @doc "Drops of each of these sockets, in the namespace that `info` tells of."
-  @spec make(map(), pid(), [NetlinkPort.Socket.t()], pos_integer(), (() -> :ok), (() -> :ok)) ::
+  @doc """
+  Drops of each of these sockets, in the namespace that `info` tells of. `lose` runs when all buffers are full. The
+  helper of the sockets is stopped by `stop`, and continued by `continue`.
+  """
+  @spec make(map(), GenServer.server(), [NetlinkPort.Socket.t()], pos_integer(), map()) ::
           :ok | {:error, term()}
-  def make(info, helping, sockets, count, stop, continue) do
-    with {:ok, joined} <- join(info, sockets) do
+  def make(info, helping, sockets, count, %{stop: stop, continue: continue, lose: lose}) do
+    with {:ok, victims} <- join(info, sockets) do
       try do
-        :ok = stop.()
-        fill_all(info, helping, joined, count)
+        with :ok <- stop.(), {:ok, victims} <- senders(info, helping, victims) do
+          result = lose(info, victims, count, lose)
+          for victim <- victims, do: NetlinkPort.close(victim.sender)
+          result
+        end
       after
         :ok = continue.()
-        for {socket, _port_id, group} <- joined, do: NetlinkPort.leave(socket, group)
+        for victim <- victims, do: NetlinkPort.leave(victim.socket, victim.group)
       end
     end
   end
 
+  defp lose(info, victims, count, lose) do
+    with :ok <- each(victims, &fill(info, &1, &1.before + 1)) do
+      _result = lose.()
+      each(victims, &fill(info, &1, &1.before + count))
+    end
+  end
+
   defp join(info, sockets) do
-    Enum.reduce_while(sockets, {:ok, []}, fn socket, {:ok, joined} ->
+    collect(sockets, fn socket ->
       group = free_group(info, socket)
 
       with {:ok, %{port_id: port_id}} <- NetlinkPort.info(socket),
            :ok <- NetlinkPort.join(socket, group) do
-        {:cont, {:ok, [{socket, port_id, group} | joined]}}
-      else
-        {:error, error} -> {:halt, {:error, error}}
+        {:ok, %{socket: socket, key: {number(socket), port_id}, group: group}}
       end
     end)
+  end
+
+  defp senders(info, helping, victims) do
+    opts = [netns: {:pid, info.os_pid}, user_peers: true, active: false]
+
+    collect(victims, fn victim ->
+      with {:ok, sender} <- NetlinkPort.open(helping, victim.socket.protocol, opts) do
+        {:ok, Map.merge(victim, %{sender: sender, before: drops(info, victim.key)})}
+      end
+    end)
+  end
+
+  defp collect(list, fun) do
+    Enum.reduce_while(list, {:ok, []}, fn one, {:ok, done} ->
+      case fun.(one) do
+        {:ok, result} -> {:cont, {:ok, [result | done]}}
+        failed -> {:halt, failed}
+      end
+    end)
+  end
+
+  defp each(victims, fun) do
+    Enum.find_value(victims, :ok, fn victim -> with :ok <- fun.(victim), do: nil end)
   end
 
   defp free_group(info, socket) do
@@ -54,36 +88,27 @@ defmodule NetlinkPort.Sandbox.Overrun do
 
   defp number(socket), do: Options.protocol!(socket.protocol)
 
-  defp fill_all(info, helping, joined, count) do
-    Enum.reduce_while(joined, :ok, fn {socket, port_id, group}, :ok ->
-      case fill(info, helping, socket, port_id, group, count) do
-        :ok -> {:cont, :ok}
-        {:error, error} -> {:halt, {:error, error}}
-      end
-    end)
-  end
+  defp fill(info, victim, wanted) do
+    case drops(info, victim.key) do
+      drops when drops < wanted ->
+        with :ok <- send_one(victim), do: fill(info, victim, wanted)
 
-  defp fill(info, helping, socket, port_id, group, count) do
-    opts = [netns: {:pid, info.os_pid}, user_peers: true, active: false]
+      ^wanted ->
+        :ok
 
-    with {:ok, sender} <- NetlinkPort.open(helping, socket.protocol, opts) do
-      key = {number(socket), port_id}
-      before = drops(info, key)
-      message = Message.encode(%Message{type: @noop, payload: :binary.copy(<<0>>, @filler)})
-      send_until(sender, {0, Bitwise.bsl(1, group - 1)}, message, info, key, before + count)
+      drops ->
+        {:error, "#{drops - victim.before} datagrams were lost: `lose:` makes more of them"}
     end
   end
 
-  defp send_until(sender, to, message, info, key, wanted) do
-    if drops(info, key) >= wanted do
-      NetlinkPort.close(sender)
-    else
-      # The kernel, where it has no part in the protocol, refuses its copy when the group has had its own.
-      case NetlinkPort.send(sender, message, to: to) do
-        :ok -> send_until(sender, to, message, info, key, wanted)
-        {:error, %{reason: :econnrefused}} -> send_until(sender, to, message, info, key, wanted)
-        failed -> failed
-      end
+  defp send_one(victim) do
+    message = Message.encode(%Message{type: @noop, payload: :binary.copy(<<0>>, @filler)})
+    to = {0, Bitwise.bsl(1, victim.group - 1)}
+
+    # The kernel, where it has no part in the protocol, refuses its copy when the group has had its own.
+    case NetlinkPort.send(victim.sender, message, to: to) do
+      {:error, %{reason: :econnrefused}} -> :ok
+      sent -> sent
     end
   end
 
