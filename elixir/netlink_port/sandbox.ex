@@ -189,9 +189,11 @@ defmodule NetlinkPort.Sandbox do
     * `:server` - the name of its server, also after that was started again,
     * `:sandbox` - for the functions of this module.
 
-  Options of `start_link/1` are a tag:
+  Options of `start_link/1` are a tag, `@tag netlink_sandbox: [stand_in: true]`. By hand, in a test:
 
-      @tag netlink_sandbox: [stand_in: true]
+      %{netns: _, server: _, sandbox: _} = NetlinkPort.Sandbox.netlink_sandbox(%{netlink_sandbox: [path: true]})
+
+  Errors: it raises where there can be no sandbox, with the line of `unavailable/0`.
   """
   @spec netlink_sandbox(map()) :: %{
           netns: NetlinkPort.netns(),
@@ -234,7 +236,9 @@ defmodule NetlinkPort.Sandbox do
 
   It is in a process namespace of the sandbox's, too. So the namespace of another sandbox is named to it by a path, and
   not by a process id: `["link", "set", "br0", "netns", NetlinkPort.Sandbox.info(other).path]`. A program that is not
-  there is status 127. What it starts ends with the sandbox.
+  there is status 127 (126 where a folder of the path may not be read). What it starts ends with the sandbox.
+
+  Errors: it raises where the namespace is gone.
   """
   @spec run(t(), String.t(), [String.t()], keyword()) :: {Collectable.t(), non_neg_integer()}
   def run(sandbox, program, arguments, opts \\ []) do
@@ -319,7 +323,7 @@ defmodule NetlinkPort.Sandbox do
   ## Faults
 
   @doc """
-  Makes a fault, see the table above. Returns when it is there; raises where it cannot be made.
+  Makes a fault, see the table above. Returns when it is there.
 
       fault(sandbox, {:overrun, 3})
       assert_receive {:netlink_overrun, ^socket, 3}
@@ -340,10 +344,13 @@ defmodule NetlinkPort.Sandbox do
       and the byte of the request that it objects to, its header included. None by default.
     * `:stage`, with `{:open_refused, errno}` - `t:NetlinkPort.Error.stage/0`. Defaults to `:setns`.
 
+  Errors: it raises where the fault cannot be made, and says why.
+
   For example:
 
       fault(sandbox, {:answer, :enospc}, message: "no room", offset: 16)
-      {:error, %{reason: :enospc, ext_ack: %{message: "no room"}}} = NetlinkPort.request(socket, 16, link)
+      {:error, error} = NetlinkPort.request(socket, 18, <<0::32, 1::32-native, 0::64>>)
+      %{reason: :enospc, ext_ack: %{message: "no room", offset: 16}} = error
   """
   @spec fault(t(), fault(), keyword()) :: :ok
   def fault(sandbox, fault, opts \\ []) do
@@ -360,7 +367,8 @@ defmodule NetlinkPort.Sandbox do
   @doc """
   Plays a capture to a process, as the messages that an owner gets: a bug report becomes a test.
 
-      {:ok, %{datagrams: 12}} = NetlinkPort.Sandbox.replay("trace.pcapng", to: pid, socket: socket)
+      {:ok, %{datagrams: _, cut: 0}} =
+        NetlinkPort.Sandbox.replay("trace.pcapng", to: pid, socket: socket)
 
   Reads pcapng and pcap, as `NetlinkPort.capture/3`, Wireshark and tcpdump (on an nlmon interface) write them, with the
   link type `LINKTYPE_NETLINK` (253). Only what the kernel sent is played; what was sent to it is left out, by the
