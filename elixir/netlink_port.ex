@@ -99,7 +99,8 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Client, Error, Message, Options, Request, Server, Socket, Stats, Telemetry}
+  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Message, Options, Request, Server}
+  alias NetlinkPort.{Socket, Stats, Telemetry}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::
@@ -486,10 +487,9 @@ defmodule NetlinkPort do
           ack: boolean()
         ) :: {:ok, [Message.t()]} | error()
   def request(socket, type, payload \\ "", opts \\ []) do
-    opts = Options.request!(opts, [:flags, :timeout, :ack])
+    opts = Options.request!(opts, [:flags, :timeout, :ack, :ext_ack])
     {socket, type} = {Options.socket!(socket), Options.type!(type)}
-    ask = fn -> Request.request(socket, type, payload, opts) end
-    Telemetry.request(:request, type, {:socket, socket}, ask)
+    ask(:request, type, socket, {:request, type, payload, opts}, opts)
   end
 
   @doc """
@@ -518,11 +518,10 @@ defmodule NetlinkPort do
           timeout: timeout()
         ) :: {:ok, [{:ok, [Message.t()]} | error()]} | error()
   def batch(socket, requests, opts \\ []) do
-    opts = Options.request!(opts, [:timeout])
+    opts = Options.request!(opts, [:timeout, :ext_ack])
     requests = Options.batch!(requests)
     socket = Options.socket!(socket)
-    ask = fn -> Request.batch(socket, requests, opts) end
-    Telemetry.request(:batch, nil, {:socket, socket}, ask)
+    ask(:batch, nil, socket, {:batch, requests}, opts)
   end
 
   @doc """
@@ -545,10 +544,14 @@ defmodule NetlinkPort do
           timeout: timeout()
         ) :: {:ok, [Message.t()]} | error()
   def dump(socket, type, payload \\ "", opts \\ []) do
-    opts = Options.request!(opts, [:flags, :timeout])
+    opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
     {socket, type} = {Options.socket!(socket), Options.type!(type)}
-    ask = fn -> Request.dump(socket, type, payload, opts) end
-    Telemetry.request(:dump, type, {:socket, socket}, ask)
+    ask(:dump, type, socket, {:dump, type, payload, opts}, opts)
+  end
+
+  defp ask(kind, type, socket, question, opts) do
+    run = fn -> Request.run(socket, question, opts) end
+    Exchange.face(Telemetry.request(kind, type, {:socket, socket}, run), opts)
   end
 
   @doc """
@@ -574,7 +577,7 @@ defmodule NetlinkPort do
           timeout: timeout()
         ) :: Enumerable.t()
   def stream(socket, type, payload \\ "", opts \\ []) do
-    opts = Options.request!(opts, [:flags, :timeout])
+    opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes])
     Request.stream(Options.socket!(socket), Options.type!(type), payload, opts)
   end
 

@@ -1,54 +1,92 @@
 defmodule NetlinkPort.Answer do
   @moduledoc false
   # What the kernel has answered to one datagram of requests so far, and whether that is all. Pure;
-  # netlink(7), Documentation/userspace-api/netlink/intro.rst.
+  # docs/concepts.md, "What ends an answer", is the table that this follows.
   #
-  # A request ends with its ack or its error, or with NLMSG_DONE; without an ack asked for, with its first
-  # message that is not one of many. A dump ends with NLMSG_DONE, wherever in a datagram, or an error.
-  # A batch ends with the ack or the error of that of its requests which asks for an ack; the kernel
-  # reports errors of the others without being asked. One of nf_tables ends with an error of its begin,
-  # too: nothing behind that is looked at.
+  #   acked   an ack or an error; NLMSG_DONE
+  #   plain   an error; NLMSG_DONE; a message that is not one of many, or is alone all the same (`alone?`)
+  #   dump    NLMSG_DONE; an error; an ack, of a command that has no dump
+  #   batch   the ack, the error or the NLMSG_DONE of `last`; an error of `begin`
+  #
+  # No message ends a dump by its flags: that of a command has no NLM_F_MULTI, and neither have those of
+  # some families' dumps (netdev).
 
-  alias NetlinkPort.{Error, ExtAck, Message}
+  alias NetlinkPort.{Error, ExtAck, Family, Message}
+
+  import NetlinkPort.Message, only: [is_control: 1]
 
   @type kind :: :acked | :plain | :dump | :batch
   @type sequence :: 1..0xFFFFFFFF
+  @type ended :: :ack | :error | :done | :message
 
   @type t :: %__MODULE__{
           kind: kind(),
           requests: %{sequence() => binary()},
+          classes: %{sequence() => Family.class()},
           last: sequence(),
           begin: sequence() | nil,
+          alone?: boolean(),
           messages: [Message.t()],
+          count: non_neg_integer(),
           errors: %{sequence() => Error.t()},
-          done?: boolean(),
+          acks: %{sequence() => ExtAck.t() | nil},
+          ended: ended() | nil,
           interrupted?: boolean()
         }
 
-  @enforce_keys [:kind, :requests, :last]
+  # `count` is that of all messages, also of those that were taken; `acks` has what came with each success.
+  @enforce_keys [:kind, :requests, :classes, :last]
   defstruct [
     :kind,
     :requests,
+    :classes,
     :last,
     :begin,
+    :ended,
+    alone?: false,
     messages: [],
+    count: 0,
     errors: %{},
-    done?: false,
+    acks: %{},
     interrupted?: false
   ]
 
   @doc """
-  Nothing yet. `requests` are the bytes that were sent, `last` ends the answer, and so does an error of
-  `begin`.
+  Whether a message of this number and type, sent to `group`, answers one of the requests with these
+  numbers. A control message always does; what was sent to a group is an event, but for an echo.
+
+      iex> import NetlinkPort.Answer
+      iex> for class <- [:answers, :changes, :echoes],
+      ...>     do: for(group <- [nil, 0, 7], do: is_answer(%{1 => class}, 1, 16, group))
+      [[true, true, false], [false, true, false], [true, true, true]]
   """
-  @spec new(kind(), %{sequence() => binary()}, sequence(), sequence() | nil) :: t()
-  def new(kind, requests, last, begin \\ nil) do
-    %__MODULE__{kind: kind, requests: requests, last: last, begin: begin}
+  defguard is_answer(classes, seq, type, group)
+           when is_map_key(classes, seq) and
+                  (is_control(type) or group == 0 or :erlang.map_get(seq, classes) == :echoes or
+                     (group == nil and :erlang.map_get(seq, classes) == :answers))
+
+  @doc """
+  Nothing yet. `requests` are the bytes that were sent, `classes` says what a message with the number of
+  each may be, and `last` ends the answer.
+  """
+  @spec new(kind(), %{sequence() => binary()}, %{sequence() => Family.class()}, sequence()) :: t()
+  def new(kind, requests, classes, last) do
+    %__MODULE__{kind: kind, requests: requests, classes: classes, last: last}
   end
 
-  @doc "Whether a message belongs to it."
-  @spec mine?(t(), Message.t()) :: boolean()
-  def mine?(%{requests: requests}, %Message{seq: seq}), do: is_map_key(requests, seq)
+  @doc "Whether it is whole."
+  @spec done?(t()) :: boolean()
+  def done?(%{ended: ended}), do: ended != nil
+
+  @doc "Whether a message that was sent to `group` belongs to it; `nil` is a group that is not told."
+  @spec mine?(t(), Message.t(), non_neg_integer() | nil) :: boolean()
+  def mine?(%{classes: classes}, message, group), do: answers?(classes, message, group)
+
+  @doc "Whether a message answers one of the requests with these numbers."
+  @spec answers?(%{sequence() => Family.class()}, Message.t(), non_neg_integer() | nil) ::
+          boolean()
+  def answers?(classes, %Message{seq: seq, type: type}, group),
+    do: is_answer(classes, seq, type, group)
 
   @doc "One more message that belongs to it."
   @spec add(t(), Message.t()) :: t()
@@ -60,36 +98,42 @@ defmodule NetlinkPort.Answer do
 
     case Message.control(message.type) do
       :noop -> answer
-      :error -> ended(answer, message)
-      :done -> ended(%{answer | done?: true}, message)
+      :error -> judged(answer, message, :ack)
+      :done -> judged(answer, message, :done)
       :overrun -> failed(answer, message.seq, Error.new(:recv, :enobufs))
-      nil -> %{answer | messages: [message | answer.messages]} |> alone(message)
+      nil -> replied(answer, message)
     end
   end
 
   defp multi?(message), do: Message.flag?(message, :multi)
   defp intr?(message), do: Message.flag?(message, :dump_intr)
 
-  defp ended(answer, message) do
-    {errno, ext_ack} = ExtAck.read(message, Map.fetch!(answer.requests, message.seq))
-    last? = message.seq == answer.last or (errno > 0 and message.seq == answer.begin)
-    answer = %{answer | done?: answer.done? or last?}
+  defp judged(answer, %{seq: seq} = message, how) do
+    case ExtAck.read(message, Map.fetch!(answer.requests, seq)) do
+      {0, ext_ack} ->
+        answer = %{answer | acks: Map.put_new(answer.acks, seq, ext_ack)}
+        if seq == answer.last, do: ended(answer, how), else: answer
 
-    if errno > 0 do
-      failed(answer, message.seq, Error.new(:request, errno, ext_ack: ext_ack))
-    else
-      answer
+      {errno, ext_ack} ->
+        error = Error.new(:request, errno, ext_ack: ext_ack)
+        answer = failed(answer, seq, error)
+        if seq in [answer.last, answer.begin], do: ended(answer, :error), else: answer
     end
   end
+
+  defp ended(answer, how), do: %{answer | ended: answer.ended || how}
 
   defp failed(answer, seq, error) do
     %{answer | errors: Map.put_new(answer.errors, seq, error)}
   end
 
-  defp alone(%{kind: :plain} = answer, message),
-    do: %{answer | done?: answer.done? or not multi?(message)}
+  defp replied(answer, message) do
+    answer = %{answer | messages: [message | answer.messages], count: answer.count + 1}
 
-  defp alone(answer, _message), do: answer
+    if answer.kind == :plain and (answer.alone? or not multi?(message)),
+      do: ended(answer, :message),
+      else: answer
+  end
 
   @doc "What was read, in its order."
   @spec messages(t()) :: [Message.t()]

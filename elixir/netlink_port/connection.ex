@@ -65,10 +65,13 @@ defmodule NetlinkPort.Connection do
   # What is not larger has room in any socket's buffer (SOCK_MIN_SNDBUF, include/net/sock.h).
   @small 4_096
   @max_queue 1_000
+  # How long what is under way may keep others waiting, in ms: the kernel answers at once.
+  @patience 5_000
   # What a connection decides itself.
   @fixed [:active, :owner, :groups, :user_peers]
 
-  # Without a `socket`, `error` says why. Calls are known by the monitor of their caller. `senders` are
+  # Without a `socket`, `error` says why. `fresh` is a socket that takes its place as soon as nothing is under
+  # way on it. Calls are known by the monitor of their caller. `senders` are
   # processes that wait for sendmsg(2), by their monitor, and whose call it is; `opener` is the monitor of
   # the process that opens the socket, `monitor` that of the server,
   # where that is on this node.
@@ -82,6 +85,7 @@ defmodule NetlinkPort.Connection do
     :monitor,
     :error,
     :opener,
+    :fresh,
     backoff: @soonest,
     senders: %{}
   ]
@@ -162,9 +166,9 @@ defmodule NetlinkPort.Connection do
           ack: boolean()
         ) :: {:ok, [Message.t()]} | NetlinkPort.error()
   def request(connection, type, payload \\ "", opts \\ []) do
-    opts = Options.request!(opts, [:flags, :timeout, :ack])
-    exchange = Exchange.request(Options.type!(type), IO.iodata_to_binary(payload), opts)
-    call(connection, {:request, type}, exchange, opts.timeout, opts.timeout)
+    opts = Options.request!(opts, [:flags, :timeout, :ack, :ext_ack])
+    question = {:request, Options.type!(type), IO.iodata_to_binary(payload), opts}
+    call(connection, {:request, type}, question, opts, opts.timeout)
   end
 
   @doc """
@@ -180,7 +184,7 @@ defmodule NetlinkPort.Connection do
   @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}], timeout: timeout()) ::
           {:ok, [{:ok, [Message.t()]} | NetlinkPort.error()]} | NetlinkPort.error()
   def batch(connection, requests, opts \\ []) do
-    opts = Options.request!(opts, [:timeout])
+    opts = Options.request!(opts, [:timeout, :ext_ack])
 
     requests =
       for {type, flags, payload} <- Options.batch!(requests),
@@ -188,7 +192,7 @@ defmodule NetlinkPort.Connection do
 
     if requests == [],
       do: {:ok, []},
-      else: call(connection, {:batch, nil}, {:batch, requests}, opts.timeout, opts.timeout)
+      else: call(connection, {:batch, nil}, {:batch, requests}, opts, opts.timeout)
   end
 
   @doc """
@@ -203,21 +207,23 @@ defmodule NetlinkPort.Connection do
           timeout: timeout()
         ) :: {:ok, [Message.t()]} | NetlinkPort.error()
   def dump(connection, type, payload \\ "", opts \\ []) do
-    opts = Options.request!(opts, [:flags, :timeout])
-    exchange = Exchange.dump(Options.type!(type), IO.iodata_to_binary(payload), opts)
+    opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
+    question = {:dump, Options.type!(type), IO.iodata_to_binary(payload), opts}
     # The connection ends it, however long it goes on.
-    call(connection, {:dump, type}, exchange, opts.timeout, :infinity)
+    call(connection, {:dump, type}, question, opts, :infinity)
   end
 
-  defp call(connection, {kind, type}, exchange, timeout, patience) do
-    ask = fn -> ask(connection, exchange, timeout, patience) end
-    Telemetry.request(kind, type, {:connection, connection}, ask)
+  defp call(connection, {kind, type}, question, opts, patience) do
+    ask = fn -> ask(connection, question, opts, patience) end
+    Exchange.face(Telemetry.request(kind, type, {:connection, connection}, ask), opts)
   end
 
-  defp ask(connection, exchange, timeout, patience) do
-    message = {:exchange, exchange, timeout, Client.deadline(timeout)}
+  defp ask(connection, question, opts, patience) do
+    timeouts = {opts.timeout, opts.total_timeout}
+    message = {:exchange, question, timeouts, Client.deadline(opts.timeout)}
 
     case Client.call(connection, message, patience) do
+      {:error, {:wrong, sentence}} -> raise ArgumentError, sentence
       {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
       outcome -> outcome
     end
@@ -238,6 +244,15 @@ defmodule NetlinkPort.Connection do
   defp elsewhere?({_name, node}) when is_atom(node), do: node != node()
   defp elsewhere?(server) when is_pid(server), do: node(server) != node()
   defp elsewhere?(_name), do: false
+
+  # In the place of another that is still in use.
+  defp opened(%{socket: %Socket{}} = state, {:ok, fresh}) do
+    swap_when_free(%{state | opener: nil, fresh: fresh})
+  end
+
+  defp opened(%{socket: %Socket{}} = state, {:error, error}) do
+    reset(%{state | opener: nil}, error)
+  end
 
   defp opened(state, {:ok, %Socket{link: link} = socket}) do
     # The word of the end of one elsewhere comes by way of its node.
@@ -270,38 +285,68 @@ defmodule NetlinkPort.Connection do
 
   defp closed(state, error) do
     if state.monitor, do: Process.demonitor(state.monitor, [:flush])
+    if state.fresh, do: close_aside(state.fresh)
     told_down(state, error)
-    state = %{state | socket: nil, monitor: nil, error: error}
-    state |> settle(Calls.close(state.calls, error)) |> open_later()
+    state = %{state | socket: nil, monitor: nil, fresh: nil, error: error}
+    state = settle(state, Calls.close(state.calls, error))
+    if state.opener, do: state, else: open_later(state)
+  end
+
+  defp reset(%{socket: socket} = state, error) do
+    close_aside(socket)
+    closed(state, error)
   end
 
   # Not even a helper that does not answer may hold the connection up.
-  defp reset(%{socket: socket} = state, error) do
-    _pid = spawn(fn -> NetlinkPort.close(socket) end)
-    closed(state, error)
+  defp close_aside(socket), do: spawn(fn -> NetlinkPort.close(socket) end)
+
+  ## Another socket, for one that a dump has spoilt
+
+  # What was sent on the old one is still answered there, what was not sent yet goes to the new one.
+  defp replace(%{calls: %{spoilt?: true}, opener: nil, fresh: nil, socket: %Socket{}} = state) do
+    _timer = Process.send_after(self(), {:replace, state.socket}, @patience)
+    open(state)
   end
+
+  defp replace(state), do: swap_when_free(state)
+
+  defp swap_when_free(%{fresh: %Socket{} = fresh, socket: old} = state) do
+    if Calls.under_way?(state.calls) do
+      state
+    else
+      close_aside(old)
+      if state.monitor, do: Process.demonitor(state.monitor, [:flush])
+      state = %{state | socket: nil, monitor: nil, fresh: nil, calls: Calls.fresh(state.calls)}
+      send_next(opened(state, {:ok, fresh}))
+    end
+  end
+
+  defp swap_when_free(state), do: state
 
   defp ended, do: Error.new(:thread, :epipe)
 
   ## A call begins
 
   @impl true
-  def handle_call({:exchange, _exchange, _timeout, _deadline}, from, %{socket: nil} = state) do
+  def handle_call({:exchange, _question, _timeouts, _deadline}, from, %{socket: nil} = state) do
     answer(from, {:error, state.error}, state)
   end
 
-  def handle_call({:exchange, {:batch, requests}, timeout, deadline}, from, state) do
-    exchange = Exchange.batch(state.protocol, requests)
-    handle_call({:exchange, exchange, timeout, deadline}, from, state)
-  end
+  def handle_call({:exchange, question, {timeout, _total} = timeouts, deadline}, from, state) do
+    left = Client.time_left(deadline, timeout)
 
-  def handle_call({:exchange, %Exchange{} = exchange, timeout, deadline}, from, state) do
-    case Client.time_left(deadline, timeout) do
-      left when is_integer(left) and left <= 0 and timeout > 0 ->
-        answer(from, Exchange.cut(exchange, Error.new(:request, :etimedout)), state)
+    case Exchange.new(state.protocol, question) do
+      {:ok, exchange} when is_integer(left) and left <= 0 and timeout > 0 ->
+        answer(from, Exchange.cut(exchange, Exchange.overdue(:silent)), state)
 
-      left ->
-        {:noreply, begin(state, exchange, from, timeout, left)}
+      {:ok, exchange} ->
+        {:noreply, begin(state, exchange, from, timeouts, left)}
+
+      {:error, error} ->
+        answer(from, {:error, error}, state)
+
+      {:wrong, _sentence} = wrong ->
+        answer(from, {:error, wrong}, state)
     end
   end
 
@@ -317,9 +362,9 @@ defmodule NetlinkPort.Connection do
   @impl true
   def handle_cast(_unknown, state), do: {:noreply, state}
 
-  defp begin(state, exchange, {caller, _tag} = from, timeout, left) do
+  defp begin(state, exchange, {caller, _tag} = from, timeouts, left) do
     id = Relay.monitor(caller)
-    calls = Calls.add(state.calls, id, exchange, from, timeout, left)
+    calls = Calls.add(state.calls, id, exchange, from, timeouts, left)
     arm(calls, id)
     send_next(%{state | calls: calls})
   end
@@ -331,20 +376,29 @@ defmodule NetlinkPort.Connection do
       Relay.reply(from, outcome)
     end
 
-    send_next(%{state | calls: calls})
+    replace(send_next(%{state | calls: calls}))
   end
 
   defp send_next(state) do
     case Calls.next(state.calls) do
-      {id, datagram, calls} -> send_next(transmit(%{state | calls: calls}, id, datagram))
+      {id, datagrams, calls} -> send_next(transmit(%{state | calls: calls}, id, datagrams))
       nil -> state
     end
   end
 
-  defp transmit(%{socket: socket} = state, id, datagram) do
+  defp transmit(state, id, datagrams) do
+    if Calls.left(state.calls, id) > @patience,
+      do: Process.send_after(self(), {:unanswered, id}, @patience)
+
+    send_all(state, id, datagrams)
+  end
+
+  defp send_all(state, _id, []), do: state
+
+  defp send_all(%{socket: socket} = state, id, [datagram | rest] = datagrams) do
     case send_now(socket, datagram) do
-      :ok -> state
-      :later -> send_later(state, id, datagram)
+      :ok -> send_all(state, id, rest)
+      :later -> send_later(state, id, datagrams)
       {:error, error} -> unsent(state, id, error)
     end
   end
@@ -360,10 +414,18 @@ defmodule NetlinkPort.Connection do
     end
   end
 
-  defp send_later(%{socket: socket} = state, id, datagram) do
+  defp send_later(%{socket: socket} = state, id, datagrams) do
     {_pid, monitor} =
       spawn_monitor(fn ->
-        exit({:sent, NetlinkPort.send(socket, datagram, wait: true, timeout: :infinity)})
+        exit(
+          {:sent,
+           Enum.reduce_while(datagrams, :ok, fn datagram, :ok ->
+             case NetlinkPort.send(socket, datagram, wait: true, timeout: :infinity) do
+               :ok -> {:cont, :ok}
+               failed -> {:halt, failed}
+             end
+           end)}
+        )
       end)
 
     put_in(state.senders[monitor], id)
@@ -380,13 +442,12 @@ defmodule NetlinkPort.Connection do
 
   @impl true
   def handle_info({:netlink, socket, datagram}, %{socket: socket} = state) do
-    {:noreply, received(state, datagram)}
+    {:noreply, settle(state, Calls.received(state.calls, datagram, nil))}
   end
 
   # With pktinfo and the like.
-  def handle_info({:netlink, socket, datagram, %{group: group}}, %{socket: socket} = state)
-      when group in [nil, 0] do
-    {:noreply, received(state, datagram)}
+  def handle_info({:netlink, socket, datagram, %{group: group}}, %{socket: socket} = state) do
+    {:noreply, settle(state, Calls.received(state.calls, datagram, group))}
   end
 
   def handle_info({:netlink_overrun, socket, dropped}, %{socket: socket} = state) do
@@ -437,6 +498,15 @@ defmodule NetlinkPort.Connection do
       else: {:noreply, state}
   end
 
+  def handle_info({:unanswered, id}, state) do
+    {:noreply, settle(state, {[], Calls.unanswered(state.calls, id)})}
+  end
+
+  # What is under way on a socket that a dump has spoilt is not waited for any longer.
+  def handle_info({:replace, socket}, %{socket: socket} = state) do
+    {:noreply, reset(state, Exchange.overdue(:silent))}
+  end
+
   def handle_info(:open, %{socket: nil, opener: nil} = state), do: {:noreply, open(state)}
 
   def handle_info({:relay_idle, node, relay, handled}, state) do
@@ -446,13 +516,6 @@ defmodule NetlinkPort.Connection do
 
   # Of a socket that is closed, of a call that is over, or nobody's.
   def handle_info(_message, state), do: {:noreply, state}
-
-  defp received(state, datagram) do
-    case Message.decode(datagram) do
-      {:ok, messages} -> settle(state, Calls.received(state.calls, messages))
-      {:error, error} -> settle(state, Calls.lose(state.calls, Exchange.malformed(error)))
-    end
-  end
 
   defp sent(state, _id, {:sent, :ok}), do: state
 
@@ -473,10 +536,7 @@ defmodule NetlinkPort.Connection do
     else
       caller = Calls.caller(state.calls, id)
 
-      case Calls.expire(state.calls, id) do
-        :stuck -> reset(state, Error.new(:request, :etimedout))
-        expired -> given_up(state, id, caller, expired)
-      end
+      given_up(state, id, caller, Calls.expire(state.calls, id))
     end
   end
 

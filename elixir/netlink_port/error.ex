@@ -16,7 +16,12 @@ defmodule NetlinkPort.Error do
 
     * `:stage` - the step that failed, see `t:stage/0`.
     * `:errno` - the errno(3) of Linux, a positive integer.
-    * `:reason` - its POSIX atom, as in `t::file.posix/0`: `:eperm` for `EPERM`.
+    * `:reason` - its POSIX atom, as in `t::file.posix/0`: `:eperm` for `EPERM`. Every errno of
+      `include/uapi/asm-generic/errno-base.h` and `errno.h` has one. Subsystems answer with others, too,
+      which are `:unknown`, and which `Exception.message/1` names: those of `include/linux/errno.h`, 512 to 531
+      (524 is `ENOTSUPP`, which drivers say for what they do not support), and ipset's own, from 4097
+      (`IPSET_ERR_PROTOCOL`) on, `include/uapi/linux/netfilter/ipset/ip_set.h`; those from 4352 on mean something
+      else for each type of set.
     * `:subject` - what it failed on: a path, the name of an option; or `nil`.
     * `:lacks` - the capability whose lack explains the failure, such as `:sys_admin`; or `nil`.
     * `:dropped` - with `ENOBUFS`: how many datagrams the kernel dropped; or `nil`.
@@ -24,7 +29,8 @@ defmodule NetlinkPort.Error do
     * `:ext_ack` - with `:request`: what the kernel says beyond the errno, `t:NetlinkPort.ExtAck.t/0`;
       or `nil`.
     * `:messages` - of a dump that was not whole: what was read of it; or `nil`.
-    * `:hint` - of a helper that cannot be started: what was found of its file, and what to do; or `nil`.
+    * `:hint` - of a helper that cannot be started: what was found of its file, and what to do; of a
+      request: what is wrong where it was not the kernel that refused it; or `nil`.
 
   `inspect/1` leaves out what is `nil`.
   """
@@ -122,14 +128,23 @@ defmodule NetlinkPort.Error do
     Enum.join([ext_ack.message || Errno.text(errno) | objections(ext_ack)], "; ")
   end
 
-  defp explanation(%{stage: :request, reason: :etimedout}), do: "no answer came in time"
+  # A hint says what this library has found out; without one it is the kernel that has refused the request,
+  # and its errno means what it means to the subsystem.
+  defp explanation(%{stage: :request, hint: hint}) when hint != nil, do: hint
 
   defp explanation(%{stage: :request, reason: :ebusy, subject: subject}) when subject != nil do
     "the kernel runs one dump a socket; use a socket for each"
   end
 
-  defp explanation(%{stage: :request, reason: :eintr}) do
-    "the tables changed while they were dumped, each time; try again when fewer changes are made"
+  defp explanation(%{stage: :request, reason: :ebadf}) do
+    "the request names a descriptor that is not open in the helper, whose descriptors they are"
+  end
+
+  defp explanation(%{stage: :request, errno: errno}) do
+    case Errno.beyond(errno) do
+      {name, text} -> "#{name}: #{text}"
+      nil -> Errno.text(errno)
+    end
   end
 
   defp explanation(%{stage: :open, reason: :enoent}) do
@@ -236,7 +251,10 @@ defmodule NetlinkPort.Error do
     "longer than the socket's sndbuf or the helper's frame limit"
   end
 
-  defp explanation(%{reason: :ebadf}), do: "the socket is closed"
+  defp explanation(%{stage: stage, reason: :ebadf}) when stage not in [:open, :setns, :capture] do
+    "the socket is closed"
+  end
+
   defp explanation(%{stage: :bind, reason: :eaddrinuse}), do: "another socket has this port id"
   defp explanation(%{errno: errno}), do: Errno.text(errno)
 

@@ -135,6 +135,10 @@ defmodule NetlinkPort.Message do
   def control(4), do: :overrun
   def control(_type), do: nil
 
+  @doc false
+  # Below NLMSG_MIN_TYPE; no answer of a protocol's own, and no event.
+  defguard is_control(type) when type < 16
+
   @doc """
   One message, or many in their order, as one datagram; each padded to 4 bytes. Its length is written
   here, and `ArgumentError` raised where the payload is no iodata.
@@ -173,7 +177,17 @@ defmodule NetlinkPort.Message do
   Errors: `NetlinkPort.DecodeError` with the offset of the message that is wrong.
   """
   @spec decode(binary()) :: {:ok, [t()]} | {:error, DecodeError.t()}
-  def decode(datagram) when is_binary(datagram), do: decode(datagram, datagram, [])
+  def decode(datagram) when is_binary(datagram) do
+    with {:error, _readable, _number, error} <- decode(datagram, datagram, []),
+         do: {:error, error}
+  end
+
+  @doc false
+  # The same; and of a datagram that cannot be read the messages before the one that is wrong, and the
+  # number of that, where it has one.
+  @spec read(binary()) ::
+          {:ok, [t()]} | {:error, [t()], 0..0xFFFFFFFF | nil, DecodeError.t()}
+  def read(datagram), do: decode(datagram, datagram, [])
 
   # A length below the header's makes a negative size, which nothing matches.
   defp decode(
@@ -191,23 +205,23 @@ defmodule NetlinkPort.Message do
       _more ->
         case skip(rest, -length &&& 3) do
           <<>> -> {:ok, Enum.reverse([message | messages])}
-          :cut -> error(here, datagram, "its padding is cut")
+          :cut -> error(here, datagram, messages, "its padding is cut")
           next -> decode(next, datagram, [message | messages])
         end
     end
   end
 
-  defp decode(<<length::32-native, _::96, rest::binary>> = here, datagram, _messages) do
+  defp decode(<<length::32-native, _::96, rest::binary>> = here, datagram, messages) do
     reason =
       if length < @header,
         do: "its length is #{length}, less than its header's 16",
         else: "its length is #{length}, and #{@header + byte_size(rest)} bytes are left"
 
-    error(here, datagram, reason)
+    error(here, datagram, messages, reason)
   end
 
-  defp decode(cut, datagram, _messages) do
-    error(cut, datagram, "#{byte_size(cut)} bytes are left, less than its header's 16")
+  defp decode(cut, datagram, messages) do
+    error(cut, datagram, messages, "#{byte_size(cut)} bytes are left, less than its header's 16")
   end
 
   defp skip(rest, 0), do: rest
@@ -216,8 +230,12 @@ defmodule NetlinkPort.Message do
   defp skip(<<_::24, rest::binary>>, 3), do: rest
   defp skip(_cut, _padding), do: :cut
 
-  defp error(here, datagram, reason) do
+  defp error(here, datagram, messages, reason) do
     offset = byte_size(datagram) - byte_size(here)
-    {:error, %DecodeError{what: :message, offset: offset, reason: reason}}
+    error = %DecodeError{what: :message, offset: offset, reason: reason}
+    {:error, Enum.reverse(messages), number(here), error}
   end
+
+  defp number(<<_::64, seq::32-native, _::32, _::binary>>), do: seq
+  defp number(_cut), do: nil
 end

@@ -68,6 +68,9 @@ defmodule NetlinkPort.Options do
   @max_queue 1_000_000_000
   @keepable [:net_broadcast, :audit_read, :audit_control, :dac_read_search]
   @max_uint32 0xFFFFFFFF
+  # What a dump gathers at most, and how many times its timeout it may take.
+  @max_gathered 268_435_456
+  @total 20
 
   @type open :: %{
           protocol: NetlinkPort.protocol(),
@@ -259,12 +262,33 @@ defmodule NetlinkPort.Options do
   def request!(opts, known) do
     keyword!(opts)
     known!(opts, known)
+    timeout = timeout!(Keyword.get(opts, :timeout, 5_000))
+
+    # Without :total_timeout the timeout is for the whole already.
+    total =
+      if :total_timeout in known,
+        do: Keyword.get(opts, :total_timeout, total(timeout)),
+        else: :infinity
 
     %{
       flags: Message.flags(Keyword.get(opts, :flags, 0)),
       ack: boolean!(:ack, Keyword.get(opts, :ack, true)),
-      timeout: timeout!(Keyword.get(opts, :timeout, 5_000))
+      ext_ack: boolean!(:ext_ack, Keyword.get(opts, :ext_ack, false)),
+      timeout: timeout,
+      total_timeout: timeout!(total),
+      max_bytes: max_bytes!(Keyword.get(opts, :max_bytes, @max_gathered))
     }
+  end
+
+  defp total(:infinity), do: :infinity
+  defp total(timeout), do: min(@total * timeout, @max_timeout)
+
+  defp max_bytes!(:infinity), do: :infinity
+  defp max_bytes!(bytes) when is_integer(bytes) and bytes > 0, do: bytes
+
+  defp max_bytes!(other) do
+    raise ArgumentError,
+          "expected max_bytes: a positive number of bytes or :infinity, got: #{inspect(other)}"
   end
 
   @doc "The requests of a batch."

@@ -3,210 +3,276 @@ defmodule NetlinkPort.Request do
   # Requests, batches and dumps, in the process that owns the socket: numbers them, sends them, reads
   # until the answer is whole (NetlinkPort.Exchange), and tries a dump again that was not.
   #
-  # A process keeps, for each socket it asks on, the next number, the numbers whose answers it has
-  # given up, and the dump that is under way, `{:live, seq}` as long as someone reads it, and
-  # `{:left, seq}` after that: the kernel runs one dump a socket, and refuses the next with EBUSY before
-  # that one is read to its end. So a dump begins with reading what another has left, and any request
-  # ends a stream that is not done. What comes on the socket and belongs to no request is
-  # left to the owner: in the mailbox of an active socket, and sent there from a passive one.
+  # What comes on the socket and belongs to no request is left to the owner: in the mailbox of an active
+  # socket, and sent there from a passive one. What is kept of a socket between requests, and how a dump
+  # that was left is read to its end, is NetlinkPort.Request.Remains.
 
   alias NetlinkPort.{Answer, Error, Exchange, Message, Socket}
+  alias NetlinkPort.Request.Remains
 
-  # How many given-up numbers are remembered.
-  @late 64
-  @last_sequence 0xFFFFFFFF
-
-  defmodule State do
-    @moduledoc false
-    defstruct [:next, late: [], dump: nil]
-  end
+  import NetlinkPort.Answer, only: [is_answer: 4]
 
   defmodule Reader do
     @moduledoc false
-    @enforce_keys [:socket, :timeout, :deadline, :exchange]
-    defstruct [:socket, :timeout, :deadline, :exchange, active?: false]
+    # `deadline` is that of the next datagram, and `limit` that of the whole, `total` ms after the start.
+    # `overdue?` is whether the deadline has passed once: what waits then is still looked at, once.
+    @enforce_keys [:socket, :timeout, :deadline, :total, :limit, :exchange]
+    defstruct @enforce_keys ++ [active?: false, overdue?: false, passed: nil]
   end
-
-  @type options :: [
-          flags: [Message.flag()] | 0..0xFFFF,
-          timeout: timeout(),
-          ack: boolean()
-        ]
 
   ## Requests
 
-  @spec request(Socket.t(), 0..0xFFFF, iodata(), map()) ::
-          {:ok, [Message.t()]} | {:error, Error.t()}
-  def request(socket, type, payload, opts) do
-    outcome(socket, Exchange.request(type, payload, opts), opts.timeout)
-  end
+  @doc "Carries out a request, a batch or a dump. What is wrong with its arguments raises."
+  @spec run(Socket.t(), Exchange.question(), map()) :: Exchange.outcome()
+  def run(_socket, {:batch, []}, _opts), do: {:ok, []}
 
-  @spec batch(Socket.t(), [{0..0xFFFF, 0..0xFFFF, iodata()}], map()) ::
-          {:ok, [{:ok, [Message.t()]} | {:error, Error.t()}]} | {:error, Error.t()}
-  def batch(_socket, [], _opts), do: {:ok, []}
-
-  def batch(socket, requests, opts) do
-    outcome(socket, Exchange.batch(socket.protocol, requests), opts.timeout)
-  end
-
-  @spec dump(Socket.t(), 0..0xFFFF, iodata(), map()) ::
-          {:ok, [Message.t()]} | {:error, Error.t()}
-  def dump(socket, type, payload, opts) do
-    outcome(socket, Exchange.dump(type, payload, opts), opts.timeout)
-  end
-
-  ## Streams
-
-  @spec stream(Socket.t(), 0..0xFFFF, iodata(), map()) :: Enumerable.t()
-  def stream(socket, type, payload, %{timeout: timeout} = opts) do
-    exchange = Exchange.dump(type, payload, opts)
-    Stream.resource(fn -> begin!(socket, exchange, timeout) end, &next!/1, &finish/1)
-  end
-
-  defp begin!(socket, exchange, timeout) do
-    case start(socket, exchange, timeout) do
-      {:ok, reader} -> reader
-      {:error, error} -> raise error
+  def run(socket, question, opts) do
+    with {:ok, exchange} <- new!(socket, question) do
+      outcome(socket, exchange, opts, deadline(opts.total_timeout))
     end
   end
 
-  defp next!(%{exchange: %{answer: %{messages: [], done?: true}}} = reader) do
-    case Exchange.whole(reader.exchange) do
-      :ok -> {:halt, reader}
-      {_again, error} -> raise error
+  defp new!(socket, question) do
+    case Exchange.new(socket.protocol, question) do
+      {:wrong, sentence} -> raise ArgumentError, sentence
+      made -> made
     end
   end
 
-  defp next!(%{exchange: %{answer: %{messages: [], last: last}}, socket: socket} = reader) do
-    case if(state(socket).dump == {:live, last}, do: step(reader), else: {:error, ended()}) do
-      {:ok, reader} -> next!(reader)
-      {:error, error} -> raise error
-    end
-  end
-
-  defp next!(reader) do
-    {messages, answer} = Answer.take(reader.exchange.answer)
-    {messages, %{reader | exchange: %{reader.exchange | answer: answer}}}
-  end
-
-  defp ended do
-    Error.new(:request, :ebusy, subject: "a dump that another request on its socket has ended")
-  end
-
-  # One that is left early is read to its end at once: the rest would fill the socket's window.
-  defp finish(%{socket: socket, exchange: %{answer: %{last: last}}, timeout: timeout}) do
-    if state(socket).dump == {:live, last}, do: leave_and_drain(socket, timeout), else: :ok
-  end
-
-  defp leave_and_drain(socket, timeout) do
-    leave(socket)
-    _drained = drain(socket, timeout)
-    :ok
-  end
-
-  ## One exchange
-
-  defp outcome(socket, exchange, timeout) do
-    with {:ok, reader} <- start(socket, exchange, timeout),
+  defp outcome(socket, exchange, opts, limit) do
+    with {:ok, reader} <- start(socket, exchange, opts, limit),
          {:ok, reader} <- collect(reader) do
       case Exchange.outcome(reader.exchange) do
-        {:again, exchange} -> outcome(socket, exchange, timeout)
+        {:again, exchange} -> outcome(socket, exchange, opts, limit)
         outcome -> outcome
       end
     end
   end
 
-  defp start(socket, %{kind: kind} = exchange, timeout) do
-    leave(socket)
+  ## Streams
 
-    with :ok <- if(kind == :dump, do: drain(socket, timeout), else: :ok) do
-      %State{next: next} = state = state(socket)
-      {exchange, datagram, next} = Exchange.number(exchange, next)
-      put(socket, %{state | next: next})
-      deadline = deadline(timeout)
+  @spec stream(Socket.t(), 0..0xFFFF, iodata(), map()) :: Enumerable.t()
+  def stream(socket, type, payload, opts) do
+    Stream.resource(fn -> begin!(socket, type, payload, opts) end, &next!/1, &finish/1)
+  end
 
-      with :ok <- NetlinkPort.send(socket, datagram, timeout: timeout) do
-        last = exchange.answer.last
-        if kind == :dump, do: put(socket, %{state(socket) | dump: {:live, last}})
-        {:ok, %Reader{socket: socket, timeout: timeout, deadline: deadline, exchange: exchange}}
+  # The stream itself is bounded by who takes it.
+  defp begin!(socket, type, payload, opts) do
+    with {:ok, exchange} <- new!(socket, {:dump, type, payload, %{opts | max_bytes: :infinity}}),
+         {:ok, reader} <- start(socket, exchange, opts, deadline(opts.total_timeout)) do
+      {%{reader | limit: :infinity}, opts}
+    else
+      {:error, error} -> raise error
+    end
+  end
+
+  defp next!({%{exchange: %{answer: %{messages: [], ended: nil, last: last}}} = reader, opts}) do
+    live? = Remains.dump(reader.socket) == {:live, last}
+
+    case if(live?, do: step(reader), else: {:error, ended_by_another()}) do
+      {:ok, reader} -> next!({reader, opts})
+      {:error, error} -> raise error
+    end
+  end
+
+  defp next!({%{exchange: %{answer: %{messages: []}} = exchange} = reader, opts}) do
+    case Exchange.whole(exchange) do
+      :ok -> {:halt, {reader, opts}}
+      {_again, error} -> raise error
+    end
+  end
+
+  defp next!({reader, opts}) do
+    {messages, answer} = Answer.take(reader.exchange.answer)
+    {messages, {%{reader | exchange: %{reader.exchange | answer: answer}}, opts}}
+  end
+
+  defp ended_by_another do
+    Error.new(:request, :ebusy, subject: "a dump that another request on its socket has ended")
+  end
+
+  # One that is left early is read to its end at once: the rest would fill the socket's window.
+  defp finish({%{socket: socket, exchange: %{answer: %{last: last}}}, opts}) do
+    if Remains.dump(socket) == {:live, last} do
+      Remains.leave(socket)
+      _drained = drain(socket, opts, deadline(opts.total_timeout))
+    end
+
+    :ok
+  end
+
+  ## One exchange
+
+  defp start(socket, %{kind: kind} = exchange, opts, limit) do
+    Remains.leave(socket)
+
+    with {:ok, passed} <- if(kind == :dump, do: drain(socket, opts, limit), else: {:ok, nil}) do
+      {exchange, datagrams, next} = Exchange.number(exchange, Remains.next(socket))
+      Remains.number(socket, next)
+      reader = reader(socket, exchange, opts, limit)
+
+      with :ok <- send_all(socket, datagrams, opts.timeout) do
+        if kind == :dump, do: Remains.live(socket, exchange.answer.last)
+        {:ok, %{reader | passed: passed}}
       end
     end
   end
 
-  defp collect(%{exchange: %{answer: %{done?: true}}} = reader), do: {:ok, reader}
+  defp reader(socket, exchange, opts, limit) do
+    extend(%Reader{
+      socket: socket,
+      timeout: opts.timeout,
+      deadline: nil,
+      total: opts.total_timeout,
+      limit: limit,
+      exchange: exchange
+    })
+  end
+
+  defp send_all(_socket, [], _timeout), do: :ok
+
+  defp send_all(socket, [datagram | datagrams], timeout) do
+    with :ok <- NetlinkPort.send(socket, datagram, timeout: timeout),
+         do: send_all(socket, datagrams, timeout)
+  end
 
   defp collect(reader) do
-    with {:ok, reader} <- step(reader), do: collect(reader)
+    if Exchange.done?(reader.exchange) do
+      {:ok, reader}
+    else
+      with {:ok, reader} <- step(reader), do: collect(reader)
+    end
   end
 
   # One datagram, or what came in its place.
   defp step(%{exchange: exchange, socket: socket} = reader) do
     case read(reader) do
-      {:datagram, datagram, reader} ->
-        sort(reader, datagram)
+      {:datagram, datagram, metadata, reader} ->
+        reader = sort(reader, datagram, metadata)
+        excess = if not Exchange.done?(reader.exchange), do: Exchange.excess(reader.exchange)
+        if excess, do: abandon(reader, excess), else: {:ok, reader}
 
       # The rest of the answer still comes; what was lost may have been a part of it.
       {:lost, error, reader} ->
-        {:ok, %{reader | exchange: Exchange.lose(reader.exchange, error)}}
+        {:ok, %{reader | exchange: Exchange.lose(exchange, error)}}
+
+      # It could not be sent, and is not answered.
+      {:error, %{stage: :send} = error} ->
+        if exchange.kind == :dump, do: Remains.over(socket)
+        Remains.late(socket, exchange.answer.classes)
+        Exchange.cut(exchange, error)
 
       {:error, error} ->
-        give_up(socket, exchange.answer, error)
-        Exchange.cut(exchange, error)
+        abandon(reader, error)
     end
   end
 
-  defp sort(%{exchange: exchange, socket: socket} = reader, datagram) do
-    case Message.decode(datagram) do
+  defp abandon(%{socket: socket, exchange: exchange}, error) do
+    Remains.leave(socket)
+    Remains.late(socket, exchange.answer.classes)
+    Exchange.cut(exchange, error)
+  end
+
+  # A datagram holds what belongs to the exchange, or something else; a peer in user space may mix them.
+  defp sort(%{exchange: %{answer: answer}} = reader, datagram, metadata) do
+    group = group(metadata)
+
+    case Message.read(datagram) do
       {:ok, messages} ->
-        note_end(socket, messages)
-        {mine, others} = Enum.split_with(messages, &Answer.mine?(exchange.answer, &1))
-        if mine == [], do: pass_on(socket, datagram, others)
-        {:ok, %{extend(reader) | exchange: Exchange.add(exchange, mine)}}
+        {mine, others} = Enum.split_with(messages, &Answer.mine?(answer, &1, group))
+        Remains.note_end(reader.socket, messages)
+        pass_on(reader.socket, if(mine == [], do: datagram, else: others), others, metadata)
+        add(reader, mine, byte_size(datagram))
 
-      {:error, malformed} ->
-        {:ok, %{reader | exchange: Exchange.lose(exchange, Exchange.malformed(malformed))}}
+      {:error, messages, number, error} ->
+        mine = Enum.filter(messages, &Answer.mine?(answer, &1, group))
+
+        if mine == [] and not is_map_key(answer.classes, number) do
+          send(self(), message(reader.socket, datagram, metadata))
+          reader
+        else
+          Remains.note_end(reader.socket, mine)
+          reader = add(reader, mine, byte_size(datagram))
+          %{reader | exchange: Exchange.lose(reader.exchange, Exchange.malformed(error))}
+        end
     end
   end
+
+  defp add(reader, [], _size), do: reader
 
   # A dump takes as long as it takes, as long as it goes on.
-  defp extend(%{exchange: %{kind: :dump}} = reader) do
-    %{reader | deadline: deadline(reader.timeout)}
+  defp add(%{exchange: exchange} = reader, mine, size) do
+    exchange = Exchange.add(exchange, mine, size)
+    reader = %{reader | exchange: exchange}
+    if Exchange.done?(exchange), do: settle(reader)
+    if exchange.kind == :dump, do: extend(reader), else: reader
   end
 
-  defp extend(reader), do: reader
+  # Of some a message may still come: it is nobody's.
+  defp settle(%{exchange: exchange, socket: socket} = reader) do
+    if exchange.kind == :dump, do: Remains.over(socket, exchange.answer.last)
+    if Exchange.more?(exchange), do: Remains.late(socket, exchange.answer.classes)
 
-  defp pass_on(socket, datagram, messages) do
-    late = state(socket).late
-    unless Enum.any?(messages, &(&1.seq in late)), do: send(self(), {:netlink, socket, datagram})
+    # The one that was not waited for is under way after all.
+    with %{passed: seq} when seq != nil <- reader,
+         %{reason: :ebusy} <- Answer.error(exchange.answer) do
+      Remains.left(socket, seq)
+    end
   end
+
+  defp extend(%{limit: limit} = reader) do
+    %{reader | deadline: min(deadline(reader.timeout), limit), overdue?: left(limit) == 0}
+  end
+
+  defp pass_on(_socket, _datagram, [], _metadata), do: :ok
+
+  defp pass_on(socket, datagram, others, metadata) do
+    group = group(metadata)
+    late = Remains.late(socket)
+
+    unless Enum.all?(others, &Answer.answers?(late, &1, group)) do
+      datagram = if is_binary(datagram), do: datagram, else: encode(datagram)
+      send(self(), message(socket, datagram, metadata))
+    end
+  end
+
+  defp encode(messages), do: messages |> Message.encode() |> IO.iodata_to_binary()
+
+  defp message(socket, datagram, nil), do: {:netlink, socket, datagram}
+  defp message(socket, datagram, metadata), do: {:netlink, socket, datagram, metadata}
+
+  defp group(%{group: group}), do: group
+  defp group(nil), do: nil
 
   ## Reading
 
-  defp read(%{active?: true} = reader) do
-    with :timeout <- take(reader, left(reader.deadline)) do
-      {:error, Error.new(:request, :etimedout)}
-    end
+  # What is there at the deadline is still looked at, once.
+  defp read(reader) do
+    left = left(reader.deadline)
+
+    if left == 0 and reader.overdue?,
+      do: {:error, overdue(reader)},
+      else: read(%{reader | overdue?: left == 0}, left)
   end
 
-  defp read(%{socket: socket} = reader) do
-    case NetlinkPort.recv(socket, left(reader.deadline)) do
-      {:ok, datagram} -> {:datagram, datagram, reader}
-      {:ok, datagram, metadata} -> sorted(reader, datagram, metadata)
-      {:error, %{stage: :recv, reason: :einval}} -> read(%{reader | active?: true})
+  defp read(%{active?: true} = reader, left) do
+    with :timeout <- take(reader, left), do: {:error, overdue(reader)}
+  end
+
+  defp read(%{socket: socket} = reader, left) do
+    case NetlinkPort.recv(socket, left) do
+      {:ok, datagram} -> {:datagram, datagram, nil, reader}
+      {:ok, datagram, metadata} -> {:datagram, datagram, metadata, reader}
+      {:error, %{stage: :recv, reason: :einval}} -> read(%{reader | active?: true}, left)
+      {:error, %{stage: :recv, reason: :etimedout}} -> {:error, overdue(reader)}
       {:error, error} -> failed(reader, error)
     end
   end
 
-  # An event, even where a request of ours has caused it and it bears its number.
-  defp sorted(reader, datagram, %{group: group} = metadata) when group not in [nil, 0] do
-    send(self(), {:netlink, reader.socket, datagram, metadata})
-    read(reader)
-  end
-
-  defp sorted(reader, datagram, _metadata), do: {:datagram, datagram, reader}
-
-  defp failed(_reader, %{stage: :recv, reason: :etimedout}) do
-    {:error, Error.new(:request, :etimedout)}
+  defp overdue(%{limit: limit, total: total}) do
+    if limit != :infinity and left(limit) == 0,
+      do: Exchange.overdue({:total, total}),
+      else: Exchange.overdue(:silent)
   end
 
   defp failed(reader, %{stage: :recv} = error) do
@@ -215,19 +281,21 @@ defmodule NetlinkPort.Request do
 
   defp failed(_reader, error), do: {:error, error}
 
-  # Takes only what belongs to the request, or to one that was given up.
+  # Takes only what belongs to the request, or to one that is over; an event stays where it is, among the
+  # others.
   defp take(%{socket: socket} = reader, timeout) do
-    %{requests: requests} = reader.exchange.answer
-    late = Map.new(state(socket).late, &{&1, true})
+    classes = reader.exchange.answer.classes
+    late = Remains.late(socket)
 
     receive do
-      {:netlink, ^socket, <<_::64, seq::32-native, _::binary>> = datagram}
-      when is_map_key(requests, seq) or is_map_key(late, seq) ->
-        {:datagram, datagram, reader}
+      {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram}
+      when is_answer(classes, seq, type, nil) or is_answer(late, seq, type, nil) ->
+        {:datagram, datagram, nil, reader}
 
-      {:netlink, ^socket, <<_::64, seq::32-native, _::binary>> = datagram, %{group: group}}
-      when group in [nil, 0] and (is_map_key(requests, seq) or is_map_key(late, seq)) ->
-        {:datagram, datagram, reader}
+      {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram,
+       %{group: group} = metadata}
+      when is_answer(classes, seq, type, group) or is_answer(late, seq, type, group) ->
+        {:datagram, datagram, metadata, reader}
 
       {:netlink_overrun, ^socket, dropped} ->
         {:lost, Error.new(:recv, :enobufs, dropped: dropped), reader}
@@ -244,93 +312,81 @@ defmodule NetlinkPort.Request do
     end
   end
 
-  ## What is left of requests that were given up
+  ## What another dump has left
 
-  # One that could not be sent is not answered.
-  defp give_up(socket, %{kind: :dump}, %{stage: :send}) do
-    put(socket, %{state(socket) | dump: nil})
-  end
-
-  defp give_up(socket, %{requests: requests}, _error) do
-    leave(socket)
-    late(socket, Map.keys(requests))
-  end
-
-  defp leave(socket) do
-    case state(socket) do
-      %{dump: {:live, seq}} = state ->
-        put(socket, %{state | dump: {:left, seq}})
-        late(socket, [seq])
-
-      _none ->
-        :ok
-    end
-  end
-
-  defp late(socket, numbers) do
-    %State{late: late} = state = state(socket)
-    put(socket, %{state | late: Enum.take(Enum.uniq(numbers ++ late), @late)})
-  end
-
-  # The dump under way may end while another answer is read.
-  defp note_end(socket, messages) do
-    with %{dump: {_live_or_left, seq}} = state <- state(socket),
-         true <-
-           Enum.any?(messages, &(&1.seq == seq and Message.control(&1.type) in [:done, :error])) do
-      put(socket, %{state | dump: nil})
-    end
-  end
-
-  # Reads a dump to its end that nobody wants any more.
-  defp drain(socket, timeout) do
-    case state(socket).dump do
+  # Reads it to its end. Where nothing comes of it any more it is passed over: the kernel may never have
+  # answered. One that goes on for ever costs the socket.
+  defp drain(socket, opts, limit) do
+    case Remains.dump(socket) do
       nil ->
-        :ok
+        {:ok, nil}
 
       {_left, seq} ->
-        exchange = Exchange.rest(seq)
-        deadline = deadline(timeout)
-        reader = %Reader{socket: socket, timeout: timeout, deadline: deadline, exchange: exchange}
-        drain_step(reader)
+        exchange = Exchange.rest(socket.protocol, seq, opts.max_bytes)
+        drain_step(reader(socket, exchange, opts, limit), seq)
     end
   end
 
-  defp drain_step(%{exchange: %{answer: %{done?: true}}}), do: :ok
+  defp drain_step(reader, seq) do
+    if Exchange.done?(reader.exchange) do
+      {:ok, nil}
+    else
+      case step(reader) do
+        {:ok, reader} ->
+          {_unwanted, answer} = Answer.take(reader.exchange.answer)
+          drain_step(%{reader | exchange: %{reader.exchange | answer: answer}}, seq)
 
-  defp drain_step(reader) do
-    case step(reader) do
-      {:ok, reader} ->
-        {_unwanted, answer} = Answer.take(reader.exchange.answer)
-        drain_step(%{reader | exchange: %{reader.exchange | answer: answer}})
-
-      {:error, error} ->
-        {:error, %{error | messages: nil}}
+        {:error, error} ->
+          undrained(reader, seq, %{error | messages: nil})
+      end
     end
   end
 
-  ## The state
+  defp undrained(%{socket: socket, exchange: exchange} = reader, seq, error) do
+    total? = reader.limit != :infinity and left(reader.limit) == 0
 
-  defp state(%Socket{} = socket) do
-    Process.get(key(socket)) || %State{next: :rand.uniform(@last_sequence)}
+    cond do
+      error.stage != :request -> {:error, error}
+      error.reason == :etimedout and exchange.bytes == 0 -> passed_over(socket, seq)
+      error.reason == :etimedout and not total? -> passed_over(socket, seq)
+      true -> {:error, endless(socket, error)}
+    end
   end
 
-  defp put(socket, state) do
-    _old = Process.put(key(socket), state)
-    :ok
+  defp passed_over(socket, seq) do
+    Remains.over(socket)
+    {:ok, seq}
   end
 
-  @doc "Forgets what the calling process keeps of a socket that it has closed."
-  @spec forget(Socket.t()) :: :ok
-  def forget(socket) do
-    _state = Process.delete(key(socket))
-    :ok
+  defp endless(socket, error) do
+    late = Remains.late(socket)
+    NetlinkPort.close(socket)
+    flush(socket, late)
+    send(self(), {:netlink_closed, socket, :endless_dump})
+
+    %{
+      error
+      | hint: "what an earlier dump has left on the socket did not end; the socket was closed"
+    }
   end
 
-  defp key(%Socket{handle: handle, link: link}), do: {__MODULE__, link.server, handle}
+  defp flush(socket, late) do
+    receive do
+      {:netlink, ^socket, <<_::64, seq::32-native, _::binary>>} when is_map_key(late, seq) ->
+        flush(socket, late)
+
+      {:netlink, ^socket, <<_::64, seq::32-native, _::binary>>, _} when is_map_key(late, seq) ->
+        flush(socket, late)
+    after
+      0 -> :ok
+    end
+  end
 
   defp deadline(:infinity), do: :infinity
   defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
 
   defp left(:infinity), do: :infinity
   defp left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
+
+  defdelegate forget(socket), to: Remains
 end

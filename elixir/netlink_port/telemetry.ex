@@ -37,6 +37,7 @@ defmodule NetlinkPort.Telemetry do
   | event | measurements | metadata |
   | --- | --- | --- |
   | `[:netlink_port, :request, :stop]` | `duration`; `messages`: how many were asked of the kernel, or read from its dump | `kind`: `:request`, `:batch` or `:dump`; `type` of the message, `nil` of a batch; `socket` of `NetlinkPort.request/4` and its like, or `connection` of those of `NetlinkPort.Connection`; `outcome`: `:ok`, or the `NetlinkPort.Error` |
+  | `[:netlink_port, :request, :warning]` | `count`: 1 | `kind`, `type`, and `socket` or `connection`, as above; `ext_ack`: what the kernel said with a success, `t:NetlinkPort.ExtAck.t/0`. One for each that is said |
 
   ## Monitors, connections, captures
 
@@ -110,20 +111,26 @@ defmodule NetlinkPort.Telemetry do
 
   @doc false
   # Of a request, batch or dump on `place`, a socket or a connection.
-  @spec request(:request | :batch | :dump, integer() | nil, {atom(), term()}, (() -> result)) ::
-          result
-        when result: {:ok, list()} | {:error, NetlinkPort.Error.t()}
+  @spec request(:request | :batch | :dump, integer() | nil, {atom(), term()}, (() -> outcome)) ::
+          outcome
+        when outcome: NetlinkPort.Exchange.outcome()
   def request(kind, type, {key, place}, fun) do
     timed(fun, fn result ->
-      {messages, outcome} =
-        case result do
-          {:ok, messages} -> {length(messages), :ok}
-          {:error, error} -> {0, error}
-        end
+      {messages, outcome, ext_acks} = asked(result)
+      metadata = %{key => place, kind: kind, type: type}
 
-      metadata = %{key => place, kind: kind, type: type, outcome: outcome}
-      {[:request, :stop], %{messages: messages}, metadata}
+      for ext_ack <- ext_acks,
+          do: execute([:request, :warning], %{count: 1}, Map.put(metadata, :ext_ack, ext_ack))
+
+      {[:request, :stop], %{messages: messages}, Map.put(metadata, :outcome, outcome)}
     end)
+  end
+
+  defp asked({:error, error}), do: {0, error, []}
+  defp asked({:ok, messages, ext_ack}), do: {length(messages), :ok, List.wrap(ext_ack)}
+
+  defp asked({:ok, outcomes}) do
+    {length(outcomes), :ok, for({:ok, _messages, ext_ack} <- outcomes, ext_ack, do: ext_ack)}
   end
 
   defp on?, do: function_exported?(@telemetry, :execute, 3)

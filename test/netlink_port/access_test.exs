@@ -12,14 +12,7 @@ defmodule NetlinkPort.AccessTest do
   setup do
     path = tmp_path!("helper")
     File.write!(path, "")
-    %{path: path, home: home!()}
-  end
-
-  # A copy of the library that any user can load.
-  defp home! do
-    home = tmp_path!("ebin")
-    File.cp_r!(Application.app_dir(:netlink_port, "ebin"), home)
-    home
+    %{path: path, ebin: public_ebin!()}
   end
 
   defp owned!(path, owner, mode) do
@@ -29,7 +22,7 @@ defmodule NetlinkPort.AccessTest do
 
   defp run_as(c, groups, code) do
     code = "alias NetlinkPort.Access; " <> code
-    elixir = [System.find_executable("elixir"), "-pa", c.home, "-e", code]
+    elixir = [System.find_executable("elixir"), "-pa", c.ebin, "-e", code]
     env = [{"HOME", System.tmp_dir!()}]
     {output, 0} = System.cmd("setpriv", @user ++ groups ++ elixir, env: env, cd: "/")
     output

@@ -1,7 +1,7 @@
 defmodule NetlinkPort.AgentsTest do
   # A controller that follows ten agents, each on a node in a namespace of its own, and what becomes of its
   # sockets and monitors when a helper, a node or a connection of one of them is lost.
-  use NetlinkPort.Case, async: false
+  use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Agents, Connection, Message, Monitor, Remote}
 

@@ -4,6 +4,8 @@ defmodule NetlinkPort.AnswerTest do
 
   import Bitwise
 
+  doctest NetlinkPort.Answer
+
   alias NetlinkPort.{Answer, Attr, Error, Message}
 
   @multi 2
@@ -18,15 +20,20 @@ defmodule NetlinkPort.AnswerTest do
   defp error(seq, errno), do: message(2, seq, <<-errno::32-native, 0::128>>)
 
   defp read(answer, messages), do: Enum.reduce(messages, answer, &Answer.add(&2, &1))
-  defp dump, do: Answer.new(:dump, %{7 => ""}, 7)
+
+  defp new(kind, numbers, last) do
+    Answer.new(kind, Map.new(numbers, &{&1, ""}), Map.new(numbers, &{&1, :answers}), last)
+  end
+
+  defp dump, do: new(:dump, [7], 7)
 
   test "NLMSG_DONE ends a dump, behind data, empty, and with an errno" do
     answer = read(dump(), [message(16, 7, "a", @multi), done(7, <<0::32>>)])
-    assert {answer.done?, Answer.error(answer)} == {true, nil}
+    assert {answer.ended, Answer.error(answer)} == {:done, nil}
     assert [%Message{payload: "a"}] = Answer.messages(answer)
 
     answer = read(dump(), [done(7, "")])
-    assert {answer.done?, Answer.error(answer), Answer.messages(answer)} == {true, nil, []}
+    assert {answer.ended, Answer.error(answer), Answer.messages(answer)} == {:done, nil, []}
 
     answer = read(dump(), [done(7, <<-12::32-native>>)])
     assert %Error{stage: :request, reason: :enomem, ext_ack: nil} = Answer.error(answer)
@@ -45,14 +52,14 @@ defmodule NetlinkPort.AnswerTest do
           [message(16, 7, "", @multi ||| @dump_intr), done(7, <<0::32>>)],
           [message(16, 7, "", @multi), done(7, <<0::32>>, @dump_intr)]
         ] do
-      assert %{interrupted?: true, done?: true} = read(dump(), messages)
+      assert %{interrupted?: true, ended: :done} = read(dump(), messages)
     end
 
     assert %{interrupted?: false} = read(dump(), [done(7, <<0::32>>)])
   end
 
   test "a dump that the kernel refuses ends with the error" do
-    assert %{done?: true} = answer = read(dump(), [error(7, 16)])
+    assert %{ended: :error} = answer = read(dump(), [error(7, 16)])
     assert %Error{reason: :ebusy} = Answer.error(answer)
   end
 
@@ -61,29 +68,42 @@ defmodule NetlinkPort.AnswerTest do
     assert %Error{reason: :enobufs} = Answer.error(read(dump(), [message(4, 7)]))
   end
 
-  test "a request ends with its ack, not with its messages" do
-    answer = read(Answer.new(:acked, %{7 => ""}, 7), [message(16, 7)])
-    refute answer.done?
-    assert %{done?: true} = read(answer, [error(7, 0)])
+  test "a request ends with its ack, not with its messages; or with NLMSG_DONE" do
+    answer = read(new(:acked, [7], 7), [message(16, 7), message(16, 7, "", @multi)])
+    refute Answer.done?(answer)
+    assert %{ended: :ack} = read(answer, [error(7, 0)])
+    assert %{ended: :done} = read(answer, [done(7, <<0::32>>), error(7, 0)])
   end
 
   test "without an ack it ends with its first message, or NLMSG_DONE where there are many" do
-    plain = Answer.new(:plain, %{7 => ""}, 7)
-    assert %{done?: true} = read(plain, [message(16, 7)])
-    refute read(plain, [message(16, 7, "", @multi)]).done?
-    assert %{done?: true} = read(plain, [message(16, 7, "", @multi), done(7, <<0::32>>)])
+    plain = new(:plain, [7], 7)
+    assert %{ended: :message} = read(plain, [message(16, 7)])
+    refute Answer.done?(read(plain, [message(16, 7, "", @multi)]))
+    assert %{ended: :done} = read(plain, [message(16, 7, "", @multi), done(7, <<0::32>>)])
+    assert %{ended: :message} = read(%{plain | alone?: true}, [message(16, 7, "", @multi)])
+  end
+
+  test "no message ends a dump by its flags; an ack does, of what is none" do
+    answer = read(dump(), [message(16, 7), message(16, 7)])
+    refute Answer.done?(answer)
+    assert %{ended: :ack, count: 2} = read(answer, [error(7, 0)])
+    assert %{ended: :done, count: 2} = read(answer, [done(7, <<0::32>>)])
   end
 
   test "a batch ends with the ack of its last; errors of the others are kept by number" do
-    batch = Answer.new(:batch, Map.new(7..9, &{&1, ""}), 9)
+    batch = new(:batch, 7..9, 9)
     answer = read(batch, [error(7, 17)])
-    refute answer.done?
-    assert %{done?: true, errors: %{7 => %Error{reason: :eexist}}} = read(answer, [error(9, 0)])
-    refute read(batch, [error(8, 0)]).done?
+    refute Answer.done?(answer)
+
+    assert %{ended: :ack, errors: %{7 => %Error{reason: :eexist}}} = read(answer, [error(9, 0)])
+    # NLMSG_DONE of another ends nothing.
+    for message <- [error(8, 0), done(8, <<0::32>>)],
+        do: refute(Answer.done?(read(batch, [message])))
+
     # The begin of nf_tables' own.
     begun = %{batch | begin: 7}
-    assert %{done?: true} = read(begun, [error(7, 1)])
-    refute read(begun, [error(7, 0)]).done?
+    assert %{ended: :error} = read(begun, [error(7, 1)])
+    refute Answer.done?(read(begun, [error(7, 0)]))
   end
 
   test "what is cut short is no more than an errno" do

@@ -10,10 +10,8 @@ defmodule NetlinkPort.AttackerTest do
   @forged_index 666
 
   setup do
-    executable = tmp_path!("attacker")
-    File.cp!(fixture!("attacker"), executable)
     user = ["--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    arguments = user ++ ["unshare", "-Urn", executable]
+    arguments = user ++ ["unshare", "-Urn", public!(fixture!("attacker"))]
     setpriv = System.find_executable("setpriv")
     attacker = Port.open({:spawn_executable, setpriv}, [:binary, line: 80, args: arguments])
     {:os_pid, pid} = Port.info(attacker, :os_pid)

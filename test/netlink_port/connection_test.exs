@@ -299,6 +299,107 @@ defmodule NetlinkPort.ConnectionTest do
     end
   end
 
+  describe "calls" do
+    alias NetlinkPort.Connection.Calls
+    alias NetlinkPort.Exchange
+
+    # A dump under way, whose caller has given up.
+    defp left do
+      opts = %{flags: 0, max_bytes: :infinity}
+      {:ok, exchange} = Exchange.new(:route, {:dump, @getlink, <<0::128>>, opts})
+      calls = Calls.add(Calls.new(), :dump, exchange, {self(), :tag}, {:infinity, :infinity}, 9)
+      {:dump, [_datagram], calls} = Calls.next(calls)
+      [seq] = Map.keys(calls.seqs)
+      {Calls.give_up(calls, :dump), seq}
+    end
+
+    test "a dump that nobody wants is read up to a bound: beyond it the socket is spoilt" do
+      {calls, seq} = left()
+
+      message = %Message{
+        type: @newlink,
+        flags: 2,
+        seq: seq,
+        payload: :binary.copy(<<0>>, 60_000_000)
+      }
+
+      datagram = IO.iodata_to_binary(Message.encode(message))
+
+      spoilt =
+        for _ <- 1..5, reduce: [calls] do
+          [calls | _] = before ->
+            {[], calls} = Calls.received(calls, datagram, nil)
+            [calls | before]
+        end
+
+      assert Enum.map(Enum.reverse(spoilt), & &1.spoilt?) == [
+               false,
+               false,
+               false,
+               false,
+               false,
+               true
+             ]
+
+      # Nothing is sent on it, and what was not sent goes to the next.
+      {:ok, exchange} =
+        Exchange.new(:route, {:request, @getlink, link(1), %{flags: 0, ack: true}})
+
+      calls = Calls.add(hd(spoilt), :later, exchange, {self(), :tag}, {9, 9}, 9)
+      assert Calls.next(calls) == nil
+      assert {:later, [_datagram], _calls} = calls |> Calls.fresh() |> Calls.next()
+    end
+
+    test "what cannot be read is an error of the call that it belongs to alone" do
+      opts = %{flags: 0, ack: true}
+      {:ok, exchange} = Exchange.new(:route, {:request, @getlink, link(1), opts})
+
+      calls =
+        for id <- [:one, :two], reduce: Calls.new() do
+          calls ->
+            calls = Calls.add(calls, id, exchange, {self(), id}, {9_000, :infinity}, 9_000)
+            {^id, [_datagram], calls} = Calls.next(calls)
+            calls
+        end
+
+      number = Enum.find_value(calls.seqs, fn {seq, id} -> if id == :two, do: seq end)
+
+      whole = fn seq ->
+        IO.iodata_to_binary(Message.encode(%Message{type: 16, seq: seq, payload: "abcd"}))
+      end
+
+      stranger = Enum.find(1..3, &(not is_map_key(calls.seqs, &1)))
+
+      for unread <- ["short", whole.(stranger) <> "tail", binary_part(whole.(stranger), 0, 18)] do
+        assert {[], ^calls} = Calls.received(calls, unread, nil)
+      end
+
+      for unread <- [whole.(number) <> "tail", binary_part(whole.(number), 0, 18)] do
+        assert {[{:two, {_pid, :two}, {:error, error}}], left} =
+                 Calls.received(calls, unread, nil)
+
+        assert {error.stage, error.reason} == {:recv, :ebadmsg}
+        assert Map.keys(left.calls) == [:one]
+      end
+    end
+
+    test "requests count by their bytes, too: an error repeats what was sent" do
+      big = {:request, @getlink, :binary.copy(<<0>>, 30_000), %{flags: 0, ack: true}}
+      {:ok, exchange} = Exchange.new(:route, big)
+
+      calls =
+        for id <- 1..3, reduce: Calls.new() do
+          calls -> Calls.add(calls, id, exchange, {self(), id}, {9, 9}, 9)
+        end
+
+      assert {1, _datagrams, calls} = Calls.next(calls)
+      assert {2, _datagrams, calls} = Calls.next(calls)
+      assert Calls.next(calls) == nil
+      # None that is not answered for long keeps its place.
+      assert {3, _datagrams, _calls} = calls |> Calls.unanswered(1) |> Calls.next()
+    end
+  end
+
   describe "the socket" do
     test "a helper that is killed: every caller gets an error, none hangs, and later ones are served",
          context do

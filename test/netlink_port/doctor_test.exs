@@ -92,10 +92,8 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     test "is installed, for another group, fails: the way is into that group" do
-      path = tmp_path!("netlink_port")
-      ebin = tmp_path!("ebin")
-      File.cp!(helper(), path)
-      File.cp_r!(Application.app_dir(:netlink_port, "ebin"), ebin)
+      path = public!(helper())
+      ebin = public_ebin!()
       {_output, 0} = System.cmd("chown", ["root:games", path])
       {_output, 0} = System.cmd("setcap", ["cap_sys_admin,cap_net_admin+ep", path])
       {_output, 0} = System.cmd("chmod", ["0750", path])

@@ -28,7 +28,7 @@ defmodule NetlinkPort.ErrorTest do
     end
 
     test "takes an errno that is not known" do
-      for errno <- [41, 133, 524, 4_095] do
+      for errno <- [41, 134, 524, 4_095] do
         assert %Error{reason: :unknown, errno: ^errno} = error = Error.new(:send, errno)
         assert Exception.message(error) == "send: errno #{errno}: error #{errno}"
       end
@@ -181,6 +181,42 @@ defmodule NetlinkPort.ErrorTest do
       end
     end
 
+    test "of the asm-generic headers all have an atom" do
+      # 41 and 58 are not used: EWOULDBLOCK and EDEADLOCK are other names of 11 and 35.
+      for errno <- 1..133, errno not in [41, 58], do: assert(Errno.atom(errno) != :unknown)
+      names = ~w(eidrm enonet enolink emultihop edotdot enotuniq erestart enokey ekeyrejected)a
+      assert Enum.map(names, &Errno.number/1) == [43, 64, 67, 72, 73, 76, 85, 126, 129]
+    end
+
+    test "that subsystems answer beyond those are named where the kernel has refused a request" do
+      for {errno, name} <- [
+            {524, "ENOTSUPP"},
+            {517, "EPROBE_DEFER"},
+            {4097, "IPSET_ERR_PROTOCOL"},
+            {4103, "IPSET_ERR_EXIST"},
+            {4353, "IPSET_ERR_TYPE_SPECIFIC"}
+          ] do
+        assert %Error{reason: :unknown} = error = Error.new(:request, errno)
+        assert Exception.message(error) =~ "request: errno #{errno}: #{name}: "
+      end
+
+      message = Exception.message(Error.new(:request, 600))
+      assert message == "request: errno 600: error 600"
+    end
+
+    test "of the kernel's own answers mean what they mean to the subsystem" do
+      for {reason, words} <- [
+            etimedout: "connection timed out",
+            eintr: "interrupted system call",
+            ebusy: "device or resource busy",
+            emsgsize: "message too long",
+            enobufs: "no buffer space available",
+            ebadf: "a descriptor that is not open in the helper"
+          ] do
+        assert Exception.message(Error.new(:request, reason)) =~ words
+      end
+    end
+
     # From the headers of the kernel, where they are installed.
     test "are those of the system" do
       header = "/usr/include/asm-generic/errno.h"
@@ -188,8 +224,7 @@ defmodule NetlinkPort.ErrorTest do
 
       for path <- [header, base], {:ok, text} <- [File.read(path)] do
         for [_, name, number] <- Regex.scan(~r/^#define\s+(E\w+)\s+(\d+)/m, text),
-            atom = number |> String.to_integer() |> Errno.atom(),
-            atom != :unknown do
+            atom = number |> String.to_integer() |> Errno.atom() do
           assert atom |> Atom.to_string() |> String.upcase() == name
         end
       end

@@ -6,11 +6,17 @@ defmodule NetlinkPort.ExchangeTest do
 
   alias NetlinkPort.{Error, Exchange, Message}
 
-  @opts %{flags: 0, ack: true, timeout: 1_000}
+  @opts %{flags: 0, ack: true, max_bytes: :infinity}
   @done 3
   @error 2
 
-  defp dump, do: 18 |> Exchange.dump("", @opts) |> Exchange.number(7) |> elem(0)
+  defp new(protocol, question) do
+    {:ok, exchange} = Exchange.new(protocol, question)
+    exchange
+  end
+
+  defp asked(opts \\ @opts), do: new(:route, {:dump, 18, <<0::128>>, opts})
+  defp dump(opts \\ @opts), do: opts |> asked() |> Exchange.number(7) |> elem(0)
   defp link(seq, flags \\ [:multi]), do: %Message{type: 16, seq: seq, flags: Message.flags(flags)}
   defp done(seq), do: %Message{type: @done, seq: seq, flags: 2, payload: <<0::32>>}
 
@@ -56,28 +62,64 @@ defmodule NetlinkPort.ExchangeTest do
     epipe = Error.new(:thread, :epipe)
     assert {:error, %Error{reason: :epipe}} = Exchange.cut(lost, epipe)
     # One that waits for its turn.
-    assert {:error, %Error{messages: []}} = Exchange.cut(Exchange.dump(18, "", @opts), etimedout)
-    assert {:error, ^epipe} = Exchange.cut(Exchange.request(18, "", @opts), epipe)
+    assert {:error, %Error{messages: []}} = Exchange.cut(asked(), etimedout)
+    assert {:error, ^epipe} = Exchange.cut(new(:route, {:request, 18, <<0>>, @opts}), epipe)
   end
 
   test "batches: the last is acked, of nf_tables the one before the end" do
-    batch = [{16, 0, ""}, {18, 4, "x"}, {17, 0, ""}]
+    batch = [{16, 0, <<0::32>>}, {18, 4, "four"}, {17, 0, <<0::32>>}]
     acked = fn exchange -> Enum.map(exchange.messages, &Message.flag?(&1, :ack)) end
-    assert acked.(Exchange.batch(:route, batch)) == [false, true, true]
+    assert acked.(new(:route, {:batch, batch})) == [false, true, true]
 
-    assert acked.(Exchange.batch(12, [{16, 0, ""}, {18, 0, ""}, {17, 0, ""}])) == [
+    assert acked.(new(12, {:batch, put_in(batch, [Access.at(1), Access.elem(1)], 0)})) == [
              false,
              true,
              false
            ]
 
-    {exchange, datagram, 12} = Exchange.number(Exchange.batch(:netfilter, batch), 9)
+    {exchange, [datagram], 12} = Exchange.number(new(:netfilter, {:batch, batch}), 9)
     assert length(datagram) == 3
     # The begin refused: nothing behind it is looked at.
     refused = Exchange.add(exchange, [failed(9, 1)])
     assert Exchange.done?(refused)
+    undone = {:error, :ecanceled}
 
-    assert {:ok, [{:error, %Error{reason: :eperm}}, {:ok, []}, {:ok, []}]} =
-             Exchange.outcome(refused)
+    assert {:ok, [{:error, %Error{reason: :eperm}}, begun, ended]} = Exchange.outcome(refused)
+    for {:error, error} <- [begun, ended], do: assert({:error, error.reason} == undone)
+  end
+
+  test "a batch of nfnetlink that is none of nf_tables' is followed by a datagram of its own" do
+    exchange = new(:netfilter, {:batch, [{0xA10, 0, <<0::32>>}, {0xA10, 0, <<0::32>>}]})
+    {exchange, [[_first, _second], [look]], 12} = Exchange.number(exchange, 9)
+    assert {:ok, [%Message{type: 1, seq: 11, payload: ""}]} = Message.decode(look)
+    # Only the first is looked at, without CAP_NET_ADMIN.
+    refute Exchange.done?(Exchange.add(exchange, [failed(9, 1)]))
+    over = Exchange.add(exchange, [failed(9, 1), failed(11, 1)])
+
+    assert {:ok, [{:error, %Error{reason: :eperm}}, {:error, %Error{reason: :eperm}}]} =
+             Exchange.outcome(over)
+
+    # A subsystem's own EPERM is that message's alone.
+    over = Exchange.add(exchange, [failed(9, 1), failed(10, 0), failed(11, 0)])
+    assert {:ok, [{:error, %Error{reason: :eperm}}, {:ok, [], nil}]} = Exchange.outcome(over)
+    # One message needs none.
+    exchange = new(:netfilter, {:batch, [{0xA10, 0, <<0::32>>}]})
+    assert {_exchange, [[_only]], 10} = Exchange.number(exchange, 9)
+  end
+
+  test "what is gathered is bounded" do
+    exchange = dump(%{@opts | max_bytes: 2_000})
+    exchange = Exchange.add(exchange, [link(7)], 1_500)
+    assert Exchange.excess(exchange) == nil
+
+    assert %Error{reason: :emsgsize} =
+             error = Exchange.excess(Exchange.add(exchange, [link(7)], 500))
+
+    assert Exception.message(error) =~ "max_bytes: 2000"
+  end
+
+  test "a dump that is tried again counts anew" do
+    exchange = Exchange.add(dump(), [link(7, [:multi, :dump_intr]), done(7)], 5_000)
+    assert {:again, %{bytes: 0}} = Exchange.outcome(exchange)
   end
 end

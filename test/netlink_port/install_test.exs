@@ -353,7 +353,7 @@ defmodule NetlinkPort.InstallTest do
     bin = tmp_path!("bin")
     File.mkdir!(bin)
     for {name, body} <- scripts, do: File.cp!(script!(body), Path.join(bin, name))
-    "#{bin}:#{Path.dirname(System.find_executable("elixir"))}:/usr/bin:/bin"
+    "#{public!(bin)}:#{Path.dirname(System.find_executable("elixir"))}:/usr/bin:/bin"
   end
 
   test "an ordinary user without sudo is told what root has to run, and that is right", c do

@@ -48,6 +48,8 @@ defmodule NetlinkPort.NamespaceGoneTest do
   defp folder!(name \\ "folder") do
     folder = tmp_path!(name)
     File.mkdir!(folder)
+    # Whatever the umask.
+    File.chmod!(folder, 0o755)
     folder
   end
 
@@ -420,8 +422,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
   describe "a helper of an ordinary user, with file capabilities," do
     test "watches what it may enter" do
       netns = netns!()
-      copy = tmp_path!("helper")
-      File.cp!(helper(), copy)
+      copy = public!(helper())
       {_output, 0} = as_root("setcap", ["cap_sys_admin,cap_net_admin+ep", copy])
       nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups"
       server = start_server!(executable: script!("exec #{nobody} #{copy} \"$@\""))
@@ -710,7 +711,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     @tag :userns
     test "in a user namespace, entered by a child of the helper", %{server: _server} do
       nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"]
-      script = script!("exec setpriv #{Enum.join(nobody, " ")} #{helper()} \"$@\"")
+      script = script!("exec setpriv #{Enum.join(nobody, " ")} #{public!(helper())} \"$@\"")
       server = start_server!(executable: script, user_namespaces: true)
       pid = os_process!("setpriv", nobody ++ ["unshare", "-Urn", "sleep", "600"])
       eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)

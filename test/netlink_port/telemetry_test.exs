@@ -175,6 +175,35 @@ defmodule NetlinkPort.TelemetryTest do
       end
     end
 
+    @tag :root
+    test "what the kernel says with a success" do
+      netns = netns!()
+      server = start_server!()
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
+      exec = ["netns", "exec", netns]
+      tc = ~w(tc qdisc add dev lo root handle 1: htb)
+
+      # On a kernel with sch_htb: a class of 10 Gbit, whose quantum it finds big.
+      with {_output, 0} <- as_root("ip", exec ++ tc) do
+        rate = <<0, 1, 0::48, 1_250_000_000::32-native>>
+        opt = <<rate::binary, rate::binary, 1000::32-native, 1000::32-native, 0::96>>
+
+        attrs = NetlinkPort.Attr.encode([{1, "htb" <> <<0>>}, {2, {:plain, [{1, opt}]}}])
+
+        class = <<0::32, 1::32-native, 0x10001::32-native, 0x10000::32-native, 0::32>>
+        {:ok, []} = NetlinkPort.request(socket, 40, [class | attrs], flags: [:create, :excl])
+
+        told([:request, :warning], %{count: 1}, %{
+          kind: :request,
+          type: 40,
+          socket: ^socket,
+          ext_ack: %{message: message}
+        })
+
+        assert message =~ "is big"
+      end
+    end
+
     test "monitors and connections that go down and come back" do
       name = :"telemetry_#{System.unique_integer([:positive])}"
       {:ok, connection} = start_supervised({Connection, server: name, protocol: :route})

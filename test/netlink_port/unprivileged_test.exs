@@ -1,7 +1,7 @@
 defmodule NetlinkPort.UnprivilegedTest do
   # The suite's part on namespaces once more, in a VM that has no privileges: as an ordinary user with
   # a helper that has file capabilities, and as nobody in particular in user namespaces.
-  use NetlinkPort.Case, async: false
+  use NetlinkPort.Case, async: true
 
   @moduletag root: true, userns: true, timeout: 300_000
 

@@ -9,8 +9,7 @@ defmodule NetlinkPort.UserNamespacesTest do
 
   # A helper of an ordinary user, without any capability.
   defp start_as_nobody!(opts \\ [user_namespaces: true]) do
-    helper = helper()
-    script = script!("exec setpriv #{Enum.join(@nobody, " ")} #{helper} \"$@\"")
+    script = script!("exec setpriv #{Enum.join(@nobody, " ")} #{public!(helper())} \"$@\"")
     start_server!([executable: script] ++ opts)
   end
 
@@ -97,7 +96,7 @@ defmodule NetlinkPort.UserNamespacesTest do
   end
 
   test "inside unshare -Ur, where home belongs to somebody else, the child can leave" do
-    helper = helper()
+    helper = public!(helper())
     pidfile = tmp_path!("pid")
 
     # A namespace made there belongs to that user namespace.
@@ -127,7 +126,7 @@ defmodule NetlinkPort.UserNamespacesTest do
   # The filter of the fault is installed by root.
   defp start_injected_as_nobody!(fault, opts \\ []) do
     injected = "#{fixture!("inject")} #{fault} setpriv #{Enum.join(@nobody, " ")}"
-    script = script!("exec #{injected} #{helper()} \"$@\"")
+    script = script!("exec #{injected} #{public!(helper())} \"$@\"")
     start_server!([executable: script, user_namespaces: true] ++ opts)
   end
 

@@ -43,18 +43,23 @@ defmodule NetlinkPort.VMTest do
   end
 
   test "killed with SIGKILL while datagrams flow: the helper is gone, running or stopped" do
-    for stopped? <- [false, true] do
-      netns = netns!()
+    vms =
+      for stopped? <- [false, true] do
+        netns = netns!()
 
-      {port, vm} =
-        vm!(
-          start(netns) <>
-            """
-            receive do: ({:netlink, _, _} -> IO.puts("flowing"))
-            Process.sleep(:infinity)
-            """
-        )
+        vm =
+          vm!(
+            start(netns) <>
+              """
+              receive do: ({:netlink, _, _} -> IO.puts("flowing"))
+              Process.sleep(:infinity)
+              """
+          )
 
+        {vm, netns, stopped?}
+      end
+
+    for {{port, vm}, netns, stopped?} <- vms do
       helper = port |> line!() |> String.to_integer()
       assert running?(helper)
       # `elixir` is a shell script that execs the VM.
@@ -69,10 +74,11 @@ defmodule NetlinkPort.VMTest do
   # The server is supervised by a script and by no application, so that only its witness can stop it
   # in order; suspended, it cannot even be asked.
   test "System.stop returns with a stopped helper and a full queue" do
-    for suspended? <- [false, true] do
-      netns = netns!()
+    # Both at once, since each waits for deadlines.
+    vms =
+      for suspended? <- [false, true] do
+        netns = netns!()
 
-      {port, _vm} =
         vm!(
           start(netns) <>
             """
@@ -89,7 +95,9 @@ defmodule NetlinkPort.VMTest do
           # The script is ended where it sleeps, and says so.
           "exec 2>/dev/null; exec elixir"
         )
+      end
 
+    for {port, _vm} <- vms do
       helper = port |> line!() |> String.to_integer()
       assert line!(port) == "full"
       assert_receive {^port, {:exit_status, 3}}, 15_000

@@ -5,6 +5,8 @@ defmodule NetlinkPort.Case do
 
   use ExUnit.CaseTemplate
 
+  import Bitwise, only: [&&&: 2]
+
   using do
     quote do
       import NetlinkPort.Case
@@ -88,6 +90,12 @@ defmodule NetlinkPort.Case do
     end
   end
 
+  @doc "Whether every user can reach a folder."
+  def open_to_all?("/" = path), do: searchable?(path)
+  def open_to_all?(path), do: searchable?(path) and open_to_all?(Path.dirname(path))
+
+  defp searchable?(path), do: (File.stat!(path).mode &&& 0o001) == 0o001
+
   @doc "A path of this test's own, deleted when it ends."
   def tmp_path!(name) do
     path = Path.join(System.tmp_dir!(), "#{@prefix}#{System.pid()}-#{unique()}-#{name}")
@@ -96,6 +104,21 @@ defmodule NetlinkPort.Case do
   end
 
   defp unique, do: System.unique_integer([:positive])
+
+  @doc """
+  A copy of a file or a folder that every user can reach and read, and run where root can. The clone may
+  lie in a folder that is closed to others, and the umask may have closed all that was built: what a
+  second user runs comes from here.
+  """
+  def public!(source) do
+    copy = tmp_path!(Path.basename(source))
+    File.cp_r!(source, copy)
+    {_output, 0} = System.cmd("chmod", ["-R", "u+rwX,go=rX", copy])
+    copy
+  end
+
+  @doc "The compiled library in such a copy, for `elixir -pa`."
+  def public_ebin!, do: public!(Application.app_dir(:netlink_port, "ebin"))
 
   ## Servers and helpers
 

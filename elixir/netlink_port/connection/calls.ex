@@ -7,13 +7,18 @@ defmodule NetlinkPort.Connection.Calls do
   # of every message under way is in `seqs`; a call that was sent keeps its place until it is answered,
   # whether or not anybody still waits. One without `from` was given up.
 
-  alias NetlinkPort.{Answer, Error, Exchange}
+  alias NetlinkPort.{Answer, Error, Exchange, Message}
 
   # How many requests may be under way. The helper sends what it has read from its pipe before it receives
   # again, and answers, of some kB as the kernel counts them, are dropped beyond rmem_default.
   @room 16
-  # How long the rest of an answer that nobody wants any more may take, in ms; a dump's next datagram.
+  # What counts as one request: an error repeats what was sent.
+  @weight 4_096
+  # How long the rest of an answer that nobody wants any more may take, in ms: a dump's next datagram, and
+  # the whole of it; and how many bytes of it are read.
   @patience 5_000
+  @whole 60_000
+  @unwanted 268_435_456
 
   @type id :: reference()
   @type reply :: {id(), GenServer.from(), Exchange.outcome()}
@@ -21,7 +26,10 @@ defmodule NetlinkPort.Connection.Calls do
            exchange: Exchange.t(),
            from: GenServer.from() | nil,
            timeout: timeout(),
-           deadline: integer() | :infinity
+           total: timeout(),
+           deadline: integer() | :infinity,
+           limit: integer() | :infinity,
+           weight: non_neg_integer()
          }
   @type t :: %__MODULE__{
           next: Answer.sequence(),
@@ -30,10 +38,12 @@ defmodule NetlinkPort.Connection.Calls do
           dump: id() | nil,
           dumps: :queue.queue(id()),
           requests: :queue.queue(id()),
-          room: non_neg_integer()
+          room: non_neg_integer(),
+          spoilt?: boolean()
         }
 
-  # `dump` is under way; `dumps` and `requests`, batches among them, were not sent yet.
+  # `dump` is under way; `dumps` and `requests`, batches among them, were not sent yet. A socket is `spoilt?`
+  # by a dump that nobody wants and that does not end: nothing more is sent on it.
   @enforce_keys [:next]
   defstruct [
     :next,
@@ -42,17 +52,30 @@ defmodule NetlinkPort.Connection.Calls do
     seqs: %{},
     dumps: :queue.new(),
     requests: :queue.new(),
-    room: @room
+    room: @room,
+    spoilt?: false
   ]
 
   @doc "No calls; their numbers start anywhere."
   @spec new() :: t()
   def new, do: %__MODULE__{next: :rand.uniform(0xFFFFFFFF)}
 
-  @doc "One more, with so much time left for its first answer; `timeout` for each further one of a dump."
-  @spec add(t(), id(), Exchange.t(), GenServer.from(), timeout(), timeout()) :: t()
-  def add(state, id, exchange, from, timeout, left) do
-    call = %{exchange: exchange, from: from, timeout: timeout, deadline: deadline(left)}
+  @doc """
+  One more, with so much time left for its first answer; `timeout` is for each further one of a dump, and
+  `total` for the whole.
+  """
+  @spec add(t(), id(), Exchange.t(), GenServer.from(), {timeout(), timeout()}, timeout()) :: t()
+  def add(state, id, exchange, from, {timeout, total}, left) do
+    call = %{
+      exchange: exchange,
+      from: from,
+      timeout: timeout,
+      total: total,
+      deadline: deadline(left),
+      limit: deadline(total),
+      weight: weight(exchange)
+    }
+
     state = put_in(state.calls[id], call)
 
     if exchange.kind == :dump,
@@ -60,8 +83,15 @@ defmodule NetlinkPort.Connection.Calls do
       else: %{state | requests: :queue.in(id, state.requests)}
   end
 
-  @doc "What is to be sent next, numbered, if anything may be."
-  @spec next(t()) :: {id(), [binary()], t()} | nil
+  defp weight(%{messages: messages}) do
+    bytes = messages |> Enum.map(&IO.iodata_length(&1.payload)) |> Enum.sum()
+    min(max(length(messages), div(bytes, @weight) + 1), @room)
+  end
+
+  @doc "What is to be sent next, as datagrams, numbered, if anything may be."
+  @spec next(t()) :: {id(), [iodata(), ...], t()} | nil
+  def next(%{spoilt?: true}), do: nil
+
   def next(%{dump: nil} = state) do
     case :queue.out(state.dumps) do
       {{:value, id}, dumps} -> number(%{state | dump: id, dumps: dumps}, id)
@@ -76,53 +106,117 @@ defmodule NetlinkPort.Connection.Calls do
 
   defp next_request(%{room: room} = state) do
     with {{:value, id}, requests} <- :queue.out(state.requests),
-         weight when weight <= room <- weight(state.calls[id]) do
+         %{weight: weight} when weight <= room <- state.calls[id] do
       number(%{state | requests: requests, room: room - weight}, id)
     else
       _nothing_or_no_room -> nil
     end
   end
 
-  defp weight(%{exchange: %{messages: messages}}), do: min(length(messages), @room)
-
   defp number(state, id) do
-    {exchange, datagram, next} = Exchange.number(state.calls[id].exchange, state.next)
+    {exchange, datagrams, next} = Exchange.number(state.calls[id].exchange, state.next)
     seqs = for {seq, _bytes} <- exchange.answer.requests, into: state.seqs, do: {seq, id}
-    {id, datagram, put_in(%{state | seqs: seqs, next: next}.calls[id].exchange, exchange)}
+    {id, datagrams, put_in(%{state | seqs: seqs, next: next}.calls[id].exchange, exchange)}
   end
 
-  @doc "The messages of a datagram. Those that belong to no call are dropped."
-  @spec received(t(), [NetlinkPort.Message.t()]) :: {[reply()], t()}
-  def received(state, messages) do
-    messages
-    |> Enum.chunk_by(&state.seqs[&1.seq])
-    |> Enum.reduce({[], state}, fn messages, {replies, state} ->
-      {more, state} = answered(state, messages)
-      {more ++ replies, state}
-    end)
+  @doc """
+  A request that was sent a while ago and is not answered gives its room back: some never are, and the
+  kernel has answered all others by then.
+  """
+  @spec unanswered(t(), id()) :: t()
+  def unanswered(state, id) do
+    case state.calls do
+      %{^id => %{weight: weight, exchange: %{kind: kind, answer: %Answer{}}}}
+      when kind != :dump ->
+        state = put_in(state.calls[id].weight, 0)
+        %{state | room: state.room + weight}
+
+      _over ->
+        state
+    end
   end
 
-  defp answered(%{seqs: seqs} = state, [%{seq: seq} | _] = messages) when is_map_key(seqs, seq) do
-    id = Map.fetch!(seqs, seq)
-    call = take(state.calls[id], messages)
-    state = put_in(state.calls[id], call)
-    if Exchange.done?(call.exchange), do: conclude(state, id, call), else: {[], state}
+  @doc """
+  A datagram that was sent to `group`. What belongs to no call is dropped; what cannot be read is an error
+  of the call that it belongs to, and of no other.
+  """
+  @spec received(t(), binary(), non_neg_integer() | nil) :: {[reply()], t()}
+  def received(state, datagram, group) do
+    {messages, broken} =
+      case Message.read(datagram) do
+        {:ok, messages} -> {messages, nil}
+        {:error, messages, number, error} -> {messages, {state.seqs[number], error}}
+      end
+
+    size = byte_size(datagram)
+    last = if messages != [], do: state.seqs[List.last(messages).seq]
+
+    {replies, state} =
+      messages
+      |> Enum.chunk_by(&state.seqs[&1.seq])
+      |> Enum.reduce({[], state}, fn messages, {replies, state} ->
+        {more, state} = answered(state, messages, group, size)
+        {more ++ replies, state}
+      end)
+
+    {more, state} = broken(state, broken, last)
+    {more ++ replies, state}
   end
 
-  defp answered(state, _late), do: {[], state}
+  defp answered(state, [%{seq: seq} | _] = messages, group, size) do
+    with %{^seq => id} <- state.seqs,
+         call = state.calls[id],
+         [_ | _] = mine <- Enum.filter(messages, &Answer.mine?(call.exchange.answer, &1, group)) do
+      call = take(call, mine, size)
+      state = put_in(state.calls[id], call)
 
-  defp take(%{from: nil} = call, messages) do
-    %{answer: answer} = exchange = Exchange.add(call.exchange, messages)
+      cond do
+        Exchange.done?(call.exchange) -> conclude(state, id, call)
+        error = Exchange.excess(call.exchange) -> too_much(state, id, error)
+        true -> {[], state}
+      end
+    else
+      _late_or_an_event -> {[], state}
+    end
+  end
+
+  defp broken(state, nil, _last), do: {[], state}
+
+  defp broken(state, {id, error}, last) do
+    case state.calls[id || last] do
+      nil -> {[], state}
+      _call -> lost(state, id || last, Exchange.malformed(error))
+    end
+  end
+
+  # A dump is read to its end, and tried again.
+  defp lost(%{dump: id} = state, id, error) do
+    {[], update_in(state.calls[id].exchange, &Exchange.lose(&1, error))}
+  end
+
+  defp lost(state, id, error), do: finish(state, id, {:error, error})
+
+  defp too_much(state, id, error) do
+    case state.calls[id] do
+      %{from: nil} -> {[], %{state | spoilt?: true}}
+      call -> {reply(id, call, Exchange.cut(call.exchange, error)), give_up(state, id)}
+    end
+  end
+
+  defp take(%{from: nil} = call, messages, size) do
+    %{answer: answer} = exchange = Exchange.add(call.exchange, messages, size)
     {_unwanted, answer} = Answer.take(answer)
-    %{call | exchange: %{exchange | answer: answer}, deadline: deadline(@patience)}
+    %{call | exchange: %{exchange | answer: answer}, deadline: deadline(call, @patience)}
   end
 
   # A dump takes as long as it takes, as long as it goes on.
-  defp take(%{exchange: %{kind: :dump} = exchange} = call, messages) do
-    %{call | exchange: Exchange.add(exchange, messages), deadline: deadline(call.timeout)}
+  defp take(%{exchange: %{kind: :dump} = exchange} = call, messages, size) do
+    exchange = Exchange.add(exchange, messages, size)
+    %{call | exchange: exchange, deadline: deadline(call, call.timeout)}
   end
 
-  defp take(call, messages), do: %{call | exchange: Exchange.add(call.exchange, messages)}
+  defp take(call, messages, size),
+    do: %{call | exchange: Exchange.add(call.exchange, messages, size)}
 
   defp conclude(state, id, %{from: nil}), do: {[], forget(state, id)}
 
@@ -173,23 +267,45 @@ defmodule NetlinkPort.Connection.Calls do
     {replies, new()}
   end
 
+  @doc "Whether anybody waits for an answer to what was sent."
+  @spec under_way?(t()) :: boolean()
+  def under_way?(%{calls: calls}) do
+    Enum.any?(calls, fn {_id, %{from: from, exchange: %{answer: answer}}} ->
+      from != nil and answer != nil
+    end)
+  end
+
+  @doc "What is left when another socket takes the place of one that nobody waits on: what was not sent."
+  @spec fresh(t()) :: t()
+  def fresh(state) do
+    calls = Map.filter(state.calls, fn {_id, %{exchange: %{answer: answer}}} -> answer == nil end)
+    dump = if is_map_key(calls, state.dump), do: state.dump
+    %{state | calls: calls, dump: dump, seqs: %{}, room: @room, spoilt?: false}
+  end
+
   @doc """
-  A deadline has passed. The caller is told so; or nobody waits any more, and then `:stuck` is a dump that
-  the kernel does not go on with: it will refuse every other on this socket.
+  A deadline has passed. The caller is told so; or nobody waits any more, and a dump that does not go on
+  has spoilt the socket: the kernel refuses every other on it.
   """
-  @spec expire(t(), id()) :: {[reply()], t()} | :stuck
+  @spec expire(t(), id()) :: {[reply()], t()}
   def expire(state, id) do
     case state.calls[id] do
       %{from: nil} when state.dump == id ->
-        :stuck
+        {[], %{put_in(state.calls[id].deadline, :infinity) | spoilt?: true}}
 
       %{from: nil} ->
         {[], forget(state, id)}
 
       call ->
-        outcome = Exchange.cut(call.exchange, Error.new(:request, :etimedout))
+        outcome = Exchange.cut(call.exchange, overdue(call))
         {reply(id, call, outcome), give_up(state, id)}
     end
+  end
+
+  defp overdue(%{limit: limit, total: total}) do
+    if limit != :infinity and left(limit) == 0,
+      do: Exchange.overdue({:total, total}),
+      else: Exchange.overdue(:silent)
   end
 
   @doc """
@@ -199,8 +315,12 @@ defmodule NetlinkPort.Connection.Calls do
   @spec give_up(t(), id()) :: t()
   def give_up(state, id) do
     case state.calls[id] do
-      %{exchange: %{answer: answer, kind: kind}} = call when answer != nil and kind != :plain ->
-        put_in(state.calls[id], take(%{call | from: nil}, []))
+      %{exchange: %{answer: %Answer{}, kind: kind, reads: reads} = exchange} = call
+      when kind == :dump or reads != :plain ->
+        {_unwanted, answer} = Answer.take(exchange.answer)
+        exchange = %{exchange | answer: answer, bytes: 0, max_bytes: @unwanted}
+        call = %{call | from: nil, exchange: exchange, limit: deadline(@whole)}
+        put_in(state.calls[id], %{call | deadline: deadline(call, @patience)})
 
       _call ->
         forget(state, id)
@@ -217,12 +337,10 @@ defmodule NetlinkPort.Connection.Calls do
 
   @doc "How long the deadline of a call is away, in ms."
   @spec left(t(), id()) :: timeout()
-  def left(state, id) do
-    case state.calls[id].deadline do
-      :infinity -> :infinity
-      deadline -> max(deadline - System.monotonic_time(:millisecond), 0)
-    end
-  end
+  def left(state, id), do: left(state.calls[id].deadline)
+
+  defp left(:infinity), do: :infinity
+  defp left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
 
   @doc "How many there are."
   @spec count(t()) :: non_neg_integer()
@@ -236,12 +354,14 @@ defmodule NetlinkPort.Connection.Calls do
       state.dump == id -> %{state | dump: nil}
       exchange.kind == :dump -> %{state | dumps: :queue.delete(id, state.dumps)}
       exchange.answer == nil -> %{state | requests: :queue.delete(id, state.requests)}
-      true -> %{state | room: state.room + weight(call)}
+      true -> %{state | room: state.room + call.weight}
     end
   end
 
   defp without(seqs, %{answer: nil}), do: seqs
   defp without(seqs, %{answer: answer}), do: Map.drop(seqs, Map.keys(answer.requests))
+
+  defp deadline(%{limit: limit}, timeout), do: min(deadline(timeout), limit)
 
   defp deadline(:infinity), do: :infinity
   defp deadline(timeout), do: System.monotonic_time(:millisecond) + max(timeout, 0)

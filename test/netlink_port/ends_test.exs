@@ -1,0 +1,371 @@
+defmodule NetlinkPort.EndsTest do
+  # What ends an answer, family by family, against the real kernel: docs/concepts.md. Timeouts are a minute
+  # where the kernel is to say at once that nothing comes, so that waiting is no way to pass.
+  use NetlinkPort.Case, async: true
+
+  alias NetlinkPort.{Attr, Connection, Generic, Message}
+  alias NetlinkPort.Request.Remains
+
+  @minute 60_000
+  @newlink 16
+  @getlink 18
+  @all_links <<0::128>>
+  @lo <<0::32, 1::32-native, 0::64>>
+  @nfgenmsg <<0::32>>
+
+  setup do
+    server = start_server!(keep: [:audit_control])
+    %{server: server, netns: netns!()}
+  end
+
+  defp open!(context, protocol, opts \\ []) do
+    opts = [netns: {:name, context.netns}, active: false] ++ opts
+    {:ok, socket} = NetlinkPort.open(context.server, protocol, opts)
+    socket
+  end
+
+  defp connect!(context, protocol) do
+    opts = [server: context.server, protocol: protocol, netns: {:name, context.netns}]
+    start_supervised!(Supervisor.child_spec({Connection, opts}, id: make_ref()))
+  end
+
+  defp mailbox, do: Process.info(self(), :messages) |> elem(1)
+
+  # RTM_NEWLINK of a bridge.
+  defp bridge(name) do
+    [@all_links | Attr.encode([{3, name <> <<0>>}, {18, [{1, "bridge" <> <<0>>}]}])]
+  end
+
+  # A filter that drops the kernel's NLMSG_ERROR, acks among them.
+  defp without_acks do
+    [{0x28, 0, 0, 4}, {0x15, 0, 1, errors()}, {0x6, 0, 0, 0}, {0x6, 0, 0, 0xFFFFFFFF}]
+  end
+
+  # A half word is loaded in network order.
+  defp errors do
+    <<type::16>> = <<2::16-native>>
+    type
+  end
+
+  for active <- [true, false] do
+    describe "with active: #{active}" do
+      @describetag active: active
+
+      test "a dump whose header is too short is an error at once that says what is missing, and leaves nothing",
+           context do
+        for {protocol, type, payload, struct, whole} <- [
+              {:route, @getlink, "", "struct rtgenmsg", @all_links},
+              {:route, 26, "", "struct rtgenmsg", <<2, 0::88>>},
+              {:netfilter, 0xA01, "", "struct nfgenmsg", @nfgenmsg},
+              {:netfilter, 0x101, <<0, 0>>, "struct nfgenmsg", @nfgenmsg}
+            ] do
+          socket = open!(context, protocol, active: context.active)
+          opts = [timeout: @minute]
+          assert {:error, error} = NetlinkPort.dump(socket, type, payload, opts)
+          assert {error.stage, error.reason} == {:request, :einval}
+          assert Exception.message(error) =~ "#{byte_size(payload)} bytes, and #{struct}"
+          error = %{error | messages: nil}
+          assert {:error, ^error} = NetlinkPort.request(socket, type, payload, opts)
+          opts = [ack: false, timeout: @minute]
+          assert {:error, ^error} = NetlinkPort.request(socket, type, payload, opts)
+
+          assert_raise Error, fn ->
+            Enum.to_list(NetlinkPort.stream(socket, type, payload, timeout: @minute))
+          end
+
+          assert {:ok, _all} = NetlinkPort.dump(socket, type, whole, timeout: @minute)
+          assert mailbox() == []
+        end
+      end
+
+      test "a dump of what is none ends with the ack, or the error, and with what came",
+           context do
+        for {protocol, type, payload, outcome} <- [
+              # NFT_MSG_GETGEN, IPCTNL_MSG_CT_GET_STATS, XFRM_MSG_GETSADINFO: one message, and the ack.
+              {:netfilter, 0xA10, @nfgenmsg, 1},
+              {:netfilter, 0x105, @nfgenmsg, 1},
+              {:xfrm, 0x23, <<0::32>>, 1},
+              # XFRM_MSG_FLUSHSA and RTM_SETLINK are commands, RTM_NEWLINK without NLM_F_CREATE too.
+              {:xfrm, 0x1C, <<0>>, :eopnotsupp},
+              {:route, 19, @lo, :eopnotsupp},
+              {:route, @newlink, @all_links, :enodev},
+              # Skipped.
+              {:route, 1, "", :eopnotsupp},
+              {:generic, 3, "", :eopnotsupp},
+              # Too short for sock_diag and generic netlink, which say so.
+              {:sock_diag, 20, "", :einval},
+              {:generic, 16, "", :einval}
+            ] do
+          socket = open!(context, protocol, active: context.active)
+
+          case NetlinkPort.dump(socket, type, payload, timeout: @minute) do
+            {:ok, messages} -> assert length(messages) == outcome
+            {:error, error} -> assert {error.stage, error.reason} == {:request, outcome}
+          end
+
+          assert mailbox() == []
+        end
+      end
+
+      test "a dump without NLM_F_MULTI, of the netdev family, is read to NLMSG_DONE", context do
+        socket = open!(context, :generic, active: context.active)
+        for n <- 1..3, do: ip!(["-n", context.netns, "link", "add", "br#{n}", "type", "bridge"])
+
+        with {:ok, netdev} <- Generic.family(socket, "netdev") do
+          # NETDEV_CMD_DEV_GET
+          assert {:ok, devices} = Generic.dump(socket, netdev, 1, "", timeout: @minute)
+          assert length(devices) == 4
+        end
+
+        assert mailbox() == []
+      end
+
+      test "a control message is acked, and is an error at once without an ack", context do
+        for protocol <- [:route, :netfilter, :generic, :xfrm, :sock_diag],
+            type <- [0, 1, 3, 15] do
+          socket = open!(context, protocol, active: context.active)
+          assert {:ok, []} = NetlinkPort.request(socket, type, @lo, timeout: @minute)
+          opts = [ack: false, timeout: @minute]
+          assert {:error, %{reason: :einval}} = NetlinkPort.request(socket, type, @lo, opts)
+        end
+      end
+
+      test "audit: queries are answered behind their acks, and are whole all the same", context do
+        {:ok, socket} = NetlinkPort.open(context.server, :audit, active: context.active)
+        # AUDIT_GET, AUDIT_GET_FEATURE, and AUDIT_LIST_RULES, which has none
+        for opts <- [[], [ack: false]], type <- [1000, 1019] do
+          assert {:ok, [%Message{type: ^type}]} = NetlinkPort.request(socket, type, "", opts)
+        end
+
+        assert {:ok, [%Message{type: 1000}]} = NetlinkPort.dump(socket, 1000)
+        assert {:ok, []} = NetlinkPort.dump(socket, 1013)
+        assert mailbox() == []
+      end
+
+      test "fib_lookup is answered without an ack", context do
+        socket = open!(context, :fib_lookup, active: context.active)
+        # struct fib_result_nl of 127.0.0.1
+        lookup = <<127, 0, 0, 1, 0::128>>
+        assert {:ok, [_result]} = NetlinkPort.request(socket, 18, lookup, timeout: @minute)
+        assert {:error, error} = NetlinkPort.request(socket, 18, "", timeout: @minute)
+        assert Exception.message(error) =~ "struct fib_result_nl"
+      end
+
+      test "a plain conntrack GET ends with its one message, that says it is one of many",
+           context do
+        as_root(
+          "ip",
+          ["netns", "exec", context.netns, "conntrack", "-I", "-p", "udp", "-t", "300"] ++
+            ~w(-s 10.0.0.1 -d 10.0.0.2 --sport 1 --dport 2)
+        )
+
+        socket = open!(context, :netfilter, active: context.active)
+        proto = [{1, <<17>>}, {2, <<1::16>>}, {3, <<2::16>>}]
+        tuple = [{1, [{1, <<10, 0, 0, 1>>}, {2, <<10, 0, 0, 2>>}]}, {2, proto}]
+        get = [<<2, 0, 0::16>> | Attr.encode([{1, tuple}])]
+
+        for opts <- [[], [ack: false]] do
+          opts = [timeout: @minute] ++ opts
+          assert {:ok, [flow]} = NetlinkPort.request(socket, 0x101, get, opts)
+          assert Message.flag?(flow, :multi)
+          assert {:ok, [_stats]} = NetlinkPort.request(socket, 0x105, @nfgenmsg, opts)
+        end
+
+        assert {:ok, [_flow]} = NetlinkPort.dump(socket, 0x101, @nfgenmsg)
+        assert mailbox() == []
+      end
+
+      test "an ack behind the end of an answer belongs to it", context do
+        socket = open!(context, :netfilter, active: context.active)
+        limit = fn type, flags -> {type, flags, <<0, 0, 10::16>>} end
+        table = fn name -> [<<2, 0, 0::16>> | Attr.encode([{1, name <> <<0>>}])] end
+        new = fn name -> {0xA00, [:create, :ack], table.(name)} end
+        batch = [limit.(16, [:ack]), new.("a"), new.("b"), limit.(17, [:ack])]
+        assert {:ok, [ok: [], ok: [], ok: [], ok: []]} = NetlinkPort.batch(socket, batch)
+        # All that the kernel had to say has come when this is answered.
+        assert {:ok, [_gen]} = NetlinkPort.request(socket, 0xA10, @nfgenmsg)
+        assert {:error, %{reason: :etimedout}} = passive(socket)
+        assert mailbox() == []
+      end
+
+      test "events do not move the deadline of a dump", context do
+        opts = [groups: [1], filter: without_acks(), active: context.active]
+        socket = open!(context, :route, opts)
+
+        storm =
+          spawn_reporting(fn ->
+            Stream.iterate(1, &(&1 + 1))
+            |> Enum.take_while(fn n ->
+              ip!(["-n", context.netns, "link", "add", "br#{n}", "type", "bridge"])
+              receive do: (:stop -> false), after: (0 -> true)
+            end)
+          end)
+
+        # With its ack filtered out nothing comes of it.
+        assert {:error, error} = NetlinkPort.dump(socket, 1, "", timeout: 1_000)
+        send(storm, :stop)
+        assert {error.reason, error.messages} == {:etimedout, []}
+        assert Exception.message(error) =~ "no answer came in time"
+        assert_receive {:result, ^storm, [_ | _]}, 10_000
+      end
+
+      test "what never ends is bounded by max_bytes, by total_timeout, and costs the socket when it is left",
+           context do
+        socket = fn -> open!(context, :route, [user_peers: true] ++ silent(context)) end
+        endless = socket.()
+        flood!(context, endless)
+        opts = [max_bytes: 1_000_000, timeout: 5_000]
+        assert {:error, error} = NetlinkPort.dump(endless, 1, "", opts)
+        assert {error.stage, error.reason} == {:request, :emsgsize}
+        assert Exception.message(error) =~ "larger than max_bytes: 1000000"
+        assert length(error.messages) > 100
+        # The next one would have to read that to its end.
+        assert {:error, error} = NetlinkPort.dump(endless, @getlink, @all_links, opts)
+        assert Exception.message(error) =~ "the socket was closed"
+        assert_receive {:netlink_closed, ^endless, :endless_dump}
+        assert {:error, %{reason: :ebadf}} = NetlinkPort.request(endless, @getlink, @lo)
+        refute Enum.any?(mailbox(), &match?({:netlink, ^endless, _, _}, &1))
+
+        endless = socket.()
+        flood!(context, endless)
+        opts = [timeout: 500, total_timeout: 700, max_bytes: :infinity]
+        assert {:error, error} = NetlinkPort.dump(endless, 1, "", opts)
+        assert error.reason == :etimedout
+        assert Exception.message(error) =~ "still went on after total_timeout: 700 ms"
+
+        endless = socket.()
+        flood!(context, endless)
+        opts = [timeout: 5_000, max_bytes: 1_000_000]
+        assert [%Message{}] = endless |> NetlinkPort.stream(1, "", opts) |> Enum.take(1)
+        assert_receive {:netlink_closed, ^endless, :endless_dump}
+        assert {:ok, [_lo]} = NetlinkPort.dump(open!(context, :route), @getlink, @all_links)
+      end
+
+      test "a dump that nothing answers does not stand in the way of the next", context do
+        socket = open!(context, :route, silent(context))
+
+        for _ <- 1..2 do
+          assert {:error, %{reason: :etimedout}} = NetlinkPort.dump(socket, 1, "", timeout: 100)
+        end
+
+        assert {:ok, [_lo]} = NetlinkPort.dump(socket, @getlink, @all_links, timeout: 2_000)
+      end
+    end
+  end
+
+  defp silent(context), do: [filter: without_acks(), active: context.active]
+
+  defp passive(socket) do
+    case NetlinkPort.recv(socket, 0) do
+      {:error, %{reason: :einval}} -> {:error, %{reason: :etimedout}}
+      received -> received
+    end
+  end
+
+  # Datagrams that never end with the number that the next dump of the caller has.
+  defp flood!(context, socket) do
+    {:ok, %{port_id: port_id}} = NetlinkPort.info(socket)
+    peer = open!(context, :route, user_peers: true)
+    Remains.number(socket, 77)
+
+    message = %Message{type: @newlink, flags: 2, seq: 77, payload: :binary.copy(<<0>>, 1_000)}
+    datagram = IO.iodata_to_binary(Message.encode(message))
+    pid = spawn_link(fn -> flood(peer, datagram, port_id) end)
+    on_exit(fn -> Process.exit(pid, :kill) end)
+  end
+
+  defp flood(peer, datagram, port_id) do
+    _sent = NetlinkPort.send(peer, datagram, to: {port_id, 0})
+    flood(peer, datagram, port_id)
+  end
+
+  describe "on a connection" do
+    test "a dump that cannot be is its caller's error alone, and at once", context do
+      for {protocol, type, whole} <- [
+            {:route, @getlink, @all_links},
+            {:netfilter, 0xA01, @nfgenmsg},
+            {:xfrm, 0x12, <<0::192>>}
+          ] do
+        connection = connect!(context, protocol)
+        opts = [timeout: @minute]
+        assert {:error, error} = Connection.dump(connection, 1, "", opts)
+        assert {error.stage, error.reason} == {:request, :eopnotsupp}
+
+        if protocol != :xfrm do
+          assert {:error, %{reason: :einval}} = Connection.dump(connection, type, "", opts)
+          opts = [ack: false] ++ opts
+          assert {:error, %{reason: :einval}} = Connection.request(connection, type, "", opts)
+        end
+
+        assert {:ok, _all} = Connection.dump(connection, type, whole, opts)
+      end
+    end
+
+    test "max_bytes bounds what is gathered, and the rest is read aside", context do
+      connection = connect!(context, :route)
+      for n <- 1..50, do: ip!(["-n", context.netns, "link", "add", "br#{n}", "type", "bridge"])
+      opts = [max_bytes: 1_000]
+      assert {:error, error} = Connection.dump(connection, @getlink, @all_links, opts)
+      assert {error.stage, error.reason} == {:request, :emsgsize}
+      assert {:ok, links} = Connection.dump(connection, @getlink, @all_links)
+      assert length(links) == 51
+    end
+
+    test "a dump that nothing answers costs the socket, and no other caller anything", context do
+      opts = [server: context.server, protocol: :route, netns: {:name, context.netns}]
+      connection = start_supervised!({Connection, [filter: without_acks()] ++ opts})
+      socket = :sys.get_state(connection).socket
+      stop = :atomics.new(1, [])
+
+      asking =
+        spawn_reporting(fn ->
+          Stream.repeatedly(fn ->
+            Connection.request(connection, @getlink, @lo, ack: false, timeout: @minute)
+          end)
+          |> Stream.take_while(fn outcome ->
+            assert {:ok, [_lo]} = outcome
+            :atomics.get(stop, 1) == 0
+          end)
+          |> Enum.count()
+        end)
+
+      assert {:error, error} = Connection.dump(connection, 1, "", timeout: 100)
+      assert {error.stage, error.reason} == {:request, :etimedout}
+      opts = [timeout: @minute]
+      waiting = spawn_reporting(fn -> Connection.dump(connection, @getlink, @all_links, opts) end)
+      assert_receive {:result, ^waiting, {:ok, [_lo]}}, 20_000
+      assert :sys.get_state(connection).socket != socket
+      :atomics.put(stop, 1, 1)
+      assert_receive {:result, ^asking, count} when count > 0
+    end
+
+    test "sixteen requests that nothing answers keep nobody waiting", context do
+      connection = connect!(context, :route)
+
+      # A command is answered by its ack alone.
+      callers =
+        for n <- 1..16 do
+          spawn_reporting(fn ->
+            opts = [flags: [:create, :excl], ack: false, timeout: 20_000]
+            Connection.request(connection, @newlink, bridge("br#{n}"), opts)
+          end)
+        end
+
+      waiting? = fn -> map_size(:sys.get_state(connection).calls.calls) == 16 end
+      eventually!(waiting?)
+      assert {:ok, [_lo]} = Connection.request(connection, @getlink, @lo, timeout: 15_000)
+      assert waiting?.()
+      for pid <- callers, do: Process.exit(pid, :kill)
+    end
+  end
+
+  test "a command without an ack is carried out, and never answered", context do
+    socket = open!(context, :route)
+    opts = [flags: [:create, :excl], ack: false, timeout: 100]
+
+    assert {:error, %{reason: :etimedout}} =
+             NetlinkPort.request(socket, @newlink, bridge("br0"), opts)
+
+    assert {:ok, [_lo, _br0]} = NetlinkPort.dump(socket, @getlink, @all_links)
+  end
+end
