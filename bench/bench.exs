@@ -5,9 +5,10 @@
 #     make bench                                     (root; under five minutes)
 #     mix run bench/bench.exs serial callers
 #     mix run bench/bench.exs helpers                (the table of several helpers alone)
+#     mix run bench/bench.exs sandbox                (the table of sandboxes alone)
 
 parts =
-  ~w(work baseline place measure requests dumps events idle spin growth others partitions report)
+  ~w(work baseline place measure requests dumps events idle spin growth others partitions sandbox report)
 
 for part <- parts, do: Code.require_file("#{part}.exs", __DIR__)
 
@@ -28,6 +29,7 @@ defmodule Bench do
         context = %{netns: netns, server: server, routes: @routes}
         compared = compared(context, only)
         if only == ["helpers"], do: several(context)
+        if only == ["sandbox"], do: sandboxes()
 
         if only == [] do
           tables = [compared | alone(context)]
@@ -139,6 +141,7 @@ defmodule Bench do
       show("What looking for more costs", spin),
       show("How the cost grows", growth()),
       several(context),
+      sandboxes(),
       show("Beside other tools", others)
     ]
   end
@@ -153,6 +156,18 @@ defmodule Bench do
       end
 
     show("Over several helpers", [["the same work" | head ++ ratios] | rows])
+  end
+
+  defp sandboxes do
+    [sandbox, unshare, difference, stop] = Bench.Sandbox.rows()
+
+    show("A sandbox for a test", [
+      ["beside 100 others", "figure", "goal"],
+      ["start to first answer", figure(sandbox, "ms"), "15"],
+      ["`unshare -Urn true`", figure(unshare, "ms"), ""],
+      ["the difference", figure(difference, "ms"), "3"],
+      ["its end", figure(stop, "ms"), ""]
+    ])
   end
 
   defp growth do

@@ -8,13 +8,13 @@ defmodule NetlinkPort.DecodeError do
 
   ## Fields
 
-    * `:what` - what was being read: `:message`, `:attribute` or `:value`.
+    * `:what` - what was being read: `:message`, `:attribute`, `:value` or the file of a `:capture`.
     * `:offset` - bytes from the start of the binary that was given to the function.
     * `:reason` - a sentence for a person.
   """
 
   @type t :: %__MODULE__{
-          what: :message | :attribute | :value,
+          what: :message | :attribute | :value | :capture,
           offset: non_neg_integer(),
           reason: String.t()
         }

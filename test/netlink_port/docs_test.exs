@@ -121,7 +121,9 @@ defmodule NetlinkPort.DocsTest do
       {:ok, netns: netns}
     end
 
-    for {module, name, arity, example} <- @examples, not String.contains?(example, "iex>") do
+    for {module, name, arity, example} <- @examples,
+        module != NetlinkPort.Sandbox,
+        not String.contains?(example, "iex>") do
       test Exception.format_mfa(module, name, arity), %{netns: netns} do
         example = String.replace(unquote(example), "trace.pcapng", tmp_path!("trace"))
         assert :ok = run(String.replace(example, "blue", netns), netns)
@@ -132,6 +134,32 @@ defmodule NetlinkPort.DocsTest do
       test "the cheat sheet: #{title}", %{netns: netns} do
         snippet = String.replace(unquote(snippet), "trace.pcapng", tmp_path!("trace"))
         assert :ok = run(String.replace(snippet, "blue", netns), netns)
+      end
+    end
+  end
+
+  # In the test's own process, which its supervisor is for.
+  describe "the examples of sandboxes run" do
+    import NetlinkPort.Sandbox, only: [netlink_sandbox: 1]
+
+    @describetag netlink_sandbox: [stand_in: true], capture_log: true, userns: true
+    setup :netlink_sandbox
+
+    setup %{server: server, netns: netns} do
+      path = tmp_path!("trace.pcapng")
+      {:ok, capture} = NetlinkPort.capture(server, path)
+      {:ok, _counts} = NetlinkPort.stop_capture(capture)
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: netns)
+      %{socket: socket, path: path, other: start_supervised!(NetlinkPort.Sandbox)}
+    end
+
+    for {NetlinkPort.Sandbox, name, arity, example} <- @examples,
+        not String.contains?(example, "iex>") do
+      test "#{name}/#{arity}", c do
+        imports = "import NetlinkPort.Sandbox; import ExUnit.Assertions\n"
+        example = String.replace(unquote(example), "trace.pcapng", c.path)
+        bindings = [sandbox: c.sandbox, other: c.other, socket: c.socket, pid: self()]
+        Code.eval_string(imports <> example, bindings)
       end
     end
   end

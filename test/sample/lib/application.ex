@@ -2,10 +2,23 @@ defmodule Sample.Application do
   @moduledoc false
   use Application
 
-  # The events need a helper: where that ends, both start again.
+  # RTNLGRP_LINK; RTM_GETLINK of all links, behind a struct ifinfomsg.
+  @links [groups: [1], dump: [{18, <<0::128>>}]]
+
+  # The monitor outlives the helper, and so does the table of links. The events need a socket of their own: where
+  # the helper ends, both start again.
   @impl true
   def start(_type, _args) do
-    children = [{NetlinkPort, name: Sample.Netlink}, {Sample.Events, netns()}]
+    netns = netns()
+
+    children = [
+      {NetlinkPort.Monitor,
+       [name: Sample.Monitor, server: Sample.Netlink, netns: netns] ++ @links},
+      {Sample.Links, name: Sample.Links, monitor: Sample.Monitor},
+      {NetlinkPort, name: Sample.Netlink},
+      {Sample.Events, server: Sample.Netlink, netns: netns}
+    ]
+
     Supervisor.start_link(children, strategy: :rest_for_one, name: Sample.Supervisor)
   end
 

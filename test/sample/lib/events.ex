@@ -10,15 +10,18 @@ defmodule Sample.Events do
   @events %{16 => "new", 17 => "deleted"}
   @ifname 3
 
-  def start_link(netns), do: GenServer.start_link(__MODULE__, netns)
+  # `report:` is what to do with a line.
+  def start_link(opts), do: GenServer.start_link(__MODULE__, Map.new(opts))
 
   @impl true
-  def init(netns) do
-    case NetlinkPort.open(Sample.Netlink, :route, netns: netns, groups: [@links]) do
+  def init(%{server: server, netns: netns} = opts) do
+    report = Map.get(opts, :report, &IO.puts/1)
+
+    case NetlinkPort.open(server, :route, netns: netns, groups: [@links]) do
       {:ok, socket} ->
         {:ok, %{verified: verified}} = NetlinkPort.info(socket)
-        IO.puts("watching the links of #{inspect(netns)}, verified: #{verified}")
-        {:ok, socket}
+        report.("watching the links of #{inspect(netns)}, verified: #{verified}")
+        {:ok, %{socket: socket, report: report}}
 
       {:error, error} ->
         {:stop, Exception.message(error)}
@@ -26,19 +29,32 @@ defmodule Sample.Events do
   end
 
   @impl true
-  def handle_info({:netlink, socket, datagram}, socket) do
+  def handle_info({:netlink, socket, datagram}, %{socket: socket} = state) do
     {:ok, messages} = Message.decode(datagram)
 
     for %Message{type: type, payload: <<_header::binary-16, attributes::binary>>} <- messages,
         event = @events[type] do
       {:ok, attributes} = Attr.decode(attributes)
       {:ok, name} = Attr.string(attributes, @ifname)
-      IO.puts("#{event} link #{name}")
+      state.report.("#{event} link #{name}")
     end
 
-    {:noreply, socket}
+    {:noreply, state}
+  end
+
+  def handle_info({:netlink_overrun, socket, dropped}, %{socket: socket} = state) do
+    state.report.("missed #{dropped} datagrams")
+    {:noreply, state}
+  end
+
+  # What a datagram said that could not be received.
+  def handle_info({:netlink_error, socket, error}, %{socket: socket} = state) do
+    state.report.("missed one: " <> Exception.message(error))
+    {:noreply, state}
   end
 
   # The supervisor starts this process again, which opens the socket again.
-  def handle_info({:netlink_closed, socket, reason}, socket), do: {:stop, reason, socket}
+  def handle_info({:netlink_closed, socket, reason}, %{socket: socket} = state) do
+    {:stop, reason, state}
+  end
 end

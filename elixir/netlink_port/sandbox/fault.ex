@@ -1,0 +1,180 @@
+defmodule NetlinkPort.Sandbox.Fault do
+  @moduledoc false
+  # Faults on demand, see `NetlinkPort.Sandbox.fault/3`. Each returns when what it is about has happened.
+
+  alias NetlinkPort.{Options, Socket}
+  alias NetlinkPort.Sandbox.{Holder, Instance, Overrun, StandIn}
+
+  # How long a signal may take, in ms.
+  @patience 10_000
+  # Standard input, output and error: no other descriptor fits below.
+  @no_descriptor 3
+
+  @spec make(GenServer.server(), term(), keyword()) :: :ok | {:error, term()}
+  def make(sandbox, fault, opts)
+
+  def make(sandbox, :helper_killed, []) do
+    info = Instance.call(sandbox, :info)
+    server = whereis!(info.server)
+    monitor = Process.monitor(server)
+
+    with {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(server),
+         :ok <- Holder.signal("KILL", os_pid) do
+      receive do
+        {:DOWN, ^monitor, :process, _pid, _reason} -> :ok
+      end
+
+      if info.own?, do: Instance.call(sandbox, {:restarted, server}), else: :ok
+    end
+  end
+
+  def make(sandbox, :helper_stopped, []) do
+    info = Instance.call(sandbox, :info)
+
+    with {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(info.server) do
+      stop(sandbox, os_pid)
+    end
+  end
+
+  def make(sandbox, :helper_continued, []) do
+    case Instance.call(sandbox, :stopped) do
+      nil -> {:error, "no helper of this sandbox is stopped"}
+      os_pid -> continue(sandbox, os_pid)
+    end
+  end
+
+  def make(sandbox, gone, []) when gone in [:namespace_gone, :namespace_back] do
+    Instance.call(sandbox, gone)
+  end
+
+  def make(sandbox, {:overrun, count}, opts) when is_integer(count) and count > 0 do
+    Options.known!(opts, [:of, :lose])
+    info = Instance.call(sandbox, :info)
+
+    with {:ok, sockets} <- sockets(info, opts[:of]),
+         {:ok, helping} <- Instance.call(sandbox, :helping),
+         {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(info.server) do
+      Overrun.make(info, helping, sockets, count, %{
+        stop: fn -> stop(sandbox, os_pid) end,
+        continue: fn -> continue(sandbox, os_pid) end,
+        lose: Keyword.get(opts, :lose, fn -> :ok end)
+      })
+    end
+  end
+
+  def make(sandbox, {:open_refused, :emfile}, []) do
+    info = Instance.call(sandbox, :info)
+
+    with {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(info.server) do
+      prlimit(os_pid, "#{@no_descriptor}:")
+    end
+  end
+
+  def make(sandbox, :open_allowed, []) do
+    info = Instance.call(sandbox, :info)
+
+    with {:ok, %{os_pid: os_pid, max_fds: max_fds}} <- NetlinkPort.info(info.server) do
+      prlimit(os_pid, "#{max_fds}:")
+    end
+  end
+
+  def make(sandbox, {:open_refused, errno}, opts) when is_atom(errno) do
+    Options.known!(opts, [:stage, :times])
+    stage = Keyword.get(opts, :stage, :setns)
+    stand_in(sandbox, {:open, errno, stage}, opts)
+  end
+
+  def make(sandbox, {:answer, errno}, opts) when is_atom(errno) do
+    Options.known!(opts, [:message, :offset, :type, :times])
+    stand_in(sandbox, {:answer, errno, Map.new(Keyword.drop(opts, [:times]))}, opts)
+  end
+
+  def make(sandbox, :interrupted_dump, opts) do
+    Options.known!(opts, [:times])
+    stand_in(sandbox, :interrupt, opts)
+  end
+
+  def make(_sandbox, other, opts) do
+    raise ArgumentError,
+          "expected a fault of NetlinkPort.Sandbox.fault/3, got: #{inspect(other)} with #{inspect(opts)}"
+  end
+
+  defp stand_in(sandbox, rule, opts) do
+    times = Keyword.get(opts, :times, 1)
+
+    unless is_integer(times) and times > 0 do
+      raise ArgumentError, "expected times: a positive integer, got: #{inspect(times)}"
+    end
+
+    case Instance.call(sandbox, :info).stand_in do
+      nil ->
+        raise ArgumentError,
+              "this fault needs a sandbox with stand_in: true, as in @tag netlink_sandbox: [stand_in: true]"
+
+      pid ->
+        StandIn.add(pid, rule, times)
+    end
+  end
+
+  defp whereis!(server) do
+    GenServer.whereis(server) || raise ArgumentError, "no such server: #{inspect(server)}"
+  end
+
+  # The sockets in the namespace: all, one, or those of a process.
+  defp sockets(_info, %Socket{} = socket), do: {:ok, [socket]}
+
+  defp sockets(info, owner) when is_pid(owner) or owner == nil do
+    %{inode: inode} = File.stat!(info.path)
+
+    with {:ok, %{sockets: sockets}} <- NetlinkPort.stats(info.server) do
+      found =
+        for socket <- sockets,
+            socket.inode == inode,
+            owner in [nil, socket.owner],
+            do: socket.socket
+
+      if found == [], do: {:error, "no such socket is open in the namespace"}, else: {:ok, found}
+    end
+  end
+
+  defp sockets(_info, other),
+    do: raise(ArgumentError, "expected of: a socket or its owner, got: #{inspect(other)}")
+
+  defp stop(sandbox, os_pid) do
+    :ok = Instance.call(sandbox, {:stopped, os_pid})
+    with :ok <- Holder.signal("STOP", os_pid), do: await_state(os_pid, &(&1 == "T"))
+  end
+
+  defp continue(sandbox, os_pid) do
+    :ok = Instance.call(sandbox, {:stopped, nil})
+    with :ok <- Holder.signal("CONT", os_pid), do: await_state(os_pid, &(&1 != "T"))
+  end
+
+  # A signal is delivered when the process runs next.
+  defp await_state(os_pid, wanted, deadline \\ System.monotonic_time(:millisecond) + @patience) do
+    cond do
+      wanted.(state(os_pid)) ->
+        :ok
+
+      System.monotonic_time(:millisecond) > deadline ->
+        {:error, "the helper did not take the signal"}
+
+      true ->
+        Process.sleep(1) && await_state(os_pid, wanted, deadline)
+    end
+  end
+
+  defp state(os_pid) do
+    with {:ok, stat} <- File.read("/proc/#{os_pid}/stat") do
+      stat |> String.split(") ") |> List.last() |> String.first()
+    end
+  end
+
+  # The soft limit; the hard one stays.
+  defp prlimit(os_pid, limit) do
+    case System.cmd("prlimit", ["--pid", "#{os_pid}", "--nofile=#{limit}"], stderr_to_stdout: true) do
+      {_output, 0} -> :ok
+      {output, _status} -> {:error, String.trim(output)}
+    end
+  end
+end

@@ -1,0 +1,130 @@
+defmodule NetlinkPort.Sandbox.Holder do
+  @moduledoc false
+  # The operating system process that holds a namespace: unshare(1) of util-linux, and below it a shell
+  # that is the init of a process namespace, so that whatever runs in the sandbox ends with it.
+  #
+  # Invariant: the shell reads its standard input, a pipe of the VM's, and ends at its end of file. So the
+  # namespace ends with the VM, however that ends.
+
+  alias NetlinkPort.Sandbox.UserNamespace
+
+  # How long a start, and an end, may take, in ms.
+  @patience 10_000
+
+  # $1 is the folder of the sandbox, or empty. At an end of file the VM is not there to remove it.
+  @init ~S(echo ready; read -r word || { [ -z "$1" ] || rm -rf -- "$1"; })
+
+  @type t :: {port(), os_pid :: pos_integer()}
+
+  @doc """
+  Starts one, in the user namespace of the other sandboxes if there are any; `await/2` follows. With
+  `:root` there is no user namespace.
+  """
+  @spec start(:user | :root, Path.t() | nil, pos_integer() | nil) ::
+          {:ok, port(), pos_integer() | nil} | {:error, String.t()}
+  def start(mode, folder, gone \\ nil) do
+    init = ["sh", "-c", @init, "sh", folder || ""]
+    space = ["--net", "--pid", "--fork", "--kill-child"]
+
+    case mode == :user && UserNamespace.join(gone) do
+      {:enter, os_pid} ->
+        unshare = ["unshare" | space] ++ init
+        enter = ["--target", "#{os_pid}", "--user", "--preserve-credentials"]
+        spawn_program("nsenter", enter ++ unshare, os_pid)
+
+      :make ->
+        spawn_program("unshare", ["--user", "--map-root-user" | space] ++ init, nil)
+
+      false ->
+        spawn_program("unshare", space ++ init, nil)
+    end
+  end
+
+  defp spawn_program(program, arguments, entered) do
+    opts = [:binary, :exit_status, :stderr_to_stdout, args: arguments, env: [{~c"LC_ALL", ~c"C"}]]
+
+    case executable(program) do
+      nil -> {:error, "there is no #{program}(1)"}
+      path -> {:ok, Port.open({:spawn_executable, path}, opts), entered}
+    end
+  end
+
+  # Looked for once: each folder of the path is a look at the disk.
+  defp executable(program) do
+    with nil <- :persistent_term.get({__MODULE__, program}, nil),
+         path when path != nil <- System.find_executable(program) do
+      :persistent_term.put({__MODULE__, program}, path)
+      path
+    end
+  end
+
+  @doc "Waits until the namespace is there."
+  @spec await(port(), binary()) :: {:ok, t()} | {:error, String.t()}
+  def await(port, printed \\ "") do
+    receive do
+      {^port, {:data, data}} ->
+        printed = printed <> data
+        if String.ends_with?(printed, "ready\n"), do: ready(port), else: await(port, printed)
+
+      {^port, {:exit_status, _status}} ->
+        {:error, printed |> String.trim() |> String.replace("\n", "; ")}
+    after
+      @patience ->
+        Port.close(port)
+        {:error, "unshare(1) did not make it within #{@patience} ms: #{printed}"}
+    end
+  end
+
+  defp ready(port) do
+    case Port.info(port, :os_pid) do
+      {:os_pid, os_pid} -> {:ok, {port, os_pid}}
+      nil -> {:error, "it ended at once"}
+    end
+  end
+
+  @doc "Ends it, with all that runs in the sandbox."
+  @spec stop(t()) :: :ok
+  def stop({port, os_pid}) do
+    # The shell reads a line, and ends.
+    _sent? = command(port)
+
+    receive do
+      {^port, {:exit_status, _status}} -> :ok
+    after
+      @patience ->
+        signal("KILL", os_pid)
+        close(port)
+    end
+  end
+
+  defp command(port) do
+    Port.command(port, "\n")
+  rescue
+    ArgumentError -> false
+  end
+
+  defp close(port) do
+    Port.close(port)
+    :ok
+  rescue
+    ArgumentError -> :ok
+  end
+
+  @doc "Sends a signal, by the shell: OTP has no kill(2)."
+  @spec signal(String.t(), pos_integer()) :: :ok | {:error, String.t()}
+  def signal(name, os_pid) do
+    case System.cmd("sh", ["-c", "kill -#{name} #{os_pid}"], stderr_to_stdout: true) do
+      {_output, 0} -> :ok
+      {output, _status} -> {:error, String.trim(output)}
+    end
+  end
+
+  @doc "The arguments of nsenter(1) that lead into it."
+  @spec enter(t(), :user | :root) :: [String.t()]
+  def enter({_port, os_pid}, mode) do
+    user = if mode == :user, do: ["--user", "--preserve-credentials"], else: []
+    # The process namespace is that of the child: unshare(1) itself is not in it.
+    processes = "--pid=/proc/#{os_pid}/ns/pid_for_children"
+    ["--target", "#{os_pid}"] ++ user ++ ["--net", processes]
+  end
+end

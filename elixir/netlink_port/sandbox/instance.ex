@@ -1,0 +1,280 @@
+defmodule NetlinkPort.Sandbox.Instance do
+  @moduledoc false
+  # The process of a sandbox: it owns the holder of its namespace, and supervises its server. What ends it
+  # ends both; a holder whose VM is gone reads the end of its input.
+
+  use GenServer, restart: :temporary
+
+  alias NetlinkPort.Options
+  alias NetlinkPort.Sandbox.{Holder, Refusal, StandIn, UserNamespace}
+
+  # RTM_NEWLINK; a struct ifinfomsg of interface 1, with IFF_UP set. include/uapi/linux/rtnetlink.h
+  @newlink 16
+  @lo_up <<0::16, 0::16, 1::32-native, 1::32-native, 1::32-native>>
+  # A test may kill the helper as often as it likes.
+  @restarts [max_restarts: 1_000_000, max_seconds: 1]
+  @options [:name, :server, :path, :stand_in]
+  # How long a server may take to be there again, in ms.
+  @patience 10_000
+
+  @enforce_keys [:way, :folder, :path?, :server]
+  defstruct [
+    :way,
+    :folder,
+    :path?,
+    :server,
+    :supervisor,
+    :holder,
+    :helping,
+    :stand_in,
+    :stopped,
+    veths: 0
+  ]
+
+  @spec start_link(keyword()) :: GenServer.on_start()
+  def start_link(opts) do
+    Options.keyword!(opts)
+    Options.known!(opts, @options)
+    path? = Options.boolean!(:path, Keyword.get(opts, :path, false))
+    stand_in? = Options.boolean!(:stand_in, Keyword.get(opts, :stand_in, false))
+    server = Keyword.get(opts, :server, [])
+    if not is_list(server), do: Options.server!(server)
+
+    if stand_in? and not is_list(server) do
+      raise ArgumentError,
+            "stand_in: true needs a server of the sandbox's own, got: #{inspect(server)}"
+    end
+
+    name = Keyword.take(opts, [:name])
+    GenServer.start_link(__MODULE__, {server, path?, stand_in?}, name)
+  end
+
+  @spec call(GenServer.server(), term()) :: term()
+  def call(sandbox, message), do: GenServer.call(sandbox, message, 60_000)
+
+  ## Start
+
+  @impl true
+  def init({server, path?, stand_in?}) do
+    Process.flag(:trap_exit, true)
+
+    with {:ok, way} <- Refusal.way() do
+      folder = if path? or stand_in?, do: folder!()
+      state = %__MODULE__{way: way, folder: folder, path?: path?, server: name(server)}
+      # The namespace and the helper are made at the same time.
+      started = Holder.start(way, folder)
+
+      with {:ok, state} <- serve(state, server, stand_in?),
+           {:ok, state} <- held(state, started),
+           :ok <- up(state) do
+        {:ok, state}
+      else
+        {:error, reason} ->
+          _ended = terminate(reason, state)
+          {:stop, reason}
+      end
+    else
+      {:error, line} -> {:stop, line}
+    end
+  end
+
+  defp folder! do
+    unique = System.unique_integer([:positive])
+    folder = Path.join(System.tmp_dir!(), "netlink_port-sandbox-#{System.pid()}-#{unique}")
+    File.mkdir!(folder)
+    File.chmod!(folder, 0o700)
+    folder
+  end
+
+  # A name, so that it leads to the server that succeeds one that has ended.
+  defp name(opts) when is_list(opts),
+    do: Keyword.get(opts, :name, {:global, {NetlinkPort.Sandbox, self()}})
+
+  defp name(server), do: server
+
+  defp serve(state, server, _stand_in?) when not is_list(server), do: {:ok, state}
+
+  defp serve(state, opts, stand_in?) do
+    opts = Keyword.merge([user_namespaces: true], Keyword.put(opts, :name, state.server))
+
+    with {:ok, supervisor} <- Supervisor.start_link([], [strategy: :one_for_one] ++ @restarts),
+         state = %{state | supervisor: supervisor},
+         {:ok, state, child} <- child(state, opts, stand_in?),
+         {:ok, _server} <- Supervisor.start_child(supervisor, child) do
+      {:ok, state}
+    else
+      {:error, {reason, _child}} -> {:error, reason}
+      {:error, reason} -> {:error, reason}
+    end
+  end
+
+  defp child(state, opts, false), do: {:ok, state, %{NetlinkPort.child_spec(opts) | id: :server}}
+
+  defp child(state, opts, true) do
+    with {:ok, stand_in} <- StandIn.start_link(state.folder) do
+      start = {StandIn, :start_server, [stand_in, opts]}
+      {:ok, %{state | stand_in: stand_in}, %{id: :server, start: start, type: :worker}}
+    end
+  end
+
+  defp held(_state, {:error, reason}), do: {:error, reason}
+
+  defp held(state, {:ok, port, entered}) do
+    case Holder.await(port) do
+      {:ok, {_port, os_pid} = holder} ->
+        if state.way == :user, do: UserNamespace.joined(os_pid)
+        {:ok, link(%{state | holder: holder})}
+
+      {:error, printed} ->
+        # The sandbox whose user namespace was to be entered has ended meanwhile.
+        if entered && not File.exists?("/proc/#{entered}/ns/user"),
+          do: held(state, Holder.start(state.way, state.folder, entered)),
+          else: {:error, Refusal.line(printed)}
+    end
+  end
+
+  # Replaced as a whole, so that there is no moment without a link but the one that is meant.
+  defp link(%{path?: false} = state), do: state
+
+  defp link(%{holder: {_port, os_pid}} = state) do
+    new = Path.join(state.folder, "new")
+    File.ln_s!("/proc/#{os_pid}/ns/net", new)
+    File.rename!(new, Path.join(state.folder, "net"))
+    state
+  end
+
+  defp up(state) do
+    opts = [netns: pid(state), active: false]
+
+    with {:ok, socket} <- NetlinkPort.open(state.server, :route, opts),
+         {:ok, []} <- NetlinkPort.request(socket, @newlink, @lo_up) do
+      NetlinkPort.close(socket)
+    end
+  end
+
+  defp pid(%{holder: {_port, os_pid}}), do: {:pid, os_pid}
+
+  ## Calls
+
+  @impl true
+  def handle_call(:info, _from, state), do: {:reply, info(state), state}
+  def handle_call(:enter, _from, %{holder: nil} = state), do: {:reply, gone(), state}
+
+  def handle_call(:enter, _from, state) do
+    {:reply, {:ok, Holder.enter(state.holder, state.way)}, state}
+  end
+
+  def handle_call(:veth, _from, state) do
+    {:reply, "veth#{state.veths}", %{state | veths: state.veths + 1}}
+  end
+
+  def handle_call({:restarted, server}, _from, state) do
+    {:reply, restarted(state, server), state}
+  end
+
+  def handle_call(:stopped, _from, state), do: {:reply, state.stopped, state}
+
+  def handle_call({:stopped, os_pid}, _from, state) do
+    {:reply, :ok, %{state | stopped: os_pid}}
+  end
+
+  # A second server, for what is done while the first is stopped.
+  def handle_call(:helping, _from, %{helping: nil} = state) do
+    case NetlinkPort.start_link(name: nil, user_namespaces: true) do
+      {:ok, server} -> {:reply, {:ok, server}, %{state | helping: server}}
+      {:error, reason} -> {:reply, {:error, reason}, state}
+    end
+  end
+
+  def handle_call(:helping, _from, state), do: {:reply, {:ok, state.helping}, state}
+
+  def handle_call(:namespace_gone, _from, %{holder: nil} = state), do: {:reply, gone(), state}
+
+  def handle_call(:namespace_gone, _from, state) do
+    if state.path?, do: File.rm!(Path.join(state.folder, "net"))
+    {:reply, :ok, let_go(state)}
+  end
+
+  def handle_call(:namespace_back, _from, %{holder: nil} = state) do
+    with {:ok, state} <- held(state, Holder.start(state.way, state.folder)),
+         :ok <- up(state) do
+      {:reply, :ok, state}
+    else
+      {:error, reason} -> {:reply, {:error, reason}, state}
+    end
+  end
+
+  def handle_call(:namespace_back, _from, state) do
+    {:reply, {:error, "the namespace is there"}, state}
+  end
+
+  defp gone, do: {:error, "the namespace of this sandbox is gone"}
+
+  defp info(%{holder: holder} = state) do
+    os_pid = holder && elem(holder, 1)
+    netns = if state.path?, do: {:path, Path.join(state.folder, "net")}, else: {:pid, os_pid}
+    path = os_pid && "/proc/#{os_pid}/ns/net"
+
+    %{
+      netns: netns,
+      server: state.server,
+      os_pid: os_pid,
+      path: path,
+      stand_in: state.stand_in,
+      own?: state.supervisor != nil
+    }
+  end
+
+  # The supervisor hears of the server's end before or after this call: it is asked until it has.
+  defp restarted(state, old, deadline \\ System.monotonic_time(:millisecond) + @patience) do
+    case Supervisor.which_children(state.supervisor) do
+      [{:server, pid, _type, _modules}] when is_pid(pid) and pid != old ->
+        :ok
+
+      _not_yet ->
+        if System.monotonic_time(:millisecond) < deadline,
+          do: restarted(state, old, deadline),
+          else: {:error, "the server did not start again within #{@patience} ms"}
+    end
+  end
+
+  defp let_go(%{holder: nil} = state), do: state
+
+  defp let_go(state) do
+    if state.way == :user, do: UserNamespace.leave()
+    Holder.stop(state.holder)
+    %{state | holder: nil}
+  end
+
+  ## The end
+
+  # Somebody else has ended the holder.
+  @impl true
+  def handle_info({port, {:exit_status, _status}}, %{holder: {port, _os_pid}} = state) do
+    if state.way == :user, do: UserNamespace.leave()
+    {:noreply, %{state | holder: nil}}
+  end
+
+  def handle_info({:EXIT, pid, reason}, state) when pid in [state.supervisor, state.stand_in] do
+    {:stop, reason, state}
+  end
+
+  # The parent's end comes to `terminate/2` by itself.
+  def handle_info(_message, state), do: {:noreply, state}
+
+  @impl true
+  def terminate(_reason, state) do
+    # Otherwise the end of its server would wait for it.
+    if state.stopped, do: Holder.signal("CONT", state.stopped)
+    for pid <- [state.supervisor, state.helping, state.stand_in], pid != nil, do: stop(pid)
+    _state = let_go(state)
+    if state.folder, do: File.rm_rf!(state.folder)
+    :ok
+  end
+
+  defp stop(pid) do
+    GenServer.stop(pid, :shutdown)
+  catch
+    :exit, _ended -> :ok
+  end
+end

@@ -1,0 +1,103 @@
+defmodule NetlinkPort.Sandbox.Refusal do
+  @moduledoc false
+  # Which way to a namespace this machine allows, found out once for each VM; and where there is none, a
+  # line that says what refuses it, and how to allow it. user_namespaces(7).
+
+  # What refuses an ordinary user a user namespace: the file, the value that does, the remedy.
+  @sysctls [
+    {"kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"},
+    {"kernel/apparmor_restrict_unprivileged_userns", "1",
+     "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"},
+    {"user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"},
+    {"user/max_net_namespaces", "0", "sysctl -w user.max_net_namespaces=15000"},
+    {"user/max_pid_namespaces", "0", "sysctl -w user.max_pid_namespaces=15000"}
+  ]
+
+  @type way :: :user | :root
+
+  @doc "The way to take, or the line that says why there is none."
+  @spec way() :: {:ok, way()} | {:error, String.t()}
+  def way do
+    with nil <- :persistent_term.get(__MODULE__, nil) do
+      found = find()
+      :persistent_term.put(__MODULE__, found)
+      found
+    end
+  end
+
+  defp find do
+    case attempt(["--user", "--map-root-user"]) do
+      :ok -> {:ok, :user}
+      {:error, printed} -> if attempt([]) == :ok, do: {:ok, :root}, else: {:error, line(printed)}
+    end
+  end
+
+  defp attempt(user) do
+    arguments = user ++ ["--net", "--pid", "--fork", "--kill-child", "true"]
+    opts = [stderr_to_stdout: true, env: [{"LC_ALL", "C"}]]
+
+    case System.cmd("unshare", arguments, opts) do
+      {_output, 0} -> if System.find_executable("nsenter"), do: :ok, else: {:error, :missing}
+      {printed, _status} -> {:error, printed |> String.trim() |> String.replace("\n", "; ")}
+    end
+  rescue
+    # There is no such program.
+    ErlangError -> {:error, :missing}
+  end
+
+  @doc "The line, from what unshare(1) has printed."
+  @spec line(String.t() | :missing, (String.t() -> String.t() | nil)) :: String.t()
+  def line(printed, read \\ &read/1)
+
+  def line(:missing, _read) do
+    sentence("unshare(1) and nsenter(1) are missing", "install util-linux")
+  end
+
+  def line(printed, read) do
+    {what, remedy} = cause(printed, read)
+    sentence("#{what} (#{printed})", remedy)
+  end
+
+  defp sentence(what, remedy),
+    do: "no network namespaces for NetlinkPort.Sandbox: #{what}; #{remedy}"
+
+  defp cause(printed, read) do
+    sysctl =
+      Enum.find(@sysctls, fn {file, value, _remedy} -> read.("/proc/sys/" <> file) == value end)
+
+    cond do
+      sysctl ->
+        sysctl_cause(sysctl)
+
+      printed =~ "No space left" ->
+        {"the limit on namespaces is reached",
+         "raise user.max_user_namespaces and user.max_net_namespaces by sysctl(8)"}
+
+      printed =~ "nrecognized option" or printed =~ "nvalid option" ->
+        {"this unshare(1) is not that of util-linux, or older than 2.32", "install util-linux"}
+
+      filtered?(read) ->
+        {"a seccomp filter, that of a container most likely, refuses unshare(2)",
+         "start the container with `--security-opt seccomp=unconfined`, or with a profile that allows unshare, clone and setns"}
+
+      true ->
+        {"the kernel or a security module refuses user namespaces",
+         "allow them for this user, or run the tests as root"}
+    end
+  end
+
+  defp sysctl_cause({file, value, remedy}) do
+    {"sysctl #{String.replace(file, "/", ".")} is #{value}",
+     "`#{remedy}` as root allows them, or run the tests as root"}
+  end
+
+  # Seccomp: 2 is SECCOMP_MODE_FILTER. Of this process, whose filters its children have.
+  defp filtered?(read), do: (read.("/proc/self/status") || "") =~ ~r/^Seccomp:\s+2$/m
+
+  defp read(path) do
+    case File.read(path) do
+      {:ok, text} -> String.trim(text)
+      {:error, _reason} -> nil
+    end
+  end
+end

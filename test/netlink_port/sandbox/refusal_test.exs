@@ -1,0 +1,120 @@
+defmodule NetlinkPort.Sandbox.RefusalTest do
+  use NetlinkPort.Case, async: true
+
+  alias NetlinkPort.Sandbox.Refusal
+
+  # A machine, by the files that tell of it.
+  defp line(printed, files), do: Refusal.line(printed, &Map.get(files, &1))
+
+  @eperm "unshare: unshare failed: Operation not permitted"
+
+  test "what refuses namespaces is named, with what allows them, on one line" do
+    for {printed, files, what, remedy} <- [
+          {@eperm, %{"/proc/sys/kernel/unprivileged_userns_clone" => "0"},
+           "sysctl kernel.unprivileged_userns_clone is 0",
+           "sysctl -w kernel.unprivileged_userns_clone=1"},
+          {"unshare: write failed /proc/self/uid_map: Operation not permitted",
+           %{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns" => "1"},
+           "sysctl kernel.apparmor_restrict_unprivileged_userns is 1",
+           "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"},
+          {"unshare: unshare failed: No space left on device",
+           %{"/proc/sys/user/max_user_namespaces" => "0"}, "sysctl user.max_user_namespaces is 0",
+           "sysctl -w user.max_user_namespaces="},
+          {"unshare: unshare failed: No space left on device",
+           %{"/proc/sys/user/max_user_namespaces" => "20"}, "the limit on namespaces is reached",
+           "raise user.max_user_namespaces"},
+          {@eperm, %{"/proc/self/status" => "Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1"},
+           "a seccomp filter", "seccomp=unconfined"},
+          {"unshare: unrecognized option: kill-child", %{}, "not that of util-linux",
+           "install util-linux"},
+          {@eperm,
+           %{
+             "/proc/sys/kernel/unprivileged_userns_clone" => "1",
+             "/proc/sys/kernel/apparmor_restrict_unprivileged_userns" => "0",
+             "/proc/self/status" => "Seccomp:\t0\n"
+           }, "the kernel or a security module", "run the tests as root"}
+        ] do
+      line = line(printed, files)
+      assert line =~ what
+      assert line =~ remedy
+      assert line =~ printed
+      refute line =~ "\n"
+    end
+
+    assert Refusal.line(:missing) =~ "install util-linux"
+  end
+
+  # A suite of a user of the kit, in a VM of its own, without privileges, whose user namespaces a limit refuses.
+  @tag :userns
+  test "where they are refused tests are skipped, with the line once; where the setup is used alone they fail with it" do
+    {output, 2} = suite(["setpriv", "--bounding-set", "-all"])
+    assert output =~ ~r/5 tests, 1 failure, 3 skipped|Result: .*1 passed.*3 skipped/
+    line = "no network namespaces for NetlinkPort.Sandbox: sysctl user.max_user_namespaces is 0"
+    assert length(String.split(output, "Skipped: " <> line)) == 2
+    assert output =~ "(RuntimeError) " <> line
+  end
+
+  @tag :userns
+  test "root takes its own way where user namespaces are refused" do
+    {output, status} = suite([])
+    assert status == 0, output
+    assert output =~ ~r/5 tests, 0 failures|Result: 5 passed/
+  end
+
+  defp suite(wrapper) do
+    folder = tmp_path!("suite")
+    File.mkdir_p!(folder)
+    File.chmod!(folder, 0o755)
+
+    File.cp_r!(:code.lib_dir(:netlink_port), Path.join(folder, "netlink_port"),
+      dereference_symlinks: true
+    )
+
+    file = Path.join(folder, "suite.exs")
+    File.write!(file, suite_source())
+
+    elixir = [
+      System.find_executable("elixir"),
+      "-pa",
+      Path.join(folder, "netlink_port/ebin"),
+      file
+    ]
+
+    # In a user namespace of its own the limit is nobody else's.
+    script = "echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\""
+    arguments = ["--user", "--map-root-user", "sh", "-c", script, "sh"]
+    System.cmd("unshare", arguments ++ wrapper ++ elixir, stderr_to_stdout: true, cd: folder)
+  end
+
+  defp suite_source do
+    """
+    ExUnit.start()
+
+    defmodule Skipped do
+      use ExUnit.Case, async: true
+      use NetlinkPort.Sandbox
+      setup :netlink_sandbox
+      for n <- 1..2, do: test("\#{n}", c, do: {:ok, _} = NetlinkPort.open(c.server, :route, netns: c.netns))
+    end
+
+    defmodule SkippedToo do
+      use ExUnit.Case, async: true
+      use NetlinkPort.Sandbox
+      setup :netlink_sandbox
+      test "joins", c, do: veth(c.sandbox, start_supervised!(NetlinkPort.Sandbox))
+    end
+
+    defmodule Alone do
+      use ExUnit.Case, async: true
+      import NetlinkPort.Sandbox
+      setup :netlink_sandbox
+      test "a", c, do: {:ok, _} = NetlinkPort.open(c.server, :route, netns: c.netns)
+    end
+
+    defmodule Without do
+      use ExUnit.Case, async: true
+      test "a", do: :ok
+    end
+    """
+  end
+end

@@ -1,0 +1,352 @@
+defmodule NetlinkPort.Sandbox.ReplayTest do
+  # Captures of ours, of Wireshark's and of tcpdump's kind, played to an owner.
+  use ExUnit.Case, async: true
+  use NetlinkPort.Sandbox
+
+  import NetlinkPort.Case, only: [tmp_path!: 1]
+
+  alias NetlinkPort.{DecodeError, Error, Message, Pcapng, Rtnl, Sandbox}
+
+  @getlink 18
+  @kernel 7
+  @user 6
+  # What AF_PACKET says of nlmon, both ways.
+  @outgoing 4
+
+  defp message(type, flags, payload) do
+    IO.iodata_to_binary(
+      Message.encode(%Message{type: type, flags: flags, seq: 7, payload: payload})
+    )
+  end
+
+  defp question, do: message(@getlink, 0x301, <<0::128>>)
+  defp event(n), do: message(16, 0, <<0::128, n::32>>)
+
+  defp cooked(type, protocol, datagram),
+    do: <<type::16, 824::16, 0::80, protocol::16, datagram::binary>>
+
+  defp n(order, size, value) do
+    case order do
+      :big -> <<value::size(size)-big>>
+      :little -> <<value::size(size)-little>>
+    end
+  end
+
+  # A pcap file, of packets `{seconds, fraction, bytes, length}`.
+  defp pcap(order, magic, link, packets) do
+    head = [n(order, 32, magic), n(order, 16, 2), n(order, 16, 4), <<0::64>>]
+    head = [head, n(order, 32, 262_144), n(order, 32, link)]
+
+    packets =
+      for {seconds, fraction, bytes, length} <- packets do
+        numbers = [seconds, fraction, byte_size(bytes), length]
+        [Enum.map(numbers, &n(order, 32, &1)), bytes]
+      end
+
+    file!([head | packets])
+  end
+
+  defp packet(seconds, fraction, bytes), do: {seconds, fraction, bytes, byte_size(bytes)}
+
+  # A pcapng file of blocks `{type, body}` in an order.
+  defp pcapng(order, blocks) do
+    section = [n(order, 32, 0x1A2B3C4D), n(order, 16, 1), n(order, 16, 0), <<-1::64>>]
+
+    file!(
+      for {type, body} <- [{0x0A0D0D0A, section} | blocks] do
+        body = IO.iodata_to_binary(body)
+        padding = Integer.mod(-byte_size(body), 4)
+        length = n(order, 32, byte_size(body) + padding + 12)
+        [n(order, 32, type), length, body, <<0::size(8 * padding)>>, length]
+      end
+    )
+  end
+
+  defp file!(bytes) do
+    path = tmp_path!("capture")
+    File.write!(path, bytes)
+    path
+  end
+
+  defp received do
+    receive do
+      {:netlink, :replay, datagram} -> [datagram | received()]
+      {:netlink_error, :replay, error} -> [error | received()]
+    after
+      0 -> []
+    end
+  end
+
+  describe "what this library has captured" do
+    setup :netlink_sandbox
+
+    test "reaches an owner as it did then, without what was sent", c do
+      path = tmp_path!("trace.pcapng")
+      {:ok, capture} = NetlinkPort.capture(c.server, path)
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
+      {:ok, other} = NetlinkPort.open(c.server, :generic, netns: c.netns, active: false)
+      {:ok, _} = NetlinkPort.Generic.family(other, "nlctrl")
+      run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
+      run!(c.sandbox, "ip", ["link", "del", "br0"])
+      assert_receive {:netlink, ^socket, first}, 5_000
+      seen = [first | until_deleted(socket)]
+      {:ok, _counts} = NetlinkPort.stop_capture(capture)
+
+      {:ok, told} = replay(path, to: self(), socket: socket, protocol: :route)
+      assert told == %{datagrams: length(seen), cut: 0, truncated: false}
+      for datagram <- seen, do: assert_received({:netlink, ^socket, ^datagram})
+
+      interface = "route in #{NetlinkPort.Socket.place(c.netns)}, handle #{socket.handle}"
+      assert {:ok, %{datagrams: n}} = replay(path, to: self(), interface: interface)
+      assert n == length(seen)
+      assert received() == seen
+
+      assert {:ok, %{datagrams: all}} =
+               replay(path, to: self(), tag: :netlink_event, socket: :monitor)
+
+      assert all > n
+      assert_received {:netlink_event, :monitor, ^first}
+    end
+
+    defp until_deleted(socket) do
+      assert_receive {:netlink, ^socket, datagram}, 5_000
+      deleted? = Enum.any?(Rtnl.messages(datagram), fn {type, _, _} -> type == 17 end)
+      if deleted?, do: [datagram], else: [datagram | until_deleted(socket)]
+    end
+  end
+
+  test "a capture of ours with a datagram that was cut: EMSGSIZE with its length" do
+    blocks = [
+      Pcapng.section_header(),
+      Pcapng.interface("a"),
+      Pcapng.datagram(0, 5, :in, 0, {event(1), byte_size(event(1))}),
+      Pcapng.datagram(0, 6, :in, 0, {event(2), 400_000}),
+      Pcapng.datagram(0, 7, :out, 0, {question(), byte_size(question())})
+    ]
+
+    assert {:ok, %{datagrams: 1, cut: 1, truncated: false}} = replay(file!(blocks), to: self())
+    assert [event, %Error{stage: :recv, reason: :emsgsize, length: 400_000}] = received()
+    assert event == event(1)
+  end
+
+  test "pcap, as tcpdump writes it, of both byte orders, us and ns" do
+    for order <- [:big, :little], {magic, unit} <- [{0xA1B2C3D4, 1_000}, {0xA1B23C4D, 1}] do
+      fraction = div(20_000_000, unit)
+
+      path =
+        pcap(order, magic, 253, [
+          packet(100, 0, cooked(@kernel, 0, question())),
+          packet(100, 0, cooked(@user, 0, event(1))),
+          packet(100, fraction, cooked(@user, 0, event(2))),
+          packet(100, fraction, cooked(@user, 15, "add@/devices"))
+        ])
+
+      assert {:ok, %{datagrams: 3}} = replay(path, to: self())
+      assert received() == [event(1), event(2), "add@/devices"]
+      assert {:ok, %{datagrams: 1}} = replay(path, to: self(), protocol: :kobject_uevent)
+      assert received() == ["add@/devices"]
+
+      {us, {:ok, %{datagrams: 3}}} = :timer.tc(fn -> replay(path, to: self(), timed: true) end)
+      assert us >= 20_000
+      assert received() == [event(1), event(2), "add@/devices"]
+    end
+  end
+
+  test "where the file tells no direction, requests are left out" do
+    packets = for bytes <- [question(), event(1)], do: packet(1, 0, cooked(@outgoing, 0, bytes))
+    assert {:ok, %{datagrams: 1}} = replay(pcap(:little, 0xA1B2C3D4, 253, packets), to: self())
+    assert received() == [event(1)]
+  end
+
+  test "pcapng of both byte orders, with units, offsets, other interfaces and old blocks" do
+    for order <- [:big, :little] do
+      u = &n(order, &1, &2)
+
+      option = fn code, value ->
+        [
+          u.(16, code),
+          u.(16, byte_size(value)),
+          value,
+          <<0::size(8 * Integer.mod(-byte_size(value), 4))>>
+        ]
+      end
+
+      interface = fn link, options ->
+        {1, [u.(16, link), <<0::16>>, u.(32, 0), options, <<0::32>>]}
+      end
+
+      enhanced = fn number, time, bytes, options ->
+        <<high::32, low::32>> = <<time::64>>
+        padding = <<0::size(8 * Integer.mod(-byte_size(bytes), 4))>>
+
+        {6,
+         [
+           u.(32, number),
+           u.(32, high),
+           u.(32, low),
+           u.(32, byte_size(bytes)),
+           u.(32, byte_size(bytes)),
+           bytes,
+           padding,
+           options
+         ]}
+      end
+
+      odd = event(3) <> <<1>>
+
+      path =
+        pcapng(order, [
+          interface.(1, option.(2, "eth0")),
+          # A unit of 2^-10 s, and an offset of 7 s.
+          interface.(253, [
+            option.(2, "nlmon0"),
+            option.(9, <<0x8A>>),
+            option.(14, IO.iodata_to_binary(u.(64, 7)))
+          ]),
+          enhanced.(0, 0, "ethernet", []),
+          enhanced.(1, 1024, cooked(@user, 0, event(1)), []),
+          # Of no direction but by its flags: outbound, then inbound.
+          enhanced.(1, 1024, cooked(@outgoing, 0, event(9)), [
+            option.(2, IO.iodata_to_binary(u.(32, 2))),
+            <<0::32>>
+          ]),
+          enhanced.(1, 1024 + 20, cooked(@outgoing, 0, question()), [
+            option.(2, IO.iodata_to_binary(u.(32, 1))),
+            <<0::32>>
+          ]),
+          {2,
+           [
+             u.(16, 1),
+             u.(16, 0),
+             u.(32, 0),
+             u.(32, 1044),
+             u.(32, byte_size(odd) + 16),
+             u.(32, byte_size(odd) + 16),
+             cooked(@user, 0, odd)
+           ]},
+          {0x0BAD, "whatever"}
+        ])
+
+      {us, told} = :timer.tc(fn -> replay(path, to: self(), timed: true) end)
+      assert told == {:ok, %{datagrams: 3, cut: 0, truncated: false}}
+      assert us >= 19_000
+      assert received() == [event(1), question(), odd]
+      assert {:ok, %{datagrams: 0}} = replay(path, to: self(), interface: "eth0")
+    end
+  end
+
+  test "a simple packet has no time, and is as long as its interface lets it be" do
+    bytes = cooked(@user, 0, event(1))
+
+    blocks = fn snaplen ->
+      [
+        {1, [n(:little, 16, 253), <<0::16>>, n(:little, 32, snaplen)]},
+        {3,
+         [n(:little, 32, byte_size(bytes)), binary_part(bytes, 0, min(snaplen, byte_size(bytes)))]}
+      ]
+    end
+
+    assert {:ok, %{datagrams: 1, cut: 0}} =
+             replay(pcapng(:little, blocks.(262_144)), to: self(), timed: true)
+
+    assert {:ok, %{datagrams: 0, cut: 1}} = replay(pcapng(:little, blocks.(32)), to: self())
+    size = byte_size(event(1))
+    assert [_event, %Error{reason: :emsgsize, length: ^size}] = received()
+  end
+
+  test "a file that ends in the middle of a packet is played so far" do
+    whole =
+      File.read!(
+        pcap(
+          :little,
+          0xA1B2C3D4,
+          253,
+          for(n <- 1..2, do: packet(n, 0, cooked(@user, 0, event(n))))
+        )
+      )
+
+    ng =
+      IO.iodata_to_binary([
+        Pcapng.section_header(),
+        Pcapng.interface("a"),
+        for(n <- 1..2, do: Pcapng.datagram(0, n, :in, 0, {event(n), byte_size(event(n))}))
+      ])
+
+    for bytes <- [whole, ng], cut <- [1, 5, 40] do
+      path = file!(binary_part(bytes, 0, byte_size(bytes) - cut))
+      assert {:ok, %{datagrams: 1, truncated: true}} = replay(path, to: self())
+      assert received() == [event(1)]
+    end
+  end
+
+  test "what is no capture of netlink is refused by its name, and nothing is played" do
+    for {bytes, said} <- [
+          {"", "it is empty"},
+          {"PK\x03\x04", "neither pcapng nor pcap"},
+          {:zlib.gzip("x"), "gzip"},
+          {<<0x28, 0xB5, 0x2F, 0xFD, 0>>, "zstd"},
+          {<<"snoop", 0, 0, 0>>, "snoop"},
+          {<<0xA1B2C3D4::32>>, "header is cut"},
+          {File.read!(pcap(:big, 0xA1B2C3D4, 1, [])), "link type is 1 (Ethernet)"},
+          {File.read!(pcap(:little, 0xA1B2C3D4, 276, [])), "link type is 276 (Linux cooked v2)"},
+          {File.read!(pcap(:little, 0xA1B2C3D4, 12_345, [])), "link type is 12345"},
+          {File.read!(pcapng(:big, [{1, [n(:big, 16, 113), <<0::48>>]}])),
+           "link type is 113 (Linux cooked v1)"},
+          {<<0x0A0D0D0A::32, 28::32, 7::32>>, "byte order"},
+          {[File.read!(pcapng(:little, [])), <<1::32-little, 3::32-little, 0::32>>],
+           "a block says that it has 3 bytes"},
+          {[Pcapng.section_header(), Pcapng.datagram(0, 1, :in, 0, {"x", 1})],
+           "interface 0, which is not described"}
+        ] do
+      assert {:error, %DecodeError{what: :capture} = error} = replay(file!(bytes), to: self())
+      assert Exception.message(error) =~ said
+    end
+
+    assert {:error, %Error{stage: :capture, reason: :enoent} = error} =
+             replay("/no/such.pcap", to: self())
+
+    assert Exception.message(error) =~ "/no/such.pcap"
+    assert {:error, %Error{reason: :eisdir}} = replay("/tmp", to: self())
+    assert received() == []
+  end
+
+  test "messages of a machine of the other byte order are refused" do
+    <<length::binary-4, rest::binary>> = event(1)
+    swapped = length |> :binary.bin_to_list() |> Enum.reverse() |> :binary.list_to_bin()
+    path = pcap(:big, 0xA1B2C3D4, 253, [packet(1, 0, cooked(@user, 0, swapped <> rest))])
+    assert {:error, %DecodeError{} = error} = replay(path, to: self())
+    assert Exception.message(error) =~ "other byte order"
+  end
+
+  test "wrong options raise in the caller" do
+    path = file!("")
+
+    for opts <- [
+          [],
+          [to: :me],
+          [to: self(), timed: 1],
+          [to: self(), speed: 2],
+          [to: self(), protocol: :no]
+        ] do
+      assert_raise ArgumentError, fn -> Sandbox.replay(path, opts) end
+    end
+  end
+
+  @tag :tshark
+  test "what Wireshark itself has written, as pcap and as pcapng" do
+    blocks = [
+      Pcapng.section_header(),
+      Pcapng.interface("a"),
+      for(n <- 1..3, do: Pcapng.datagram(0, n * 1_000, :in, 0, {event(n), byte_size(event(n))}))
+    ]
+
+    ours = file!(blocks)
+
+    for format <- ["pcap", "nsecpcap", "pcapng"] do
+      theirs = tmp_path!(format)
+      {_output, 0} = System.cmd("editcap", ["-F", format, ours, theirs], stderr_to_stdout: true)
+      assert {:ok, %{datagrams: 3}} = replay(theirs, to: self())
+      assert received() == for(n <- 1..3, do: event(n))
+    end
+  end
+end

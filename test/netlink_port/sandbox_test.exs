@@ -1,0 +1,492 @@
+defmodule NetlinkPort.SandboxTest do
+  # The kit as its users have it. Nothing here needs root.
+  use ExUnit.Case, async: true
+  use NetlinkPort.Sandbox
+
+  import NetlinkPort.Case, only: [eventually!: 1, tmp_path!: 1, signal!: 2]
+
+  alias NetlinkPort.{Error, Rtnl, Sandbox}
+
+  setup :netlink_sandbox
+
+  defp bridge(name) do
+    attrs = NetlinkPort.Attr.encode([{3, name <> <<0>>}, {18, [{1, "bridge" <> <<0>>}]}])
+    [<<0::128>> | attrs]
+  end
+
+  defp links!(server, netns) do
+    {:ok, socket} = NetlinkPort.open(server, :route, netns: netns, active: false)
+    names = Rtnl.link_names(socket)
+    :ok = NetlinkPort.close(socket)
+    Enum.sort(names)
+  end
+
+  describe "a sandbox" do
+    test "is a namespace of its own, with its loopback up", c do
+      assert links!(c.server, c.netns) == ["lo"]
+      assert run!(c.sandbox, "ip", ["link", "show", "lo"]) =~ "LOOPBACK,UP"
+      home = File.stat!("/proc/self/ns/net").inode
+      refute File.stat!(Sandbox.info(c.sandbox).path).inode == home
+    end
+
+    test "gets events of what is run in it", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
+      assert {:ok, %{verified: true}} = NetlinkPort.info(socket)
+      run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
+      assert_receive {:netlink, ^socket, _datagram}, 5_000
+    end
+
+    test "runs programs, with their output and status", c do
+      assert {"0\n", 0} = run(c.sandbox, "id", ["-u"])
+      assert {_said, 3} = run(c.sandbox, "sh", ["-c", "exit 3"])
+      assert {said, 127} = run(c.sandbox, "/no/such/program", [])
+      assert said =~ "/no/such/program"
+
+      assert {"there\n", 0} =
+               run(c.sandbox, "sh", ["-c", "echo $WHERE"], env: [{"WHERE", "there"}])
+
+      assert_raise RuntimeError, ~r/ip link show nothing: exit status 1: .*nothing/, fn ->
+        run!(c.sandbox, "ip", ["link", "show", "nothing"])
+      end
+    end
+
+    test "is joined with others by veths", c do
+      other = start_supervised!(Sandbox)
+      assert {"veth0", "veth0"} = veth(c.sandbox, other)
+      assert {"veth1", "veth0"} = veth(c.sandbox, third = start_supervised!({Sandbox, []}))
+      assert {"veth1", "veth1"} = veth(other, third)
+      run!(c.sandbox, "ip", ["addr", "add", "192.0.2.1/24", "dev", "veth0"])
+      run!(other, "ip", ["addr", "add", "192.0.2.2/24", "dev", "veth0"])
+
+      assert run!(c.sandbox, "ip", ["link", "show", "veth0"]) =~ "state UP"
+      assert run!(c.sandbox, "ip", ["link", "show", "veth1"]) =~ "state UP"
+    end
+
+    test "names another to ip(8) by its path", c do
+      other = start_supervised!(Sandbox)
+      run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
+      run!(c.sandbox, "ip", ["link", "add", "v0", "type", "veth", "peer", "name", "v1"])
+      run!(c.sandbox, "ip", ["link", "set", "v1", "netns", Sandbox.info(other).path])
+      assert "v1" in links!(Sandbox.info(other).server, Sandbox.info(other).netns)
+    end
+
+    test "takes a server that is there, and leaves it", c do
+      server = start_supervised!({NetlinkPort, name: nil, user_namespaces: true})
+      sandbox = start_supervised!({Sandbox, server: server}, id: :guest)
+      assert %{server: ^server, netns: netns} = Sandbox.info(sandbox)
+      assert links!(server, netns) == ["lo"]
+      assert links!(server, c.netns) == ["lo"]
+      :ok = stop_supervised!(:guest)
+      assert {:ok, _info} = NetlinkPort.info(server)
+    end
+
+    test "gives its server a name and options, and has itself one" do
+      opts = [name: __MODULE__.Named, server: [name: __MODULE__.Netlink, call_timeout: 700]]
+      start_supervised!({Sandbox, opts})
+      assert %{server: __MODULE__.Netlink} = Sandbox.info(__MODULE__.Named)
+      assert {:ok, _info} = NetlinkPort.info(__MODULE__.Netlink)
+    end
+
+    test "refuses wrong options in the caller" do
+      for opts <- [
+            [pth: true],
+            [path: 1],
+            [stand_in: :yes],
+            [server: 7],
+            [server: self(), stand_in: true]
+          ] do
+        assert_raise ArgumentError, fn -> Sandbox.start_link(opts) end
+      end
+    end
+
+    test "whose server cannot start says why, and leaves nothing" do
+      Process.flag(:trap_exit, true)
+      opts = [path: true, server: [executable: "/no/such/helper"]]
+      assert {:error, %Error{reason: :enoent}} = Sandbox.start_link(opts)
+    end
+  end
+
+  describe "nothing stays of" do
+    # Processes of a sandbox, from outside: those in its network namespace.
+    defp inside(inode) do
+      for pid <- File.ls!("/proc"),
+          pid =~ ~r/^\d+$/,
+          {:ok, %{inode: ^inode}} <- [File.stat("/proc/#{pid}/ns/net")],
+          do: pid
+    end
+
+    defp inode(sandbox), do: File.stat!(Sandbox.info(sandbox).path).inode
+
+    # A daemon, with nothing of its parents'.
+    defp daemon!(sandbox) do
+      run!(sandbox, "sh", ["-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 &"])
+    end
+
+    test "one that has ended, its programs and its folder included", c do
+      sandbox = start_supervised!({Sandbox, path: true}, id: :ending)
+      {inode, %{netns: {:path, path}}} = {inode(sandbox), Sandbox.info(sandbox)}
+      daemon!(sandbox)
+      assert [_ | _] = inside(inode)
+      # It is not the one that holds the user namespace for the others.
+      assert links!(c.server, c.netns) == ["lo"]
+      :ok = stop_supervised!(:ending)
+      eventually!(fn -> inside(inode) == [] end)
+      refute File.exists?(Path.dirname(path))
+      other = start_supervised!(Sandbox)
+      assert {"veth0", "veth0"} = veth(c.sandbox, other)
+    end
+
+    test "one that was killed" do
+      {:ok, sandbox} = start_unlinked(path: true)
+      {inode, %{netns: {:path, path}}} = {inode(sandbox), Sandbox.info(sandbox)}
+      daemon!(sandbox)
+      Process.exit(sandbox, :kill)
+      eventually!(fn -> inside(inode) == [] and not File.exists?(Path.dirname(path)) end)
+    end
+
+    defp start_unlinked(opts) do
+      test = self()
+
+      spawn(fn ->
+        Process.flag(:trap_exit, true)
+        send(test, Sandbox.start_link(opts))
+        Process.sleep(:infinity)
+      end)
+
+      assert_receive {:ok, sandbox}, 10_000
+      {:ok, sandbox}
+    end
+
+    test "a VM that was killed, its helper stopped or not", _c do
+      for stop? <- [false, true], opts <- [[path: true], [stand_in: true]] do
+        script = """
+        {:ok, sandbox} = NetlinkPort.Sandbox.start_link(#{inspect(opts)})
+        %{path: path, os_pid: os_pid, server: server} = NetlinkPort.Sandbox.info(sandbox)
+        {:ok, helper} = NetlinkPort.info(server)
+        NetlinkPort.Sandbox.run!(sandbox, "sh", ["-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 &"])
+        if #{stop?}, do: NetlinkPort.Sandbox.fault(sandbox, :helper_stopped)
+        IO.puts("\#{File.stat!(path).inode} \#{os_pid} \#{helper.os_pid}")
+        Process.sleep(:infinity)
+        """
+
+        paths = for path <- :code.get_path(), do: ["-pa", to_string(path)]
+        args = List.flatten(paths) ++ ["-e", script]
+        tmp = tmp_path!("vm")
+        File.mkdir!(tmp)
+
+        port =
+          Port.open({:spawn_executable, System.find_executable("elixir")}, [
+            :binary,
+            line: 200,
+            args: args,
+            env: [{~c"TMPDIR", to_charlist(tmp)}]
+          ])
+
+        {:os_pid, vm} = Port.info(port, :os_pid)
+        assert_receive {^port, {:data, {:eol, line}}}, 30_000
+        [inode, holder, helper] = line |> String.split() |> Enum.map(&String.to_integer/1)
+        assert [_ | _] = inside(inode)
+        assert [_folder] = File.ls!(tmp)
+        signal!(vm, "KILL")
+        gone? = fn pid -> not NetlinkPort.Case.running?(pid) end
+        eventually!(fn -> inside(inode) == [] and gone?.(holder) and gone?.(helper) end)
+        eventually!(fn -> File.ls!(tmp) == [] end)
+      end
+    end
+  end
+
+  describe "faults:" do
+    test "the helper killed: owners are told, and the server is there again", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+      assert :ok = fault(c.sandbox, :helper_killed)
+      assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+      assert {:ok, _socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+      for _ <- 1..5, do: fault(c.sandbox, :helper_killed)
+      assert links!(c.server, c.netns) == ["lo"]
+    end
+
+    test "the helper stopped and continued: nothing is lost", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
+      fault(c.sandbox, :helper_stopped)
+      run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
+      refute_received {:netlink, ^socket, _datagram}
+      fault(c.sandbox, :helper_continued)
+      assert_receive {:netlink, ^socket, _datagram}, 5_000
+
+      assert_raise RuntimeError, ~r/no helper of this sandbox is stopped/, fn ->
+        fault(c.sandbox, :helper_continued)
+      end
+    end
+
+    test "an overrun has the exact count, behind what is older, and leaves others alone", c do
+      opts = [netns: c.netns, groups: [1]]
+      {:ok, socket} = NetlinkPort.open(c.server, :route, opts)
+      {:ok, other} = NetlinkPort.open(c.server, :route, opts)
+      {:ok, tiny} = NetlinkPort.open(c.server, :route, opts ++ [rcvbuf: 2_048])
+
+      for {victim, count} <- [{socket, 1}, {socket, 37}, {tiny, 4}] do
+        run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
+        fault(c.sandbox, {:overrun, count}, of: victim)
+        assert_receive {first, ^victim, _datagram} when first == :netlink, 5_000
+        assert_receive {:netlink_overrun, ^victim, ^count}, 5_000
+        run!(c.sandbox, "ip", ["link", "del", "br0"])
+      end
+
+      refute_received {:netlink_overrun, ^other, _dropped}
+      assert {:ok, [1]} = NetlinkPort.memberships(socket)
+      assert {:ok, [1]} = NetlinkPort.memberships(tiny)
+
+      fault(c.sandbox, {:overrun, 2})
+
+      for victim <- [socket, other, tiny],
+          do: assert_receive({:netlink_overrun, ^victim, 2}, 5_000)
+    end
+
+    test "an overrun of a passive socket, and of one of another protocol", c do
+      for protocol <- [:route, :generic, :usersock] do
+        {:ok, socket} = NetlinkPort.open(c.server, protocol, netns: c.netns, active: false)
+        fault(c.sandbox, {:overrun, 5}, of: self())
+
+        assert {^protocol, {:error, %Error{reason: :enobufs, dropped: 5}}} =
+                 {protocol, NetlinkPort.recv(socket, 5_000)}
+
+        :ok = NetlinkPort.close(socket)
+      end
+    end
+
+    test "an overrun in which a change is lost", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
+      add = fn name -> run!(c.sandbox, "ip", ["link", "add", name, "type", "bridge"]) end
+      fault(c.sandbox, {:overrun, 9}, lose: fn -> add.("lost") end)
+      assert_receive {:netlink_overrun, ^socket, 9}, 5_000
+      add.("seen")
+      assert_receive {:netlink, ^socket, datagram}, 5_000
+      assert datagram =~ "seen"
+      refute_received {:netlink, ^socket, _lost}
+
+      many = fn -> for n <- 1..3, do: add.("br#{n}") end
+
+      assert_raise RuntimeError, ~r/lost: `lose:` makes more/, fn ->
+        fault(c.sandbox, {:overrun, 1}, lose: many)
+      end
+
+      assert_receive {:netlink_overrun, ^socket, _more}, 5_000
+
+      assert_raise ArgumentError, fn ->
+        fault(c.sandbox, {:overrun, 2}, lose: fn -> raise ArgumentError end)
+      end
+
+      assert_receive {:netlink_overrun, ^socket, 1}, 5_000
+    end
+
+    test "an overrun without a socket says so", c do
+      assert_raise RuntimeError, ~r/no such socket is open/, fn ->
+        fault(c.sandbox, {:overrun, 1})
+      end
+    end
+
+    test "the namespace gone, by its process", c do
+      opts = [netns: c.netns, close_on: :namespace_gone]
+      {:ok, socket} = NetlinkPort.open(c.server, :route, opts)
+      fault(c.sandbox, :namespace_gone)
+      assert_receive {:netlink_closed, ^socket, :namespace_gone}, 5_000
+      assert {:error, %Error{reason: :esrch}} = NetlinkPort.open(c.server, :route, netns: c.netns)
+      assert_raise RuntimeError, ~r/is gone/, fn -> run(c.sandbox, "true", []) end
+      assert_raise RuntimeError, ~r/is gone/, fn -> fault(c.sandbox, :namespace_gone) end
+      fault(c.sandbox, :namespace_back)
+      assert links!(c.server, Sandbox.info(c.sandbox).netns) == ["lo"]
+      assert_raise RuntimeError, ~r/is there/, fn -> fault(c.sandbox, :namespace_back) end
+    end
+
+    @tag netlink_sandbox: [path: true]
+    test "the namespace gone and back under its path: a monitor survives", c do
+      opts = [server: c.server, netns: c.netns, groups: [1]]
+      start_supervised!({NetlinkPort.Monitor, [name: __MODULE__.Back] ++ opts})
+      {:ok, monitor} = NetlinkPort.Monitor.subscribe(__MODULE__.Back)
+      assert_receive {:netlink_resync, ^monitor, :subscribed}, 5_000
+      fault(c.sandbox, :namespace_gone)
+      assert_receive {:netlink_down, ^monitor, :namespace_gone}, 5_000
+
+      assert {:error, %Error{reason: :enoent}} =
+               NetlinkPort.open(c.server, :route, netns: c.netns)
+
+      fault(c.sandbox, :namespace_back)
+      assert_receive {:netlink_resync, ^monitor, :namespace_gone}, 5_000
+      run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
+      assert_receive {:netlink_event, ^monitor, _datagram}, 5_000
+    end
+
+    test "a monitor: an overrun, a restart", c do
+      opts = [server: c.server, netns: c.netns, groups: [1]]
+      monitor = start_supervised!({NetlinkPort.Monitor, opts})
+      {:ok, ^monitor} = NetlinkPort.Monitor.subscribe(monitor)
+      assert_receive {:netlink_resync, ^monitor, :subscribed}, 5_000
+      fault(c.sandbox, {:overrun, 3}, of: monitor)
+      assert_receive {:netlink_resync, ^monitor, :overrun}, 5_000
+      fault(c.sandbox, :helper_killed)
+      assert_receive {:netlink_resync, ^monitor, {:closed, {:helper_exit, _status}}}, 5_000
+    end
+
+    test "an open refused for want of a descriptor, until it is allowed", c do
+      fault(c.sandbox, {:open_refused, :emfile})
+
+      assert {:error, %Error{reason: :emfile}} =
+               NetlinkPort.open(c.server, :route, netns: c.netns)
+
+      assert {:error, %Error{reason: :emfile}} = NetlinkPort.open(c.server, :route, [])
+      fault(c.sandbox, :open_allowed)
+      assert {:ok, _socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+    end
+
+    test "those that take a stand-in say so where there is none", c do
+      for fault <- [:interrupted_dump, {:answer, :enospc}, {:open_refused, :eperm}] do
+        assert_raise ArgumentError, ~r/stand_in: true/, fn -> fault(c.sandbox, fault) end
+      end
+
+      assert_raise ArgumentError, ~r/expected a fault/, fn -> fault(c.sandbox, :earthquake) end
+    end
+  end
+
+  describe "a stand-in" do
+    @describetag netlink_sandbox: [stand_in: true]
+
+    test "refuses an open by any errno, once", c do
+      fault(c.sandbox, {:open_refused, :eperm})
+
+      assert {:error, %Error{stage: :setns, reason: :eperm}} =
+               NetlinkPort.open(c.server, :route, netns: c.netns)
+
+      fault(c.sandbox, {:open_refused, :eacces}, stage: :open, times: 2)
+
+      for _ <- 1..2,
+          do:
+            assert(
+              {:error, %Error{stage: :open, reason: :eacces}} =
+                NetlinkPort.open(c.server, :route, netns: c.netns)
+            )
+
+      assert {:ok, _socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+    end
+
+    test "answers a request by any errno, with an extended acknowledgement, and it does nothing",
+         c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+      fault(c.sandbox, {:answer, :enospc}, message: "no room", offset: 32)
+      assert {:error, error} = NetlinkPort.request(socket, 16, bridge("br0"), flags: [:create])
+      assert %Error{stage: :request, reason: :enospc, ext_ack: ext_ack} = error
+      assert %{message: "no room", offset: 32, attribute: {3, "br0" <> _}} = ext_ack
+      assert links!(c.server, c.netns) == ["lo"]
+      assert {:ok, []} = NetlinkPort.request(socket, 16, bridge("br0"), flags: [:create])
+
+      fault(c.sandbox, {:answer, :ebusy}, type: 17)
+      assert {:ok, [_link]} = NetlinkPort.request(socket, 18, <<0::32, 1::32-native, 0::64>>)
+
+      assert {:error, %Error{reason: :ebusy, ext_ack: nil}} =
+               NetlinkPort.request(socket, 17, bridge("br0"))
+    end
+
+    test "answers one message of a batch, and the rest goes on", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, active: false)
+      fault(c.sandbox, {:answer, :eperm}, type: 17)
+
+      batch = [
+        {16, [:create], bridge("br0")},
+        {17, [], bridge("br0")},
+        {16, [:create], bridge("br1")}
+      ]
+
+      assert {:ok, [{:ok, _}, {:error, %Error{reason: :eperm}}, {:ok, _}]} =
+               NetlinkPort.batch(socket, batch)
+
+      assert links!(c.server, c.netns) == ["br0", "br1", "lo"]
+    end
+
+    test "answers requests of a connection, and of those who wait for sendmsg(2)", c do
+      connection =
+        start_supervised!(
+          {NetlinkPort.Connection, server: c.server, protocol: :route, netns: c.netns}
+        )
+
+      {:ok, [_ | _]} = NetlinkPort.Connection.dump(connection, 18, <<0::128>>)
+      fault(c.sandbox, {:answer, :enomem})
+
+      assert {:error, %Error{reason: :enomem}} =
+               NetlinkPort.Connection.request(connection, 16, bridge("br0"), flags: [:create])
+
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, active: false)
+      fault(c.sandbox, {:answer, :enomem})
+      assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 7), wait: true)
+      assert {:ok, datagram} = NetlinkPort.recv(socket, 5_000)
+      assert [{2, 7, <<-12::signed-32-native, _::binary>>}] = Rtnl.messages(datagram)
+    end
+
+    test "marks a dump as interrupted: it is tried again, five times", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+      fault(c.sandbox, :interrupted_dump)
+      assert {:ok, [_lo]} = NetlinkPort.dump(socket, 18, <<0::128>>)
+      fault(c.sandbox, :interrupted_dump, times: 5)
+
+      assert {:error, %Error{reason: :eintr, messages: [_]}} =
+               NetlinkPort.dump(socket, 18, <<0::128>>)
+
+      assert {:ok, [_lo]} = NetlinkPort.dump(socket, 18, <<0::128>>)
+    end
+
+    test "leaves all else as it is: events, batches, big dumps, deaths with their status", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
+      batch = for n <- 1..50, do: {16, [:create], bridge("br#{n}")}
+      {:ok, maker} = NetlinkPort.open(c.server, :route, netns: c.netns, active: false)
+      {:ok, outcomes} = NetlinkPort.batch(maker, batch)
+      assert Enum.all?(outcomes, &match?({:ok, _}, &1))
+      assert length(links!(c.server, c.netns)) == 51
+      assert_receive {:netlink, ^socket, _datagram}, 5_000
+      fault(c.sandbox, {:overrun, 3}, of: socket)
+      assert_receive {:netlink_overrun, ^socket, 3}, 5_000
+
+      for _ <- 1..3 do
+        {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+        fault(c.sandbox, :helper_killed)
+        assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+        assert "br50" in links!(c.server, c.netns)
+      end
+
+      fault(c.sandbox, :interrupted_dump)
+    end
+
+    test "stays nowhere when its sandbox ends", c do
+      {:ok, %{os_pid: os_pid}} = NetlinkPort.info(c.server)
+      fault(c.sandbox, :helper_stopped)
+      GenServer.stop(c.sandbox)
+      eventually!(fn -> not NetlinkPort.Case.running?(os_pid) end)
+    end
+  end
+
+  @tag timeout: 120_000
+  test "a hundred at once are apart, and any two can be joined" do
+    test = self()
+
+    for _ <- 1..100 do
+      run = fn ->
+        send(test, Sandbox.start_link())
+        Process.sleep(:infinity)
+      end
+
+      start_supervised!({Task, run}, id: make_ref())
+    end
+
+    sandboxes =
+      for _ <- 1..100 do
+        assert_receive {:ok, sandbox}, 60_000
+        sandbox
+      end
+
+    places = for sandbox <- sandboxes, do: File.stat!(Sandbox.info(sandbox).path).inode
+    assert places == Enum.uniq(places)
+
+    answers =
+      Task.async_stream(sandboxes, &links!(Sandbox.info(&1).server, Sandbox.info(&1).netns))
+
+    assert Enum.all?(answers, &(&1 == {:ok, ["lo"]}))
+    assert {"veth0", "veth0"} = veth(hd(sandboxes), List.last(sandboxes))
+  end
+end
