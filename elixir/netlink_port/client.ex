@@ -5,7 +5,7 @@ defmodule NetlinkPort.Client do
   #
   # Nothing here crashes the caller or suspends it for good, whatever becomes of server and helper.
 
-  alias NetlinkPort.{Errno, Error, Helper, Link, Options, Protocol, Shown, Socket, Soon, Tap}
+  alias NetlinkPort.{Capability, Errno, Error, Link, Options, Protocol, Shown, Socket, Soon, Tap}
 
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
 
@@ -165,7 +165,7 @@ defmodule NetlinkPort.Client do
 
     Error.new(stage, errno,
       subject: subject(stage, detail, netns),
-      lacks: if(wanted && not Helper.capable?(capabilities, wanted), do: wanted)
+      lacks: if(wanted && not Capability.in?(capabilities, wanted), do: wanted)
     )
   end
 

@@ -21,14 +21,6 @@ defmodule NetlinkPort.Helper do
           max_fds: pos_integer()
         }
 
-  # include/uapi/linux/capability.h
-  @capabilities ~w(chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap
-                   linux_immutable net_bind_service net_broadcast net_admin net_raw ipc_lock
-                   ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin sys_boot
-                   sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write
-                   audit_control setfcap mac_override mac_admin syslog wake_alarm block_suspend
-                   audit_read perfmon bpf checkpoint_restore)a
-
   @doc """
   The executable of a server that is told of none, see `NetlinkPort.start_link/1`. An empty variable is
   none. What the configuration says is not checked here.
@@ -181,17 +173,6 @@ defmodule NetlinkPort.Helper do
   end
 
   defp no_greeting(frame), do: {:no_greeting, binary_part(frame, 0, min(byte_size(frame), 64))}
-
-  @doc "The names of the capabilities in a mask."
-  @spec capabilities(non_neg_integer()) :: [atom()]
-  def capabilities(mask), do: for(name <- @capabilities, capable?(mask, name), do: name)
-
-  @doc "Whether a mask holds a capability."
-  @spec capable?(non_neg_integer(), atom()) :: boolean()
-  def capable?(mask, name) do
-    number = Enum.find_index(@capabilities, &(&1 == name))
-    Bitwise.band(mask, Bitwise.bsl(1, number)) != 0
-  end
 
   @doc "In words, why a helper is not usable."
   @spec format_error(term()) :: String.t()

@@ -3,7 +3,7 @@ defmodule NetlinkPort.HelperTest do
   # that say what is wrong, and none is left behind.
   use NetlinkPort.Case, async: true
 
-  import Bitwise, only: [<<<: 2, |||: 2]
+  import Bitwise, only: [<<<: 2]
 
   alias NetlinkPort.{Helper, Protocol}
 
@@ -382,26 +382,6 @@ defmodule NetlinkPort.HelperTest do
         assert_receive {:EXIT, ^server, _reason}, @end_timeout
         assert_gone(path)
       end
-    end
-  end
-
-  describe "capabilities" do
-    test "have the numbers of include/uapi/linux/capability.h" do
-      path = "/usr/include/linux/capability.h"
-
-      with {:ok, text} <- File.read(path) do
-        for [_all, name, number] <- Regex.scan(~r/^#define\s+CAP_(\w+)\s+(\d+)\s*$/m, text) do
-          mask = 1 <<< String.to_integer(number)
-          assert [atom] = Helper.capabilities(mask)
-          assert atom |> Atom.to_string() |> String.upcase() == name
-        end
-      end
-
-      assert Helper.capabilities(1 <<< 21) == [:sys_admin]
-      assert Helper.capabilities(0) == []
-      assert Helper.capabilities(1 <<< 12 ||| 1 <<< 11) == [:net_broadcast, :net_admin]
-      assert Helper.capable?(1 <<< 12, :net_admin)
-      refute Helper.capable?(1 <<< 12, :sys_admin)
     end
   end
 

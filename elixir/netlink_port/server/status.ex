@@ -3,7 +3,17 @@ defmodule NetlinkPort.Server.Status do
   # What a server tells of itself and of its helper: to those who ask, in status and crash reports, in
   # the log, and as telemetry of how it begins and ends.
 
-  alias NetlinkPort.{Error, Helper, Outgoing, Protocol, Restarts, Shown, Sockets, Telemetry}
+  alias NetlinkPort.{
+    Capability,
+    Error,
+    Helper,
+    Outgoing,
+    Protocol,
+    Restarts,
+    Shown,
+    Sockets,
+    Telemetry
+  }
 
   require Logger
 
@@ -120,7 +130,7 @@ defmodule NetlinkPort.Server.Status do
       executable: state.executable,
       program: state.hello.program,
       protocol: Protocol.version(),
-      capabilities: Helper.capabilities(state.hello.capabilities),
+      capabilities: Capability.names(state.hello.capabilities),
       may_leave: state.hello.may_leave,
       max_fds: state.hello.max_fds
     })

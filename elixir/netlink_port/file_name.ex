@@ -1,0 +1,13 @@
+defmodule NetlinkPort.FileName do
+  @moduledoc false
+  # Names of files as the system has them: bytes. Elixir's functions take binaries so, whatever the locale.
+  # What OTP hands out as a list is another matter: under LC_ALL=C each character of it stands for a byte,
+  # and to_string/1 would encode that once more.
+
+  @doc "The bytes of a name that OTP has handed out."
+  @spec bytes(charlist() | binary()) :: binary()
+  def bytes(name) when is_binary(name), do: name
+
+  def bytes(name) when is_list(name),
+    do: :unicode.characters_to_binary(name, :unicode, :file.native_name_encoding())
+end
