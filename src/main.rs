@@ -9,6 +9,7 @@ mod error;
 mod etf;
 mod frame;
 mod gather;
+mod kill;
 #[cfg(test)]
 mod mirror;
 mod netlink;

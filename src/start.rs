@@ -5,6 +5,7 @@
 
 use crate::error::{Exit, Fatal, EXIT_CODES};
 use crate::frame::MAX_FRAME;
+use crate::kill;
 use crate::netns::Home;
 use crate::privileges::{self, KEEPABLE};
 use crate::protocol::{self, Hello};
@@ -53,6 +54,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             println!("netlink_port {}", env!("CARGO_PKG_VERSION"));
             Exit::Done
         }
+        [flag, pid] if flag == "--kill" => end_process(pid),
         _ => match parse(&arguments) {
             Ok(arguments) => port(&arguments),
             Err(reason) => {
@@ -62,6 +64,21 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         },
     };
     ExitCode::from(exit as u8)
+}
+
+/// Ends a process that does not end by itself: a helper that is stuck.
+fn end_process(pid: &OsString) -> Exit {
+    let Some(pid) = pid.to_str().and_then(|pid| pid.parse().ok()) else {
+        eprintln!("netlink_port: --kill takes a process id");
+        return Exit::Usage;
+    };
+    match kill::kill(pid) {
+        Ok(()) => Exit::Done,
+        Err(fatal) => {
+            eprintln!("netlink_port: {fatal}");
+            fatal.exit
+        }
+    }
 }
 
 fn parse(arguments: &[OsString]) -> Result<Arguments, String> {
@@ -97,11 +114,12 @@ fn help() -> String {
          anything there, CAP_NET_ADMIN. CAP_SYS_PTRACE serves to open namespaces of processes\n\
          of other users, or with more capabilities. It gives up every other one at start.\n\n\
          usage: netlink_port [--keep CAPABILITY]... [--spin MICROSECONDS] [--user-namespaces]\n       \
-         netlink_port --help | --version\n\n\
+         netlink_port --kill PID | --help | --version\n\n\
          --keep CAPABILITY    keep this one, too: {}\n\
          --spin MICROSECONDS  look for more so long before each sleep, right after traffic\n\
          --user-namespaces    enter namespaces of other user namespaces, in a child that joins\n                     \
-         those first\n\n\
+         those first\n\
+         --kill PID           end a helper that does not answer, and wait for its end\n\n\
          exit codes:\n",
         env!("CARGO_PKG_VERSION"),
         protocol::VERSION,

@@ -70,6 +70,15 @@ pub fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
     owned(high.into()).unwrap_or(fd)
 }
 
+/// `pidfd_send_signal(pidfd, SIGKILL, NULL, 0)`, pidfd_send_signal(2).
+pub fn pidfd_kill(process: impl AsFd) -> Result<(), Errno> {
+    let fd = process.as_fd().as_raw_fd();
+    let none = ptr::null::<libc::siginfo_t>();
+    // SAFETY: without a siginfo_t there is no memory of ours that the kernel reads.
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, none, 0) };
+    Errno::result(done).map(drop)
+}
+
 /// `ioctl(fd, SIOCGSKNS)`: a descriptor of the network namespace a socket is in. Needs
 /// CAP_NET_ADMIN over that namespace.
 pub fn socket_namespace(socket: impl AsFd) -> Result<OwnedFd, Errno> {

@@ -1,15 +1,11 @@
 defmodule NetlinkPort.Helper do
   @moduledoc false
-  # The helper as an operating system process: starting it, hearing its first word, and making sure
-  # that it is gone.
+  # The helper: which executable it is, starting it, and hearing its first word.
 
-  alias NetlinkPort.{Access, Error, Protocol}
+  alias NetlinkPort.{Access, Error, OsProcess, Protocol}
 
   # 73 kB in the port's queue make it busy by default; a batch of routes is more than that.
   @busy_limits {1_048_576, 4_194_304}
-
-  @typedoc "Process id and start time, which together are never reused."
-  @type process :: {os_pid :: pos_integer(), start_time :: String.t()}
 
   @type hello :: %{
           program: String.t(),
@@ -38,7 +34,7 @@ defmodule NetlinkPort.Helper do
   def built, do: Path.expand(Application.app_dir(:netlink_port, "priv/netlink_port"))
 
   @doc "Starts the helper."
-  @spec start(Path.t(), [String.t()]) :: {:ok, port(), process() | nil} | {:error, Error.t()}
+  @spec start(Path.t(), [String.t()]) :: {:ok, port(), OsProcess.t() | nil} | {:error, Error.t()}
   def start(executable, arguments) do
     # execve(2) of a directory would fail in the child, where nobody can see why.
     if File.dir?(executable) do
@@ -56,6 +52,20 @@ defmodule NetlinkPort.Helper do
     ["--spin", Integer.to_string(opts[:spin])] ++ keep ++ rootless
   end
 
+  # What makes another program of it: libraries, audit modules and tunables of the C library (those that
+  # ld.so(8) itself takes from programs with more privileges than their caller), and of sanitizers and of Rust.
+  # The filter of system calls is for the program as it was built.
+  @foreign ~r/^(LD_|GLIBC_|MALLOC_|RUST_|[A-Z]+SAN_OPTIONS$|GCONV_PATH$|LOCPATH$|NLSPATH$|GETCONF_DIR$|LLVM_PROFILE_FILE$)/
+
+  @doc """
+  What is taken out of the environment that a helper inherits, as `open_port/2` takes it. Who wants
+  one of these names a script as the executable, which sets it.
+  """
+  @spec environment() :: [{charlist(), false}]
+  def environment do
+    for {name, _value} <- :os.env(), List.to_string(name) =~ @foreign, do: {name, false}
+  end
+
   defp spawn_executable(executable, arguments) do
     port =
       Port.open({:spawn_executable, executable}, [
@@ -64,11 +74,12 @@ defmodule NetlinkPort.Helper do
         :use_stdio,
         packet: 4,
         args: arguments,
+        env: environment(),
         busy_limits_port: @busy_limits,
         busy_limits_msgq: @busy_limits
       ])
 
-    {:ok, port, process(port)}
+    {:ok, port, OsProcess.of_port(port)}
   rescue
     # The VM has as many ports as it may have (+Q of erl).
     _error in SystemLimitError -> {:error, refused(:emfile, executable)}
@@ -119,15 +130,6 @@ defmodule NetlinkPort.Helper do
   end
 
   defp posix(_error), do: :eio
-
-  defp process(port) do
-    with {:os_pid, os_pid} <- Port.info(port, :os_pid),
-         {:ok, start_time} <- start_time(os_pid) do
-      {os_pid, start_time}
-    else
-      _gone -> nil
-    end
-  end
 
   @doc """
   Waits for the first frame. What is wrong is told as a term that `format_error/1` puts in words.
@@ -195,88 +197,4 @@ defmodule NetlinkPort.Helper do
 
   def format_error({:no_greeting, bytes}),
     do: "is not netlink_port: it began with #{inspect(bytes)}"
-
-  @doc """
-  Whether the process is still there; a zombie is not. One that nothing can be known of, for want of a
-  descriptor say, may be.
-  """
-  @spec alive?(process()) :: boolean()
-  def alive?(process), do: state(process) != :gone
-
-  @doc """
-  Ends the process with SIGKILL, which it can neither ignore nor miss while it is stopped. OTP has no
-  kill(2), so that a shell does it. Nothing happens where the process is not that one any more.
-
-  An error where it could not be done: without a descriptor there is neither `/proc` nor a shell.
-  """
-  @spec kill(process() | nil) :: :ok | :error
-  def kill(nil), do: :ok
-
-  def kill({os_pid, _start_time} = process) do
-    case state(process) do
-      :alive ->
-        _output = :os.cmd(~c"kill -KILL #{os_pid} 2>&1")
-        :ok
-
-      :gone ->
-        :ok
-
-      :unknown ->
-        :error
-    end
-  catch
-    _kind, _reason -> :error
-  end
-
-  # Of a clock tick of /proc, USER_HZ, which is 100 on every architecture this is written for.
-  @tick 10
-
-  @doc """
-  What a helper takes: `:rss` in bytes and `:cpu`, its time on a processor, in ms. `nil` where `/proc` does
-  not tell, as with `hidepid`.
-  """
-  @spec usage(pos_integer()) :: %{
-          rss: non_neg_integer() | nil,
-          cpu: non_neg_integer() | nil
-        }
-  def usage(os_pid) do
-    %{rss: proc(os_pid, "status", &rss/1), cpu: proc(os_pid, "stat", &cpu/1)}
-  end
-
-  defp proc(os_pid, file, read) do
-    with {:ok, text} <- File.read("/proc/#{os_pid}/#{file}"), do: read.(text), else: (_ -> nil)
-  end
-
-  defp rss(status) do
-    with [_line, kb] <- Regex.run(~r/^VmRSS:\s+(\d+) kB$/m, status) do
-      String.to_integer(kb) * 1024
-    end
-  end
-
-  # Fields 14 and 15, in user and kernel mode.
-  defp cpu(stat) do
-    [user, system] = stat |> fields() |> Enum.slice(11, 2) |> Enum.map(&String.to_integer/1)
-    (user + system) * @tick
-  end
-
-  # From field 3 on, counted from behind the name in parentheses, which may hold anything. proc(5).
-  defp fields(stat), do: stat |> String.split(")") |> List.last() |> String.split()
-
-  defp state({os_pid, start_time}) do
-    case start_time(os_pid) do
-      {:ok, ^start_time} -> :alive
-      {:error, reason} when reason not in [:enoent, :esrch] -> :unknown
-      _gone_or_another -> :gone
-    end
-  end
-
-  # Field 22 of /proc/<pid>/stat. Field 3 is the state.
-  defp start_time(os_pid) do
-    with {:ok, stat} <- File.read("/proc/#{os_pid}/stat") do
-      case fields(stat) do
-        [state | fields] when state not in ["Z", "X"] -> {:ok, Enum.at(fields, 18)}
-        _ended -> :gone
-      end
-    end
-  end
 end

@@ -19,6 +19,7 @@ defmodule NetlinkPort.Server do
     Link,
     Look,
     Options,
+    OsProcess,
     Outgoing
   }
 
@@ -111,12 +112,16 @@ defmodule NetlinkPort.Server do
   end
 
   defp unusable(process, executable, reason) do
-    Helper.kill(process)
+    _witness_goes_on = OsProcess.kill(process)
     errno = if match?({:no_hello, _timeout}, reason), do: :etimedout, else: :eproto
     Error.new(:thread, errno, subject: "#{executable} #{Helper.format_error(reason)}")
   end
 
   defp ready(port, process, hello, witness, executable, opts) do
+    # A helper that has said hello can be run to kill.
+    process = process && %{process | executable: executable}
+    Witness.helper(witness, process)
+
     link = %Link{
       server: self(),
       port: port,
@@ -149,20 +154,26 @@ defmodule NetlinkPort.Server do
   # as well: otherwise the port would outlive the server, and the VM could not stop.
   @impl true
   def terminate(reason, state) do
-    stop(reason, state)
-    :ok = Status.ended(state, reason)
+    ended = stop(reason, state)
+    # The witness has no more to do then, and the number may be another's soon.
+    if ended == :gone, do: Witness.helper(state.witness, nil)
+    :ok = Status.ended(state, reason, ended)
     Shown.forget_mailbox()
   end
 
-  defp stop(:stuck, state), do: Helper.kill(state.process)
-  defp stop({:helper_exit, _status}, state), do: Helper.kill(state.process)
+  # Whether the helper has been seen to have ended; the witness goes on where it has not.
+  defp stop(:stuck, state), do: kill(state)
+  defp stop({:helper_exit, status}, _state) when is_integer(status), do: :gone
+  defp stop({:helper_exit, _reason}, state), do: kill(state)
 
   defp stop(_reason, state) do
     reference = Link.expect(state.link, {nil, :ping})
     state = write(state, Protocol.command(reference, {:stop}))
     deadline = System.monotonic_time(:millisecond) + @stop_timeout
-    if await_stop(state, reference, deadline) == :overdue, do: Helper.kill(state.process)
+    if await_stop(state, reference, deadline) == :overdue, do: kill(state), else: :ending
   end
+
+  defp kill(state), do: OsProcess.kill(state.process, state.link.port)
 
   defp await_stop(state, reference, deadline) do
     %{link: %{port: port}} = state

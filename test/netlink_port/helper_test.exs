@@ -5,7 +5,7 @@ defmodule NetlinkPort.HelperTest do
 
   import Bitwise, only: [<<<: 2]
 
-  alias NetlinkPort.{Helper, Protocol}
+  alias NetlinkPort.{OsProcess, Protocol}
 
   # Waits for anything that comes out of a server that ends in order: that may take its two seconds.
   @end_timeout 10_000
@@ -391,17 +391,19 @@ defmodule NetlinkPort.HelperTest do
       {:os_pid, os_pid} = Port.info(port, :os_pid)
       {:ok, stat} = File.read("/proc/#{os_pid}/stat")
       start_time = stat |> String.split() |> Enum.at(21)
-      assert Helper.alive?({os_pid, start_time})
+      process = %OsProcess{os_pid: os_pid, start_time: start_time}
+      assert OsProcess.state(process) == :alive
 
       # The same number, started at another time, is another process.
-      refute Helper.alive?({os_pid, "1"})
-      assert Helper.kill({os_pid, "1"}) == :ok
-      assert Helper.kill(nil) == :ok
+      successor = %{process | start_time: "1"}
+      assert OsProcess.state(successor) == :gone
+      assert OsProcess.kill(successor) == :gone
+      assert OsProcess.kill(nil) == :gone
       assert running?(os_pid)
 
-      assert Helper.kill({os_pid, start_time}) == :ok
-      eventually!(fn -> not Helper.alive?({os_pid, start_time}) end)
-      assert Helper.kill({os_pid, start_time}) == :ok
+      assert OsProcess.kill(process) == :gone
+      assert not running?(os_pid)
+      assert OsProcess.kill(process) == :gone
     end
   end
 
