@@ -104,6 +104,11 @@ impl Home {
         self.identity
     }
 
+    /// The inode of its user namespace, 0 where the kernel has none.
+    pub fn user_namespace(&self) -> u64 {
+        self.user.map_or(0, |user| user.inode)
+    }
+
     /// Whether this program may enter other namespaces at all.
     pub fn may_leave(&self) -> bool {
         self.may_leave

@@ -27,7 +27,7 @@ pub struct Process {
 pub struct Held {
     /// Which process.
     pub process: Process,
-    /// Why there is no pidfd, where there is none: EOPNOTSUPP of a process of another pid namespace, and of
+    /// Why there is no pidfd, where there is none: EOPNOTSUPP of a process of another pid namespace, EINVAL of
     /// a thread before Linux 6.9.
     pub pidfd: Result<OwnedFd, Errno>,
 }
@@ -111,10 +111,7 @@ fn pidfd(id: i32) -> Result<OwnedFd, Errno> {
         Err(Errno::EINVAL | Errno::ENOENT) => sys::pidfd_open(id, sys::PIDFD_THREAD),
         other => other,
     };
-    match pidfd {
-        Err(Errno::EINVAL) => Err(Errno::EOPNOTSUPP),
-        other => other.map(sys::out_of_the_way),
-    }
+    pidfd.map(sys::out_of_the_way)
 }
 
 /// The beginning of a file of procfs.

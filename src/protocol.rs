@@ -346,6 +346,8 @@ pub struct Hello {
     pub max_fds: u64,
     /// The lowest number of the descriptors that it keeps open, standard ones aside.
     pub lowest_fd: u32,
+    /// The inode of its user namespace, 0 where the kernel has none.
+    pub user_namespace: u64,
     /// What it was started with.
     pub inherited: Inherited,
 }
@@ -365,6 +367,7 @@ pub fn hello(hello: &Hello) -> Vec<u8> {
             property("max_frame", etf::integer(hello.max_frame as u64)),
             property("max_fds", etf::integer(hello.max_fds)),
             property("lowest_fd", etf::integer(hello.lowest_fd)),
+            property("user_namespace", etf::integer(hello.user_namespace)),
             property("bounding", etf::integer(hello.inherited.bounding)),
             property("no_new_privs", etf::boolean(hello.inherited.no_new_privs)),
             property("seccomp", etf::integer(hello.inherited.seccomp)),
@@ -743,6 +746,7 @@ mod tests {
             max_frame: 16_777_280,
             max_fds: 4096,
             lowest_fd: 1024,
+            user_namespace: 4_026_531_837,
             inherited: Inherited {
                 bounding: 0x1ff_ffff_ffff,
                 no_new_privs: true,

@@ -191,6 +191,7 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
         max_frame: MAX_FRAME,
         max_fds,
         lowest_fd: lowest(&wire),
+        user_namespace: home.user_namespace(),
         inherited,
     });
     let reactor = Reactor::new(wire, home, spin(arguments.spin), &hello)?;

@@ -279,8 +279,10 @@ impl Watches {
     fn process(&mut self, handle: Handle, held: Held) -> Result<(), Failure> {
         let pidfd = held.pidfd.map_err(|errno| {
             let failure = Failure::new(Stage::Watch, errno);
+            let untold = Failure::new(Stage::Watch, Errno::EOPNOTSUPP);
             match errno {
-                Errno::EOPNOTSUPP => failure.because(format!("process {}", held.process.id)),
+                Errno::EOPNOTSUPP => untold.because("foreign"),
+                Errno::EINVAL => untold.because("thread"),
                 Errno::EPERM | Errno::EACCES | Errno::ENOSYS => failure.because("pidfd_open"),
                 _ => failure,
             }
