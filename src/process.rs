@@ -4,7 +4,7 @@
 use crate::error::{At, Failure, Stage};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::{open, openat, readlinkat, OFlag, AT_FDCWD};
+use nix::fcntl::{openat, readlinkat, OFlag, AT_FDCWD};
 use nix::poll::{ppoll, PollFd, PollFlags};
 use nix::sys::stat::{fstat, Mode};
 use nix::sys::time::TimeSpec;
@@ -42,14 +42,17 @@ impl Held {
 /// Whether the numbers in the procfs whose root `folder` is are those of this program's pid namespace:
 /// `self` leads to the reader's number there.
 pub fn is_own_proc(folder: impl AsFd) -> bool {
-    let own = std::process::id().to_string();
-    sys::retry(|| readlinkat(folder.as_fd(), "self")).is_ok_and(|number| number == own.as_str())
+    is_own(folder, "self")
 }
 
 /// The same of `/proc`.
 pub fn has_own_proc() -> bool {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    sys::retry(|| open("/proc", flags, Mode::empty())).is_ok_and(is_own_proc)
+    is_own(AT_FDCWD, "/proc/self")
+}
+
+fn is_own(folder: impl AsFd, name: &str) -> bool {
+    let own = std::process::id().to_string();
+    sys::retry(|| readlinkat(folder.as_fd(), name)).is_ok_and(|number| number == own.as_str())
 }
 
 /// Whether the process of a pidfd has ended, with all its threads.
@@ -127,6 +130,7 @@ fn text(folder: impl AsFd, name: &str) -> Result<String, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::open;
 
     fn folder(id: u32) -> OwnedFd {
         let path = format!("/proc/{id}");

@@ -163,7 +163,11 @@ type Condition = (i64, u8, SeccompCmpOp, u64);
 /// Calls with an argument that must be this.
 fn conditional() -> [Condition; 10] {
     // No bit of these means to write, or to make a file.
-    let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
+    let open_flags = libc::O_PATH
+        | libc::O_CLOEXEC
+        | libc::O_NONBLOCK
+        | libc::O_DIRECTORY
+        | libc::O_NOFOLLOW;
     [
         (libc::SYS_socket, 0, Eq, libc::AF_NETLINK as u64),
         // Away from small numbers.
@@ -258,6 +262,7 @@ mod tests {
             (libc::SYS_ioctl, [-1, NS_GET_USERNS as c_long, 0, 0, 0]),
             (libc::SYS_fcntl, [-1, libc::F_DUPFD_CLOEXEC.into(), 0, 0, 0]),
             (libc::SYS_openat, opening(libc::O_PATH | libc::O_CLOEXEC)),
+            (libc::SYS_openat, opening(libc::O_PATH | libc::O_NOFOLLOW)),
             (libc::SYS_openat, opening(libc::O_RDONLY | libc::O_NONBLOCK)),
             (libc::SYS_read, [-1, 0, 0, 0, 0]),
             (libc::SYS_recvmsg, [-1, 0, 0, 0, 0]),

@@ -3,10 +3,9 @@ defmodule NetlinkPort.Link do
   # What a process needs to reach one helper without asking its server: part of every socket, and so
   # of every message about one; that is why it is small.
   #
-  # The board is a public table of the server's, with five kinds of rows:
+  # The board is a public table of the server's, with four kinds of rows:
   #
-  #     {:reference, last}                       the references given to commands
-  #     {:privileges, privileges}                what the helper may do, for the words of a refusal
+  #     {:reference, last, privileges}           the references given to commands; what the helper may do
   #     {reference, who_waits}                   commands that are not answered yet
   #     {{:socket, handle}, owner, socket, tap}  open sockets; only the server writes these
   #     {{:gone, handle}, owner, socket, nil}    those that the helper has closed by itself, and whose
@@ -32,19 +31,19 @@ defmodule NetlinkPort.Link do
   @spec board(pid()) :: :ets.tid()
   def board(heir) do
     board = :ets.new(:netlink_port, [:public, {:heir, heir, :board}, write_concurrency: true])
-    :ets.insert(board, {:reference, 0})
+    :ets.insert(board, {:reference, 0, nil})
     board
   end
 
   @doc "Puts what the helper may do on the board."
   @spec put_privileges(t(), Privileges.t()) :: true
   def put_privileges(%__MODULE__{board: board}, privileges),
-    do: :ets.insert(board, {:privileges, privileges})
+    do: :ets.update_element(board, :reference, {3, privileges})
 
   @doc "What the helper may do, as far as is known here."
   @spec privileges(t()) :: Privileges.t()
   def privileges(%__MODULE__{board: board, capabilities: capabilities}) do
-    :ets.lookup_element(board, :privileges, 2)
+    :ets.lookup_element(board, :reference, 3) || %Privileges{capabilities: capabilities}
   rescue
     # The board went with its server, or is another node's.
     ArgumentError -> %Privileges{capabilities: capabilities}
