@@ -10,4 +10,11 @@ defmodule NetlinkPort.FileName do
 
   def bytes(name) when is_list(name),
     do: :unicode.characters_to_binary(name, :unicode, :file.native_name_encoding())
+
+  @doc "An absolute path, from the working directory where it is relative."
+  @spec expand(Path.t()) :: Path.t()
+  def expand(path) do
+    {:ok, directory} = :file.get_cwd()
+    Path.expand(path, bytes(directory))
+  end
 end
