@@ -210,7 +210,9 @@ defmodule NetlinkPort.Execve do
      "install it on another file system, or mount that one without nosuid"}
   end
 
-  defp foreign(rootid) do
+  @doc "What is said of file capabilities that belong to another user namespace."
+  @spec foreign(String.t()) :: told()
+  def foreign(rootid) do
     {"its file capabilities were made inside a user namespace, and count only where user #{rootid} is root",
      "install it from outside, as root of the machine"}
   end

@@ -76,6 +76,12 @@ defmodule NetlinkPort.Doctor.Executable do
   defp file_capabilities(_path, _mode, {:ok, %{text: ""}}),
     do: [{:ok, "file capabilities: none, so that it has those of who starts it", nil}]
 
+  # They are as good as none to whoever is in another user namespace, root of the machine included.
+  defp file_capabilities(_path, _mode, {:ok, %{text: text, rootid: rootid}}) when rootid != nil do
+    {found, remedy} = Execve.foreign(rootid)
+    [{:warn, "file capabilities: #{text}: #{found}", remedy}]
+  end
+
   defp file_capabilities(path, mode, {:ok, %{text: text, names: names}}) do
     shared =
       if (mode &&& 0o001) != 0 do
