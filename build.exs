@@ -13,14 +13,37 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
           "Where there can be none, #{@variable} names an executable that was built elsewhere"
 
   @impl true
-  def run(_args) do
-    prebuilt = System.get_env(@variable, "")
+  def run(_args), do: build(:os.type())
+
+  @doc false
+  @spec build({atom(), atom()}) :: {:ok | :noop, []}
+  def build(os) do
+    prebuilt = variable()
     configured = Application.get_env(:netlink_port, :executable)
 
     cond do
+      # Those who work on another part of an application have it compile, and test, all the same.
+      os != {:unix, :linux} and not cross?() -> without_helper(os)
       prebuilt != "" -> prebuilt |> prebuilt!() |> install() |> link()
       configured != nil -> configured!(configured)
       true -> cargo!() |> install() |> link()
+    end
+  end
+
+  defp without_helper({_family, name}) do
+    Mix.shell().info(
+      "netlink_port: compiled without the helper, which runs on Linux alone (this is #{name}); " <>
+        "NetlinkPort.start_link/1 says so, too"
+    )
+
+    {:noop, []}
+  end
+
+  # The bytes of it: under LC_ALL=C each is a character, which System.get_env/1 would encode once more.
+  defp variable do
+    case :os.getenv(to_charlist(@variable)) do
+      false -> ""
+      value -> :unicode.characters_to_binary(value, :unicode, :file.native_name_encoding())
     end
   end
 

@@ -23,9 +23,16 @@ defmodule NetlinkPort.Helper do
   """
   @spec executable() :: Path.t() | nil
   def executable do
-    with variable when variable in [nil, ""] <- variable(),
-         nil <- configured() do
-      built()
+    variable() || configured() || built()
+  end
+
+  @doc "What NETLINK_PORT_EXECUTABLE names; `nil` where it is not set, or empty."
+  @spec variable() :: Path.t() | nil
+  def variable do
+    case :os.getenv(~c"NETLINK_PORT_EXECUTABLE", []) do
+      [] -> nil
+      # System.get_env/1 would encode twice what is beyond ASCII, under LC_ALL=C.
+      value -> FileName.bytes(value)
     end
   end
 
@@ -149,13 +156,6 @@ defmodule NetlinkPort.Helper do
 
   defp same?(path, executable),
     do: is_binary(path) and path != "" and FileName.expand(path) == executable
-
-  # System.get_env/1 would encode twice what is beyond ASCII, under LC_ALL=C.
-  defp variable do
-    with value when is_list(value) <- :os.getenv(~c"NETLINK_PORT_EXECUTABLE"),
-         do: FileName.bytes(value),
-         else: (false -> nil)
-  end
 
   defp configured, do: Application.get_env(:netlink_port, :executable)
 

@@ -7,8 +7,17 @@ defmodule NetlinkPort.Doctor.Executable do
   alias NetlinkPort.{Access, Doctor, Environment, Errno, Execve}
   alias NetlinkPort.Doctor.Remedy
 
-  @spec checks(Path.t() | nil) :: [Doctor.check()]
-  def checks(nil) do
+  @spec checks(Path.t() | nil, {atom(), atom()}) :: [Doctor.check()]
+  def checks(path, os \\ :os.type())
+
+  def checks(_path, {family, name}) when {family, name} != {:unix, :linux} do
+    [
+      {:fail, "the helper runs on Linux alone, and this is #{name}",
+       "run the application on Linux"}
+    ]
+  end
+
+  def checks(nil, _linux) do
     [
       {:fail,
        "there is no helper: this code lies in no folder of an application, as in an escript",
@@ -16,7 +25,7 @@ defmodule NetlinkPort.Doctor.Executable do
     ]
   end
 
-  def checks(path) do
+  def checks(path, _linux) do
     case File.stat(path) do
       {:ok, %{type: :regular} = stat} ->
         [version(path) | mode(path, stat, Execve.file_capabilities(path))]
