@@ -158,13 +158,26 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
 
   # Of a file that execve(2) refuses the VM makes the exit status ENOEXEC.
   defp answer(path) do
-    case System.cmd(path, ["--version"], stderr_to_stdout: true) do
+    case ask(path) do
       {"netlink_port " <> version, 0} -> {:ok, String.trim(version)}
       {"", 8} -> if elf?(path), do: {:error, :foreign}, else: {:error, "is not netlink_port"}
       {output, _status} -> {:error, "is not netlink_port: it says #{inspect(output)}"}
     end
   rescue
     error in ErlangError -> {:error, "cannot be run: #{:file.format_error(error.original)}"}
+  end
+
+  # System.cmd/3 would look for another name under LC_ALL=C.
+  defp ask(path) do
+    options = [:binary, :exit_status, :stderr_to_stdout, args: ["--version"]]
+    collect(Port.open({:spawn_executable, path}, options), "")
+  end
+
+  defp collect(port, output) do
+    receive do
+      {^port, {:data, data}} -> collect(port, output <> data)
+      {^port, {:exit_status, status}} -> {output, status}
+    end
   end
 
   defp elf?(path), do: File.open!(path, [:read], &IO.binread(&1, 4)) == "\x7FELF"

@@ -365,7 +365,18 @@ defmodule NetlinkPort.Install do
     end
   end
 
-  # By root, since the mode is root's alone as yet: sudo(8) says of execve(2) what it says.
+  # By root, since the mode is root's alone as yet.
+  defp check_version(%{prefix: []} = plan, path) do
+    case version(path) do
+      {:error, reason} ->
+        {:error, if(reason =~ "EPERM", do: by_hand(plan, unbounded(plan, path)), else: reason)}
+
+      :ok ->
+        :ok
+    end
+  end
+
+  # sudo(8) says of execve(2) what strerror(3) says.
   defp check_version(plan, path) do
     {output, status} = command(plan, path, ["--version"], stderr_to_stdout: true)
 
