@@ -26,6 +26,10 @@ defmodule NetlinkPort.Capability do
     (set &&& 1 <<< number) != 0
   end
 
+  @doc "The capability that a tool names so, `sys_admin`; `nil` for one that is not known here."
+  @spec named(String.t()) :: atom() | nil
+  def named(name), do: Enum.find(@names, &(Atom.to_string(&1) == name))
+
   @doc "The name as the manual pages write it: `CAP_SYS_ADMIN` for `:sys_admin`."
   @spec shown(atom()) :: String.t()
   def shown(name), do: "CAP_" <> (name |> Atom.to_string() |> String.upcase())

@@ -2,7 +2,7 @@ defmodule NetlinkPort.Helper do
   @moduledoc false
   # The helper: which executable it is, starting it, and hearing its first word.
 
-  alias NetlinkPort.{Access, Capability, Error, OsProcess, Protocol}
+  alias NetlinkPort.{Access, Capability, Error, Execve, FileName, OsProcess, Protocol}
 
   # 73 kB in the port's queue make it busy by default; a batch of routes is more than that.
   @busy_limits {1_048_576, 4_194_304}
@@ -24,23 +24,60 @@ defmodule NetlinkPort.Helper do
 
   @doc """
   The executable of a server that is told of none, see `NetlinkPort.start_link/1`. An empty variable is
-  none. What the configuration says is not checked here.
+  none. What the configuration says is not checked here. `nil` where there is none of these.
   """
-  @spec executable() :: Path.t()
+  @spec executable() :: Path.t() | nil
   def executable do
-    with variable when variable in [nil, ""] <- System.get_env("NETLINK_PORT_EXECUTABLE"),
-         nil <- configured() do
-      built()
+    variable() || configured() || built()
+  end
+
+  @doc "What NETLINK_PORT_EXECUTABLE names; `nil` where it is not set, or empty."
+  @spec variable() :: Path.t() | nil
+  def variable do
+    case :os.getenv(~c"NETLINK_PORT_EXECUTABLE", []) do
+      [] -> nil
+      # System.get_env/1 would encode twice what is beyond ASCII, under LC_ALL=C.
+      value -> FileName.bytes(value)
     end
   end
 
-  @doc "Where the build puts it, whatever servers are told to take."
-  @spec built() :: Path.t()
-  def built, do: Path.expand(Application.app_dir(:netlink_port, "priv/netlink_port"))
+  @doc """
+  Where the build puts it, whatever servers are told to take. `nil` where this code is in no folder of an
+  application: in an escript, or anywhere else.
+  """
+  @spec built() :: Path.t() | nil
+  def built do
+    with folder when is_list(folder) <- :code.lib_dir(:netlink_port),
+         library = FileName.bytes(folder),
+         true <- File.dir?(library) do
+      library |> Path.join("priv/netlink_port") |> Path.expand()
+    else
+      _none -> nil
+    end
+  end
 
   @doc "Starts the helper."
-  @spec start(Path.t(), [String.t()]) :: {:ok, port(), OsProcess.t() | nil} | {:error, Error.t()}
-  def start(executable, arguments) do
+  @spec start(Path.t() | nil, [String.t()], {atom(), atom()}) ::
+          {:ok, port(), OsProcess.t() | nil} | {:error, Error.t()}
+  def start(executable, arguments, os \\ :os.type())
+
+  def start(executable, _arguments, os) when os != {:unix, :linux} do
+    hint =
+      "netlink(7) is Linux's: the library can be compiled on #{elem(os, 1)}, and the helper runs on Linux alone"
+
+    {:error, Error.new(:thread, :eopnotsupp, subject: executable, hint: hint)}
+  end
+
+  def start(nil, _arguments, _linux) do
+    hint =
+      "this code lies in no folder of an application (an escript has none), and so there is no priv/netlink_port: " <>
+        "`executable:`, `config :netlink_port, executable:` or NETLINK_PORT_EXECUTABLE has to name the helper; " <>
+        "`mix netlink_port.install` installs one"
+
+    {:error, Error.new(:thread, :enoent, hint: hint)}
+  end
+
+  def start(executable, arguments, _linux) do
     # execve(2) of a directory would fail in the child, where nobody can see why.
     if File.dir?(executable) do
       {:error, refused(:eacces, executable)}
@@ -116,14 +153,14 @@ defmodule NetlinkPort.Helper do
   # In the order of `executable/0`. An option that says the same as one of these is no matter.
   defp named_by(executable) do
     cond do
-      same?(System.get_env("NETLINK_PORT_EXECUTABLE"), executable) -> "NETLINK_PORT_EXECUTABLE"
+      same?(variable(), executable) -> "NETLINK_PORT_EXECUTABLE"
       same?(configured(), executable) -> "`config :netlink_port, executable:`"
       true -> "`executable:`"
     end
   end
 
   defp same?(path, executable),
-    do: is_binary(path) and path != "" and Path.expand(path) == executable
+    do: is_binary(path) and path != "" and FileName.expand(path) == executable
 
   defp configured, do: Application.get_env(:netlink_port, :executable)
 
@@ -192,15 +229,34 @@ defmodule NetlinkPort.Helper do
 
   defp no_greeting(frame), do: {:no_greeting, binary_part(frame, 0, min(byte_size(frame), 64))}
 
-  @doc "In words, why a helper is not usable."
-  @spec format_error(term()) :: String.t()
-  # No exit code of the program's: the errno of execve(2), capabilities(7). Other programs have it, too.
-  def format_error({:helper_exit, 1}) do
-    "was not run, execve(2) says EPERM: a capability of the file is not in the bounding set " <>
-      "(CapabilityBoundingSet= of a systemd unit, --cap-add of a container); or it is another " <>
-      "program, which ended with exit status 1"
+  @doc """
+  The error of a start whose helper is not usable, as `await_hello/2` tells it. Where the helper has ended it is
+  asked once more what for.
+  """
+  @spec unusable(Path.t(), [String.t()], term()) :: Error.t()
+  def unusable(executable, arguments, {:helper_exit, status} = reason) when is_integer(status) do
+    case Execve.ended(executable, arguments, status) do
+      nil ->
+        Error.new(:thread, :eproto, subject: "#{executable} #{format_error(reason)}")
+
+      # No exit status of a program's.
+      {"was not run, execve(2) says EPERM" <> _ = found, remedy} ->
+        Error.new(:thread, :eproto, subject: "#{executable} #{found}", hint: remedy)
+
+      {found, remedy} ->
+        found = if String.starts_with?(found, "was "), do: "it " <> found, else: found
+        hint = Enum.join([found | List.wrap(remedy)], "; ")
+        Error.new(:thread, :eproto, subject: "#{executable} #{format_error(reason)}", hint: hint)
+    end
   end
 
+  def unusable(executable, _arguments, reason) do
+    errno = if match?({:no_hello, _timeout}, reason), do: :etimedout, else: :eproto
+    Error.new(:thread, errno, subject: "#{executable} #{format_error(reason)}")
+  end
+
+  @doc "In words, why a helper is not usable."
+  @spec format_error(term()) :: String.t()
   def format_error({:helper_exit, status}) do
     "ended with exit status #{inspect(status)} before its first frame"
   end

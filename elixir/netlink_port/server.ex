@@ -14,6 +14,7 @@ defmodule NetlinkPort.Server do
     Delivery,
     Errno,
     Error,
+    FileName,
     Handle,
     Helper,
     Link,
@@ -101,16 +102,26 @@ defmodule NetlinkPort.Server do
     Process.flag(:trap_exit, true)
     # Names the atoms a frame may bring, so that they exist.
     _atoms = Protocol.atoms()
-    executable = Path.expand(opts[:executable])
+    executable = opts[:executable] && FileName.expand(opts[:executable])
+    arguments = Helper.arguments(opts)
     witness = Witness.start()
 
-    case Helper.start(executable, Helper.arguments(opts)) do
+    case Helper.start(executable, arguments) do
       {:ok, port, process} ->
         Witness.helper(witness, process)
 
         case Helper.await_hello(port, opts[:hello_timeout]) do
-          {:ok, hello} -> {:ok, ready(port, process, hello, witness, executable, opts)}
-          {:error, reason} -> stop_at_start(opts, unusable(process, executable, reason))
+          {:ok, hello} ->
+            {:ok, ready(port, process, hello, witness, executable, opts)}
+
+          {:error, reason} ->
+            ended =
+              with {:helper_exit, _status} <- reason,
+                   do: :gone,
+                   else: (_ -> OsProcess.kill(process, port))
+
+            if ended == :gone, do: Witness.helper(witness, nil)
+            stop_at_start(opts, Helper.unusable(executable, arguments, reason))
         end
 
       {:error, error} ->
@@ -121,12 +132,6 @@ defmodule NetlinkPort.Server do
   defp stop_at_start(opts, error) do
     :ok = Status.failed(opts[:status], error)
     {:stop, error}
-  end
-
-  defp unusable(process, executable, reason) do
-    _witness_goes_on = OsProcess.kill(process)
-    errno = if match?({:no_hello, _timeout}, reason), do: :etimedout, else: :eproto
-    Error.new(:thread, errno, subject: "#{executable} #{Helper.format_error(reason)}")
   end
 
   defp ready(port, process, hello, witness, executable, opts) do

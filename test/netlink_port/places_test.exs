@@ -52,6 +52,113 @@ defmodule NetlinkPort.PlacesTest do
         do: assert({place, said} == {place, :gone})
   end
 
+  # A pattern for each place; the places that are not named say nothing of it.
+  defp assert_said(told, patterns) do
+    for {place, said} <- told do
+      said = inspect(said, limit: :infinity, printable_limit: :infinity)
+
+      case patterns[place] do
+        nil -> assert {place, said} == {place, "nil"}
+        pattern -> assert said =~ pattern, "#{place}: #{said}"
+      end
+    end
+  end
+
+  test "a helper starts in each place, with what it gets there; where it cannot be run that is said",
+       c do
+    all = [:net_admin, :sys_ptrace, :sys_admin]
+
+    for {place, capabilities} <- [
+          root: all,
+          foreign_proc: all,
+          user_namespace: all,
+          user: [:net_admin, :sys_admin],
+          hidepid1: [:net_admin, :sys_admin],
+          hidepid2: [:net_admin, :sys_admin],
+          unbounded_root: [:net_admin, :sys_ptrace],
+          no_new_privs: [],
+          nosuid: []
+        ],
+        do: assert({place, said(c, :start)[place]} == {place, {:ok, capabilities}})
+
+    said = said(c, :start).unbounded_user
+
+    assert said =~
+             "installed was not run, execve(2) says EPERM: a capability of the file is not in the bounding set"
+
+    assert said =~
+             "of this VM: CAP_SYS_ADMIN: EPROTO: the container has to allow it (--cap-add SYS_ADMIN)"
+
+    assert said =~
+             "`netns: :host` needs no capability, and works with the helper of the build, #{c.places.built}"
+
+    # And so it does.
+    for {place, said} <- said(c, :start_built), do: assert({place, elem(said, 0)} == {place, :ok})
+  end
+
+  # What the doctor says of one thing, with its remedy.
+  defp doctor(c, about) do
+    for {place, checks} <- said(c, :doctor), into: %{} do
+      {place,
+       Enum.find_value(checks, fn {_mark, line, remedy} ->
+         if line =~ about, do: "#{line} -> #{remedy}"
+       end)}
+    end
+  end
+
+  test "the doctor names what keeps CAP_SYS_ADMIN from a helper, and nothing that is not so", c do
+    bounding =
+      "CAP_SYS_ADMIN is not in the bounding set of this VM (CapBnd of /proc/self/status): the container"
+
+    no_new_privs =
+      "-> this VM runs under no_new_privs, so that file capabilities do not count: start it without"
+
+    nosuid =
+      "-> it lies on #{c.places.folder}, which is mounted nosuid, so that file capabilities do not count"
+
+    assert_said(doctor(c, "without CAP_SYS_ADMIN"), %{
+      unbounded_root: bounding,
+      no_new_privs: no_new_privs,
+      nosuid: nosuid
+    })
+
+    # Nobody is told to install what is installed, or to be root who is.
+    for {_place, said} <- doctor(c, "without CAP_SYS_ADMIN"),
+        said != nil,
+        do: refute(said =~ ~r/mix netlink_port.install|as root/)
+
+    assert_said(doctor(c, "do not count"), %{
+      no_new_privs: "these capabilities do not count: this VM runs under no_new_privs",
+      nosuid:
+        "these capabilities do not count: it lies on #{c.places.folder}, which is mounted nosuid"
+    })
+
+    assert_said(doctor(c, "was not run"), %{
+      unbounded_user:
+        "execve(2) says EPERM: a capability of the file is not in the bounding set of this VM: CAP_SYS"
+    })
+  end
+
+  test "the doctor says why a helper may not leave its home, and when its filter cannot be seen",
+       c do
+    assert_said(doctor(c, "cannot leave its home"), %{
+      unbounded_root: "`netns: :host` works as it is",
+      no_new_privs: "`netns: :host` works as it is",
+      nosuid: "`netns: :host` works as it is",
+      user_namespace:
+        "this VM runs in a user namespace of its own, and that network namespace belongs to another"
+    })
+
+    assert_said(doctor(c, "seccomp filter"), %{
+      hidepid1:
+        ~r"/proc/\d+/status cannot be read -> look as root, or mount /proc without hidepid",
+      hidepid2:
+        ~r"/proc/\d+/status cannot be read -> look as root, or mount /proc without hidepid",
+      foreign_proc:
+        "/proc is that of another pid namespace -> look with a /proc of this pid namespace"
+    })
+  end
+
   describe "without a shell" do
     defp stuck!(c, shell, options) do
       prefix = ~w(unshare -m --propagation private)
