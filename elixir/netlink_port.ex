@@ -99,7 +99,7 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Message, Options, Request, Server}
+  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Message, Opening, Options, Request, Server}
   alias NetlinkPort.{Socket, Stats, Telemetry}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
@@ -317,33 +317,7 @@ defmodule NetlinkPort do
   without a server or a helper that answers. `Exception.message/1` says what to do about it.
   """
   @spec open(GenServer.server(), protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
-  def open(server, protocol, opts) do
-    with {:ok, options} <- Options.open(protocol, opts) do
-      Telemetry.timed(fn -> open_by(server, options) end, &opened(server, options, &1))
-    end
-  end
-
-  defp open_by(server, options) do
-    deadline = Client.deadline(options.timeout)
-
-    case Client.call(server, {:open, options, deadline}, options.timeout) do
-      {:ok, %Socket{} = socket} -> {:ok, socket}
-      {:error, %Error{} = error} -> {:error, error}
-      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
-    end
-  end
-
-  defp opened(server, options, result) do
-    metadata = %{server: server, protocol: options.protocol, netns: options.netns}
-
-    case result do
-      {:ok, socket} ->
-        {[:open, :stop], %{}, Map.put(metadata, :socket, socket)}
-
-      {:error, error} ->
-        {[:open, :exception], %{}, Map.merge(metadata, %{kind: :error, reason: error})}
-    end
-  end
+  def open(server, protocol, opts), do: Opening.once(server, protocol, opts)
 
   @doc """
   The socket of a handle that `NetlinkPort.Native.open_in_netns/3` has given.

@@ -9,14 +9,17 @@ mod error;
 mod etf;
 mod frame;
 mod gather;
+mod kill;
 #[cfg(test)]
 mod mirror;
 mod netlink;
 mod netns;
 mod options;
 mod privileges;
+mod process;
 mod protocol;
 mod reactor;
+mod resolve;
 mod seccomp;
 mod sockets;
 mod spin;

@@ -5,6 +5,7 @@
 
 use crate::error::{Exit, Fatal, EXIT_CODES};
 use crate::frame::MAX_FRAME;
+use crate::kill;
 use crate::netns::Home;
 use crate::privileges::{self, KEEPABLE};
 use crate::protocol::{self, Hello};
@@ -22,7 +23,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stdin, dup2_stdout, pipe};
 use std::ffi::OsString;
 use std::io::{stderr, stdin, stdout, IsTerminal, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -53,6 +54,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             println!("netlink_port {}", env!("CARGO_PKG_VERSION"));
             Exit::Done
         }
+        [flag, pid] if flag == "--kill" => end_process(pid),
         _ => match parse(&arguments) {
             Ok(arguments) => port(&arguments),
             Err(reason) => {
@@ -62,6 +64,21 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         },
     };
     ExitCode::from(exit as u8)
+}
+
+/// Ends a process that does not end by itself: a helper that is stuck.
+fn end_process(pid: &OsString) -> Exit {
+    let Some(pid) = pid.to_str().and_then(|pid| pid.parse().ok()) else {
+        eprintln!("netlink_port: --kill takes a process id");
+        return Exit::Usage;
+    };
+    match kill::kill(pid) {
+        Ok(()) => Exit::Done,
+        Err(fatal) => {
+            eprintln!("netlink_port: {fatal}");
+            fatal.exit
+        }
+    }
 }
 
 fn parse(arguments: &[OsString]) -> Result<Arguments, String> {
@@ -95,13 +112,14 @@ fn help() -> String {
          <packet,4> External Term Format (protocol {}) on standard input and output. It ends\n\
          when its standard input does. To enter namespaces it needs CAP_SYS_ADMIN; to change\n\
          anything there, CAP_NET_ADMIN. CAP_SYS_PTRACE serves to open namespaces of processes\n\
-         with more capabilities. It gives up every other capability at start.\n\n\
+         of other users, or with more capabilities. It gives up every other one at start.\n\n\
          usage: netlink_port [--keep CAPABILITY]... [--spin MICROSECONDS] [--user-namespaces]\n       \
-         netlink_port --help | --version\n\n\
+         netlink_port --kill PID | --help | --version\n\n\
          --keep CAPABILITY    keep this one, too: {}\n\
          --spin MICROSECONDS  look for more so long before each sleep, right after traffic\n\
          --user-namespaces    enter namespaces of other user namespaces, in a child that joins\n                     \
-         those first\n\n\
+         those first\n\
+         --kill PID           end a helper that does not answer, and wait for its end\n\n\
          exit codes:\n",
         env!("CARGO_PKG_VERSION"),
         protocol::VERSION,
@@ -149,10 +167,12 @@ fn end_on_panic() {
 }
 
 fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
+    // The pipes go where that has made room.
+    let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
     let wire = take_wire()?;
     sys::set_signals();
     sys::give_back_large_blocks();
-    let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
+    let inherited = privileges::inherited();
     let privileges = privileges::reduce(&arguments.keep)?;
     // Behind the change of credentials, which could undo both.
     set_pdeathsig(Signal::SIGKILL).map_err(Fatal::system("prctl(PR_SET_PDEATHSIG)"))?;
@@ -170,10 +190,21 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
         capabilities: home.privileges().numbers(),
         max_frame: MAX_FRAME,
         max_fds,
+        lowest_fd: lowest(&wire),
+        user_namespace: home.user_namespace(),
+        inherited,
     });
     let reactor = Reactor::new(wire, home, spin(arguments.spin), &hello)?;
-    seccomp::install(needs)?;
+    seccomp::install(needs, inherited.seccomp)?;
     Ok(reactor)
+}
+
+/// Where the descriptors that stay open begin. The pipes are the first of them.
+fn lowest(wire: &Wire) -> u32 {
+    match wire.input.as_raw_fd() {
+        low @ ..sys::LOWEST_FD => low as u32,
+        _ => sys::LOWEST_FD as u32,
+    }
 }
 
 /// With one processor, looking for more keeps away who would bring it.
@@ -194,6 +225,7 @@ fn take_wire() -> Result<Wire, Fatal> {
     };
     let input = private(stdin().as_fd()).map_err(system("standard input"))?;
     let output = private(stdout().as_fd()).map_err(system("standard output"))?;
+    let (input, output) = (sys::out_of_the_way(input), sys::out_of_the_way(output));
     dup2_stdin(nothing().map_err(system("/dev/null"))?).map_err(system("dup2"))?;
     dup2_stdout(stderr()).map_err(system("dup2"))?;
     for pipe in [&input, &output] {

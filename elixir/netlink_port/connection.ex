@@ -59,7 +59,7 @@ defmodule NetlinkPort.Connection do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Link, Message, Options, Relay}
+  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Link, Message, Opening, Options, Relay}
   alias NetlinkPort.{Shown, Socket, Telemetry}
   alias NetlinkPort.Connection.Calls
 
@@ -78,7 +78,7 @@ defmodule NetlinkPort.Connection do
   # way on it. Calls are known by the monitor of their caller. `senders` are
   # processes that wait for sendmsg(2), by their monitor, and whose call it is; `opener` is the monitor of
   # the process that opens the socket, `monitor` that of the server,
-  # where that is on this node.
+  # where that is on this node. `known` are the processes that its namespace was found by.
   @enforce_keys [:server, :protocol, :opts, :calls]
   defstruct [
     :server,
@@ -91,6 +91,7 @@ defmodule NetlinkPort.Connection do
     :opener,
     :fresh,
     backoff: @soonest,
+    known: [],
     senders: %{}
   ]
 
@@ -254,7 +255,7 @@ defmodule NetlinkPort.Connection do
 
     if elsewhere?(server),
       do: {:ok, open(%{state | error: Error.new(:thread, :esrch)})},
-      else: {:ok, opened(state, NetlinkPort.open(server, protocol, opts))}
+      else: {:ok, opened(state, Opening.again(server, protocol, opts, []))}
   end
 
   defp elsewhere?({_name, node}) when is_atom(node), do: node != node()
@@ -262,19 +263,20 @@ defmodule NetlinkPort.Connection do
   defp elsewhere?(_name), do: false
 
   # In the place of another that is still in use.
-  defp opened(%{socket: %Socket{}} = state, {:ok, fresh}) do
-    swap_when_free(%{state | opener: nil, fresh: fresh})
+  defp opened(%{socket: %Socket{}} = state, {:ok, fresh, known}) do
+    swap_when_free(%{state | opener: nil, fresh: fresh, known: known})
   end
 
   defp opened(%{socket: %Socket{}} = state, {:error, error}) do
     reset(%{state | opener: nil}, error)
   end
 
-  defp opened(state, {:ok, %Socket{link: link} = socket}) do
+  defp opened(state, {:ok, %Socket{link: link} = socket, known}) do
     # The word of the end of one elsewhere comes by way of its node.
     monitor = if Link.local?(link), do: Process.monitor(link.server)
     Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
-    %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
+    state = %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
+    %{state | known: known}
   end
 
   defp opened(state, {:error, error}) do
@@ -287,9 +289,9 @@ defmodule NetlinkPort.Connection do
     Telemetry.execute([:connection, :down], %{calls: Calls.count(state.calls)}, metadata)
   end
 
-  defp open(%{server: server, protocol: protocol, opts: opts} = state) do
+  defp open(%{server: server, protocol: protocol, opts: opts, known: known} = state) do
     {_pid, opener} =
-      spawn_monitor(fn -> exit({:opened, NetlinkPort.open(server, protocol, opts)}) end)
+      spawn_monitor(fn -> exit({:opened, Opening.again(server, protocol, opts, known)}) end)
 
     %{state | opener: opener}
   end
@@ -333,7 +335,7 @@ defmodule NetlinkPort.Connection do
       close_aside(old)
       if state.monitor, do: Process.demonitor(state.monitor, [:flush])
       state = %{state | socket: nil, monitor: nil, fresh: nil, calls: Calls.fresh(state.calls)}
-      send_next(opened(state, {:ok, fresh}))
+      send_next(opened(state, {:ok, fresh, state.known}))
     end
   end
 

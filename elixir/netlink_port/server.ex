@@ -14,15 +14,29 @@ defmodule NetlinkPort.Server do
     Delivery,
     Errno,
     Error,
+    FileName,
     Handle,
     Helper,
     Link,
     Look,
-    Options,
-    Outgoing
+    Opening,
+    Options
   }
 
-  alias NetlinkPort.{Protocol, Relay, Restarts, Shown, Socket, Sockets, Witness}
+  alias NetlinkPort.{
+    OsProcess,
+    Outgoing,
+    Privileges,
+    Protocol,
+    Refusal,
+    Relay,
+    Restarts,
+    Shown,
+    Socket,
+    Sockets
+  }
+
+  alias NetlinkPort.Witness
   alias NetlinkPort.Server.Status
 
   # How much the helper may send before the server has looked at it, over all sockets.
@@ -88,16 +102,26 @@ defmodule NetlinkPort.Server do
     Process.flag(:trap_exit, true)
     # Names the atoms a frame may bring, so that they exist.
     _atoms = Protocol.atoms()
-    executable = Path.expand(opts[:executable])
+    executable = opts[:executable] && FileName.expand(opts[:executable])
+    arguments = Helper.arguments(opts)
     witness = Witness.start()
 
-    case Helper.start(executable, Helper.arguments(opts)) do
+    case Helper.start(executable, arguments) do
       {:ok, port, process} ->
         Witness.helper(witness, process)
 
         case Helper.await_hello(port, opts[:hello_timeout]) do
-          {:ok, hello} -> {:ok, ready(port, process, hello, witness, executable, opts)}
-          {:error, reason} -> stop_at_start(opts, unusable(process, executable, reason))
+          {:ok, hello} ->
+            {:ok, ready(port, process, hello, witness, executable, opts)}
+
+          {:error, reason} ->
+            ended =
+              with {:helper_exit, _status} <- reason,
+                   do: :gone,
+                   else: (_ -> OsProcess.kill(process, port))
+
+            if ended == :gone, do: Witness.helper(witness, nil)
+            stop_at_start(opts, Helper.unusable(executable, arguments, reason))
         end
 
       {:error, error} ->
@@ -110,13 +134,11 @@ defmodule NetlinkPort.Server do
     {:stop, error}
   end
 
-  defp unusable(process, executable, reason) do
-    Helper.kill(process)
-    errno = if match?({:no_hello, _timeout}, reason), do: :etimedout, else: :eproto
-    Error.new(:thread, errno, subject: "#{executable} #{Helper.format_error(reason)}")
-  end
-
   defp ready(port, process, hello, witness, executable, opts) do
+    # A helper that has said hello can be run to kill.
+    process = process && %{process | executable: executable}
+    Witness.helper(witness, process)
+
     link = %Link{
       server: self(),
       port: port,
@@ -140,6 +162,8 @@ defmodule NetlinkPort.Server do
       look: Look.new(opts[:spin])
     }
 
+    privileges = Privileges.new(hello, opts, executable)
+    Link.put_privileges(link, privileges)
     :ok = schedule_ping(state)
     write(state, Protocol.grant_all(@window))
   end
@@ -149,20 +173,26 @@ defmodule NetlinkPort.Server do
   # as well: otherwise the port would outlive the server, and the VM could not stop.
   @impl true
   def terminate(reason, state) do
-    stop(reason, state)
-    :ok = Status.ended(state, reason)
+    ended = stop(reason, state)
+    # The witness has no more to do then, and the number may be another's soon.
+    if ended == :gone, do: Witness.helper(state.witness, nil)
+    :ok = Status.ended(state, reason, ended)
     Shown.forget_mailbox()
   end
 
-  defp stop(:stuck, state), do: Helper.kill(state.process)
-  defp stop({:helper_exit, _status}, state), do: Helper.kill(state.process)
+  # Whether the helper has been seen to have ended; the witness goes on where it has not.
+  defp stop(:stuck, state), do: kill(state)
+  defp stop({:helper_exit, status}, _state) when is_integer(status), do: :gone
+  defp stop({:helper_exit, _reason}, state), do: kill(state)
 
   defp stop(_reason, state) do
     reference = Link.expect(state.link, {nil, :ping})
     state = write(state, Protocol.command(reference, {:stop}))
     deadline = System.monotonic_time(:millisecond) + @stop_timeout
-    if await_stop(state, reference, deadline) == :overdue, do: Helper.kill(state.process)
+    if await_stop(state, reference, deadline) == :overdue, do: kill(state), else: :ending
   end
+
+  defp kill(state), do: OsProcess.kill(state.process, state.link.port)
 
   defp await_stop(state, reference, deadline) do
     %{link: %{port: port}} = state
@@ -206,8 +236,9 @@ defmodule NetlinkPort.Server do
     case Handle.new() do
       {:ok, handle} ->
         options = Map.put(options, :deadline, deadline)
-        %{target: target, number: number, bind: bind, user_peers: peers} = options
+        %{number: number, bind: bind, user_peers: peers} = options
         %{window: window, options: settings} = options
+        target = Opening.target(options)
         command = {:open, handle, target, number, bind, peers, window, settings}
         frame = &Protocol.command(&1, command)
         timeout = min(options.timeout, state.link.call_timeout)
@@ -538,20 +569,19 @@ defmodule NetlinkPort.Server do
     state
   end
 
-  defp answered(state, {:open, from, handle, options}, {:ok, _place}) do
+  defp answered(state, {:open, from, handle, options}, {:ok, place}) do
     # A caller that has given up, or died, would never know of its socket.
     if Client.time_left(options.deadline, :infinity) < 0 or dead?(from) do
       Relay.reply(from, {:error, Error.new(:thread, :etimedout)})
       ask(state, {:close, handle}, :ping)
     else
-      opened(state, from, handle, options)
+      opened(state, from, handle, options, place)
     end
   end
 
-  defp answered(state, {:open, from, _handle, options}, {:error, {stage, errno, detail}}) do
+  defp answered(state, {:open, from, _handle, options}, {:error, failure}) do
     place = {options.protocol, options.netns}
-    error = Client.error(stage, errno, detail, place, state.link.capabilities)
-    Relay.reply(from, {:error, error})
+    Relay.reply(from, {:error, Refusal.error(failure, place, Link.privileges(state.link))})
     state
   end
 
@@ -621,11 +651,11 @@ defmodule NetlinkPort.Server do
 
   ## Sockets
 
-  defp opened(state, from, handle, options) do
+  defp opened(state, from, handle, options, place) do
     %{protocol: protocol, netns: netns} = options
     socket = %Socket{handle: handle, protocol: protocol, netns: netns, link: state.link}
     sockets = Sockets.add(state.sockets, socket, options)
-    Relay.reply(from, {:ok, socket})
+    Relay.reply(from, {:ok, Opening.opened(socket, options, place)})
     update(state, sockets)
   end
 
@@ -645,7 +675,7 @@ defmodule NetlinkPort.Server do
   end
 
   defp failure(state, stage, errno, 0) do
-    Client.error(stage, errno, "", {nil, :host}, state.link.capabilities)
+    Refusal.error({stage, errno, ""}, {nil, :host}, Link.privileges(state.link))
   end
 
   defp failure(_state, stage, errno, length), do: Error.new(stage, errno, length: length)

@@ -234,17 +234,18 @@ defmodule NetlinkPort.DoctorTest do
     test "without capabilities is installed, or the installed one is to be looked at" do
       missing = tmp_path!("missing/netlink_port")
 
-      assert Remedy.capabilities(helper(), missing) =~
+      assert Remedy.capability(helper(), :sys_admin, missing) =~
                "mix netlink_port.install --to #{Path.dirname(missing)} --group GROUP, then " <>
                  "NETLINK_PORT_EXECUTABLE=#{missing}"
 
-      assert Remedy.capabilities(helper(), "/bin/true") =~
+      assert Remedy.capability(helper(), :sys_admin, "/bin/true") =~
                "--executable /bin/true looks at the one that is installed there"
 
       # Where it is installed already.
       path = Path.expand(System.find_executable("true"))
-      assert Remedy.capabilities(path, missing) =~ "mix netlink_port.install --to #{path} --group"
-      assert Remedy.capabilities(path, missing) =~ "nosuid"
+
+      assert Remedy.capability(path, :sys_admin, missing) =~
+               "mix netlink_port.install --to #{path} --group"
     end
 
     test "without its sandbox fails" do

@@ -33,7 +33,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   import Bitwise, only: [&&&: 2]
 
-  alias NetlinkPort.{Access, Helper, Install}
+  alias NetlinkPort.{Access, FileName, Helper, Install}
 
   @switches [to: :string, group: :string, capability: :keep]
 
@@ -55,7 +55,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
   end
 
   defp install(opts) do
-    to = opts[:to] || usage("--to is missing")
+    to = FileName.argument(opts[:to] || usage("--to is missing"))
     group = opts[:group] || usage("--group is missing")
     Mix.Task.run("compile")
 
@@ -80,10 +80,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   # Not what `config :netlink_port, executable:` says: that is where it goes.
   defp source do
-    case System.get_env("NETLINK_PORT_EXECUTABLE", "") do
-      "" -> Helper.built()
-      path -> path
-    end
+    Helper.variable() || Helper.built()
   end
 
   defp report(done, plan) do

@@ -2,7 +2,7 @@ defmodule NetlinkPort.Doctor.Namespaces do
   @moduledoc false
   # Whether namespaces can be entered: those that `ip netns` has made, or those that were asked for.
 
-  alias NetlinkPort.{Doctor, Shown, Socket}
+  alias NetlinkPort.{Doctor, FileName, Shown, Socket}
 
   @folder "/run/netns"
   @named 8
@@ -10,12 +10,16 @@ defmodule NetlinkPort.Doctor.Namespaces do
 
   @spec checks(GenServer.server(), [NetlinkPort.netns()] | nil) :: [Doctor.check()]
   def checks(server, nil) do
-    case File.ls(@folder) do
+    # As bytes: File.ls/1 would encode names twice under LC_ALL=C.
+    case :file.list_dir_all(@folder) do
       {:ok, []} ->
         [none()]
 
       {:ok, names} ->
-        listed(server, for(name <- Enum.sort(names), do: {:name, name}))
+        listed(
+          server,
+          for(name <- names |> Enum.map(&FileName.bytes/1) |> Enum.sort(), do: {:name, name})
+        )
 
       {:error, :enoent} ->
         [none()]
