@@ -115,12 +115,14 @@ defmodule NetlinkPort.EndsTest do
   test "a dump without NLM_F_MULTI, of the netdev family, is read to NLMSG_DONE", context do
     for context <- ways(context) do
       socket = open!(context, :generic, active: context.active)
-      for n <- 1..3, do: ip!(["-n", context.netns, "link", "add", "br#{n}", "type", "bridge"])
+      # More than one datagram.
+      for n <- 1..3,
+          do: ip_batch!(context.netns, for(n <- 1..100, do: "link add br#{n} type bridge"))
 
       with {:ok, netdev} <- Generic.family(socket, "netdev") do
         # NETDEV_CMD_DEV_GET
         assert {:ok, devices} = Generic.dump(socket, netdev, 1, "", timeout: @minute)
-        assert length(devices) == 4
+        assert length(devices) == 101
       end
 
       assert mailbox() == []
