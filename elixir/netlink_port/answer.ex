@@ -31,10 +31,13 @@ defmodule NetlinkPort.Answer do
           errors: %{sequence() => Error.t()},
           acks: %{sequence() => ExtAck.t() | nil},
           ended: ended() | nil,
+          delayed: Error.t() | nil,
           interrupted?: boolean()
         }
 
-  # `count` is that of all messages, also of those that were taken; `acks` has what came with each success.
+  @enobufs 105
+
+  # `delayed` is why a dump has not begun yet. `count` is that of all messages, also of those that were taken; `acks` has what came with each success.
   @enforce_keys [:kind, :requests, :classes, :last]
   defstruct [
     :kind,
@@ -43,6 +46,7 @@ defmodule NetlinkPort.Answer do
     :last,
     :begin,
     :ended,
+    :delayed,
     alone?: false,
     messages: [],
     count: 0,
@@ -113,6 +117,10 @@ defmodule NetlinkPort.Answer do
       {0, ext_ack} ->
         answer = %{answer | acks: Map.put_new(answer.acks, seq, ext_ack)}
         if seq == answer.last, do: ended(answer, how), else: answer
+
+      # The kernel found no room for the first datagram of a dump: it begins with it when there is some.
+      {@enobufs, ext_ack} when answer.kind == :dump and how == :ack ->
+        %{answer | delayed: Error.new(:request, @enobufs, ext_ack: ext_ack)}
 
       {errno, ext_ack} ->
         error = Error.new(:request, errno, ext_ack: ext_ack)

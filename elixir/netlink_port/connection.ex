@@ -299,7 +299,7 @@ defmodule NetlinkPort.Connection do
 
   defp closed(state, error) do
     if state.monitor, do: Process.demonitor(state.monitor, [:flush])
-    if state.fresh, do: close_aside(state.fresh)
+    _pid = if state.fresh, do: close_aside(state.fresh)
     told_down(state, error)
     state = %{state | socket: nil, monitor: nil, fresh: nil, error: error}
     state = settle(state, Calls.close(state.calls, error))
@@ -307,7 +307,7 @@ defmodule NetlinkPort.Connection do
   end
 
   defp reset(%{socket: socket} = state, error) do
-    close_aside(socket)
+    _pid = close_aside(socket)
     closed(state, error)
   end
 
@@ -328,7 +328,7 @@ defmodule NetlinkPort.Connection do
     if Calls.under_way?(state.calls) do
       state
     else
-      close_aside(old)
+      _pid = close_aside(old)
       if state.monitor, do: Process.demonitor(state.monitor, [:flush])
       state = %{state | socket: nil, monitor: nil, fresh: nil, calls: Calls.fresh(state.calls)}
       send_next(opened(state, {:ok, fresh}))
@@ -401,8 +401,9 @@ defmodule NetlinkPort.Connection do
   end
 
   defp transmit(state, id, datagrams) do
-    if Calls.left(state.calls, id) > @patience,
-      do: Process.send_after(self(), {:unanswered, id}, @patience)
+    _timer =
+      if Calls.left(state.calls, id) > @patience,
+        do: Process.send_after(self(), {:unanswered, id}, @patience)
 
     case Transmit.send(state.socket, datagrams) do
       :ok -> state

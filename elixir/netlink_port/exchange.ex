@@ -419,6 +419,10 @@ defmodule NetlinkPort.Exchange do
     cut(%{exchange | lost: nil}, lost)
   end
 
+  def cut(%{answer: %{delayed: %Error{} = delayed} = answer} = exchange, %{reason: :etimedout}) do
+    cut(%{exchange | answer: %{answer | delayed: nil}}, delayed)
+  end
+
   def cut(%{kind: :dump, answer: nil}, error), do: {:error, %{error | messages: []}}
 
   def cut(%{kind: :dump, answer: answer}, error) do

@@ -63,6 +63,16 @@ defmodule NetlinkPort.AnswerTest do
     assert %Error{reason: :ebusy} = Answer.error(answer)
   end
 
+  test "a dump for whose beginning there was no room begins later" do
+    answer = read(dump(), [error(7, 105)])
+    refute Answer.done?(answer)
+    answer = read(answer, [message(16, 7, "", @multi), done(7, <<0::32>>)])
+    assert {answer.ended, answer.count, Answer.error(answer)} == {:done, 1, nil}
+    # In NLMSG_DONE it is the dump's own error, and in answer to a request final.
+    assert %Error{reason: :enobufs} = Answer.error(read(dump(), [done(7, <<-105::32-native>>)]))
+    assert %{ended: :error} = read(new(:acked, [7], 7), [error(7, 105)])
+  end
+
   test "NLMSG_NOOP is nothing, NLMSG_OVERRUN a loss" do
     assert read(dump(), [message(1, 7)]) == dump()
     assert %Error{reason: :enobufs} = Answer.error(read(dump(), [message(4, 7)]))
