@@ -116,12 +116,12 @@ defmodule NetlinkPort.EndsTest do
     for context <- ways(context) do
       socket = open!(context, :generic, active: context.active)
       # More than one datagram.
-      ip_batch!(context.netns, for(n <- 1..100, do: "link add br#{n} type bridge"))
+      ip_batch!(context.netns, for(n <- 1..700, do: "link add br#{n} type bridge"))
 
       with {:ok, netdev} <- Generic.family(socket, "netdev") do
         # NETDEV_CMD_DEV_GET
         assert {:ok, devices} = Generic.dump(socket, netdev, 1, "", timeout: @minute)
-        assert length(devices) == 101
+        assert length(devices) == 701
       end
 
       assert mailbox() == []
@@ -379,6 +379,19 @@ defmodule NetlinkPort.EndsTest do
       assert waiting?.()
       for pid <- callers, do: Process.exit(pid, :kill)
     end
+  end
+
+  test "every protocol but route rounds its number of groups up", context do
+    for protocol <- [:xfrm, :netfilter, :sock_diag] do
+      socket = open!(context, protocol)
+      assert :ok = NetlinkPort.join(socket, 32)
+      assert {:error, %Error{reason: :einval}} = NetlinkPort.join(socket, 33)
+      assert {:ok, [32]} = NetlinkPort.memberships(socket)
+    end
+
+    # RTNLGRP_MAX is no multiple of 32.
+    assert {:error, %Error{reason: :einval}} = NetlinkPort.join(open!(context, :route), 64)
+    assert :ok = NetlinkPort.join(open!(context, :generic), 32)
   end
 
   test "a command without an ack is carried out, and never answered", context do
