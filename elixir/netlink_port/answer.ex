@@ -26,6 +26,7 @@ defmodule NetlinkPort.Answer do
           last: sequence(),
           begin: sequence() | nil,
           alone?: boolean(),
+          control?: boolean(),
           messages: [Message.t()],
           count: non_neg_integer(),
           errors: %{sequence() => Error.t()},
@@ -37,7 +38,7 @@ defmodule NetlinkPort.Answer do
 
   @enobufs 105
 
-  # `delayed` is why a dump has not begun yet. `count` is that of all messages, also of those that were taken; `acks` has what came with each success.
+  # A `control?` dump is of a type that the kernel does not answer. `delayed` is why a dump has not begun yet. `count` is that of all messages, also of those that were taken; `acks` has what came with each success.
   @enforce_keys [:kind, :requests, :classes, :last]
   defstruct [
     :kind,
@@ -48,6 +49,7 @@ defmodule NetlinkPort.Answer do
     :ended,
     :delayed,
     alone?: false,
+    control?: false,
     messages: [],
     count: 0,
     errors: %{},
@@ -114,6 +116,10 @@ defmodule NetlinkPort.Answer do
 
   defp judged(answer, %{seq: seq} = message, how) do
     case ExtAck.read(message, Map.fetch!(answer.requests, seq)) do
+      # The kernel skips a control message; a peer in user space has answered it.
+      {0, _ext_ack} when answer.control? and answer.count > 0 and how == :ack ->
+        answer
+
       {0, ext_ack} ->
         answer = %{answer | acks: Map.put_new(answer.acks, seq, ext_ack)}
         if seq == answer.last, do: ended(answer, how), else: answer

@@ -12,6 +12,9 @@ defmodule NetlinkPort.Request do
 
   import NetlinkPort.Answer, only: [is_answer: 4]
 
+  # How long the rest of a dump that was left may be silent, in ms.
+  @patience 5_000
+
   defmodule Reader do
     @moduledoc false
     # `deadline` is that of the next datagram, and `limit` that of the whole, `total` ms after the start.
@@ -330,6 +333,7 @@ defmodule NetlinkPort.Request do
 
       {_left, seq} ->
         exchange = Exchange.rest(socket.protocol, seq, opts.max_bytes)
+        opts = %{opts | timeout: min(opts.timeout, @patience)}
         drain_step(reader(socket, exchange, opts, limit), seq)
     end
   end

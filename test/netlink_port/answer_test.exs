@@ -100,6 +100,14 @@ defmodule NetlinkPort.AnswerTest do
     assert %{ended: :done, count: 2} = read(answer, [done(7, <<0::32>>)])
   end
 
+  test "the kernel's ack of a control message does not end what a peer in user space answers" do
+    control = %{dump() | control?: true}
+    assert %{ended: :ack} = read(control, [error(7, 0)])
+    answer = read(control, [message(16, 7, "", @multi), error(7, 0)])
+    refute Answer.done?(answer)
+    assert %{ended: :done} = read(answer, [done(7, <<0::32>>)])
+  end
+
   test "a batch ends with the ack of its last; errors of the others are kept by number" do
     batch = new(:batch, 7..9, 9)
     answer = read(batch, [error(7, 17)])
