@@ -61,13 +61,11 @@ defmodule NetlinkPort.Connection do
 
   alias NetlinkPort.{Client, Error, Exchange, ExtAck, Link, Message, Opening, Options, Relay}
   alias NetlinkPort.{Shown, Socket, Telemetry}
-  alias NetlinkPort.Connection.Calls
+  alias NetlinkPort.Connection.{Calls, Transmit}
 
   # How long to wait before the socket is opened again, in ms.
   @soonest 10
   @latest 1_000
-  # What is not larger has room in any socket's buffer (SOCK_MIN_SNDBUF, include/net/sock.h).
-  @small 4_096
   @max_queue 1_000
   # How long what is under way may keep others waiting, in ms: the kernel answers at once.
   @patience 5_000
@@ -303,7 +301,7 @@ defmodule NetlinkPort.Connection do
 
   defp closed(state, error) do
     if state.monitor, do: Process.demonitor(state.monitor, [:flush])
-    if state.fresh, do: close_aside(state.fresh)
+    _pid = if state.fresh, do: close_aside(state.fresh)
     told_down(state, error)
     state = %{state | socket: nil, monitor: nil, fresh: nil, error: error}
     state = settle(state, Calls.close(state.calls, error))
@@ -311,7 +309,7 @@ defmodule NetlinkPort.Connection do
   end
 
   defp reset(%{socket: socket} = state, error) do
-    close_aside(socket)
+    _pid = close_aside(socket)
     closed(state, error)
   end
 
@@ -332,7 +330,7 @@ defmodule NetlinkPort.Connection do
     if Calls.under_way?(state.calls) do
       state
     else
-      close_aside(old)
+      _pid = close_aside(old)
       if state.monitor, do: Process.demonitor(state.monitor, [:flush])
       state = %{state | socket: nil, monitor: nil, fresh: nil, calls: Calls.fresh(state.calls)}
       send_next(opened(state, {:ok, fresh, state.known}))
@@ -405,48 +403,15 @@ defmodule NetlinkPort.Connection do
   end
 
   defp transmit(state, id, datagrams) do
-    if Calls.left(state.calls, id) > @patience,
-      do: Process.send_after(self(), {:unanswered, id}, @patience)
+    _timer =
+      if Calls.left(state.calls, id) > @patience,
+        do: Process.send_after(self(), {:unanswered, id}, @patience)
 
-    send_all(state, id, datagrams)
-  end
-
-  defp send_all(state, _id, []), do: state
-
-  defp send_all(%{socket: socket} = state, id, [datagram | rest] = datagrams) do
-    case send_now(socket, datagram) do
-      :ok -> send_all(state, id, rest)
-      :later -> send_later(state, id, datagrams)
+    case Transmit.send(state.socket, datagrams) do
+      :ok -> state
+      {:later, monitor} -> put_in(state.senders[monitor], id)
       {:error, error} -> unsent(state, id, error)
     end
-  end
-
-  # Where it neither can fail nor has to wait. Elsewhere a process of its own waits, and the failure
-  # is known to be of this datagram.
-  defp send_now(socket, datagram) do
-    if Link.local?(socket.link) and IO.iodata_length(datagram) <= @small do
-      with {:error, %{reason: :eagain}} <- NetlinkPort.send(socket, datagram, timeout: 0),
-           do: :later
-    else
-      :later
-    end
-  end
-
-  defp send_later(%{socket: socket} = state, id, datagrams) do
-    {_pid, monitor} =
-      spawn_monitor(fn ->
-        exit(
-          {:sent,
-           Enum.reduce_while(datagrams, :ok, fn datagram, :ok ->
-             case NetlinkPort.send(socket, datagram, wait: true, timeout: :infinity) do
-               :ok -> {:cont, :ok}
-               failed -> {:halt, failed}
-             end
-           end)}
-        )
-      end)
-
-    put_in(state.senders[monitor], id)
   end
 
   defp unsent(state, id, %{stage: :send, reason: reason} = error) when reason != :ebadf do

@@ -67,6 +67,8 @@ defmodule NetlinkPort.ExchangeTest do
     assert {:error, %Error{reason: :etimedout, messages: []}} = Exchange.cut(dump(), etimedout)
     lost = Exchange.lose(dump(), Error.new(:recv, :enobufs))
     assert {:error, %Error{reason: :enobufs}} = Exchange.cut(lost, etimedout)
+    delayed = Exchange.add(dump(), [failed(7, 105)])
+    assert {:error, %Error{reason: :enobufs}} = Exchange.cut(delayed, etimedout)
     epipe = Error.new(:thread, :epipe)
     assert {:error, %Error{reason: :epipe}} = Exchange.cut(lost, epipe)
     # One that waits for its turn.

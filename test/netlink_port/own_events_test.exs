@@ -6,6 +6,8 @@ defmodule NetlinkPort.OwnEventsTest do
 
   alias NetlinkPort.{Attr, Connection, Message}
 
+  @moduletag :root
+
   @newlink 16
   @getlink 18
   @newaddr 20
