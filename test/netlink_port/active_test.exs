@@ -397,8 +397,8 @@ defmodule NetlinkPort.ActiveTest do
       socket = open!(context, owner: first, window: 16_000_000)
       sender = Task.async(fn -> for n <- 1..total, do: ask(socket, n) end)
       send(first, {:socket, socket})
-      Task.await(sender, 20_000)
-      assert_receive {:gathered, sequences}, 10_000
+      Task.await(sender, within(20_000))
+      assert_receive {:gathered, sequences}, within(10_000)
       assert sequences == Enum.to_list(1..total)
     end
 
@@ -457,7 +457,7 @@ defmodule NetlinkPort.ActiveTest do
           end)
         end
 
-      assert tasks |> Task.await_many(60_000) |> List.flatten() |> Enum.all?()
+      assert tasks |> Task.await_many(within(60_000)) |> List.flatten() |> Enum.all?()
     end
   end
 

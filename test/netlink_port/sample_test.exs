@@ -133,7 +133,7 @@ defmodule NetlinkPort.SampleTest do
       {^port, {:exit_status, status}} ->
         flunk("ended with #{status}: #{inspect(Enum.reverse(seen))}")
     after
-      60_000 -> flunk("no #{inspect(wanted)}: #{inspect(Enum.reverse(seen))}")
+      within(60_000) -> flunk("no #{inspect(wanted)}: #{inspect(Enum.reverse(seen))}")
     end
   end
 

@@ -194,8 +194,12 @@ defmodule NetlinkPort.Case do
     os_pid
   end
 
-  @doc "Waits until `fun` is true; fails the test after `timeout` ms."
+  @doc "A deadline in ms, longer on a machine that is slow: see NetlinkPort.Pace."
+  defdelegate within(ms), to: NetlinkPort.Pace
+
+  @doc "Waits until `fun` is true; fails the test after `timeout` ms, or more on a machine that is slow."
   def eventually!(fun, timeout \\ 5_000) do
+    timeout = within(timeout)
     deadline = System.monotonic_time(:millisecond) + timeout
     poll(fun, deadline, timeout)
   end
