@@ -44,6 +44,7 @@ SHARE="$RUSTUP_HOME $CARGO_HOME/bin" "$top/test/matrix/enter.sh" bookworm env -i
     cd "$0"
     MIX_ENV=test mix compile
     cargo build --release --locked --examples
+    gcc -O1 -Wall -Wextra -Werror -o target/kernel-facts test/kernels/facts.c
     # Their names have a hash of what they are made of.
     rm -f target/rust-tests
     cp "$(cargo test --release --locked --no-run 2>&1 | sed -n "s/.*Executable.*(\(.*\))/\1/p" | head -1)" target/rust-tests

@@ -7,6 +7,7 @@ defmodule NetlinkPort.SampleTest do
   use NetlinkPort.Case, async: true
 
   @moduletag timeout: 300_000
+  @moduletag :cargo
 
   @root Path.expand("../..", __DIR__)
   # The same every time: to Cargo a crate in another folder is another crate.
