@@ -599,7 +599,7 @@ defmodule NetlinkPort do
       counts double, socket(7).
     * `:filter` - a classic BPF program (`SO_ATTACH_FILTER`), a list of at most 4,096
       `{code, jt, jf, k}`; `nil` detaches it. One beyond what `net.core.optmem_max` has room for is
-      `ENOMEM`: before Linux 6.8, by default, one of more than 2,548 instructions.
+      `ENOMEM`: before Linux 6.8, by default, one of more than some 2,540 instructions.
 
   For example:
 

@@ -31,9 +31,9 @@ step() { # NAME COMMAND...
 
 facts() {
   uname -rv
-  for name in net/core/rmem_max net/core/wmem_max net/core/rmem_default net/core/optmem_max \
+  for sysctl in net/core/rmem_max net/core/wmem_max net/core/rmem_default net/core/optmem_max \
     kernel/unprivileged_userns_clone user/max_user_namespaces fs/pipe-user-pages-soft; do
-    echo "$name $(cat "/proc/sys/$name" 2>&1)"
+    echo "$sysctl: $(cat "/proc/sys/$sysctl" 2>&1)"
   done
   target/kernel-facts
 }

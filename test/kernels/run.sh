@@ -31,6 +31,7 @@ progress() { # LOG
     /^== end/ { step = "end" }
     /^== / && NF == 2 { step = $2; dots = 0 }
     step == "suite" && /^[.*]+/ { match($0, /^[.*]+/); dots += RLENGTH }
+    BEGIN { step = "booting" }
     END { printf "%s %d", step, dots }'
 }
 
@@ -50,7 +51,7 @@ boot() { # KERNEL LOG: 0 when everything has been run.
     sleep 2
     now=$(date +%s)
     set -- "$1" "$2" $(progress "$2")
-    line="$name: ${3:-booting}$([ "${3:-}" != suite ] || echo ", $4 tests"), $((now - start)) s${last:+ (last run: $last s)}"
+    line="$name: $3$([ "$3" != suite ] || echo ", $4 tests"), $((now - start)) s${last:+ (last run: $last s)}"
     say "$line"
     if [ ! -t 1 ] && [ $((now - said)) -ge 60 ]; then echo "$line"; said=$now; fi
     [ $((now - start)) -lt $((minutes * 60)) ] || { kill "$qemu"; echo "$name: not done after $minutes minutes" >>"$2"; }

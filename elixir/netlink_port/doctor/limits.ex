@@ -50,8 +50,8 @@ defmodule NetlinkPort.Doctor.Limits do
     end
   end
 
-  # struct bpf_prog and the instructions; setopts/2 takes no more than these.
-  @filter_head 96
+  # struct bpf_prog and what the kernel puts before the instructions; setopts/2 takes no more than these.
+  @filter_head 112
   @instruction 8
   @instructions 4_096
 
