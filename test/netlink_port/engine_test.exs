@@ -243,7 +243,7 @@ defmodule NetlinkPort.EngineTest do
         send(task, {:ask, self()})
         eventually!(fn -> Process.info(task, :status) == {:status, :waiting} end)
         signal!(helper, "KILL")
-        assert_receive {:error, %Error{stage: :thread, reason: :epipe}}, 10_000
+        assert_receive {:error, %Error{stage: :thread, reason: :epipe}}, within(10_000)
       end
 
       test "a socket that is closed is an error", context do
