@@ -50,7 +50,7 @@ defmodule NetlinkPort.Sandbox.Instance do
   end
 
   @spec call(GenServer.server(), term()) :: term()
-  def call(sandbox, message), do: GenServer.call(sandbox, message, 60_000)
+  def call(sandbox, message), do: GenServer.call(sandbox, message, 120_000)
 
   ## Start
 
@@ -124,6 +124,9 @@ defmodule NetlinkPort.Sandbox.Instance do
       {:ok, {_port, os_pid} = holder} ->
         if state.way == :user, do: UserNamespace.joined(os_pid)
         {:ok, link(%{state | holder: holder})}
+
+      {:late, reason} ->
+        {:error, reason}
 
       {:error, printed} ->
         # The sandbox whose user namespace was to be entered has ended meanwhile.
