@@ -93,7 +93,7 @@ defmodule NetlinkPort.Sandbox.Holder do
       {^port, {:exit_status, _status}} -> :ok
     after
       @patience ->
-        signal("KILL", os_pid)
+        _signalled = signal("KILL", os_pid)
         close(port)
     end
   end

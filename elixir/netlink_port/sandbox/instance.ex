@@ -38,7 +38,7 @@ defmodule NetlinkPort.Sandbox.Instance do
     path? = Options.boolean!(:path, Keyword.get(opts, :path, false))
     stand_in? = Options.boolean!(:stand_in, Keyword.get(opts, :stand_in, false))
     server = Keyword.get(opts, :server, [])
-    if not is_list(server), do: Options.server!(server)
+    _server = if is_list(server), do: server, else: Options.server!(server)
 
     if stand_in? and not is_list(server) do
       raise ArgumentError,
@@ -268,10 +268,10 @@ defmodule NetlinkPort.Sandbox.Instance do
   @impl true
   def terminate(_reason, state) do
     # Otherwise the end of its server would wait for it.
-    if state.stopped, do: Holder.signal("CONT", state.stopped)
+    _continued = state.stopped && Holder.signal("CONT", state.stopped)
     for pid <- [state.supervisor, state.helping, state.stand_in], pid != nil, do: stop(pid)
     _state = let_go(state)
-    if state.folder, do: File.rm_rf!(state.folder)
+    _removed = state.folder && File.rm_rf!(state.folder)
     :ok
   end
 
