@@ -75,6 +75,7 @@ defmodule NetlinkPort.CapabilitiesTest do
              "open of /proc/#{pid}/ns/net: EACCES: the helper lacks CAP_SYS_PTRACE"
   end
 
+  @tag :init_user_namespace
   test "the group of NETLINK_AUDIT takes CAP_AUDIT_READ" do
     server = start_server!()
     assert {:error, error} = NetlinkPort.open(server, :audit, groups: [1])
@@ -92,6 +93,7 @@ defmodule NetlinkPort.CapabilitiesTest do
   end
 
   # AUDIT_GET (1000) of include/uapi/linux/audit.h is answered by itself; a refusal by NLMSG_ERROR (2).
+  @tag :init_user_namespace
   test "the commands of NETLINK_AUDIT take CAP_AUDIT_CONTROL" do
     for {keep, type} <- [{[], 2}, {[:audit_control], 1000}] do
       server = start_server!(keep: keep)
@@ -102,6 +104,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     end
   end
 
+  @tag :init_user_namespace
   test "a namespace file in a folder of another user takes CAP_DAC_READ_SEARCH" do
     folder = tmp_path!("folder")
     File.mkdir_p!(folder)
