@@ -1,6 +1,6 @@
 # make demo    the main job, on real namespaces (root)
 # make test    the Rust and the ExUnit suites
-# make test-unprivileged  the ExUnit suite without any privilege, as an ordinary user's `make test` has it
+# make test-unprivileged  the ExUnit suite as an ordinary user's `make test` has it (root)
 # make check   formatting, lints, warnings as errors, Dialyzer
 # make soak    random operations, storms and kills for SOAK_SECONDS (300; root)
 # make bench   what the way through the helper costs beside OTP's own socket (root)
@@ -30,9 +30,8 @@ test: setup counterparts
 	cargo test --release --locked
 	mix test
 
-# Root without capabilities may do what an ordinary user may.
 test-unprivileged: setup counterparts
-	setpriv --bounding-set -all mix test
+	.ci/unprivileged
 
 check: setup
 	cargo fmt --check
