@@ -6,6 +6,7 @@
 # make bench   what the way through the helper costs beside OTP's own socket (root)
 # make dist    one static executable with checksum and SBOM, shown to run in an empty root and on Debian's releases
 # make matrix  the whole suite on Debian bookworm, trixie and sid: SUITES (root)
+# make kernels the doctor, the suites and a soak on Debian's kernels under emulation: KERNELS (root)
 # make docs    the documentation, into doc/ (root)
 # make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
 # make recording  docs/demo.svg, the demo as it runs (root, npx)
@@ -20,7 +21,7 @@ PACKAGES := elixir git erlang-nox erlang-dev erlang-dialyzer erlang-proper iprou
 # What the tests compare with. Those tests say so where one is missing, and the rest go on.
 COUNTERPARTS := nftables conntrack iputils-ping tshark
 
-.PHONY: demo test test-unprivileged check matrix docs soak bench dist fuzz recording dialyzer setup counterparts clean
+.PHONY: demo test test-unprivileged check matrix kernels docs soak bench dist fuzz recording dialyzer setup counterparts clean
 
 demo: setup
 	@mix compile
@@ -46,6 +47,13 @@ SUITES ?= bookworm trixie sid
 
 matrix: setup
 	@PACKAGES="$(PACKAGES) $(COUNTERPARTS)" test/matrix/run.sh $(SUITES)
+
+# Chroot, kernels, images and logs are kept in KERNELS_DIR (.kernels): test/kernels/run.sh says what else there is to set.
+KERNELS ?= bullseye-security bookworm trixie trixie-backports
+
+kernels: setup
+	@$(call install,qemu-system-x86 e2fsprogs cpio kmod xz-utils zstd)
+	@PACKAGES="$(PACKAGES) $(filter-out tshark,$(COUNTERPARTS))" test/kernels/run.sh $(KERNELS)
 
 # In the chroot of trixie: Debian 12 has no ExDoc.
 docs:

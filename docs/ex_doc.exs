@@ -6,7 +6,7 @@ guides = [
   Deployment: ~w(docs/deployment.md docs/operations.md docs/distribution.md),
   Faults: ~w(docs/faults.md),
   Benchmarks: ~w(docs/benchmarks.md),
-  Protocol: ~w(docs/protocol.md docs/vectors.txt)
+  Protocol: ~w(docs/protocol.md docs/vectors.txt docs/kernels.md)
 ]
 
 [

@@ -597,8 +597,9 @@ defmodule NetlinkPort do
     * `:rcvbuf`, `:sndbuf` - bytes. Set beyond the limit of the system where the helper may
       (`SO_RCVBUFFORCE`), up to it otherwise; `getopts/2` tells the size in force, which the kernel
       counts double, socket(7).
-    * `:filter` - a classic BPF program (`SO_ATTACH_FILTER`), a list of `{code, jt, jf, k}`; `nil`
-      detaches it.
+    * `:filter` - a classic BPF program (`SO_ATTACH_FILTER`), a list of at most 4,096
+      `{code, jt, jf, k}`; `nil` detaches it. One beyond what `net.core.optmem_max` has room for is
+      `ENOMEM`: before Linux 6.8, by default, one of more than some 2,540 instructions.
 
   For example:
 

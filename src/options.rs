@@ -255,14 +255,14 @@ mod tests {
     #[test]
     fn groups_above_32_are_joined_listed_and_left() {
         let socket = sys::netlink_socket(0).unwrap();
-        for group in [1, 32, 33, 36] {
+        for group in [1, 32, 33] {
             set(&socket, Name::AddMembership, &Value::Integer(group)).unwrap();
         }
         let groups = get(&socket, Name::Memberships);
-        assert_eq!(groups, Ok(Value::Groups(vec![1, 32, 33, 36])));
+        assert_eq!(groups, Ok(Value::Groups(vec![1, 32, 33])));
         set(&socket, Name::DropMembership, &Value::Integer(33)).unwrap();
         let groups = get(&socket, Name::Memberships);
-        assert_eq!(groups, Ok(Value::Groups(vec![1, 32, 36])));
+        assert_eq!(groups, Ok(Value::Groups(vec![1, 32])));
     }
 
     #[test]
@@ -281,7 +281,11 @@ mod tests {
         let cut = set(&socket, Name::Filter, &Value::Program(vec![0; 7]));
         assert_eq!(cut.unwrap_err().errno, Errno::EINVAL);
         // BPF_RET | BPF_K at the end, and BPF_LD | BPF_IMM before it.
-        for (count, outcome) in [(4096, None), (4097, Some(Errno::EINVAL))] {
+        // Linux before 6.8 has room for 2,548 by default.
+        let room = std::fs::read_to_string("/proc/sys/net/core/optmem_max");
+        let room: usize = room.map_or(131_072, |text| text.trim().parse().unwrap());
+        let longest = (room < 96 + 4096 * INSTRUCTION).then_some(Errno::ENOMEM);
+        for (count, outcome) in [(4096, longest), (4097, Some(Errno::EINVAL))] {
             let mut longest = vec![0; (count - 1) * INSTRUCTION];
             longest.extend([0, 6, 0, 0, 0, 4, 0, 0]);
             let set = set(&socket, Name::Filter, &Value::Program(longest));

@@ -68,7 +68,7 @@ defmodule NetlinkPort.HostileFramesTest do
         {:os_pid, os_pid} = Port.info(port, :os_pid)
         {[_hello], ""} = read_frames(port, "", 1)
         Port.command(port, <<length::32>>)
-        assert_receive {^port, {:exit_status, status}}, 10_000
+        assert_receive {^port, {:exit_status, status}}, within(10_000)
         assert {length, status} == {length, 65}
         eventually!(fn -> not running?(os_pid) end)
       end
@@ -81,7 +81,7 @@ defmodule NetlinkPort.HostileFramesTest do
       for length <- [@max_frame + 1, 0xFFFFFFFF] do
         %{port: port} = start_stream!(limited)
         Port.command(port, <<length::32, "and some of its bytes">>)
-        assert_receive {^port, {:exit_status, status}}, 10_000
+        assert_receive {^port, {:exit_status, status}}, within(10_000)
         assert {length, status} == {length, 65}
       end
 
@@ -116,7 +116,7 @@ defmodule NetlinkPort.HostileFramesTest do
       {[said], ""} = read_frames(port, "", 1)
       assert Protocol.decode(said) == {:malformed, :empty}
       Port.command(port, <<255, 255, 255, 255>>)
-      assert_receive {^port, {:exit_status, 65}}, 10_000
+      assert_receive {^port, {:exit_status, 65}}, within(10_000)
     end
   end
 

@@ -178,7 +178,7 @@ defmodule NetlinkPort.ProgramTest do
       Port.command(port, for(frame <- frames, do: [<<byte_size(frame)::32>>, frame]))
       {pongs, ""} = read_frames(port, "", 2)
       assert Enum.map(pongs, &Protocol.decode/1) == for(n <- 1..2, do: {:reply, n, {:ok, nil}})
-      assert_receive {^port, {:exit_status, 0}}, 10_000
+      assert_receive {^port, {:exit_status, 0}}, within(10_000)
       refute_received {^port, {:data, _more}}
     end
 

@@ -41,4 +41,11 @@ unless NetlinkPort.Case.open_to_all?(System.tmp_dir!()), do: System.put_env("TMP
 
 NetlinkPort.Case.sweep()
 exclude = Keyword.keys(missing) ++ without
-ExUnit.start(capture_log: true, assert_receive_timeout: 5_000, exclude: exclude)
+NetlinkPort.Pace.set()
+
+ExUnit.start(
+  capture_log: true,
+  assert_receive_timeout: NetlinkPort.Pace.within(5_000),
+  timeout: NetlinkPort.Pace.within(60_000),
+  exclude: exclude
+)

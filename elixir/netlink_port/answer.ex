@@ -8,6 +8,10 @@ defmodule NetlinkPort.Answer do
   #   dump    NLMSG_DONE; an error; an ack, of a command that has no dump
   #   batch   the ack, the error or the NLMSG_DONE of `last`; an error of `begin`
   #
+  # A dump for whose first datagram the receive buffer has no room beside what waits in it is refused with
+  # ENOBUFS, and goes on all the same as soon as that is read (__netlink_dump_start(),
+  # net/netlink/af_netlink.c): this error alone does not end it.
+  #
   # No message ends a dump by its flags: that of a command has no NLM_F_MULTI, and neither have those of
   # some families' dumps (netdev).
 
@@ -17,6 +21,8 @@ defmodule NetlinkPort.Answer do
 
   @type kind :: :acked | :plain | :dump | :batch
   @type sequence :: 1..0xFFFFFFFF
+  @enobufs 105
+
   @type ended :: :ack | :error | :done | :message
 
   @type t :: %__MODULE__{
@@ -31,10 +37,12 @@ defmodule NetlinkPort.Answer do
           errors: %{sequence() => Error.t()},
           acks: %{sequence() => ExtAck.t() | nil},
           ended: ended() | nil,
-          interrupted?: boolean()
+          interrupted?: boolean(),
+          put_off: Error.t() | nil
         }
 
-  # `count` is that of all messages, also of those that were taken; `acks` has what came with each success.
+  # `count` is that of all messages, also of those that were taken; `acks` has what came with each success;
+  # `put_off` is the ENOBUFS of a dump that has not ended.
   @enforce_keys [:kind, :requests, :classes, :last]
   defstruct [
     :kind,
@@ -43,6 +51,7 @@ defmodule NetlinkPort.Answer do
     :last,
     :begin,
     :ended,
+    :put_off,
     alone?: false,
     messages: [],
     count: 0,
@@ -113,6 +122,9 @@ defmodule NetlinkPort.Answer do
       {0, ext_ack} ->
         answer = %{answer | acks: Map.put_new(answer.acks, seq, ext_ack)}
         if seq == answer.last, do: ended(answer, how), else: answer
+
+      {@enobufs, ext_ack} when answer.kind == :dump and how == :ack ->
+        %{answer | put_off: Error.new(:request, @enobufs, ext_ack: ext_ack)}
 
       {errno, ext_ack} ->
         error = Error.new(:request, errno, ext_ack: ext_ack)

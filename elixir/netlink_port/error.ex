@@ -231,6 +231,11 @@ defmodule NetlinkPort.Error do
   defp explanation(%{stage: :thread, reason: :etimedout}), do: "it did not answer in time"
   defp explanation(%{stage: :recv, reason: :etimedout}), do: "nothing arrived in time"
 
+  defp explanation(%{stage: :setsockopt, reason: :enomem, subject: "filter" <> _}) do
+    "longer than net.core.optmem_max has room for, at 8 bytes an instruction (20480 by default before " <>
+      "Linux 6.8); raise it"
+  end
+
   defp explanation(%{stage: :recv, reason: :einval}) do
     "the socket is active: its datagrams come as messages; set active: false to use recv"
   end

@@ -419,6 +419,10 @@ defmodule NetlinkPort.Exchange do
     cut(%{exchange | lost: nil}, lost)
   end
 
+  def cut(%{answer: %{put_off: %Error{} = error} = answer} = exchange, %{reason: :etimedout}) do
+    cut(%{exchange | answer: %{answer | put_off: nil}}, error)
+  end
+
   def cut(%{kind: :dump, answer: nil}, error), do: {:error, %{error | messages: []}}
 
   def cut(%{kind: :dump, answer: answer}, error) do

@@ -21,21 +21,8 @@ PACKAGES=${PACKAGES:?the Debian packages to install; make matrix names them}
 CARGO_HOME=${CARGO_HOME:-$HOME/.cargo}
 RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.rustup}
 
-vendor() { # ROOT: the crates of Cargo.lock, and a configuration that names them.
-  crates=$1/crates
-  if ! cmp -s "$top/Cargo.lock" "$crates/Cargo.lock"; then
-    rm -rf "$crates" && mkdir -p "$crates" "$1/root/.cargo" || return 1
-    (cd "$top" && cargo vendor --locked --quiet "$crates/vendor") >"$crates/log" 2>&1 || {
-      cat "$crates/log" >&2
-      return 1
-    }
-    printf '%s\n' '[source.crates-io]' 'replace-with = "vendored"' '[source.vendored]' 'directory = "/crates/vendor"' \
-      >"$1/root/.cargo/config.toml" && cp "$top/Cargo.lock" "$crates/Cargo.lock"
-  fi
-}
-
 suite() { # SUITE
-  root=$("$here/chroot.sh" "$1") && work=$("$here/copy.sh" "$1") && vendor "$root" || return 1
+  root=$("$here/chroot.sh" "$1") && work=$("$here/copy.sh" "$1") && "$here/vendor.sh" "$root" || return 1
   share='' packages=$PACKAGES
   if [ "$1" != bookworm ]; then packages="$packages cargo"; else
     [ -d "$RUSTUP_HOME/toolchains" ] || {

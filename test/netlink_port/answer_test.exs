@@ -63,6 +63,19 @@ defmodule NetlinkPort.AnswerTest do
     assert %Error{reason: :ebusy} = Answer.error(answer)
   end
 
+  test "a dump that is put off for want of room goes on" do
+    answer = read(dump(), [error(7, 105), message(16, 7, "a", @multi)])
+    refute Answer.done?(answer)
+    answer = read(answer, [done(7, <<0::32>>)])
+    assert {answer.ended, Answer.error(answer)} == {:done, nil}
+    assert [%Message{payload: "a"}] = Answer.messages(answer)
+
+    # As an end of a dump it is an error as any other, and so it is of another request.
+    assert %{ended: :error} = answer = read(dump(), [done(7, <<-105::32-native>>)])
+    assert %Error{reason: :enobufs} = Answer.error(answer)
+    assert %{ended: :error} = read(new(:acked, [7], 7), [error(7, 105)])
+  end
+
   test "NLMSG_NOOP is nothing, NLMSG_OVERRUN a loss" do
     assert read(dump(), [message(1, 7)]) == dump()
     assert %Error{reason: :enobufs} = Answer.error(read(dump(), [message(4, 7)]))

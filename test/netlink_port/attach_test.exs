@@ -22,7 +22,7 @@ defmodule NetlinkPort.AttachTest do
 
   defp start_there!(node, name) do
     Node.spawn(node, NetlinkPort.Remote, :run_a_server, [self(), name])
-    assert_receive {:started, server}, 10_000
+    assert_receive {:started, server}, within(10_000)
     server
   end
 

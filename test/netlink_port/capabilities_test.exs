@@ -154,7 +154,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
     inode = inode(netns_path(netns))
     assert {:ok, %{verified: false, inode: ^inode, cookie: cookie}} = NetlinkPort.info(socket)
-    assert is_integer(cookie)
+    assert cookie?(cookie)
 
     :ok = NetlinkPort.send(socket, Rtnl.new_bridge("br0", 1))
     assert {:ok, answer} = NetlinkPort.recv(socket, 1_000)

@@ -68,7 +68,7 @@ defmodule NetlinkPort.ConnectionTest do
 
   defp results(pids) do
     for pid <- pids do
-      assert_receive {:result, ^pid, result}, 15_000
+      assert_receive {:result, ^pid, result}, within(15_000)
       result
     end
   end
@@ -118,7 +118,7 @@ defmodule NetlinkPort.ConnectionTest do
 
       order =
         for _ <- 1..11 do
-          assert_receive {:result, pid, result}, 15_000
+          assert_receive {:result, pid, result}, within(15_000)
           if pid != request, do: assert(whole?(result))
           pid
         end

@@ -180,6 +180,6 @@ defmodule NetlinkPort.DocsTest do
         :ok
       end)
 
-    Task.await(task, 30_000)
+    Task.await(task, within(30_000))
   end
 end

@@ -206,7 +206,7 @@ defmodule NetlinkPort.EndsTest do
         send(storm, :stop)
         assert {error.reason, error.messages} == {:etimedout, []}
         assert Exception.message(error) =~ "no answer came in time"
-        assert_receive {:result, ^storm, [_ | _]}, 10_000
+        assert_receive {:result, ^storm, [_ | _]}, within(10_000)
       end
 
       test "what never ends is bounded by max_bytes, by total_timeout, and costs the socket when it is left",
@@ -333,7 +333,7 @@ defmodule NetlinkPort.EndsTest do
       assert {error.stage, error.reason} == {:request, :etimedout}
       opts = [timeout: @minute]
       waiting = spawn_reporting(fn -> Connection.dump(connection, @getlink, @all_links, opts) end)
-      assert_receive {:result, ^waiting, {:ok, [_lo]}}, 20_000
+      assert_receive {:result, ^waiting, {:ok, [_lo]}}, within(20_000)
       assert :sys.get_state(connection).socket != socket
       :atomics.put(stop, 1, 1)
       assert_receive {:result, ^asking, count} when count > 0

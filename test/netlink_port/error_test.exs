@@ -102,6 +102,9 @@ defmodule NetlinkPort.ErrorTest do
          "; start its server with keep: [:net_broadcast], and the helper with that capability"},
       {{:setsockopt, :enoprotoopt, subject: "get_strict_chk"},
        "setsockopt of get_strict_chk: ENOPROTOOPT: protocol not available"},
+      {{:setsockopt, :enomem, subject: "filter"},
+       "setsockopt of filter: ENOMEM: longer than net.core.optmem_max has room for, at 8 bytes an " <>
+         "instruction (20480 by default before Linux 6.8); raise it"},
       {{:send, :eagain, []}, "send: EAGAIN: the helper is not keeping up; try again later"},
       {{:send, :emsgsize, []},
        "send: EMSGSIZE: longer than the socket's sndbuf or the helper's frame limit"},

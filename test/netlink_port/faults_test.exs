@@ -9,7 +9,7 @@ defmodule NetlinkPort.FaultsTest do
   defp switch!, do: tmp_path!("fault")
 
   defp closed!(socket) do
-    assert_receive {:netlink_closed, ^socket, reason}, 5_000
+    assert_receive {:netlink_closed, ^socket, reason}, within(5_000)
     reason
   end
 
@@ -158,14 +158,14 @@ defmodule NetlinkPort.FaultsTest do
       refute_receive {_kind, _socket, _message}, 500
       File.rm!(hold <> ".held")
 
-      assert_receive {:result, ^waiting, {:ok, [5]}}, 5_000
-      assert_receive {:netlink, ^socket, _reply}, 5_000
+      assert_receive {:result, ^waiting, {:ok, [5]}}, within(5_000)
+      assert_receive {:netlink, ^socket, _reply}, within(5_000)
       for n <- 1..200, do: assert({n, address(events)} == {n, {10, 0, 0, n}})
       assert os_pid(server) == helper
     end
 
     defp address(socket) do
-      assert_receive {:netlink, ^socket, datagram}, 5_000
+      assert_receive {:netlink, ^socket, datagram}, within(5_000)
       [{20, _sequence, payload}] = Rtnl.messages(datagram)
       Rtnl.address(payload)
     end

@@ -61,7 +61,7 @@ defmodule NetlinkPort.FlowControlTest do
       end)
 
     on_exit(fn -> Process.exit(pid, :kill) end)
-    assert_receive {:socket, ^pid, socket}, 5_000
+    assert_receive {:socket, ^pid, socket}, within(5_000)
     {pid, socket}
   end
 
@@ -91,7 +91,7 @@ defmodule NetlinkPort.FlowControlTest do
 
   defp taken!(pid) do
     send(pid, :take)
-    assert_receive {:taken, ^pid, taken}, 30_000
+    assert_receive {:taken, ^pid, taken}, within(30_000)
     taken
   end
 
@@ -166,7 +166,7 @@ defmodule NetlinkPort.FlowControlTest do
       assert number(datagram) == n
     end
 
-    Task.await(storm, 60_000)
+    Task.await(storm, within(60_000))
     refute_received {:netlink_overrun, _socket, _dropped}
   end
 

@@ -15,7 +15,7 @@ defmodule NetlinkPort.HandleTest do
 
     # All at once, so that they really meet.
     Enum.each(tasks, &send(&1.pid, :go))
-    drawn = Task.await_many(tasks, 30_000)
+    drawn = Task.await_many(tasks, within(30_000))
     all = Enum.concat(drawn)
     assert length(all) == 80_000
     assert all |> Enum.uniq() |> length() == 80_000

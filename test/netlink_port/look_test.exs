@@ -44,7 +44,7 @@ defmodule NetlinkPort.LookTest do
 
     for _ <- 1..100 do
       :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1))
-      assert_receive {:netlink, ^socket, _answer}, 5_000
+      assert_receive {:netlink, ^socket, _answer}, within(5_000)
     end
 
     Process.sleep(100)

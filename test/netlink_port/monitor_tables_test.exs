@@ -30,7 +30,6 @@ defmodule NetlinkPort.MonitorTablesTest do
     assert_true([mirror], Changes.make(changes, 500))
   end
 
-  @tag :init_user_namespace
   test "many subscribers, some of which end, all have the true state", context do
     monitor = monitor!(context, 1_000_000)
     {changes, mirrors} = {changes!(context, 1), for(_ <- 1..200, do: Mirror.start(monitor))}

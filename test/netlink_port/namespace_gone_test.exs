@@ -97,7 +97,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       end
 
       assert NetlinkPort.close(socket) == :ok
-      assert is_integer(cookie)
+      assert cookie?(cookie)
       refute_received {_tag, ^socket, _message}
       assert fds(server) == before
       # Not even the end of its server.

@@ -46,12 +46,12 @@ defmodule NetlinkPort.NamespacesTest do
     inode = inode(netns_path(netns))
     socket = open!(server, netns)
     assert {:ok, %{inode: ^inode, verified: true, cookie: cookie}} = NetlinkPort.info(socket)
-    assert is_integer(cookie)
+    assert cookie?(cookie)
 
     {:ok, host} = NetlinkPort.open(server, :route, netns: :host)
     home = inode("/proc/self/ns/net")
     assert {:ok, %{inode: ^home, cookie: other}} = NetlinkPort.info(host)
-    assert other != cookie
+    assert cookie == nil or other != cookie
     assert {:ok, %{home_inode: ^home}} = NetlinkPort.info(server)
   end
 
@@ -118,7 +118,7 @@ defmodule NetlinkPort.NamespacesTest do
     ip!(["-n", netns, "link", "add", "br0", "type", "bridge"])
     new = open!(server, netns, active: false)
     assert {:ok, %{inode: other, cookie: another}} = NetlinkPort.info(new)
-    assert other != inode and another != cookie
+    assert other != inode and (cookie == nil or another != cookie)
     assert Rtnl.link_names(old) == ["lo"]
     assert Enum.sort(Rtnl.link_names(new)) == ["br0", "lo"]
   end
@@ -217,8 +217,7 @@ defmodule NetlinkPort.NamespacesTest do
       assert NetlinkPort.leave(socket, @link_group) == :ok
       event = event_above_32(socket, netns)
       # Of the groups that were left nothing comes before it.
-      assert_receive {:netlink, ^socket, datagram}
-      assert [{^event, _, _} | _] = Rtnl.messages(datagram)
+      assert_above_32(socket, event)
 
       assert {:error, error} = NetlinkPort.join(socket, 100_000)
       assert {error.stage, error.reason} == {:setsockopt, :einval}
@@ -226,6 +225,16 @@ defmodule NetlinkPort.NamespacesTest do
       # The longest list that is taken fits into a command.
       many = open!(server, netns, groups: List.duplicate(1, 4_096))
       assert NetlinkPort.memberships(many) == {:ok, [1]}
+    end
+
+    defp assert_above_32(socket, event) do
+      assert_receive {:netlink, ^socket, datagram}
+
+      case Rtnl.messages(datagram) do
+        [{^event, _, _} | _] -> :ok
+        # RTM_NEWVLAN, of the first VLAN of a bridge: where CONFIG_BRIDGE_VLAN_FILTERING is.
+        [{112, _, _} | _] -> assert_above_32(socket, event)
+      end
     end
 
     # RTNLGRP_IPV4_MCADDR (37, Linux 6.14) where it is, RTNLGRP_BRVLAN (33) before.

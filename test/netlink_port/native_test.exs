@@ -58,7 +58,7 @@ defmodule NetlinkPort.NativeTest do
     fifo = tmp_path!("fifo")
     {_, 0} = System.cmd("mkfifo", [fifo])
     task = Task.async(fn -> Native.open_in_netns(fifo, 0) end)
-    assert Task.await(task, 1_000) == {:error, {:setns, 22}}
+    assert Task.await(task, within(1_000)) == {:error, {:setns, 22}}
   end
 
   # Who opens a FIFO for writing waits until somebody opens it for reading.

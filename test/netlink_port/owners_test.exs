@@ -51,14 +51,14 @@ defmodule NetlinkPort.OwnersTest do
     storm = Task.async(fn -> ip!(["-n", context.netns, "-batch", batch]) end)
 
     for owner <- owners do
-      assert_receive {:flowing, ^owner}, 5_000
+      assert_receive {:flowing, ^owner}, within(5_000)
       kill!(owner)
     end
 
-    Task.await(storm, 30_000)
+    Task.await(storm, within(30_000))
 
     for n <- 1..3_000 do
-      assert_receive {:netlink, ^mine, datagram}, 5_000
+      assert_receive {:netlink, ^mine, datagram}, within(5_000)
       assert [{24, _sequence, route}] = Rtnl.messages(datagram)
       assert Rtnl.destination(route) == {10, 0, div(n, 256), rem(n, 256)}
     end
@@ -74,7 +74,7 @@ defmodule NetlinkPort.OwnersTest do
     end
 
     for _ <- 1..20 do
-      assert_receive {:opened, socket}, 5_000
+      assert_receive {:opened, socket}, within(5_000)
       closed? = &match?({:error, %Error{reason: :ebadf}}, &1)
       eventually!(fn -> closed?.(NetlinkPort.info(socket)) end)
     end

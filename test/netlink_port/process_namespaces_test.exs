@@ -24,7 +24,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
   # The line that a command of that shell prints.
   defp shell!(%{shell: shell}, command) do
     Port.command(shell, command <> "\n")
-    assert_receive {^shell, {:data, {:eol, line}}}, 5_000
+    assert_receive {^shell, {:data, {:eol, line}}}, within(5_000)
     line
   end
 
@@ -48,7 +48,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     eventually!(fn -> File.exists?(hold <> ".held") end)
     fun.()
     File.rm!(hold <> ".held")
-    assert_receive {:result, ^opening, result}, 5_000
+    assert_receive {:result, ^opening, result}, within(5_000)
     result
   end
 

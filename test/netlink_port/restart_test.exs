@@ -30,14 +30,14 @@ defmodule NetlinkPort.RestartTest do
         helper = os_pid(:stormy)
         {:ok, socket} = NetlinkPort.open(:stormy, :route, [])
         kill!(:stormy)
-        assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+        assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, within(5_000)
         eventually!(fn -> Process.whereis(:stormy) != nil end)
         helper
       end
 
     last = os_pid(:stormy)
     kill!(:stormy)
-    assert_receive {:DOWN, ^monitor, :process, ^supervisor, :shutdown}, 5_000
+    assert_receive {:DOWN, ^monitor, :process, ^supervisor, :shutdown}, within(5_000)
     assert {:error, error} = NetlinkPort.open(:stormy, :route, [])
     assert {error.stage, error.reason} == {:thread, :esrch}
     for helper <- [last | helpers], do: eventually!(fn -> not running?(helper) end)
@@ -71,9 +71,9 @@ defmodule NetlinkPort.RestartTest do
 
     monitor = Process.monitor(supervisor)
     signal!(os_pid(:removed), :KILL)
-    assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+    assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, within(5_000)
     # Tried as often as the supervisor allows, and not for ever.
-    assert_receive {:DOWN, ^monitor, :process, ^supervisor, :shutdown}, 5_000
+    assert_receive {:DOWN, ^monitor, :process, ^supervisor, :shutdown}, within(5_000)
     start = {NetlinkPort, name: nil, executable: executable}
     assert {:error, {%Error{} = error, _child}} = start_supervised(start)
     assert {error.stage, error.reason, error.subject} == {:thread, :enoent, executable}

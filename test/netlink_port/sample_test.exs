@@ -7,6 +7,7 @@ defmodule NetlinkPort.SampleTest do
   use NetlinkPort.Case, async: true
 
   @moduletag timeout: 300_000
+  @moduletag :cargo
 
   @root Path.expand("../..", __DIR__)
   # The same every time: to Cargo a crate in another folder is another crate.
@@ -133,7 +134,7 @@ defmodule NetlinkPort.SampleTest do
       {^port, {:exit_status, status}} ->
         flunk("ended with #{status}: #{inspect(Enum.reverse(seen))}")
     after
-      60_000 -> flunk("no #{inspect(wanted)}: #{inspect(Enum.reverse(seen))}")
+      within(60_000) -> flunk("no #{inspect(wanted)}: #{inspect(Enum.reverse(seen))}")
     end
   end
 

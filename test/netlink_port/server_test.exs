@@ -23,7 +23,7 @@ defmodule NetlinkPort.ServerTest do
   end
 
   defp closed!(socket) do
-    assert_receive {:netlink_closed, ^socket, reason}, 5_000
+    assert_receive {:netlink_closed, ^socket, reason}, within(5_000)
     reason
   end
 
@@ -75,7 +75,7 @@ defmodule NetlinkPort.ServerTest do
       for socket <- [passive | sockets], do: refute_closed_again(socket)
 
       for pid <- callers do
-        assert_receive {:result, ^pid, result}, 5_000
+        assert_receive {:result, ^pid, result}, within(5_000)
         assert match?({:error, %Error{stage: :thread}}, result) or match?({:ok, _}, result)
       end
 
@@ -202,7 +202,7 @@ defmodule NetlinkPort.ServerTest do
 
       answers =
         for caller <- callers do
-          assert_receive {:result, ^caller, {:ok, answer}}, 10_000
+          assert_receive {:result, ^caller, {:ok, answer}}, within(10_000)
           answer
         end
 
@@ -212,7 +212,7 @@ defmodule NetlinkPort.ServerTest do
       assert Enum.sort(sequences) == Enum.to_list(1..10)
 
       for n <- 1..500 do
-        assert_receive {:netlink, ^events, datagram}, 10_000
+        assert_receive {:netlink, ^events, datagram}, within(10_000)
         assert [{24, _sequence, route}] = Rtnl.messages(datagram)
         assert Rtnl.destination(route) == {10, 0, div(n, 250), rem(n, 250)}
       end

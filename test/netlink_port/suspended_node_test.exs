@@ -116,13 +116,13 @@ defmodule NetlinkPort.SuspendedNodeTest do
     there = for _n <- 1..8, do: Node.spawn(context.node, Remote, :take_snapshots, arguments)
     {:ok, ^monitor} = Monitor.subscribe(monitor)
     for pid <- there, do: assert_receive({:snapshot, ^pid}, 20_000)
-    assert_receive {:netlink_snapshot, ^monitor, :end}, 20_000
+    assert_receive {:netlink_snapshot, ^monitor, :end}, within(20_000)
 
     # A snapshot for each of them is more than the way there takes.
     signal!(context.vm, "STOP")
     context.server |> os_pid() |> signal!("KILL")
     assert_receive {:netlink_resync, ^monitor, {:closed, _reason}}
-    assert_receive {:netlink_snapshot, ^monitor, :end}, 20_000
+    assert_receive {:netlink_snapshot, ^monitor, :end}, within(20_000)
     eventually!(fn -> suspended?(monitor) end)
     ip!(["-n", context.netns, "link", "add", "br0", "type", "bridge"])
     assert_receive {:netlink_event, ^monitor, _datagram}

@@ -171,9 +171,9 @@ defmodule NetlinkPort.UserNamespacesTest do
     File.rm!(hold <> ".held")
 
     assert_receive {:result, ^opening, {:error, %Error{stage: :thread, reason: :etimedout}}},
-                   5_000
+                   within(5_000)
 
-    assert_receive {:netlink_closed, ^socket, :stuck}, 5_000
+    assert_receive {:netlink_closed, ^socket, :stuck}, within(5_000)
     eventually!(fn -> not running?(helper) and not running?(child) end)
   end
 end

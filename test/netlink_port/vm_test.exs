@@ -26,7 +26,7 @@ defmodule NetlinkPort.VMTest do
   end
 
   defp line!(port) do
-    assert_receive {^port, {:data, {:eol, line}}}, 20_000
+    assert_receive {^port, {:data, {:eol, line}}}, within(20_000)
     line
   end
 
@@ -100,7 +100,7 @@ defmodule NetlinkPort.VMTest do
     for {port, _vm} <- vms do
       helper = port |> line!() |> String.to_integer()
       assert line!(port) == "full"
-      assert_receive {^port, {:exit_status, 3}}, 15_000
+      assert_receive {^port, {:exit_status, 3}}, within(15_000)
       eventually!(fn -> not running?(helper) end, 1_000)
     end
   end
@@ -261,6 +261,6 @@ defmodule NetlinkPort.VMTest do
 
     assert line!(port) =~ "EMFILE: the VM has no port or descriptor left"
     assert line!(port) == "started"
-    assert_receive {^port, {:exit_status, 0}}, 20_000
+    assert_receive {^port, {:exit_status, 0}}, within(20_000)
   end
 end

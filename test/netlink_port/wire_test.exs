@@ -29,7 +29,7 @@ defmodule NetlinkPort.WireTest do
       {^port, {:data, frame}} -> frame
       {^port, {:exit_status, status}} -> raise "the decoder ended with exit status #{status}"
     after
-      10_000 -> raise "the decoder does not answer"
+      within(10_000) -> raise "the decoder does not answer"
     end
   end
 

@@ -120,6 +120,18 @@ defmodule NetlinkPort.Case do
   @doc "The compiled library in such a copy, for `elixir -pa`."
   def public_ebin!, do: public!(Application.app_dir(:netlink_port, "ebin"))
 
+  ## The kernel
+
+  @doc "Whether the kernel is that version of Linux or a later one."
+  def linux?(major, minor) do
+    [_, a, b] = Regex.run(~r/^(\d+)\.(\d+)/, File.read!("/proc/sys/kernel/osrelease"))
+    {String.to_integer(a), String.to_integer(b)} >= {major, minor}
+  end
+
+  @doc "Whether `cookie` is what the kernel tells of a namespace: SO_NETNS_COOKIE, since Linux 5.14."
+  def cookie?(nil), do: not linux?(5, 14)
+  def cookie?(cookie), do: is_integer(cookie) and linux?(5, 14)
+
   ## Servers and helpers
 
   @doc """
@@ -182,8 +194,12 @@ defmodule NetlinkPort.Case do
     os_pid
   end
 
-  @doc "Waits until `fun` is true; fails the test after `timeout` ms."
+  @doc "A deadline in ms, longer on a machine that is slow: see NetlinkPort.Pace."
+  defdelegate within(ms), to: NetlinkPort.Pace
+
+  @doc "Waits until `fun` is true; fails the test after `timeout` ms, or more on a machine that is slow."
   def eventually!(fun, timeout \\ 5_000) do
+    timeout = within(timeout)
     deadline = System.monotonic_time(:millisecond) + timeout
     poll(fun, deadline, timeout)
   end

@@ -3,7 +3,7 @@ defmodule NetlinkPort.Program do
   # The built executable by itself, as a test speaks to it: frames out, events in. Tests own its port.
 
   import ExUnit.Assertions
-  alias NetlinkPort.{Helper, Protocol}
+  alias NetlinkPort.{Helper, Pace, Protocol}
 
   # What the program may take at rest, in kB.
   @rest 8 * 1024
@@ -21,7 +21,7 @@ defmodule NetlinkPort.Program do
   @doc "Starts it as the server does; its first frame has come."
   def start!(executable \\ executable()) do
     port = open_port([packet: 4], executable)
-    assert_receive {^port, {:data, frame}}, 10_000
+    assert_receive {^port, {:data, frame}}, Pace.within(10_000)
     version = Protocol.version()
     assert {:hello, ^version, hello} = Protocol.decode(frame)
     {:os_pid, os_pid} = Port.info(port, :os_pid)
@@ -61,7 +61,7 @@ defmodule NetlinkPort.Program do
       {^port, {:exit_status, status}} ->
         flunk("the program ended with exit status #{status}")
     after
-      10_000 -> flunk("the program does not answer")
+      Pace.within(10_000) -> flunk("the program does not answer")
     end
   end
 
@@ -71,7 +71,7 @@ defmodule NetlinkPort.Program do
       {^port, {:data, frame}} -> rest(port, [Protocol.decode(frame) | seen])
       {^port, {:exit_status, status}} -> {Enum.reverse(seen), status}
     after
-      10_000 -> flunk("the program does not end")
+      Pace.within(10_000) -> flunk("the program does not end")
     end
   end
 
@@ -87,7 +87,7 @@ defmodule NetlinkPort.Program do
     receive do
       {^port, {:data, bytes}} -> read_frames(port, seen <> bytes, left)
     after
-      10_000 -> flunk("no whole frame, only #{inspect(seen)}")
+      Pace.within(10_000) -> flunk("no whole frame, only #{inspect(seen)}")
     end
   end
 

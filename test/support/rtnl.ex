@@ -96,7 +96,7 @@ defmodule NetlinkPort.Rtnl do
 
   @doc "Reads a whole dump from a passive socket: the messages before NLMSG_DONE."
   def collect(socket, sequence, seen \\ []) do
-    {:ok, datagram} = NetlinkPort.recv(socket, 5_000)
+    {:ok, datagram} = NetlinkPort.recv(socket, NetlinkPort.Pace.within(5_000))
     messages = messages(datagram)
     {data, rest} = Enum.split_while(messages, fn {type, _, _} -> type != 3 end)
     true = Enum.all?(messages, fn {_, theirs, _} -> theirs == sequence end)

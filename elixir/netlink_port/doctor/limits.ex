@@ -7,12 +7,14 @@ defmodule NetlinkPort.Doctor.Limits do
   # What the kernel has by default, include/linux/skmbuff.h; a storm of route events fills it in 1 ms.
   @usual 212_992
   @large 8_388_608
+  # By default before Linux 6.8, where no namespace but the first tells it.
+  @optmem 20_480
   @few_fds 1_024
   @few_instances 128
 
   @spec checks(GenServer.server(), map()) :: [Doctor.check()]
   def checks(server, info) do
-    [buffers(), forced(server), fds(info.max_fds), inotify(), epoll()]
+    [buffers(), forced(server), filter(), fds(info.max_fds), inotify(), epoll()]
   end
 
   defp buffers do
@@ -46,6 +48,22 @@ defmodule NetlinkPort.Doctor.Limits do
     else
       {:error, error} -> {:warn, "rcvbuf: " <> Exception.message(error), nil}
     end
+  end
+
+  # struct bpf_prog and what the kernel puts before the instructions; setopts/2 takes no more than these.
+  @filter_head 112
+  @instruction 8
+  @instructions 4_096
+
+  defp filter do
+    room = div((sysctl("net/core/optmem_max") || @optmem) - @filter_head, @instruction)
+
+    if room < @instructions,
+      do:
+        {:ok,
+         "filter: up to #{max(room, 0)} instructions (net.core.optmem_max), and not #{@instructions}",
+         "where that is too few: sysctl -w net.core.optmem_max=131072"},
+      else: {:ok, "filter: up to #{@instructions} instructions (net.core.optmem_max)", nil}
   end
 
   defp fds(count) when count < @few_fds do

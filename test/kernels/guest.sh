@@ -1,0 +1,58 @@
+#!/bin/sh
+# guest.sh: process 1 of the machine that run.sh boots. Every step's output goes to the second serial port, between lines
+# that run.sh reads: `== NAME` and `== NAME status STATUS`. What the kernel says goes to the first.
+set -u
+
+# The kernel's arguments are its environment and more: SOAK_SECONDS and KERNELS_STEPS come by them.
+export HOME=/root LC_ALL=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin MIX_ENV=test
+cd "$(dirname "$0")/../.." || exit
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev 2>/dev/null
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs -o mode=755 tmpfs /run
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null
+hostname kernels
+ip link set lo up
+out=/dev/ttyS1
+stty -F "$out" raw
+
+step() { # NAME COMMAND...
+  name=$1
+  shift
+  echo "== $name" >"$out"
+  "$@" >"$out" 2>&1 </dev/null
+  echo "
+== $name status $?" >"$out"
+}
+
+facts() {
+  uname -rv
+  for sysctl in net/core/rmem_max net/core/wmem_max net/core/rmem_default net/core/optmem_max \
+    kernel/unprivileged_userns_clone user/max_user_namespaces fs/pipe-user-pages-soft; do
+    echo "$sysctl: $(cat "/proc/sys/$sysctl" 2>&1)"
+  done
+  target/kernel-facts
+}
+
+rust() {
+  for attempt in target/rust-tests; do "$attempt" --test-threads 2; done
+}
+
+for each in ${KERNELS_STEPS:-facts doctor rust suite soak}; do
+  case $each in
+    facts) step facts facts ;;
+    doctor) step doctor mix netlink_port.doctor ;;
+    rust) step rust rust ;;
+    # Without: no cargo in here, and no readers of captures.
+    suite) step suite env NETLINK_PORT_TEST_WITHOUT="cargo tshark" mix test --no-compile ${KERNELS_FILES:-} ;;
+    soak) step soak env SOAK_SECONDS="${SOAK_SECONDS:-60}" mix run --no-compile test/soak/soak.exs ;;
+  esac
+done
+echo "== end" >"$out"
+sync
+echo b >/proc/sysrq-trigger
+sleep 60

@@ -1,0 +1,101 @@
+#!/bin/bash
+# run.sh [SUITE...]: boots the kernel of each Debian suite (bullseye-security bookworm trixie trixie-backports) under
+# qemu, in Debian 12 with the working tree built, and runs there what guest.sh lists: facts, the doctor, the Rust tests,
+# the ExUnit suite, a short soak. `make kernels` calls it, with what to install in PACKAGES. Root only, for the chroot.
+#
+# Everything is emulated (TCG), some 10 to 20 times slower than the machine: KVM=1 has /dev/kvm used where it works. A
+# kernel that has passed with this tree is not run again, but for FORCE=1; so a run that was interrupted goes on.
+# Chroot, kernels, images and logs are kept in KERNELS_DIR (.kernels). KERNELS_MINUTES (60) bounds each kernel.
+set -u
+
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/../.." && pwd)
+export KERNELS_DIR=${KERNELS_DIR:-$top/.kernels}
+minutes=${KERNELS_MINUTES:-60}
+[ $# -gt 0 ] || set -- bullseye-security bookworm trixie trixie-backports
+[ "$(id -u)" = 0 ] || { echo "make kernels makes a chroot: run it as root" >&2; exit 1; }
+mkdir -p "$KERNELS_DIR"
+exec 9>"$KERNELS_DIR/run"
+flock -n 9 || { echo "another make kernels runs in $KERNELS_DIR" >&2; exit 1; }
+
+accelerator="tcg,thread=multi" cpu=max
+[ "${KVM:-}" != 1 ] || accelerator=kvm cpu=host
+
+say() { # LINE: over the last, on a terminal.
+  if [ -t 1 ]; then printf '\r\033[K%s' "$1"; fi
+}
+
+# Of a log: the step under way, and how many tests of ExUnit have passed.
+progress() { # LOG
+  tr -d '\r' <"$1" | awk '
+    /^== end/ { step = "end" }
+    /^== / && NF == 2 { step = $2; dots = 0 }
+    step == "suite" && /^[.*]+/ { match($0, /^[.*]+/); dots += RLENGTH }
+    BEGIN { step = "booting" }
+    END { printf "%s %d", step, dots }'
+}
+
+boot() { # KERNEL LOG: 0 when everything has been run.
+  rm -f "$2" "$2.console"
+  : >"$2"
+  qemu-system-x86_64 -accel "$accelerator" -cpu "$cpu" -smp 2 -m 4096 -nographic -no-reboot -nodefaults -snapshot \
+    -kernel "$1/vmlinuz" -initrd "$1/initrd" \
+    -append "console=ttyS0 panic=-1 quiet loglevel=4 guest=$guest ${SOAK_SECONDS:+SOAK_SECONDS=$SOAK_SECONDS} ${KERNELS_STEPS:+\"KERNELS_STEPS=$KERNELS_STEPS\"} ${KERNELS_FILES:+\"KERNELS_FILES=$KERNELS_FILES\"}" \
+    -drive "file=$image,format=raw,if=virtio" -drive "file=$1/modules.img,format=raw,if=virtio" \
+    -chardev "file,id=console,path=$2.console" -serial chardev:console \
+    -chardev "file,id=log,path=$2" -serial chardev:log </dev/null >"$2.qemu" 2>&1 9>&- &
+  qemu=$!
+  trap 'kill "$qemu" 2>/dev/null; exit 143' TERM INT HUP
+  start=$(date +%s) said=$start
+  while kill -0 "$qemu" 2>/dev/null; do
+    sleep 2
+    now=$(date +%s)
+    set -- "$1" "$2" $(progress "$2")
+    line="$name: $3$([ "$3" != suite ] || echo ", $4 tests"), $((now - start)) s${last:+ (last run: $last s)}"
+    say "$line"
+    if [ ! -t 1 ] && [ $((now - said)) -ge 60 ]; then echo "$line"; said=$now; fi
+    [ $((now - start)) -lt $((minutes * 60)) ] || { kill "$qemu"; echo "$name: not done after $minutes minutes" >>"$2"; }
+  done
+  wait "$qemu"
+  trap - TERM INT HUP
+  took=$(($(date +%s) - start))
+  say ""
+  grep -q '^== end' "$2"
+}
+
+# What one kernel came to, in a line; the end of the log of what failed.
+verdict() { # LOG BOOTED
+  suite=$(grep -aE '^[0-9]+ .*tests?, |^Result: ' "$1" | tail -1 | tr -d '\r')
+  rust=$(grep -a '^test result: ' "$1" | tail -1 | tr -d '\r' | cut -d. -f2 | cut -d';' -f1,2)
+  failed=$(sed -n 's/^== \([a-z]*\) status \([0-9]*\).*/\1 \2/p' "$1" | awk '$2 != 0 { printf " %s", $1 }')
+  [ "$2" = 0 ] || failed="$failed $(progress "$1" | cut -d' ' -f1)-unfinished"
+  echo "$name: $version: ${failed:+FAIL ($failed )}${failed:-PASS}; ExUnit: ${suite:-none}; Rust:${rust:- none}; $took s, $accelerator" | sed 's/FAIL (\(.*\) )\(.*\); ExUnit/FAIL:\1; ExUnit/'
+  [ -z "$failed" ]
+}
+
+image=$("$here/root.sh") || exit 1
+guest=/suite$top/test/kernels/guest.sh
+all=
+for name in "$@"; do
+  log=$KERNELS_DIR/$name.log
+  kernel=$("$here/kernel.sh" "$name") || { echo "$name: FAIL: its kernel cannot be had"; all="$all $name"; continue; }
+  version=$(cat "$kernel/version")
+  done=$KERNELS_DIR/$name.passed mark="$version $(cat "$image.tree") ${KERNELS_STEPS:-} ${KERNELS_FILES:-}"
+  if [ "${FORCE:-}" != 1 ] && [ "$(cat "$done" 2>/dev/null)" = "$mark" ]; then
+    cat "$done.line"
+    continue
+  fi
+  last=$(cat "$KERNELS_DIR/$name.took" 2>/dev/null)
+  boot "$kernel" "$log" && status=0 || status=$?
+  if verdict "$log" "$status" >"$done.line"; then
+    echo "$mark" >"$done"
+    echo "$took" >"$KERNELS_DIR/$name.took"
+  else
+    all="$all $name"
+    awk '/^  +[0-9]+\) / { on = 1 } /^Finished|^Result/ { on = 0 } on' "$log" | tr -d '\r' | head -150
+    tail -5 "$log"
+    echo "$name: everything that was said is in $log, and what the kernel said in $log.console"
+  fi
+  cat "$done.line"
+done
+[ -z "$all" ]
