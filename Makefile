@@ -1,5 +1,6 @@
 # make demo    the main job, on real namespaces (root)
 # make test    the Rust and the ExUnit suites
+# make test-unprivileged  the ExUnit suite as an ordinary user's `make test` has it (root)
 # make check   formatting, lints, warnings as errors, Dialyzer
 # make soak    random operations, storms and kills for SOAK_SECONDS (300; root)
 # make bench   what the way through the helper costs beside OTP's own socket (root)
@@ -20,7 +21,7 @@ PACKAGES := elixir git erlang-nox erlang-dev erlang-dialyzer erlang-proper iprou
 # What the tests compare with. Those tests say so where one is missing, and the rest go on.
 COUNTERPARTS := nftables conntrack iputils-ping tshark
 
-.PHONY: demo test check matrix kernels docs soak bench dist fuzz recording dialyzer setup counterparts clean
+.PHONY: demo test test-unprivileged check matrix kernels docs soak bench dist fuzz recording dialyzer setup counterparts clean
 
 demo: setup
 	@mix compile
@@ -29,6 +30,9 @@ demo: setup
 test: setup counterparts
 	cargo test --release --locked
 	mix test
+
+test-unprivileged: setup counterparts
+	.ci/unprivileged
 
 check: setup
 	cargo fmt --check

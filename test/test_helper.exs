@@ -1,8 +1,14 @@
+NetlinkPort.Rootless.run()
+
 # What this machine does not allow is skipped, with one line that says so.
 requirements = [
   root: {
     System.cmd("id", ["-u"]) == {"0\n", 0} or System.get_env("NETLINK_PORT_TEST_SU") != nil,
     "Not root: tests that make network namespaces are skipped."
+  },
+  init_user_namespace: {
+    not NetlinkPort.Rootless.inside?(),
+    "Not root of the machine: tests that take other users, or capabilities of files, are skipped."
   },
   systemd: {
     System.find_executable("systemd-analyze") != nil,

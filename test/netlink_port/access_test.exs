@@ -43,6 +43,7 @@ defmodule NetlinkPort.AccessTest do
     line |> String.split(":") |> Enum.at(2)
   end
 
+  @tag :init_user_namespace
   test "an installed one: the group and the user are named", c do
     owned!(c.path, "root:#{@group}", "0750")
     {found, remedy} = refused(c, ["--clear-groups"])
@@ -54,6 +55,7 @@ defmodule NetlinkPort.AccessTest do
     assert remedy =~ "mix netlink_port.install --to #{c.path} --group GROUP"
   end
 
+  @tag :init_user_namespace
   test "an installed one whose mode is wrong: it is installed again", c do
     owned!(c.path, "root:#{@group}", "0640")
     {found, remedy} = refused(c, ["--groups", gid()])
@@ -61,6 +63,7 @@ defmodule NetlinkPort.AccessTest do
     assert remedy == "install it again: mix netlink_port.install --to #{c.path} --group #{@group}"
   end
 
+  @tag :init_user_namespace
   test "root's own, and another user's: nobody is put into the group root", c do
     for {owner, told} <- [{"root:root", "root:root"}, {"54321:54321", "54321:54321"}] do
       owned!(c.path, owner, "0750")
@@ -71,6 +74,7 @@ defmodule NetlinkPort.AccessTest do
     end
   end
 
+  @tag :init_user_namespace
   test "the user's own is for its owner to run", c do
     owned!(c.path, "12345:12345", "0644")
     {found, remedy} = refused(c, ["--clear-groups"])
@@ -78,6 +82,7 @@ defmodule NetlinkPort.AccessTest do
     assert remedy == "chmod u+x #{c.path}"
   end
 
+  @tag :init_user_namespace
   test "a folder that is closed is said to be, and that the file is well", c do
     owned!(c.path, "root:#{@group}", "0750")
     {found, remedy} = refused(c, ["--groups", gid()])
@@ -92,6 +97,7 @@ defmodule NetlinkPort.AccessTest do
     assert remedy =~ "let the user into its folders"
   end
 
+  @tag :init_user_namespace
   test "whoever installs it is in its group, or is told not to be", c do
     gid = String.to_integer(gid())
     assert Access.outsider(gid, "nobody") == "nobody"

@@ -40,6 +40,7 @@ defmodule NetlinkPort.AttackerTest do
     index
   end
 
+  @tag :init_user_namespace
   test "it runs as an ordinary user in namespaces of its own", %{pid: pid} do
     status = File.read!("/proc/#{pid}/status")
     assert status =~ ~r/^Uid:\t65534\t65534\t65534\t65534$/m
@@ -48,6 +49,7 @@ defmodule NetlinkPort.AttackerTest do
         do: assert(inode("/proc/#{pid}/ns/#{ns}") != inode("/proc/self/ns/#{ns}"))
   end
 
+  @tag :init_user_namespace
   test "without the protection it is heard, unicast and multicast", context do
     {socket, info} = open!(context, user_peers: true)
 
@@ -61,6 +63,7 @@ defmodule NetlinkPort.AttackerTest do
     assert {:ok, %{foreign: 0}} = NetlinkPort.info(socket)
   end
 
+  @tag :init_user_namespace
   test "with it it is refused and counted, and the kernel is heard", context do
     for active <- [true, false] do
       {socket, info} = open!(context, active: active)

@@ -77,6 +77,7 @@ defmodule NetlinkPort.CapabilitiesTest do
                "it: the helper lacks CAP_SYS_PTRACE; its bounding set does not hold it"
   end
 
+  @tag :init_user_namespace
   test "the group of NETLINK_AUDIT takes CAP_AUDIT_READ" do
     server = start_server!()
     assert {:error, error} = NetlinkPort.open(server, :audit, groups: [1])
@@ -94,6 +95,7 @@ defmodule NetlinkPort.CapabilitiesTest do
   end
 
   # AUDIT_GET (1000) of include/uapi/linux/audit.h is answered by itself; a refusal by NLMSG_ERROR (2).
+  @tag :init_user_namespace
   test "the commands of NETLINK_AUDIT take CAP_AUDIT_CONTROL" do
     for {keep, type} <- [{[], 2}, {[:audit_control], 1000}] do
       server = start_server!(keep: keep)
@@ -104,6 +106,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     end
   end
 
+  @tag :init_user_namespace
   test "a namespace file in a folder of another user takes CAP_DAC_READ_SEARCH" do
     folder = tmp_path!("folder")
     File.mkdir_p!(folder)

@@ -33,6 +33,7 @@ defmodule NetlinkPort.DoctorTest do
     find!(section(report, "executable"), :fail, pattern)
   end
 
+  @tag :init_user_namespace
   test "a machine that has what is needed is well" do
     netns = netns!()
     report = report(netns: [{:name, netns}, {:path, netns_path(netns)}, {:pid, sleeper!(netns)}])
@@ -98,6 +99,7 @@ defmodule NetlinkPort.DoctorTest do
                "chmod u+x #{path}"
     end
 
+    @tag :init_user_namespace
     test "is installed, for another group, fails: the way is into that group" do
       path = public!(helper())
       ebin = public_ebin!()
@@ -117,6 +119,7 @@ defmodule NetlinkPort.DoctorTest do
       refute output =~ "chmod"
     end
 
+    @tag :init_user_namespace
     test "is of another version fails, naming both" do
       path = script!(~s([ "$1" = --version ] && echo netlink_port 9.9.9 || exec #{helper()} "$@"))
 
@@ -238,6 +241,7 @@ defmodule NetlinkPort.DoctorTest do
       refute log =~ "/nowhere"
     end
 
+    @tag :init_user_namespace
     test "without capabilities is installed, or the installed one is to be looked at" do
       missing = tmp_path!("missing/netlink_port")
 
@@ -346,6 +350,7 @@ defmodule NetlinkPort.DoctorTest do
       {netns, inode(netns_path(netns)), socket}
     end
 
+    @tag :init_user_namespace
     test "that our sockets alone keep alive is named, with its sockets and their owners" do
       {netns, inode, socket} = doomed!()
       assert said(inode) == []
@@ -409,6 +414,7 @@ defmodule NetlinkPort.DoctorTest do
       alone_without!(pid, inode)
     end
 
+    @tag :init_user_namespace
     test "is not said to be alone by one who may not look" do
       netns = netns!()
       # In a namespace of its own, so that nobody whom that user may look at is beside it.

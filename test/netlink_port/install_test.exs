@@ -53,6 +53,7 @@ defmodule NetlinkPort.InstallTest do
     System.cmd("setpriv", @user ++ groups ++ ["env" | command], opts)
   end
 
+  @tag :init_user_namespace
   test "the helper is root's and the group's, has its capabilities, and runs for the group alone",
        c do
     output = install(c.to)
@@ -67,6 +68,7 @@ defmodule NetlinkPort.InstallTest do
     assert denied =~ "Permission denied"
   end
 
+  @tag :init_user_namespace
   test "a directory gets netlink_port; more capabilities may be named", c do
     # Twice is once.
     install(
@@ -78,6 +80,7 @@ defmodule NetlinkPort.InstallTest do
       cap_sys_admin cap_sys_ptrace))
   end
 
+  @tag :init_user_namespace
   test "what is there and right is left alone; what is not is replaced", c do
     install(c.to)
     %{inode: inode} = File.stat!(c.to)
@@ -97,6 +100,7 @@ defmodule NetlinkPort.InstallTest do
     end
   end
 
+  @tag :init_user_namespace
   test "that the group of before cannot run it any more is told", c do
     install(c.to)
     assert capture_io(:stderr, fn -> install(c.to) end) == ""
@@ -106,6 +110,7 @@ defmodule NetlinkPort.InstallTest do
     assert_installed(c.to, @always)
   end
 
+  @tag :init_user_namespace
   test "what is there and is no file is not read, only replaced", c do
     {_output, 0} = System.cmd("mkfifo", [c.to])
     assert install(c.to) =~ "has been installed"
@@ -131,6 +136,7 @@ defmodule NetlinkPort.InstallTest do
              "there is no directory #{missing}; `install -d #{missing}`"
   end
 
+  @tag :init_user_namespace
   test "a path with a slash at its end is a directory, which has to be there", c do
     missing = Path.join(c.directory, "missing")
 
@@ -154,6 +160,7 @@ defmodule NetlinkPort.InstallTest do
                File.cwd!()
   end
 
+  @tag :init_user_namespace
   test "a directory that the user may not look into is not said to be missing", c do
     File.chmod!(c.directory, 0o700)
 
@@ -166,6 +173,7 @@ defmodule NetlinkPort.InstallTest do
     end
   end
 
+  @tag :init_user_namespace
   test "who runs the task by sudo and is not in the group is told", c do
     # Nobody else reads it.
     before = System.get_env("SUDO_USER", "")
@@ -202,6 +210,7 @@ defmodule NetlinkPort.InstallTest do
     assert File.ls!(c.directory) == []
   end
 
+  @tag :init_user_namespace
   test "a directory that others may write to, or lies in such a one, is refused", c do
     inner = Path.join(c.directory, "inner")
     File.mkdir!(inner)
@@ -238,6 +247,7 @@ defmodule NetlinkPort.InstallTest do
     assert install(inner) =~ "has been installed"
   end
 
+  @tag :init_user_namespace
   test "what is used is the folder itself, and not a link that others could turn meanwhile", c do
     theirs = tmp_path!("theirs")
     File.mkdir!(theirs)
@@ -253,6 +263,7 @@ defmodule NetlinkPort.InstallTest do
     assert_installed(c.to, @always)
   end
 
+  @tag :init_user_namespace
   test "a path may have anything in it, and what killed tasks have left there is cleared up", c do
     for name <- ["a{b", "a[b]*?", "a b'c=ep", "-x", "ä"] do
       directory = Path.join(c.directory, name)
@@ -274,6 +285,7 @@ defmodule NetlinkPort.InstallTest do
     on_exit(fn -> System.cmd("umount", [directory]) end)
   end
 
+  @tag :init_user_namespace
   test "a file system that is mounted nosuid, noexec or read-only is named", c do
     mount!(c.directory, "tmpfs", "mode=755")
 
@@ -286,12 +298,14 @@ defmodule NetlinkPort.InstallTest do
     end
   end
 
+  @tag :init_user_namespace
   test "a file system without extended attributes is named, and nothing is left", c do
     mount!(c.directory, "ramfs", "mode=755")
     assert refused(["--to", c.to, "--group", @group]) =~ "keeps no extended attributes"
     assert File.ls!(c.directory) == []
   end
 
+  @tag :init_user_namespace
   test "what is not as it should be after all does not get the name, and is not left", c do
     File.write!(c.to, "an older one")
     nothing = System.find_executable("true")
@@ -356,6 +370,7 @@ defmodule NetlinkPort.InstallTest do
     "#{public!(bin)}:#{Path.dirname(System.find_executable("elixir"))}:/usr/bin:/bin"
   end
 
+  @tag :init_user_namespace
   test "an ordinary user without sudo is told what root has to run, and that is right", c do
     # No sudo(8) of this machine's.
     sudo = "echo 'sudo: a password is required' >&2; exit 1"
@@ -375,6 +390,7 @@ defmodule NetlinkPort.InstallTest do
     assert message =~ "this takes root, and there is no sudo. What root has to run:"
   end
 
+  @tag :init_user_namespace
   test "what fails under a sudo that warns is the tool's, and not for want of root", c do
     sudo = script!("echo 'sudo: unable to resolve host a' >&2\nexec \"$@\"")
     full = script!("echo 'install: No space left on device' >&2\nexit 1")
@@ -384,6 +400,7 @@ defmodule NetlinkPort.InstallTest do
              Install.run(%{plan | tools: Map.put(plan.tools, "install", full)})
   end
 
+  @tag :init_user_namespace
   test "an ordinary user with sudo has it run what takes root", c do
     # With the two capabilities that sudo(8) has from its set-user-ID bit.
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
@@ -400,6 +417,7 @@ defmodule NetlinkPort.InstallTest do
     assert_installed(c.to, @always)
   end
 
+  @tag :init_user_namespace
   test "a helper with a capability that its VM may not pass on is named, with what to do", c do
     install(c.to)
     code = "Process.flag(:trap_exit, true); NetlinkPort.start_link(executable: #{inspect(c.to)})"
@@ -410,6 +428,7 @@ defmodule NetlinkPort.InstallTest do
              "#{c.to} was not run, execve(2) says EPERM: a capability of the file is not in"
   end
 
+  @tag :init_user_namespace
   # As in the build of an image: root, and less than a helper takes.
   test "where the task itself may not run the file, execve(2) and its EPERM are named, and nothing is left",
        c do
@@ -438,6 +457,7 @@ defmodule NetlinkPort.InstallTest do
     assert_installed(c.to, @always)
   end
 
+  @tag :init_user_namespace
   test "a task that is killed leaves a file that root alone can run; the next one clears up", c do
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
 

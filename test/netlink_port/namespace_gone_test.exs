@@ -420,6 +420,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
   end
 
   describe "a helper of an ordinary user, with file capabilities," do
+    @tag :init_user_namespace
     test "watches what it may enter" do
       netns = netns!()
       copy = public!(helper())
@@ -712,6 +713,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
 
     @tag :userns
+    @tag :init_user_namespace
     test "in a user namespace, entered by a child of the helper", %{server: _server} do
       nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"]
       script = script!("exec setpriv #{Enum.join(nobody, " ")} #{public!(helper())} \"$@\"")
@@ -760,6 +762,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       end
     end
 
+    @tag :init_user_namespace
     test "of a folder that the helper may not read names the capability" do
       netns = netns!()
       folder = folder!()

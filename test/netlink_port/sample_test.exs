@@ -184,6 +184,13 @@ defmodule NetlinkPort.SampleTest do
     assert_event!(port, netns)
   end
 
+  @tag :userns
+  test "a sample's own tests pass, with what the library has for them", c do
+    environment = c.by_path.environment ++ [{"MIX_ENV", "test"}]
+    output = mix!(%{c.by_path | environment: environment}, ["test"])
+    assert output =~ ~r/8 tests, 0 failures|Result: 8 passed/
+  end
+
   test "a sample for another target gets the executable for it, and leaves the host's alone", c do
     sample = c.by_path
     host = File.stat!(built(sample, "prod"))

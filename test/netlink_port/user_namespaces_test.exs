@@ -3,7 +3,7 @@ defmodule NetlinkPort.UserNamespacesTest do
   # rootless containers, seen by a helper with no privileges at all.
   use NetlinkPort.Case, async: true
 
-  @moduletag root: true, userns: true
+  @moduletag root: true, userns: true, init_user_namespace: true
 
   @nobody ["--reuid", "65534", "--regid", "65534", "--clear-groups"]
 

@@ -160,7 +160,8 @@ defmodule NetlinkPort.Sandbox.Fault do
         {:error, "the helper did not take the signal"}
 
       true ->
-        Process.sleep(1) && await_state(os_pid, wanted, deadline)
+        Process.sleep(1)
+        await_state(os_pid, wanted, deadline)
     end
   end
 

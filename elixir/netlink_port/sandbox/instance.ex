@@ -38,7 +38,7 @@ defmodule NetlinkPort.Sandbox.Instance do
     path? = Options.boolean!(:path, Keyword.get(opts, :path, false))
     stand_in? = Options.boolean!(:stand_in, Keyword.get(opts, :stand_in, false))
     server = Keyword.get(opts, :server, [])
-    if not is_list(server), do: Options.server!(server)
+    _server = if is_list(server), do: server, else: Options.server!(server)
 
     if stand_in? and not is_list(server) do
       raise ArgumentError,
@@ -50,7 +50,7 @@ defmodule NetlinkPort.Sandbox.Instance do
   end
 
   @spec call(GenServer.server(), term()) :: term()
-  def call(sandbox, message), do: GenServer.call(sandbox, message, 60_000)
+  def call(sandbox, message), do: GenServer.call(sandbox, message, 120_000)
 
   ## Start
 
@@ -124,6 +124,9 @@ defmodule NetlinkPort.Sandbox.Instance do
       {:ok, {_port, os_pid} = holder} ->
         if state.way == :user, do: UserNamespace.joined(os_pid)
         {:ok, link(%{state | holder: holder})}
+
+      {:late, reason} ->
+        {:error, reason}
 
       {:error, printed} ->
         # The sandbox whose user namespace was to be entered has ended meanwhile.
@@ -265,10 +268,10 @@ defmodule NetlinkPort.Sandbox.Instance do
   @impl true
   def terminate(_reason, state) do
     # Otherwise the end of its server would wait for it.
-    if state.stopped, do: Holder.signal("CONT", state.stopped)
+    _continued = state.stopped && Holder.signal("CONT", state.stopped)
     for pid <- [state.supervisor, state.helping, state.stand_in], pid != nil, do: stop(pid)
     _state = let_go(state)
-    if state.folder, do: File.rm_rf!(state.folder)
+    _removed = state.folder && File.rm_rf!(state.folder)
     :ok
   end
 
