@@ -7,7 +7,7 @@ defmodule NetlinkPort.PlacesTest do
 
   @moduletag root: true, userns: true
 
-  @faults [:environment, :start, :start_built, :stuck, :doctor]
+  @faults [:environment, :start, :start_built, :stuck, :doctor, :kept]
 
   # One VM for each place; all faults are done there, and the tests look at what was said.
   setup_all do
@@ -156,6 +156,24 @@ defmodule NetlinkPort.PlacesTest do
         ~r"/proc/\d+/status cannot be read -> look as root, or mount /proc without hidepid",
       foreign_proc:
         "/proc is that of another pid namespace -> look with a /proc of this pid namespace"
+    })
+  end
+
+  test "a namespace is said to be alive by our sockets alone only where all who may hold it are seen",
+       c do
+    cannot_tell = fn why -> ~r/#{why}; so it cannot tell whether anything else keeps it alive/ end
+
+    assert_said(said(c, :kept), %{
+      root: "is alive by our sockets alone",
+      unbounded_root: "is alive by our sockets alone",
+      hidepid1: cannot_tell.("/proc is mounted with hidepid=1"),
+      hidepid2: cannot_tell.("/proc is mounted with hidepid=2"),
+      foreign_proc: cannot_tell.("/proc is that of another pid namespace"),
+      user: "cannot tell",
+      unbounded_user: "cannot tell",
+      user_namespace: "cannot tell",
+      no_new_privs: "cannot tell",
+      nosuid: "cannot tell"
     })
   end
 

@@ -125,4 +125,24 @@ defmodule NetlinkPort.PlaceFaults do
         mark != :ok,
         do: {mark, line, remedy}
   end
+
+  @doc """
+  What the doctor says of a namespace of which this VM knows nobody but its own socket: one of the helper's
+  own, as the executable is started in one.
+  """
+  def kept(places, place) do
+    script =
+      Path.join(System.tmp_dir!(), "nlp-kept-#{place}-#{System.unique_integer([:positive])}")
+
+    File.write!(script, "#!/bin/sh\nexec unshare -Urn #{places.built} \"$@\"\n")
+    File.chmod!(script, 0o755)
+    {:ok, server} = NetlinkPort.start_link(name: nil, executable: script)
+    File.rm!(script)
+    {:ok, socket} = NetlinkPort.open(server, :route, [])
+    {:ok, %{inode: inode}} = NetlinkPort.info(socket)
+    report = Doctor.report(executable: places.built, netns: [])
+    GenServer.stop(server)
+    checks = report |> List.keyfind!("namespaces kept alive", 0) |> elem(1)
+    Enum.find_value(checks, fn {_mark, line, _remedy} -> if line =~ "#{inode}", do: line end)
+  end
 end
