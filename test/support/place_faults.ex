@@ -145,4 +145,30 @@ defmodule NetlinkPort.PlaceFaults do
     checks = report |> List.keyfind!("namespaces kept alive", 0) |> elem(1)
     Enum.find_value(checks, fn {_mark, line, _remedy} -> if line =~ "#{inode}", do: line end)
   end
+
+  # F_GETPIPE_SZ of fcntl(2), and of a pipe made anew.
+  @new "pipe(my $r, my $w); print fcntl($w, 1032, 0)"
+
+  @doc "How large a new pipe of this user is with so many servers, and the largest of theirs was."
+  def pipe_size(places, servers) do
+    largest =
+      for _ <- 1..servers do
+        {:ok, _server} = NetlinkPort.start_link(name: nil, executable: places.installed)
+        largest_pipe()
+      end
+      |> Enum.max()
+
+    {size, 0} = System.cmd("perl", ["-e", @new])
+    {String.to_integer(size), largest}
+  end
+
+  # The VM's end of the pipe that the helper writes to.
+  defp largest_pipe do
+    code =
+      "for (glob \"/proc/$ARGV[0]/fd/*\") { next unless (readlink($_) // '') =~ /^pipe:/; " <>
+        "open(my $f, '<', $_) or next; my $s = fcntl($f, 1032, 0); $m = $s if $s && $s > ($m // 0) } print $m"
+
+    {size, 0} = System.cmd("perl", ["-e", code, System.pid()])
+    String.to_integer(size)
+  end
 end
