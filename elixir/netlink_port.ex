@@ -739,7 +739,9 @@ defmodule NetlinkPort do
 
   Of a server: `:os_pid`, `:executable`, `:program` (its version), `:protocol` (the version of the
   wire), `:capabilities`, `:may_leave` (whether it can enter other namespaces), `:home_inode` and
-  `:home_device`, `:sockets`, `:fds` (its open descriptors) and `:max_fds`.
+  `:home_device`, `:sockets`, `:fds` (its open descriptors), `:max_fds` and `:lowest_fd`, the number from
+  which on its descriptors lie: 1024 where its limit has room for that, so that a smaller number in a
+  message, as of `IFLA_NET_NS_FD`, names none of them.
 
   What changes with every datagram is told by `stats/1`.
 

@@ -75,7 +75,7 @@ fn end_process(pid: &OsString) -> Exit {
     match kill::kill(pid) {
         Ok(()) => Exit::Done,
         Err(fatal) => {
-            eprintln!("netlink_port: {fatal}");
+            eprintln!("netlink_port: {fatal}{}", refuser(&fatal));
             fatal.exit
         }
     }
@@ -150,6 +150,17 @@ fn port(arguments: &Arguments) -> Exit {
             fatal.exit
         }
     }
+}
+
+/// What can have refused it but the kernel, where that is not said already.
+fn refuser(fatal: &Fatal) -> &'static str {
+    let refused = [Errno::EPERM, Errno::EACCES, Errno::ENOSYS];
+    let by_kernel = fatal.source.is_some_and(|errno| !refused.contains(&errno));
+    if by_kernel || fatal.doing.contains("seccomp") || privileges::inherited().seccomp == 0 {
+        return "";
+    }
+    "; a seccomp profile can be what refuses it, that of the container or SystemCallFilter= of the \
+     systemd unit"
 }
 
 /// A panic is a bug. It ends the program by a named exit code, after one line to standard error
