@@ -99,7 +99,8 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Client, Error, Message, Options, Request, Server, Socket, Stats, Telemetry}
+  alias NetlinkPort.{Client, Error, Message, Opening, Options, Request, Server, Socket, Stats}
+  alias NetlinkPort.Telemetry
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::
@@ -315,33 +316,7 @@ defmodule NetlinkPort do
   without a server or a helper that answers. `Exception.message/1` says what to do about it.
   """
   @spec open(GenServer.server(), protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
-  def open(server, protocol, opts) do
-    with {:ok, options} <- Options.open(protocol, opts) do
-      Telemetry.timed(fn -> open_by(server, options) end, &opened(server, options, &1))
-    end
-  end
-
-  defp open_by(server, options) do
-    deadline = Client.deadline(options.timeout)
-
-    case Client.call(server, {:open, options, deadline}, options.timeout) do
-      {:ok, %Socket{} = socket} -> {:ok, socket}
-      {:error, %Error{} = error} -> {:error, error}
-      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
-    end
-  end
-
-  defp opened(server, options, result) do
-    metadata = %{server: server, protocol: options.protocol, netns: options.netns}
-
-    case result do
-      {:ok, socket} ->
-        {[:open, :stop], %{}, Map.put(metadata, :socket, socket)}
-
-      {:error, error} ->
-        {[:open, :exception], %{}, Map.merge(metadata, %{kind: :error, reason: error})}
-    end
-  end
+  def open(server, protocol, opts), do: Opening.once(server, protocol, opts)
 
   @doc """
   The socket of a handle that `NetlinkPort.Native.open_in_netns/3` has given.
@@ -764,7 +739,9 @@ defmodule NetlinkPort do
 
   Of a server: `:os_pid`, `:executable`, `:program` (its version), `:protocol` (the version of the
   wire), `:capabilities`, `:may_leave` (whether it can enter other namespaces), `:home_inode` and
-  `:home_device`, `:sockets`, `:fds` (its open descriptors) and `:max_fds`.
+  `:home_device`, `:sockets`, `:fds` (its open descriptors), `:max_fds` and `:lowest_fd`, the number from
+  which on its descriptors lie: 1024 where its limit has room for that, so that a smaller number in a
+  message, as of `IFLA_NET_NS_FD`, names none of them.
 
   What changes with every datagram is told by `stats/1`.
 

@@ -14,7 +14,7 @@ const PATIENCE: u16 = 1_000;
 /// Sends SIGKILL and waits until the process has ended. One that is not there has. The pidfd tells
 /// it from a successor with its number from here on, and needs no `/proc`.
 pub fn kill(pid: i32) -> Result<(), Fatal> {
-    let process = match sys::pidfd_open(pid) {
+    let process = match sys::pidfd_open(pid, 0) {
         Err(Errno::ESRCH) => return Ok(()),
         other => other.map_err(Fatal::system("pidfd_open(2)"))?,
     };

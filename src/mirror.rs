@@ -67,6 +67,10 @@ fn open(handle: Handle, spec: &Spec, window: u64) -> Vec<Term> {
         Target::Path(path) => etf::tuple(vec![etf::atom("path"), etf::binary(path)]),
         Target::Pid(pid) => etf::tuple(vec![etf::atom("pid"), etf::integer(*pid)]),
     };
+    let target = match spec.known.as_slice() {
+        [] => target,
+        known => etf::tuple(vec![etf::atom("known"), target, protocol::processes(known)]),
+    };
     let target = match spec.watched {
         true => etf::tuple(vec![etf::atom("watched"), target]),
         false => target,

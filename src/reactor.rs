@@ -212,7 +212,8 @@ impl State {
                 }
                 self.sockets.reserve(handle);
                 if spec.watched {
-                    self.watches.begin(handle, &spec.target)?;
+                    let privileges = self.home.privileges();
+                    self.watches.begin(handle, &spec.target, privileges)?;
                 }
                 let opened = self.open(wake, handle, &spec, window);
                 if opened.is_err() {
@@ -248,8 +249,9 @@ impl State {
         window: u64,
     ) -> Result<etf::Term, Failure> {
         let window = Window::new(window);
+        let (socket, processes) = Socket::open(&self.home, spec)?;
         let entry = Entry {
-            socket: Socket::open(&self.home, spec)?,
+            socket,
             watched: window.is_open(),
             window,
             undrained: false,
@@ -264,6 +266,10 @@ impl State {
         told.push(protocol::property(
             "port_id",
             etf::integer(entry.socket.port_id()),
+        ));
+        told.push(protocol::property(
+            "processes",
+            protocol::processes(&processes),
         ));
         self.sockets.insert(handle, entry);
         Ok(etf::list(told))
@@ -371,7 +377,7 @@ impl State {
 
     /// Sockets whose namespace is gone take in nothing more, and are read for the last time.
     fn leave(&mut self) {
-        for handle in self.watches.gone() {
+        for handle in self.watches.gone(self.home.privileges()) {
             if let Some(entry) = self.sockets.get_mut(handle) {
                 entry.socket.shut();
                 entry.leaving = true;

@@ -23,7 +23,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stdin, dup2_stdout, pipe};
 use std::ffi::OsString;
 use std::io::{stderr, stdin, stdout, IsTerminal, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
@@ -80,7 +80,7 @@ fn end_process(pid: &OsString) -> Exit {
     match kill::kill(pid) {
         Ok(()) => Exit::Done,
         Err(fatal) => {
-            eprintln!("netlink_port: {fatal}");
+            eprintln!("netlink_port: {fatal}{}", refuser(&fatal));
             fatal.exit
         }
     }
@@ -117,7 +117,7 @@ fn help() -> String {
          <packet,4> External Term Format (protocol {}) on standard input and output. It ends\n\
          when its standard input does. To enter namespaces it needs CAP_SYS_ADMIN; to change\n\
          anything there, CAP_NET_ADMIN. CAP_SYS_PTRACE serves to open namespaces of processes\n\
-         with more capabilities. It gives up every other capability at start.\n\n\
+         of other users, or with more capabilities. It gives up every other one at start.\n\n\
          usage: netlink_port [--keep CAPABILITY]... [--spin MICROSECONDS] [--user-namespaces]\n       \
          netlink_port --kill PID | --help | --version\n\n\
          --keep CAPABILITY    keep this one, too: {}\n\
@@ -157,6 +157,17 @@ fn port(arguments: &Arguments) -> Exit {
     }
 }
 
+/// What can have refused it but the kernel, where that is not said already.
+fn refuser(fatal: &Fatal) -> &'static str {
+    let refused = [Errno::EPERM, Errno::EACCES, Errno::ENOSYS];
+    let by_kernel = fatal.source.is_some_and(|errno| !refused.contains(&errno));
+    if by_kernel || fatal.doing.contains("seccomp") || privileges::inherited().seccomp == 0 {
+        return "";
+    }
+    "; a seccomp profile can be what refuses it, that of the container or SystemCallFilter= of the \
+     systemd unit"
+}
+
 /// A panic is a bug. It ends the program by a named exit code, after one line to standard error
 /// if that takes it without waiting.
 fn end_on_panic() {
@@ -172,10 +183,12 @@ fn end_on_panic() {
 }
 
 fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
+    // The pipes go where that has made room.
+    let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
     let wire = take_wire()?;
     sys::set_signals();
     sys::give_back_large_blocks();
-    let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
+    let inherited = privileges::inherited();
     let privileges = privileges::reduce(&arguments.keep)?;
     privileges.unprivileged(|| widen(&wire.output));
     // Behind the change of credentials, which could undo both.
@@ -193,9 +206,12 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
         capabilities: home.privileges().numbers(),
         max_frame: MAX_FRAME,
         max_fds,
+        lowest_fd: lowest(&wire),
+        user_namespace: home.user_namespace(),
+        inherited,
     });
     let reactor = Reactor::new(wire, home, spin(arguments.spin), &hello)?;
-    seccomp::install(needs)?;
+    seccomp::install(needs, inherited.seccomp)?;
     Ok(reactor)
 }
 
@@ -208,6 +224,14 @@ fn homeless(errno: Errno) -> Fatal {
         _ => "cannot open /proc/self/ns/net",
     };
     Fatal::system(doing)(errno)
+}
+
+/// Where the descriptors that stay open begin. The pipes are the first of them.
+fn lowest(wire: &Wire) -> u32 {
+    match wire.input.as_raw_fd() {
+        low @ ..sys::LOWEST_FD => low as u32,
+        _ => sys::LOWEST_FD as u32,
+    }
 }
 
 /// With one processor, looking for more keeps away who would bring it.
@@ -228,6 +252,7 @@ fn take_wire() -> Result<Wire, Fatal> {
     };
     let input = private(stdin().as_fd()).map_err(system("standard input"))?;
     let output = private(stdout().as_fd()).map_err(system("standard output"))?;
+    let (input, output) = (sys::out_of_the_way(input), sys::out_of_the_way(output));
     dup2_stdin(nothing().map_err(system("/dev/null"))?).map_err(system("dup2"))?;
     dup2_stdout(stderr()).map_err(system("dup2"))?;
     for pipe in [&input, &output] {

@@ -2,7 +2,7 @@ defmodule NetlinkPort.Helper do
   @moduledoc false
   # The helper: which executable it is, starting it, and hearing its first word.
 
-  alias NetlinkPort.{Access, Error, Execve, FileName, OsProcess, Protocol}
+  alias NetlinkPort.{Access, Capability, Error, Execve, FileName, OsProcess, Protocol}
 
   # 73 kB in the port's queue make it busy by default; a batch of routes is more than that.
   @busy_limits {1_048_576, 4_194_304}
@@ -14,7 +14,12 @@ defmodule NetlinkPort.Helper do
           may_leave: boolean(),
           capabilities: non_neg_integer(),
           max_frame: pos_integer(),
-          max_fds: pos_integer()
+          max_fds: pos_integer(),
+          lowest_fd: pos_integer(),
+          user_namespace: non_neg_integer(),
+          bounding: Capability.set(),
+          no_new_privs: boolean(),
+          seccomp: 0..2
         }
 
   @doc """
@@ -201,7 +206,18 @@ defmodule NetlinkPort.Helper do
 
   defp complete(hello, frame) do
     case hello do
-      %{program: _, os_pid: _, home: _, may_leave: _, capabilities: capabilities}
+      %{
+        program: _,
+        os_pid: _,
+        home: _,
+        may_leave: _,
+        lowest_fd: _,
+        user_namespace: _,
+        bounding: _,
+        no_new_privs: _,
+        seccomp: _,
+        capabilities: capabilities
+      }
       when is_integer(hello.max_frame) and is_integer(hello.max_fds) and is_list(capabilities) ->
         mask = Enum.reduce(capabilities, 0, &Bitwise.bor(&2, Bitwise.bsl(1, &1)))
         {:ok, %{hello | capabilities: mask}}

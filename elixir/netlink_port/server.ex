@@ -19,12 +19,24 @@ defmodule NetlinkPort.Server do
     Helper,
     Link,
     Look,
-    Options,
-    OsProcess,
-    Outgoing
+    Opening,
+    Options
   }
 
-  alias NetlinkPort.{Protocol, Relay, Restarts, Shown, Socket, Sockets, Witness}
+  alias NetlinkPort.{
+    OsProcess,
+    Outgoing,
+    Privileges,
+    Protocol,
+    Refusal,
+    Relay,
+    Restarts,
+    Shown,
+    Socket,
+    Sockets
+  }
+
+  alias NetlinkPort.Witness
   alias NetlinkPort.Server.Status
 
   # How much the helper may send before the server has looked at it, over all sockets.
@@ -150,6 +162,8 @@ defmodule NetlinkPort.Server do
       look: Look.new(opts[:spin])
     }
 
+    privileges = Privileges.new(hello, opts, executable)
+    Link.put_privileges(link, privileges)
     :ok = schedule_ping(state)
     write(state, Protocol.grant_all(@window))
   end
@@ -222,8 +236,9 @@ defmodule NetlinkPort.Server do
     case Handle.new() do
       {:ok, handle} ->
         options = Map.put(options, :deadline, deadline)
-        %{target: target, number: number, bind: bind, user_peers: peers} = options
+        %{number: number, bind: bind, user_peers: peers} = options
         %{window: window, options: settings} = options
+        target = Opening.target(options)
         command = {:open, handle, target, number, bind, peers, window, settings}
         frame = &Protocol.command(&1, command)
         timeout = min(options.timeout, state.link.call_timeout)
@@ -554,20 +569,19 @@ defmodule NetlinkPort.Server do
     state
   end
 
-  defp answered(state, {:open, from, handle, options}, {:ok, _place}) do
+  defp answered(state, {:open, from, handle, options}, {:ok, place}) do
     # A caller that has given up, or died, would never know of its socket.
     if Client.time_left(options.deadline, :infinity) < 0 or dead?(from) do
       Relay.reply(from, {:error, Error.new(:thread, :etimedout)})
       ask(state, {:close, handle}, :ping)
     else
-      opened(state, from, handle, options)
+      opened(state, from, handle, options, place)
     end
   end
 
-  defp answered(state, {:open, from, _handle, options}, {:error, {stage, errno, detail}}) do
+  defp answered(state, {:open, from, _handle, options}, {:error, failure}) do
     place = {options.protocol, options.netns}
-    error = Client.error(stage, errno, detail, place, state.link.capabilities)
-    Relay.reply(from, {:error, error})
+    Relay.reply(from, {:error, Refusal.error(failure, place, Link.privileges(state.link))})
     state
   end
 
@@ -637,11 +651,11 @@ defmodule NetlinkPort.Server do
 
   ## Sockets
 
-  defp opened(state, from, handle, options) do
+  defp opened(state, from, handle, options, place) do
     %{protocol: protocol, netns: netns} = options
     socket = %Socket{handle: handle, protocol: protocol, netns: netns, link: state.link}
     sockets = Sockets.add(state.sockets, socket, options)
-    Relay.reply(from, {:ok, socket})
+    Relay.reply(from, {:ok, Opening.opened(socket, options, place)})
     update(state, sockets)
   end
 
@@ -661,7 +675,7 @@ defmodule NetlinkPort.Server do
   end
 
   defp failure(state, stage, errno, 0) do
-    Client.error(stage, errno, "", {nil, :host}, state.link.capabilities)
+    Refusal.error({stage, errno, ""}, {nil, :host}, Link.privileges(state.link))
   end
 
   defp failure(_state, stage, errno, length), do: Error.new(stage, errno, length: length)

@@ -22,6 +22,12 @@ defmodule NetlinkPort.ProtocolTest do
           13,
           {:open, 10, {:watched, {:pid, 4242}}, 16, false, true, 1_048_576, []}
         ),
+      "open known" =>
+        Protocol.command(
+          14,
+          {:open, 11, {:watched, {:known, {:pid, 4242}, [{4242, 8_639_017, 1 <<< 40}]}}, 16,
+           false, true, 1_048_576, []}
+        ),
       "open host" => Protocol.command(3, {:open, 9, :host, -1, 0xFFFFFFFF, false, 0, []}),
       "close" => Protocol.command(4, {:close, 7}),
       "bind" => Protocol.command(5, {:bind, 7, 0, 0x80000001}),
@@ -47,7 +53,12 @@ defmodule NetlinkPort.ProtocolTest do
       may_leave: true,
       capabilities: [12, 21],
       max_frame: 16_777_280,
-      max_fds: 1024
+      max_fds: 4096,
+      lowest_fd: 1024,
+      user_namespace: 4_026_531_837,
+      bounding: 0x1FFFFFFFFFF,
+      no_new_privs: true,
+      seccomp: 2
     ]
 
     socket = [
@@ -71,7 +82,7 @@ defmodule NetlinkPort.ProtocolTest do
     datagram = <<0, 1, 2, 255>>
 
     %{
-      "hello" => {:hello, 3, hello},
+      "hello" => {:hello, 4, hello},
       "ok" => {:reply, 300, {:ok, nil}},
       "ok socket" => {:reply, 300, {:ok, socket}},
       "ok groups" => {:reply, 300, {:ok, [1, 33, 70_000]}},

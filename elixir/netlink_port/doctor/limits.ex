@@ -12,7 +12,7 @@ defmodule NetlinkPort.Doctor.Limits do
 
   @spec checks(GenServer.server(), map()) :: [Doctor.check()]
   def checks(server, info) do
-    [buffers(), forced(server), fds(info.max_fds), inotify(), epoll()]
+    [buffers(), forced(server), fds(info.max_fds), low_fds(info), inotify(), epoll()]
   end
 
   defp buffers do
@@ -55,6 +55,20 @@ defmodule NetlinkPort.Doctor.Limits do
 
   defp fds(count),
     do: {:ok, "#{count} descriptors of the helper, one a socket (RLIMIT_NOFILE)", nil}
+
+  # The kernel looks descriptors that a message names up in the table of the helper, its sender.
+  defp low_fds(%{lowest_fd: lowest}) when lowest >= @few_fds do
+    {:ok,
+     "its descriptors lie from #{lowest} on: a smaller number in a message (IFLA_NET_NS_FD) is EBADF",
+     nil}
+  end
+
+  defp low_fds(%{lowest_fd: lowest}) do
+    {:warn,
+     "its descriptors lie from #{lowest} on: a number in a message (IFLA_NET_NS_FD) that is meant for " <>
+       "another process can name one of them",
+     "raise those of the VM: ulimit -n 65536, or LimitNOFILE=65536"}
+  end
 
   defp inotify do
     instances = sysctl("fs/inotify/max_user_instances")

@@ -150,7 +150,8 @@ defmodule NetlinkPort.Server.Status do
       protocol: Protocol.version(),
       capabilities: Capability.names(state.hello.capabilities),
       may_leave: state.hello.may_leave,
-      max_fds: state.hello.max_fds
+      max_fds: state.hello.max_fds,
+      lowest_fd: state.hello.lowest_fd
     })
   end
 
