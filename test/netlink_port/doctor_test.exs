@@ -61,6 +61,25 @@ defmodule NetlinkPort.DoctorTest do
     assert line =~ ~r/^500 requests, .*median \d+ us, 99th percentile \d+ us$/
   end
 
+  test "the limits say what a large rcvbuf: becomes, with CAP_NET_ADMIN and without" do
+    max = "/proc/sys/net/core/rmem_max" |> File.read!() |> String.trim() |> String.to_integer()
+    asked = max(max + 4_096, 8_388_608)
+    limits = section(report(executable: helper()), "limits")
+
+    find!(
+      limits,
+      :ok,
+      ~r/may go beyond these \(SO_RCVBUFFORCE\): a socket that asks for #{asked} bytes gets #{asked}$/
+    )
+
+    without = script!("exec setpriv --bounding-set -net_admin #{helper()} \"$@\"")
+    limits = section(report(executable: without), "limits")
+
+    assert Enum.any?(limits, fn {_, line, _} ->
+             line =~ ~r/a socket that asks for #{asked} bytes gets #{max}$/
+           end)
+  end
+
   test "it leaves nothing behind" do
     report(executable: helper())
     report(executable: "/nowhere")

@@ -23,25 +23,30 @@ defmodule NetlinkPort.Doctor.Limits do
     {:ok, "net.core: " <> Enum.join(told, ", "), nil}
   end
 
-  # By trying: twice what is asked for is told, socket(7).
+  # By trying, with what a storm of events takes. The kernel tells twice the bytes that it grants, which is what
+  # they take with its own records, socket(7).
   defp forced(server) do
     limit = sysctl("net/core/rmem_max") || @usual
+    asked = max(limit + 4_096, @large)
 
     with {:ok, socket} <- NetlinkPort.open(server, :route, active: false),
-         :ok <- NetlinkPort.setopts(socket, rcvbuf: limit + 4_096),
+         :ok <- NetlinkPort.setopts(socket, rcvbuf: asked),
          {:ok, [rcvbuf: rcvbuf]} <- NetlinkPort.getopts(socket, [:rcvbuf]) do
       :ok = NetlinkPort.close(socket)
+      given = "a socket that asks for #{asked} bytes gets #{div(rcvbuf, 2)}"
 
       cond do
         rcvbuf > 2 * limit ->
-          {:ok, "rcvbuf: and sndbuf: may go beyond these (SO_RCVBUFFORCE)", nil}
+          {:ok, "rcvbuf: and sndbuf: may go beyond these (SO_RCVBUFFORCE): #{given}", nil}
 
         limit > @usual ->
-          {:ok, "rcvbuf: may be up to rmem_max, and not beyond", nil}
+          {:ok, "rcvbuf: may be up to rmem_max, and not beyond: #{given}", nil}
 
         true ->
-          {:warn, "rcvbuf: may not go beyond rmem_max: a storm of events overruns it",
-           "sysctl -w net.core.rmem_max=#{@large}, or give the helper CAP_NET_ADMIN"}
+          {:warn,
+           "rcvbuf: may not go beyond rmem_max, and a storm of events overruns it: #{given}",
+           "sysctl -w net.core.rmem_max=#{@large} in the first network namespace, or a helper with CAP_NET_ADMIN " <>
+             "in the first user namespace"}
       end
     else
       {:error, error} -> {:warn, "rcvbuf: " <> Exception.message(error), nil}
