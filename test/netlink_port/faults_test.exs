@@ -54,12 +54,13 @@ defmodule NetlinkPort.FaultsTest do
 
     test "of a process that is about to end is ESRCH" do
       switch = switch!()
-      server = start_injected!("openat ENOENT once:#{switch}")
+      server = start_injected!("openat ENOENT file:#{switch}")
       pid = os_process!("sleep", ["60"])
       File.write!(switch, "")
       # pidfd_open(2) has still found it; its namespaces are gone already.
       assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, pid})
       assert {error.stage, error.reason} == {:open, :esrch}
+      File.rm!(switch)
       assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:pid, pid})
     end
 
