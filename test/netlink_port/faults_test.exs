@@ -338,7 +338,7 @@ defmodule NetlinkPort.FaultsTest do
             {"prlimit64 EPERM", "setrlimit(RLIMIT_NOFILE): EPERM"},
             {"prctl EPERM", "prctl(PR_SET_NO_NEW_PRIVS): EPERM"},
             {"capset EPERM", "capabilities could not be given up, capset(2)"},
-            {"seccomp EPERM", "seccomp(2) was refused; the kernel needs CONFIG_SECCOMP_FILTER"},
+            {"seccomp EPERM", "seccomp(2) was refused: the seccomp profile of the container, or"},
             {"epoll_create1 EPERM", "epoll_create1: EPERM"},
             # EPERM would be a file.
             {"epoll_ctl ENOSPC", "epoll_ctl: ENOSPC"}
