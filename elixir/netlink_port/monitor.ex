@@ -88,8 +88,8 @@ defmodule NetlinkPort.Monitor do
   long as that fails, at growing intervals of up to 1 s: so often a monitor looks whether its
   namespace, its server or its helper is back. Its socket closes with its namespace (see "When a
   namespace goes" of `NetlinkPort`), so that it never follows one that is deleted. A process that its namespace was
-  found by is that process from then on: when it has ended and another one has its number, the monitor stays down,
-  with `ESRCH` as the reason why it cannot open its socket.
+  found by is that process from then on: when it has ended and another one has its number, the monitor stays down:
+  each try to open its socket is `ESRCH`.
 
   A dump that fails is tried again in the same way. One that the kernel marks as interrupted by
   changes is tried five times at once, see `NetlinkPort.dump/4`: tables that change all the time faster
