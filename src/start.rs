@@ -80,7 +80,7 @@ fn end_process(pid: &OsString) -> Exit {
     match kill::kill(pid) {
         Ok(()) => Exit::Done,
         Err(fatal) => {
-            eprintln!("netlink_port: {fatal}{}", refuser(&fatal));
+            eprintln!("netlink_port: {fatal}");
             fatal.exit
         }
     }
@@ -151,7 +151,7 @@ fn port(arguments: &Arguments) -> Exit {
         // through.
         Ok(mut reactor) => sys::exit_now(reactor.run() as i32),
         Err(fatal) => {
-            eprintln!("netlink_port: {fatal}");
+            eprintln!("netlink_port: {fatal}{}", refuser(&fatal));
             fatal.exit
         }
     }

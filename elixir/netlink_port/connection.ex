@@ -50,7 +50,8 @@ defmodule NetlinkPort.Connection do
   namespace is gone) all callers get `EPIPE` of the stage `:thread` at once, and it goes on as above. It
   also closes its socket itself, and opens another, when the kernel does not go on with a dump or the
   helper tells of an error that belongs to no request; then callers get that error. So one connection
-  goes on over any number of helpers, and is best not put under a `:rest_for_one` with its server.
+  goes on over any number of helpers, and is best not put under a `:rest_for_one` with its server. A process that
+  its namespace was found by is that process from then on: when another one has its number, calls are `ESRCH`.
   """
 
   use GenServer
