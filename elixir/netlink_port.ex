@@ -57,9 +57,10 @@ defmodule NetlinkPort do
       namespace any more (device and inode). What cannot be looked at any more counts as gone, too.
       Not noticed are a umount(8) that leaves the file, a mount over it, and changes to folders
       further up.
-    * `{:pid, pid}`, and a path that is `/proc/<pid>/ns/net` or a link to it: when that process has
-      ended, with all its threads, whether or not its namespace lives on through others. That it goes
-      to another namespace by setns(2) does not count.
+    * `{:pid, pid}`, and a path that leads to or through `/proc/<pid>`, however it is spelt: when that
+      process has ended, with all its threads, whether or not its namespace lives on through others. That
+      it goes to another namespace by setns(2) does not count. Of a process in another pid namespace than
+      the helper's the end is not told: `EOPNOTSUPP` of `:watch`.
     * `:host`: never. The helper's own namespace lasts as long as the helper.
 
   Whatever the kernel had queued on the socket by then comes first, as far as the socket's window
@@ -130,7 +131,10 @@ defmodule NetlinkPort do
 
   @typedoc """
   A network namespace: the helper's own, the one a file stands for, the one `ip netns` calls by a
-  name (`/run/netns/name`), or that of a process.
+  name (`/run/netns/name`), or that of a process, by its number in the helper's pid namespace.
+
+  A path is judged by where it leads: one that leads to `/proc/<pid>/ns/net` takes `CAP_SYS_PTRACE` where
+  `{:pid, pid}` does, for processes of other users and those with more capabilities than the helper.
   """
   @type netns :: :host | {:path, Path.t()} | {:name, String.t()} | {:pid, pos_integer()}
 
@@ -311,8 +315,11 @@ defmodule NetlinkPort do
       process. `nil` unless told otherwise: the socket keeps its namespace.
     * `:timeout` - ms to wait for server and helper, 15 000 unless told otherwise.
 
-  Errors tell the stage and the errno: `ENOENT` of `:open` for a namespace that is not there, `EINVAL` of
-  `:setns` for a file that is none, `EPERM` of `:setns` for one the helper may not enter, `EPROTONOSUPPORT`
+  Errors tell the stage and the errno: `ENOENT` of `:open` for a namespace that is not there, `ESRCH` of `:open` for a
+  process that has ended or the number of a thread, `EOPNOTSUPP` of `:open` for `{:pid, pid}` where `/proc` is that
+  of another pid namespace, `EACCES` of `:open` for a process that is closed to the helper or hidden from it
+  (hidepid), `EINVAL` of `:setns` for a file that is none, as is one of `ip netns add` for a moment before the
+  namespace is mounted on it, `EPERM` of `:setns` for one the helper may not enter, `EPROTONOSUPPORT`
   of `:socket`, those of each option as with `setopts/2`, and `ESRCH`, `EPIPE` or `ETIMEDOUT` of `:thread`
   without a server or a helper that answers. `Exception.message/1` says what to do about it.
   """
@@ -799,7 +806,9 @@ defmodule NetlinkPort do
 
   Of a server: `:os_pid`, `:executable`, `:program` (its version), `:protocol` (the version of the
   wire), `:capabilities`, `:may_leave` (whether it can enter other namespaces), `:home_inode` and
-  `:home_device`, `:sockets`, `:fds` (its open descriptors) and `:max_fds`.
+  `:home_device`, `:sockets`, `:fds` (its open descriptors), `:max_fds` and `:lowest_fd`, the number from
+  which on its descriptors lie: 1024 where its limit has room for that, so that a smaller number in a
+  message, as of `IFLA_NET_NS_FD`, names none of them.
 
   What changes with every datagram is told by `stats/1`.
 

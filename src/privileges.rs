@@ -120,4 +120,17 @@ impl Privileges {
         }
         result
     }
+
+    /// Runs `work` as one without capabilities, whom limits of a user are for. Ends the program
+    /// where they do not come back.
+    pub fn unprivileged(&self, work: impl FnOnce()) {
+        use caps::CapSet::Effective;
+        if caps::clear(None, Effective).is_err() {
+            return;
+        }
+        work();
+        if caps::set(None, Effective, &self.effective).is_err() {
+            sys::exit_now(Exit::System as i32);
+        }
+    }
 }

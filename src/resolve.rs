@@ -30,6 +30,10 @@ pub struct Way {
     pub processes: Vec<Held>,
     /// Whether it leads through procfs.
     pub procfs: bool,
+    /// The last number of a process in it, and whether that process is hidden: it lives, and its folder tells
+    /// nothing (hidepid, proc(5)).
+    number: Option<i32>,
+    hidden: bool,
     /// What its last step is.
     pub end: End,
     /// Why it does not lead to its last step.
@@ -72,13 +76,28 @@ struct Folder {
 impl Way {
     /// What is known of a failure beyond its errno: where in procfs the path did not lead on.
     pub fn explain(&self, failure: Failure) -> Failure {
-        match (&self.lost, self.processes.last()) {
+        match &self.lost {
             _ if failure.stage != Stage::Open => failure,
-            (Some(lost), _) if !lost.detail.is_empty() => lost.clone(),
-            (None, Some(held)) if self.end != End::File => {
-                failure.because(format!("process {}", held.process.id))
-            }
+            Some(lost) if !lost.detail.is_empty() => lost.clone(),
+            None if self.end != End::File => self.refused(failure.errno),
             _ => failure,
+        }
+    }
+
+    /// Why a step out of a folder of procfs failed.
+    fn refused(&self, errno: Errno) -> Failure {
+        let Some(id) = self.number else {
+            return Failure::new(Stage::Open, errno);
+        };
+        match (self.hidden, errno) {
+            (true, Errno::ENOENT | Errno::EPERM | Errno::EACCES) => {
+                Failure::new(Stage::Open, Errno::EACCES).because(format!("hidden {id}"))
+            }
+            // Of another pid namespace, where hidepid=1 says this.
+            (false, Errno::EPERM) => {
+                Failure::new(Stage::Open, Errno::EACCES).because(format!("process {id}"))
+            }
+            (_, errno) => Failure::new(Stage::Open, errno).because(format!("process {id}")),
         }
     }
 
@@ -160,18 +179,23 @@ impl Way {
     /// Links of procfs are followed by the kernel: most of them are no paths.
     fn step_in_proc(&mut self, folder: &Folder, name: &[u8]) -> Result<Folder, Failure> {
         let number = number(name);
+        if number.is_some() {
+            // hidepid=4 does not even let it be looked up.
+            self.number = number;
+            self.hidden = folder.own && number.is_some_and(|id| sys::pidfd_open(id, 0).is_ok());
+        }
         let fd = sys::retry(|| openat(&folder.fd, name, STEP, Mode::empty()))
-            .map_err(|errno| self.refused(folder, number, errno))?;
-        let plain = number.is_some()
-            || [&b"task"[..], b"ns", b"..", b"self", b"thread-self"].contains(&name);
-        let inside = plain.then_some(folder);
+            .map_err(|errno| self.refused(errno))?;
+        let plain = [&b"task"[..], b"ns", b"..", b"self", b"thread-self"].contains(&name);
+        let inside = (plain || number.is_some()).then_some(folder);
         let mut next = self.enter(fd, inside)?;
         next.namespaces = name == b"ns" && next.procfs;
         if let Some(held) = number.and_then(|id| process::of(&next.fd, id, next.own)) {
-            if !self
-                .processes
-                .iter()
-                .any(|known| known.process == held.process)
+            self.hidden = false;
+            let known = self.processes.iter();
+            if !known
+                .map(|known| known.process)
+                .any(|process| process == held.process)
             {
                 self.processes.push(held);
             }
@@ -189,19 +213,6 @@ impl Way {
             own,
             namespaces: false,
         })
-    }
-
-    /// A process that lives, and whose folder cannot be entered, is hidden (hidepid, proc(5)).
-    fn refused(&self, folder: &Folder, number: Option<i32>, errno: Errno) -> Failure {
-        let failure = Failure::new(Stage::Open, errno);
-        let passed = self.processes.last().map(|held| held.process.id);
-        match (number, number.or(passed)) {
-            (Some(id), _) if folder.own && sys::pidfd_open(id, 0).is_ok() => {
-                Failure::new(Stage::Open, Errno::EACCES).because(format!("hidden {id}"))
-            }
-            (_, Some(id)) => failure.because(format!("process {id}")),
-            (_, None) => failure,
-        }
     }
 }
 

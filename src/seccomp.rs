@@ -163,11 +163,8 @@ type Condition = (i64, u8, SeccompCmpOp, u64);
 /// Calls with an argument that must be this.
 fn conditional() -> [Condition; 10] {
     // No bit of these means to write, or to make a file.
-    let open_flags = libc::O_PATH
-        | libc::O_CLOEXEC
-        | libc::O_NONBLOCK
-        | libc::O_DIRECTORY
-        | libc::O_NOFOLLOW;
+    let open_flags =
+        libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     [
         (libc::SYS_socket, 0, Eq, libc::AF_NETLINK as u64),
         // Away from small numbers.

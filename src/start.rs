@@ -24,12 +24,17 @@ use nix::unistd::{dup2_stdin, dup2_stdout, pipe};
 use std::ffi::OsString;
 use std::io::{stderr, stdin, stdout, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-/// Size the pipes to the VM are given, in bytes: the most an ordinary user may ask for.
-const PIPE: i32 = 1 << 20;
+/// Size the pipe to the VM is given, in bytes: more brings nothing that can be measured. That from
+/// the VM stays as it is.
+const PIPE: i32 = 256 << 10;
+/// What the user of this program must have left for that, in bytes: a user beyond
+/// pipe-user-pages-soft gets pipes of 8 KiB everywhere. pipe(7).
+const PIPE_SPARE: i32 = 1 << 20;
 
 /// What the command line asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -146,10 +151,21 @@ fn port(arguments: &Arguments) -> Exit {
         // through.
         Ok(mut reactor) => sys::exit_now(reactor.run() as i32),
         Err(fatal) => {
-            eprintln!("netlink_port: {fatal}");
+            eprintln!("netlink_port: {fatal}{}", refuser(&fatal));
             fatal.exit
         }
     }
+}
+
+/// What can have refused it but the kernel, where that is not said already.
+fn refuser(fatal: &Fatal) -> &'static str {
+    let refused = [Errno::EPERM, Errno::EACCES, Errno::ENOSYS];
+    let by_kernel = fatal.source.is_some_and(|errno| !refused.contains(&errno));
+    if by_kernel || fatal.doing.contains("seccomp") || privileges::inherited().seccomp == 0 {
+        return "";
+    }
+    "; a seccomp profile can be what refuses it, that of the container or SystemCallFilter= of the \
+     systemd unit"
 }
 
 /// A panic is a bug. It ends the program by a named exit code, after one line to standard error
@@ -174,6 +190,7 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
     sys::give_back_large_blocks();
     let inherited = privileges::inherited();
     let privileges = privileges::reduce(&arguments.keep)?;
+    privileges.unprivileged(|| widen(&wire.output));
     // Behind the change of credentials, which could undo both.
     set_pdeathsig(Signal::SIGKILL).map_err(Fatal::system("prctl(PR_SET_PDEATHSIG)"))?;
     set_dumpable(false).map_err(Fatal::system("prctl(PR_SET_DUMPABLE)"))?;
@@ -181,8 +198,7 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
         capset: privileges.may_trace(),
         user_namespaces: arguments.user_namespaces,
     };
-    let home = Home::find(privileges, arguments.user_namespaces)
-        .map_err(Fatal::system("cannot open /proc/self/ns/net"))?;
+    let home = Home::find(privileges, arguments.user_namespaces).map_err(homeless)?;
     let hello = protocol::hello(&Hello {
         os_pid: std::process::id(),
         home: home.identity(),
@@ -197,6 +213,17 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
     let reactor = Reactor::new(wire, home, spin(arguments.spin), &hello)?;
     seccomp::install(needs, inherited.seccomp)?;
     Ok(reactor)
+}
+
+/// Without CONFIG_NET_NS a process has no network namespace that could be named, or come home to.
+fn homeless(errno: Errno) -> Fatal {
+    let doing = match (errno, Path::new("/proc/self/stat").exists()) {
+        (Errno::ENOENT, true) => {
+            "this kernel has no network namespaces, CONFIG_NET_NS: there is no /proc/self/ns/net"
+        }
+        _ => "cannot open /proc/self/ns/net",
+    };
+    Fatal::system(doing)(errno)
 }
 
 /// Where the descriptors that stay open begin. The pipes are the first of them.
@@ -229,13 +256,19 @@ fn take_wire() -> Result<Wire, Fatal> {
     dup2_stdin(nothing().map_err(system("/dev/null"))?).map_err(system("dup2"))?;
     dup2_stdout(stderr()).map_err(system("dup2"))?;
     for pipe in [&input, &output] {
-        // Only a request: pipes of a user over the limit, and sockets, stay as they are.
-        let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
         let flags = fcntl(pipe, FcntlArg::F_GETFL).map_err(system("fcntl(F_GETFL)"))?;
         let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
         fcntl(pipe, FcntlArg::F_SETFL(flags)).map_err(system("fcntl(F_SETFL)"))?;
     }
     Ok(Wire { input, output })
+}
+
+/// Makes the pipe wider, where its user can spare it: more is asked for than is kept, as nothing
+/// else tells how much is left. A socket stays as it is.
+fn widen(pipe: &OwnedFd) {
+    if fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE_SPARE)).is_ok() {
+        let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
+    }
 }
 
 /// A descriptor that reads as empty: /dev/null, or where there is none a pipe nobody writes to.

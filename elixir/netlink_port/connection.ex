@@ -53,8 +53,9 @@ defmodule NetlinkPort.Connection do
   When its socket is closed (the helper or its server has ended; with `close_on: :namespace_gone`, the
   namespace is gone) all callers get `EPIPE` of the stage `:thread` at once, and it goes on as above. It
   also closes its socket itself, and opens another, when the helper tells of an error that belongs to no
-  request; then callers get that error. So one connection
-  goes on over any number of helpers, and is best not put under a `:rest_for_one` with its server.
+  request; then callers get that error. So one connection goes on over any number of helpers, and is best not
+  put under a `:rest_for_one` with its server. A process that its namespace was found by is that process from
+  then on: when another one has its number, calls are `ESRCH`.
   """
 
   use GenServer

@@ -87,7 +87,9 @@ defmodule NetlinkPort.Monitor do
   A socket that is lost, and one that could not be opened, is opened again after 20 ms, and then, as
   long as that fails, at growing intervals of up to 1 s: so often a monitor looks whether its
   namespace, its server or its helper is back. Its socket closes with its namespace (see "When a
-  namespace goes" of `NetlinkPort`), so that it never follows one that is deleted.
+  namespace goes" of `NetlinkPort`), so that it never follows one that is deleted. A process that its namespace was
+  found by is that process from then on: when it has ended and another one has its number, the monitor stays down:
+  each try to open its socket is `ESRCH`.
 
   A dump that fails is tried again in the same way. One that the kernel marks as interrupted by
   changes is tried five times at once, see `NetlinkPort.dump/4`: tables that change all the time faster

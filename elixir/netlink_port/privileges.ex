@@ -66,7 +66,7 @@ defmodule NetlinkPort.Privileges do
       privileges.no_new_privs ->
         "it was started under no_new_privs, so that the capabilities of its file do not count: " <>
           "NoNewPrivileges= of the systemd unit, --security-opt=no-new-privileges of the container; " <>
-          "AmbientCapabilities= gives it them nevertheless"
+          "AmbientCapabilities= of the unit counts all the same"
 
       privileges.nosuid ->
         "its file lies on a file system mounted nosuid, where the capabilities of a file do not count; " <>

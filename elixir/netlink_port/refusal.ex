@@ -102,9 +102,9 @@ defmodule NetlinkPort.Refusal do
   end
 
   defp hint(:open, :eopnotsupp, "foreign", _c) do
-    "/proc is that of another pid namespace, where this number is another process or none; mount the " <>
-      "own one (`unshare --mount-proc`, `mount -t proc proc /proc`, --pid=host for a container that " <>
-      "has the host's /proc), or name the namespace by a path"
+    "/proc is that of another pid namespace, where this number is another process or none; mount that of " <>
+      "the helper's own (`unshare --mount-proc`, `mount -t proc proc /proc`, --pid=host for a container " <>
+      "that has the host's /proc), or name the namespace by a path"
   end
 
   defp hint(:watch, :eopnotsupp, "foreign", _c) do

@@ -145,6 +145,26 @@ defmodule NetlinkPort.ExecveTest do
                "netlink_port: the system; refused it"
   end
 
+  @tag :root
+  test "a kernel without network namespaces is named" do
+    # As without CONFIG_NET_NS: nothing is in that folder of the process.
+    hide = "mount -t tmpfs none /proc/$$/ns && exec #{helper()} \"$@\""
+    path = script!("exec unshare -m sh -c '#{hide}' sh \"$@\"")
+    assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)
+
+    assert Exception.message(error) =~
+             "it says: netlink_port: this kernel has no network namespaces, CONFIG_NET_NS: there is no /proc/self/ns/net"
+  end
+
+  @tag :qemu
+  test "an emulator without seccomp(2) is named" do
+    path = script!("exec #{System.find_executable("qemu-x86_64-static")} #{helper()} \"$@\"")
+    assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)
+
+    assert Exception.message(error) =~
+             ~r/it says: netlink_port: seccomp\(2\) was refused.*qemu-user/
+  end
+
   test "one that fails once, and does not end the second time, is not left" do
     marker = tmp_path!("marker")
     pid = tmp_path!("pid")

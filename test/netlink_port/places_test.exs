@@ -7,7 +7,7 @@ defmodule NetlinkPort.PlacesTest do
 
   @moduletag root: true, userns: true
 
-  @faults [:environment, :start, :start_built, :stuck, :doctor]
+  @faults [:environment, :start, :start_built, :stuck, :doctor, :kept]
 
   # One VM for each place; all faults are done there, and the tests look at what was said.
   setup_all do
@@ -39,6 +39,7 @@ defmodule NetlinkPort.PlacesTest do
              hidepid1: {:own, 1, :initial, false, true},
              hidepid2: {:own, 2, :initial, false, true},
              foreign_proc: {:foreign, 0, :initial, false, true},
+             pid_namespace: {:own, 0, :initial, false, true},
              unbounded_root: {:own, 0, :initial, false, false},
              unbounded_user: {:own, 0, :initial, false, false},
              no_new_privs: {:own, 0, :initial, true, true},
@@ -71,6 +72,7 @@ defmodule NetlinkPort.PlacesTest do
     for {place, capabilities} <- [
           root: all,
           foreign_proc: all,
+          pid_namespace: all,
           user_namespace: all,
           user: [:net_admin, :sys_admin],
           hidepid1: [:net_admin, :sys_admin],
@@ -157,6 +159,35 @@ defmodule NetlinkPort.PlacesTest do
       foreign_proc:
         "/proc is that of another pid namespace -> look with a /proc of this pid namespace"
     })
+  end
+
+  test "a namespace is said to be alive by our sockets alone only where all who may hold it are seen",
+       c do
+    cannot_tell = fn why -> ~r/#{why}; so it cannot tell whether anything else keeps it alive/ end
+
+    assert_said(said(c, :kept), %{
+      root: "is alive by our sockets alone",
+      unbounded_root: "is alive by our sockets alone",
+      hidepid1: cannot_tell.("/proc is mounted with hidepid=1"),
+      hidepid2: cannot_tell.("/proc is mounted with hidepid=2"),
+      foreign_proc: cannot_tell.("/proc is that of another pid namespace"),
+      pid_namespace: cannot_tell.("processes of other pid namespaces are not seen from here"),
+      user: "cannot tell",
+      unbounded_user: "cannot tell",
+      user_namespace: "cannot tell",
+      no_new_privs: "cannot tell",
+      nosuid: "cannot tell"
+    })
+  end
+
+  # 60 pipes of 1 MiB leave 1,024 pages of pipe-user-pages-soft, 16,384 by default.
+  @spend "for (1..60) { pipe(my $r, my $w) or die; fcntl($w, 1031, 1 << 20) or die; push @kept, $r, $w }"
+
+  @tag :pipes
+  test "helpers leave their user pipes of the usual size", c do
+    prefix = ["perl", "-e", @spend <> " exit(system(@ARGV) >> 8)"]
+    {sizes, _output} = Places.call(c.places, :user, PlaceFaults, :pipe_size, [8], prefix)
+    assert sizes == {65_536, 262_144}
   end
 
   describe "without a shell" do

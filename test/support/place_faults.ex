@@ -125,4 +125,50 @@ defmodule NetlinkPort.PlaceFaults do
         mark != :ok,
         do: {mark, line, remedy}
   end
+
+  @doc """
+  What the doctor says of a namespace of which this VM knows nobody but its own socket: one of the helper's
+  own, as the executable is started in one.
+  """
+  def kept(places, place) do
+    script =
+      Path.join(System.tmp_dir!(), "nlp-kept-#{place}-#{System.unique_integer([:positive])}")
+
+    File.write!(script, "#!/bin/sh\nexec unshare -Urn #{places.built} \"$@\"\n")
+    File.chmod!(script, 0o755)
+    {:ok, server} = NetlinkPort.start_link(name: nil, executable: script)
+    File.rm!(script)
+    {:ok, socket} = NetlinkPort.open(server, :route, [])
+    {:ok, %{inode: inode}} = NetlinkPort.info(socket)
+    report = Doctor.report(executable: places.built, netns: [])
+    GenServer.stop(server)
+    checks = report |> List.keyfind!("namespaces kept alive", 0) |> elem(1)
+    Enum.find_value(checks, fn {_mark, line, _remedy} -> if line =~ "#{inode}", do: line end)
+  end
+
+  # F_GETPIPE_SZ of fcntl(2), and of a pipe made anew.
+  @new "pipe(my $r, my $w); print fcntl($w, 1032, 0)"
+
+  @doc "How large a new pipe of this user is with so many servers, and the largest of theirs was."
+  def pipe_size(places, servers) do
+    largest =
+      for _ <- 1..servers do
+        {:ok, _server} = NetlinkPort.start_link(name: nil, executable: places.installed)
+        largest_pipe()
+      end
+      |> Enum.max()
+
+    {size, 0} = System.cmd("perl", ["-e", @new])
+    {String.to_integer(size), largest}
+  end
+
+  # The VM's end of the pipe that the helper writes to.
+  defp largest_pipe do
+    code =
+      "for (glob \"/proc/$ARGV[0]/fd/*\") { next unless (readlink($_) // '') =~ /^pipe:/; " <>
+        "open(my $f, '<', $_) or next; my $s = fcntl($f, 1032, 0); $m = $s if $s && $s > ($m // 0) } print $m"
+
+    {size, 0} = System.cmd("perl", ["-e", code, System.pid()])
+    String.to_integer(size)
+  end
 end

@@ -9,7 +9,7 @@ defmodule NetlinkPort.Places do
   import NetlinkPort.Case
 
   # A user and a group that nobody else has; the group may run the installed helper.
-  @uid "12345"
+  @uid "23457"
   @gid 23_456
   @capabilities "cap_sys_admin,cap_net_admin+ep"
 
@@ -26,6 +26,7 @@ defmodule NetlinkPort.Places do
     :hidepid1,
     :hidepid2,
     :foreign_proc,
+    :pid_namespace,
     :unbounded_root,
     :unbounded_user,
     :no_new_privs,
@@ -39,6 +40,7 @@ defmodule NetlinkPort.Places do
     * `:user_namespace`: that user inside `unshare -Ur`;
     * `:hidepid1` and `:hidepid2`: that user with a /proc that hides others' processes;
     * `:foreign_proc`: root in a pid namespace of its own, with the /proc of the one outside;
+    * `:pid_namespace`: root in a pid namespace of its own, with its own /proc;
     * `:unbounded_root` and `:unbounded_user`: no CAP_SYS_ADMIN in the bounding set, as in a container;
     * `:no_new_privs`: that user under no_new_privs;
     * `:nosuid`: that user, with the folder of the helpers mounted nosuid.
@@ -129,6 +131,9 @@ defmodule NetlinkPort.Places do
   def command(:hidepid1, _places, command), do: mounted(hidepid(1), @user ++ command)
   def command(:hidepid2, _places, command), do: mounted(hidepid(2), @user ++ command)
   def command(:foreign_proc, _places, command), do: ["unshare", "-pf", "--kill-child" | command]
+
+  def command(:pid_namespace, _places, command),
+    do: ["unshare", "-pf", "--mount-proc", "--kill-child" | command]
 
   def command(:unbounded_root, _places, command),
     do: ["setpriv", "--bounding-set", "-sys_admin" | command]

@@ -18,7 +18,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
       replace what lies there, or a folder above it: who else could would choose what VMs run.
     * `--group` - the group whose members may run it.
     * `--capability` - one more, any number of times: `sys_ptrace` to open the namespaces of processes
-      that have more capabilities than the helper; `net_broadcast`, `audit_read`, `audit_control` and
+      of other users, or with more capabilities than the helper; `net_broadcast`, `audit_read`, `audit_control` and
       `dac_read_search` for the option `keep:` of `NetlinkPort.start_link/1`.
 
   What is installed is the executable that `NETLINK_PORT_EXECUTABLE` names, or the one the build has made.

@@ -10,7 +10,8 @@ defmodule NetlinkPort.Doctor.Capabilities do
   @needed [
     sys_admin: "no other namespace can be entered",
     net_admin: "nothing can be changed, and no place is verified",
-    sys_ptrace: "namespaces of processes with more capabilities cannot be entered by {:pid, pid}"
+    sys_ptrace:
+      "namespaces of processes of other users, or with more capabilities, cannot be entered by {:pid, pid}"
   ]
 
   @optional [

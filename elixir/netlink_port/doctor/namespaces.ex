@@ -95,10 +95,13 @@ defmodule NetlinkPort.Doctor.Namespaces do
      "it tells only those with CAP_NET_ADMIN there"}
   end
 
-  # What is left of a namespace, after a reboot of a container say: nobody can enter that.
-  defp failed({:name, name}, %{stage: :setns, reason: :einval}, line) do
+  # A file that is mounted nowhere here: left over after a reboot, or alive in another mount namespace, where it
+  # would end if the file were deleted. Which, cannot be seen from here; so nothing is said that deletes it.
+  defp failed({:name, _name}, %{stage: :setns, reason: :einval}, line) do
     {:warn, line,
-     "ip netns del #{Shown.plain(name)} if it is left over; else it belongs to another mount namespace"}
+     "it is left over, or it is alive in another mount namespace, the host's say: `ip netns list` tells where it was " <>
+       "made; from there it can be passed on (--volume /run/netns:/run/netns:ro,rslave, MountFlags=slave). Do " <>
+       "not delete the file here: that would end a namespace that is alive elsewhere"}
   end
 
   defp failed(_place, %{lacks: lacks}, line) when lacks != nil do
