@@ -113,7 +113,8 @@ defmodule NetlinkPort.Monitor do
   use GenServer
 
   alias NetlinkPort.{Client, Errno, Error, Gauge, Options, Relay, Shown, Telemetry}
-  alias NetlinkPort.Monitor.{Config, Snapshot, Subscriber}
+  alias NetlinkPort.Generic.Follow
+  alias NetlinkPort.Monitor.{Config, Opening, Snapshot, Subscriber, Subscription}
 
   # How long until what has failed is tried again, in ms.
   @soonest 20
@@ -137,6 +138,7 @@ defmodule NetlinkPort.Monitor do
     @moduledoc false
     # `opening` and `run` are the tasks that open the socket and read the dumps; `ended` is what was
     # closed before it was known to be open. `open_wait` and `dump_wait` are how long until the next try.
+    # `follow` is what is known of the generic families that are followed by name.
     @enforce_keys [:config, :open_wait, :dump_wait]
     defstruct [
       :config,
@@ -146,6 +148,7 @@ defmodule NetlinkPort.Monitor do
       :run,
       :dump_timer,
       :ended,
+      :follow,
       place: :opening,
       subscribers: %{}
     ]
@@ -275,15 +278,18 @@ defmodule NetlinkPort.Monitor do
 
   @impl true
   def handle_info({:netlink, socket, datagram}, %{place: {:joined, socket}} = state) do
-    {:noreply, event(state, {:netlink_event, datagram})}
+    {:noreply, arrived(state, datagram, {:netlink_event, datagram})}
   end
 
   def handle_info({:netlink, socket, datagram, metadata}, %{place: {:joined, socket}} = state) do
-    {:noreply, event(state, {:netlink_event, datagram, metadata})}
+    {:noreply, arrived(state, datagram, {:netlink_event, datagram, metadata})}
   end
 
   def handle_info({:netlink_overrun, socket, _dropped}, %{place: {:joined, socket}} = state) do
-    {:noreply, gap(state, :overrun)}
+    # What nlctrl has told may be among it.
+    if state.follow,
+      do: {:noreply, renew(state, :overrun)},
+      else: {:noreply, gap(state, :overrun)}
   end
 
   def handle_info({:netlink_error, socket, error}, %{place: {:joined, socket}} = state) do
@@ -302,6 +308,11 @@ defmodule NetlinkPort.Monitor do
   def handle_info({ref, result}, %{opening: %{ref: ref}} = state) do
     Process.demonitor(ref, [:flush])
     {:noreply, opened(%{state | opening: nil}, result)}
+  end
+
+  # A generic family is not there: the task waits until it is.
+  def handle_info({:not_there, pid, error}, %{opening: %{pid: pid}} = state) do
+    {:noreply, advance(%{state | place: down(state.place, {:error, error})})}
   end
 
   def handle_info({ref, result}, %{run: %{ref: ref}} = state) do
@@ -345,23 +356,42 @@ defmodule NetlinkPort.Monitor do
 
   ## The socket
 
-  # By a task, so that a server that does not answer holds nobody up.
-  defp open(%{config: config} = state) do
+  # By a task, so that a server that does not answer holds nobody up. It closes the socket before, if
+  # there is one.
+  defp open(%{config: config} = state, old \\ nil) do
     monitor = self()
-    opts = [owner: monitor] ++ config.open
-    task = Task.async(fn -> NetlinkPort.open(config.server, config.protocol, opts) end)
+
+    task =
+      Task.async(fn ->
+        Opening.run(config, monitor, old, &send(monitor, {:not_there, self(), &1}))
+      end)
+
     %{state | opening: task, ended: nil}
   end
 
-  defp opened(%{ended: {socket, reason}} = state, {:ok, socket}), do: lost(state, reason)
+  defp opened(%{ended: {socket, reason}} = state, {:ok, socket, _follow}), do: lost(state, reason)
 
   # Nothing older than this is told by anybody: whoever is owed a resync gets it now.
-  defp opened(state, {:ok, socket}) do
+  defp opened(state, {:ok, socket, follow}) do
     Telemetry.execute([:monitor, :up], %{count: 1}, %{monitor: self(), socket: socket})
-    %{state | place: {:joined, socket}, open_wait: @soonest} |> advance() |> dump()
+    state = %{state | place: {:joined, socket}, follow: follow, open_wait: @soonest}
+    state |> advance() |> dump()
   end
 
+  # It was the monitor's already, and closed before all was done.
+  defp opened(%{ended: {_socket, reason}} = state, {:error, _error}), do: lost(state, reason)
   defp opened(state, {:error, error}), do: away(state, {:error, error})
+
+  # Something is missing, and the groups of this socket may be others by now: the next one joins those.
+  defp renew(%{place: {:joined, socket}} = state, reason) do
+    %{gaps(state, reason) | place: :opening} |> open(socket)
+  end
+
+  # The family has refused to be subscribed to.
+  defp refused(%{place: {:joined, socket}} = state, error) do
+    _pid = spawn(fn -> NetlinkPort.close(socket) end)
+    %{state | open_wait: @latest} |> gaps({:error, error}) |> away({:error, error})
+  end
 
   defp lost(state, :namespace_gone), do: state |> gaps(:namespace_gone) |> away(:namespace_gone)
   defp lost(state, reason), do: state |> gaps({:closed, reason}) |> away({:closed, reason})
@@ -389,6 +419,7 @@ defmodule NetlinkPort.Monitor do
   defp dump(%{place: {:joined, _socket}, run: nil, dump_timer: nil} = state) do
     if Enum.any?(state.subscribers, fn {_ref, subscriber} -> subscriber.phase == :waiting end) do
       %{server: server, protocol: protocol, dump_open: opts, dumps: dumps} = state.config
+      dumps = for {type, payload} <- dumps, do: {Follow.number(state.follow, type), payload}
       task = Task.async(fn -> Snapshot.read(server, protocol, opts, dumps) end)
       each(%{state | run: task}, &Subscriber.attach/1)
     else
@@ -424,6 +455,29 @@ defmodule NetlinkPort.Monitor do
   end
 
   defp failed(subscriber, _ref, _error, _tell?), do: subscriber
+
+  ## What arrives
+
+  defp arrived(state, datagram, message) do
+    case Subscription.refusal(state.config.subscription, datagram) do
+      nil -> followed(state, datagram, message)
+      error -> refused(state, error)
+    end
+  end
+
+  defp followed(%{follow: nil} = state, _datagram, message), do: event(state, message)
+
+  defp followed(%{follow: follow, config: config} = state, datagram, message) do
+    case Follow.told(follow, datagram) do
+      {[], follow} ->
+        state = %{state | follow: follow}
+        if config.notify? or not Follow.notice?(datagram), do: event(state, message), else: state
+
+      {[family | _], _follow} ->
+        state = if config.notify?, do: event(state, message), else: state
+        renew(state, {:family, family})
+    end
+  end
 
   ## The subscribers
 
