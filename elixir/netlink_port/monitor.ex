@@ -40,14 +40,22 @@ defmodule NetlinkPort.Monitor do
       # :netlink_resync, :netlink_down and :netlink_error
       def handle_info({_tag, _monitor, _reason}, links), do: {:noreply, links}
 
-      # RTM_NEWLINK and RTM_DELLINK
-      defp change(%{type: 16, payload: <<0, _::24, index::32-native, _::binary>> = link}, links),
-        do: Map.put(links, index, link)
+      # RTM_NEWLINK and RTM_DELLINK of the family AF_UNSPEC; the attributes of each link, by type
+      defp change(%{type: 16, payload: <<0, _::24, index::32-native, _::64, attrs::binary>>}, links) do
+        {:ok, attrs} = NetlinkPort.Attr.decode(attrs)
+        attrs = Map.new(attrs)
+
+        # One without IFLA_IFNAME (3) is not of the whole link: it may hold IFLA_WIRELESS alone.
+        if is_map_key(attrs, 3),
+          do: Map.put(links, index, attrs),
+          else: Map.update(links, index, attrs, &Map.merge(&1, attrs))
+      end
 
       defp change(%{type: 17, payload: <<0, _::24, index::32-native, _::binary>>}, links),
         do: Map.delete(links, index)
 
-      # Those of the family AF_BRIDGE are about the ports of a bridge.
+      # Those of the family AF_BRIDGE, in the same group, are about the ports of a bridge: an
+      # RTM_DELLINK of it tells that a link has left its bridge, and not that it is gone.
       defp change(_message, links), do: links
 
   ## Messages to subscribers
@@ -76,11 +84,99 @@ defmodule NetlinkPort.Monitor do
   are sent, whether or not it holds what they tell. Applied in their order they lead to the true
   state, if an addition of what is there replaces it, and the removal of what is not there does nothing.
 
+  What an addition replaces is said by the flags of its message (`NetlinkPort.Message.flag?/2`). Links,
+  addresses, neighbours and nexthop objects: what has the same key. Routes can share one (table,
+  destination, TOS, priority):
+
+    * IPv4: they stand in an order. With `NLM_F_APPEND` a route comes last; with `NLM_F_REPLACE` it takes the
+      place of the first; with neither it comes first. A dump has their order. An `RTM_DELROUTE` is of the
+      one that is the same in all else.
+    * IPv6: those with a gateway are one route. Each addition of a nexthop tells all of them, in
+      `RTA_MULTIPATH`, and replaces the route; an `RTM_DELROUTE` without `RTA_MULTIPATH` takes away the
+      one nexthop that it names. Those without a gateway stand beside it, one for each interface.
+      `NLM_F_REPLACE` takes the place of the first of its kind, or else of the other kind.
+
+  The flag `NLM_F_REPLACE` does not name the route that is gone. Where routes share a key, and one is
+  replaced right after a snapshot, read that key again.
+
+  ## Families that take a message for a subscription
+
+  Some families send nothing to who is only in a group, or have no groups: they take a message. With
+  `:subscription` the monitor sends it over each socket that it opens, before any subscriber is told
+  `:netlink_resync`. A request, `{type, flags, payload}`, is sent as by `NetlinkPort.request/4`, and its
+  ack awaited. A datagram, as iodata, is sent as it is.
+
+  Process events of the connector (`PROC_CN_MCAST_LISTEN`, `include/uapi/linux/cn_proc.h`); root, in the first
+  namespaces of the machine:
+
+      # struct cn_msg: CN_IDX_PROC, CN_VAL_PROC, seq, ack, len, flags; then the operation
+      listen = <<1::32-native, 1::32-native, 0::32, 0::32, 4::16-native, 0::16, 1::32-native>>
+      datagram = NetlinkPort.Message.encode(%NetlinkPort.Message{type: 3, payload: listen})
+
+      {:ok, processes} =
+        NetlinkPort.Monitor.start_link(
+          server: MyApp.Netlink,
+          protocol: :connector,
+          groups: [1],
+          subscription: [datagram]
+        )
+
+  Packets that a rule logs to group 5 (`nft … log group 5`), of nflog, which has no groups of netlink:
+
+      # NFNL_SUBSYS_ULOG and NFULNL_MSG_CONFIG; struct nfgenmsg; NFULA_CFG_CMD: NFULNL_CFG_CMD_BIND
+      bind = {0x0401, [], [<<0, 0, 5::16>>, NetlinkPort.Attr.encode([{1, <<1>>}])]}
+
+      {:ok, packets} =
+        NetlinkPort.Monitor.start_link(
+          server: MyApp.Netlink,
+          netns: {:name, "blue"},
+          protocol: :netfilter,
+          subscription: [bind]
+        )
+
+  What cannot be sent, is answered with an errno, or is not answered within 5 s, takes the monitor down with
+  that error, and it tries again. Of a datagram those messages are answered that have `NLM_F_ACK`, and
+  those to the process events of the connector, which answers each to the whole group: `PROC_EVENT_NONE`, told
+  apart by its `ack` alone. A refusal of any other takes the monitor down whenever it comes.
+
+  Not for a monitor is what wants an answer over the same socket: the verdicts of nfqueue. Groups that
+  processes send to (`:usersock`) are heard with `user_peers: true`, and not without.
+
+  ## Groups of generic netlink
+
+  Families and groups of `:generic` have numbers that the kernel chooses when they are registered, and others
+  when their module is loaded again; then it ends all memberships, and tells the members nothing. So a
+  monitor takes them by name, `groups: [{"ethtool", "monitor"}]`, and the types of `:dump` and `:subscription`
+  too. It follows what `nlctrl` tells of families in its group `notify`, and joins the groups anew: that is a
+  gap, `{:family, name}`. While a family or a group is not there the monitor is down with `ENOENT`; it loads no module.
+
   ## What the kernel does not tell
 
-  Not every change is an event. The IPv4 routes of an interface that is deleted or goes down go with it
-  without one each: whoever mirrors them takes them away on `RTM_DELLINK`, and on an `RTM_NEWLINK` without
-  `IFF_UP`. Counters change untold. A snapshot has it all: to subscribe again is to get one.
+  Not every change is an event. A snapshot has it all: to subscribe again is to get one. Here is what is
+  untold, and by what it can be known (Linux 6.18):
+
+    * An interface that is deleted (`RTM_DELLINK`), or goes down (`RTM_NEWLINK` without `IFF_UP`), takes its IPv4
+      routes with it: no `RTM_DELROUTE`. Those of the scope host stay until it is deleted. A route with several
+      nexthops goes with the last of their interfaces; until then, in IPv6 too, the nexthop has
+      `RTNH_F_DEAD`, and loses it when the interface is up again.
+    * Nexthops on an interface without a carrier have `RTNH_F_LINKDOWN`; told is an `RTM_NEWLINK`
+      without `IFF_LOWER_UP` and `IFF_RUNNING`.
+    * A nexthop object that is deleted takes the IPv4 routes with it that use it (`RTA_NH_ID`), and a group that
+      has it loses a nexthop: told in `RTNLGRP_NEXTHOP` (32) alone, by `RTM_DELNEXTHOP` of the one and
+      `RTM_NEWNEXTHOP` of the other. An interface that goes down or loses its carrier deletes its nexthop
+      objects, and that is told nowhere.
+    * IPv6 routes lose their `RTA_PREFSRC` with the address; told is `RTM_DELADDR`. Of IPv4 each is an
+      `RTM_DELROUTE`.
+    * A rule (ip-rule(8)) for an interface that is deleted has `FIB_RULE_IIF_DETACHED`, or that of `OIF`.
+    * A qdisc that is deleted takes its classes and filters with it, an interface its qdiscs, and its
+      proxy entries of neighbours.
+    * Elements of nftables sets that time out.
+    * Flows of conntrack, with `net.netfilter.nf_conntrack_events` 2, the default since Linux 5.19: one that
+      began while nobody was in a group of conntrack in its namespace, so also one between the end of a
+      helper and its successor, is in the snapshot, and is never told of again, its end
+      (`NFNLGRP_CONNTRACK_DESTROY`) included. `sysctl net.netfilter.nf_conntrack_events=1` in the
+      namespace, before the flows, has all of them told.
+    * Counters, and what ages.
 
   ## When something is lost
 
@@ -124,13 +220,15 @@ defmodule NetlinkPort.Monitor do
   @typedoc """
   Why something may be missing: the subscription has just begun; the kernel dropped datagrams; the
   socket was closed, and is open again (`t:NetlinkPort.closed_reason/0`); its namespace was gone, and is
-  back; the subscriber did not keep up; or a datagram could not be received.
+  back; a generic family that it follows by name was registered or unregistered; the subscriber did not
+  keep up; or a datagram could not be received.
   """
   @type reason ::
           :subscribed
           | :overrun
           | {:closed, NetlinkPort.closed_reason()}
           | :namespace_gone
+          | {:family, String.t()}
           | :behind
           | {:error, Error.t()}
 
@@ -176,7 +274,7 @@ defmodule NetlinkPort.Monitor do
   @doc """
   Starts a monitor, linked to the caller. It starts whether or not its server and its namespace are there.
 
-  Options, beside `:netns` and `:groups` of `NetlinkPort.open/3` and the options of
+  Options, beside `:netns`, `:groups` and `:user_peers` of `NetlinkPort.open/3` and the options of
   `NetlinkPort.setopts/2` but `:active`:
 
     * `:name` - what to register the monitor as; no name unless told otherwise.
@@ -187,8 +285,11 @@ defmodule NetlinkPort.Monitor do
     * `:dump` - the dumps of a snapshot, in their order: `{type, payload}` each, as
       `NetlinkPort.dump/4` takes them. They are read over a socket that has the monitor's
       `:get_strict_chk`. None unless told otherwise.
+    * `:subscription` - what is sent over each socket once it is open, in its order, for families that
+      take a message for a subscription: requests `{type, flags, payload}` and datagrams. See above.
+      None unless told otherwise.
 
-  For example:
+  With the protocol `:generic` groups can be `{family, group}`, and types the name of a family. For example:
 
       {:ok, monitor} =
         NetlinkPort.Monitor.start_link(server: MyApp.Netlink, netns: {:name, "blue"}, groups: [1])
