@@ -310,7 +310,8 @@ defmodule NetlinkPort do
     * `:timeout` - ms to wait for server and helper, 15 000 unless told otherwise.
 
   Errors tell the stage and the errno: `ENOENT` of `:open` for a namespace that is not there, `EINVAL` of
-  `:setns` for a file that is none, `EPERM` of `:setns` for one the helper may not enter, `EPROTONOSUPPORT`
+  `:setns` for a file that is none (for a moment also while `ip netns add` runs, which makes the file before it
+  mounts the namespace on it), `EPERM` of `:setns` for one the helper may not enter, `EPROTONOSUPPORT`
   of `:socket`, those of each option as with `setopts/2`, and `ESRCH`, `EPIPE` or `ETIMEDOUT` of `:thread`
   without a server or a helper that answers. `Exception.message/1` says what to do about it.
   """

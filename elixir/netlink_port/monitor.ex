@@ -208,9 +208,9 @@ defmodule NetlinkPort.Monitor do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Errno, Error, Gauge, Options, Relay, Shown, Telemetry}
+  alias NetlinkPort.{Client, Errno, Error, Options, Relay, Shown, Telemetry}
   alias NetlinkPort.Generic.Follow
-  alias NetlinkPort.Monitor.{Config, Opening, Snapshot, Subscriber, Subscription}
+  alias NetlinkPort.Monitor.{Config, Opening, Snapshot, Subscriber, Subscribers, Subscription}
 
   # How long until what has failed is tried again, in ms.
   @soonest 20
@@ -356,16 +356,15 @@ defmodule NetlinkPort.Monitor do
 
   @impl true
   def handle_call({:subscribe, pid, bound}, from, state) do
-    state = drop(state, pid)
-    state = advance(state, Relay.monitor(pid), Subscriber.new(pid, bound))
+    subscribers = Subscribers.add(state.subscribers, pid, bound, ways(state))
     Relay.reply(from, {:ok, self()})
-    {:noreply, state}
+    {:noreply, %{state | subscribers: subscribers}}
   end
 
   def handle_call({:unsubscribe, pid}, from, state) do
-    state = drop(state, pid)
+    subscribers = Subscribers.drop(state.subscribers, pid)
     Relay.reply(from, :ok)
-    {:noreply, state}
+    {:noreply, %{state | subscribers: subscribers}}
   end
 
   # Who takes it for a server, say.
@@ -425,15 +424,8 @@ defmodule NetlinkPort.Monitor do
   def handle_info(:dump, state), do: {:noreply, dump(%{state | dump_timer: nil})}
 
   def handle_info({:gauge, ref, report}, state) do
-    case state.subscribers do
-      %{^ref => subscriber} ->
-        {credit, gauge} = Gauge.read(subscriber.gauge, ref, report, subscriber.credit)
-        subscriber = %{subscriber | credit: credit, gauge: gauge}
-        {:noreply, state |> advance(ref, subscriber) |> dump()}
-
-      _forgotten ->
-        {:noreply, state}
-    end
+    subscribers = Subscribers.gauged(state.subscribers, ref, report, ways(state))
+    {:noreply, dump(%{state | subscribers: subscribers})}
   end
 
   def handle_info({:DOWN, ref, :process, _pid, _reason}, state) do
@@ -518,7 +510,7 @@ defmodule NetlinkPort.Monitor do
   # One at a time, for all who wait by now: whoever comes later waits for the next. It is not ended by
   # a gap, which would begin another at once, for as long as gaps come.
   defp dump(%{place: {:joined, _socket}, run: nil, dump_timer: nil} = state) do
-    if Enum.any?(state.subscribers, fn {_ref, subscriber} -> subscriber.phase == :waiting end) do
+    if Subscribers.waiting?(state.subscribers) do
       %{server: server, protocol: protocol, dump_open: opts, dumps: dumps} = state.config
       dumps = for {type, payload} <- dumps, do: {Follow.number(state.follow, type), payload}
       task = Task.async(fn -> Snapshot.read(server, protocol, opts, dumps) end)
@@ -539,23 +531,10 @@ defmodule NetlinkPort.Monitor do
     tell? = state.dump_wait == @soonest and error.stage != :thread
     {wait, next} = back_off(state.dump_wait)
     timer = Process.send_after(self(), :dump, wait)
-    state = %{state | dump_timer: timer, dump_wait: next}
-    failed = &(&2 |> failed(&1, error, tell?) |> Subscriber.detach())
-
-    %{
-      state
-      | subscribers: Map.new(state.subscribers, fn {ref, one} -> {ref, failed.(ref, one)} end)
-    }
+    # The end of a helper is told as that of the socket.
+    subscribers = Subscribers.failed(state.subscribers, error, tell?)
+    %{state | dump_timer: timer, dump_wait: next, subscribers: subscribers}
   end
-
-  # The end of a helper is told as that of the socket.
-  defp failed(%{phase: :attached} = subscriber, ref, error, true) do
-    {messages, subscriber} = Subscriber.aside(subscriber, {:netlink_error, error})
-    tell(subscriber, ref, messages)
-    subscriber
-  end
-
-  defp failed(subscriber, _ref, _error, _tell?), do: subscriber
 
   ## What arrives
 
@@ -582,71 +561,34 @@ defmodule NetlinkPort.Monitor do
 
   ## The subscribers
 
-  defp drop(state, pid) do
-    {dropped, kept} = Enum.split_with(state.subscribers, fn {_ref, one} -> one.pid == pid end)
-    Enum.each(dropped, fn {ref, one} -> Relay.demonitor(ref, one.pid) end)
-    %{state | subscribers: Map.new(kept)}
-  end
-
-  defp event(state, message) do
-    advance(state, &Subscriber.event(&1, message))
-  end
-
+  defp event(state, message), do: advance(state, &Subscriber.event(&1, message))
   defp gap(state, reason), do: state |> gaps(reason) |> advance() |> dump()
   defp gaps(state, reason), do: each(state, &Subscriber.gap(&1, reason))
-
-  defp each(state, fun) do
-    %{state | subscribers: Map.new(state.subscribers, fn {ref, one} -> {ref, fun.(one)} end)}
-  end
+  defp each(state, fun), do: %{state | subscribers: Subscribers.each(state.subscribers, fun)}
 
   # Sends whatever can be sent, to each after what `fun` does with it.
   defp advance(state, fun \\ & &1) do
-    Enum.reduce(state.subscribers, state, fn {ref, one}, state ->
-      advance(state, ref, fun.(one))
-    end)
+    %{state | subscribers: Subscribers.advance(state.subscribers, ways(state), fun)}
   end
 
-  defp advance(%{place: place} = state, ref, subscriber) do
-    {messages, subscriber} = Subscriber.advance(subscriber, place, state.config.dumps != [])
-    tell(subscriber, ref, messages)
-    %{pid: pid, credit: credit} = subscriber
-    waiting? = Subscriber.waiting?(subscriber, place)
-    gauge = Gauge.watch(subscriber.gauge, ref, pid, credit, waiting?)
-    %{state | subscribers: Map.put(state.subscribers, ref, %{subscriber | gauge: gauge})}
-  end
-
-  defp tell(%{pid: pid}, ref, messages) do
-    Enum.each(messages, fn message ->
-      with {:netlink_resync, reason} <- message do
-        metadata = %{monitor: self(), subscriber: pid, reason: reason}
-        Telemetry.execute([:monitor, :resync], %{count: 1}, metadata)
-      end
-
-      Relay.deliver(pid, ref, Tuple.insert_at(message, 1, self()))
-    end)
-  end
+  defp ways(state), do: {state.place, state.config.dumps != []}
 
   # What crash reports and :sys.get_status/1 show. A callback of GenServer since Elixir 1.17.
   @doc false
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
   def format_status(%{state: %State{} = state} = status) do
-    subscribers = Map.values(state.subscribers)
-
-    Shown.status(status,
-      server: state.config.server,
-      protocol: state.config.protocol,
-      netns: Keyword.get(state.config.open, :netns, :host),
-      place: Shown.brief(state.place),
-      dumping?: state.run != nil,
-      subscribers: length(subscribers),
-      phases: Enum.frequencies_by(subscribers, &phase(&1.phase)),
-      events_kept: Enum.sum(Enum.map(subscribers, & &1.events))
+    Shown.status(
+      status,
+      [
+        server: state.config.server,
+        protocol: state.config.protocol,
+        netns: Keyword.get(state.config.open, :netns, :host),
+        place: Shown.brief(state.place),
+        dumping?: state.run != nil
+      ] ++ Subscribers.shown(state.subscribers)
     )
   end
 
   def format_status(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
-
-  defp phase({:owed, _reason, _told?}), do: :owed
-  defp phase(phase), do: phase
 end

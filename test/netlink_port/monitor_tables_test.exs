@@ -118,7 +118,7 @@ defmodule NetlinkPort.MonitorTablesTest do
     end
 
     links =
-      for {index, {{:ok, name}, {:ok, mtu}, _flags}} <- tables,
+      for {index, {name, {:ok, mtu}, _flags}} <- tables,
           is_integer(index),
           do: ["#{index}", name, "#{mtu}"]
 
