@@ -3,7 +3,7 @@ defmodule NetlinkPort.Tables do
   # Links, routes and nexthop objects as one who is told of changes has them: of each message what it says,
   # and what follows from it and is not told ("What the kernel does not tell" of NetlinkPort.Monitor).
   #
-  # A map: links by their index; nexthop objects by {:nexthop, id}; routes by {family, table, destination,
+  # A map: links by their index; under :nexthops those that are objects, by their id; routes by {family, table, destination,
   # length, tos, priority}, in the order of the kernel. What follows from links, RTNH_F_DEAD and
   # RTNH_F_LINKDOWN, is left out, and so are the nexthops of a route with a nexthop object.
 
@@ -76,7 +76,7 @@ defmodule NetlinkPort.Tables do
 
   def change(%{type: @newnexthop} = message, tables) do
     {id, nexthop} = nexthop(message)
-    Map.put(tables, {:nexthop, id}, nexthop)
+    put_nexthops(tables, Map.put(nexthops(tables), id, nexthop))
   end
 
   def change(%{type: @delnexthop} = message, tables) do
@@ -188,26 +188,25 @@ defmodule NetlinkPort.Tables do
 
   # IPv4: a route goes with the last of its interfaces, but for those of the scope host, which go with
   # their address. IPv6 tells of each.
-  defp down(tables, index) do
-    each_route(tables, fn {family, _, _, _, _, _}, route ->
-      if family == @inet and route.scope != @host and dead?(route, tables, index),
-        do: [],
-        else: [route]
-    end)
+  defp down(tables, index), do: without(tables, index, &(&1.scope != @host))
+  defp gone(tables, index), do: without(tables, index, fn _route -> true end)
+
+  defp without(tables, index, goes?) do
+    for {{@inet, _, _, _, _, _} = key, routes} <- tables,
+        Enum.any?(routes, &dead?(&1, tables, index)),
+        reduce: tables do
+      tables -> put(tables, key, Enum.reject(routes, &(goes?.(&1) and dead?(&1, tables, index))))
+    end
   end
 
-  defp gone(tables, index) do
-    each_route(tables, fn {family, _, _, _, _, _}, route ->
-      if family == @inet and dead?(route, tables, index), do: [], else: [route]
-    end)
-  end
+  # The usual case first: there are many routes, and each is looked at when a link is down.
+  defp dead?(%{nexthops: [{interface, _gateway, _weight}]}, _tables, index),
+    do: interface == {:ok, index}
 
   defp dead?(%{nexthops: nexthops}, tables, index) do
-    Enum.any?(nexthops, &match?({{:ok, ^index}, _, _}, &1)) and
-      Enum.all?(nexthops, fn
-        {{:ok, ^index}, _gateway, _weight} -> true
-        {{:ok, other}, _gateway, _weight} -> not up_there?(tables, other)
-        _none -> false
+    List.keymember?(nexthops, {:ok, index}, 0) and
+      Enum.all?(nexthops, fn {{:ok, other}, _gateway, _weight} ->
+        other == index or not up_there?(tables, other)
       end)
   end
 
@@ -247,8 +246,13 @@ defmodule NetlinkPort.Tables do
     {id, {family, members, Attr.u32(attrs, 5), Attr.binary(attrs, 6)}}
   end
 
+  defp nexthops(tables), do: Map.get(tables, :nexthops, %{})
+
+  defp put_nexthops(tables, none) when none == %{}, do: Map.delete(tables, :nexthops)
+  defp put_nexthops(tables, nexthops), do: Map.put(tables, :nexthops, nexthops)
+
   defp without_nexthops_of(tables, index) do
-    ids = for {{:nexthop, id}, {_, _, {:ok, ^index}, _}} <- tables, do: id
+    ids = for {id, {_family, _members, {:ok, ^index}, _gateway}} <- nexthops(tables), do: id
     without_nexthops(tables, ids)
   end
 
@@ -256,25 +260,19 @@ defmodule NetlinkPort.Tables do
   defp without_nexthops(tables, []), do: tables
 
   defp without_nexthops(tables, ids) do
-    tables = Map.drop(tables, for(id <- ids, do: {:nexthop, id}))
+    left =
+      for {id, {family, members, interface, gateway}} <- Map.drop(nexthops(tables), ids) do
+        {id, {family, members && Enum.reject(members, &(elem(&1, 0) in ids)), interface, gateway}}
+      end
 
-    tables =
-      each_route(tables, fn _key, route ->
-        case route.object do
-          {:ok, id} -> if id in ids, do: [], else: [route]
-          :missing -> [route]
-        end
-      end)
-
-    groups = for {{:nexthop, id}, {_, [_ | _] = members, _, _}} <- tables, do: {id, members}
-
-    {tables, empty} =
-      Enum.reduce(groups, {tables, []}, fn {id, members}, {tables, empty} ->
-        left = Enum.reject(members, fn {member, _weight} -> member in ids end)
-        tables = Map.update!(tables, {:nexthop, id}, &put_elem(&1, 1, left))
-        {tables, if(left == [], do: [id | empty], else: empty)}
-      end)
-
-    without_nexthops(tables, empty)
+    tables
+    |> put_nexthops(Map.new(left))
+    |> each_route(fn _key, route ->
+      case route.object do
+        {:ok, id} -> if id in ids, do: [], else: [route]
+        :missing -> [route]
+      end
+    end)
+    |> without_nexthops(for {id, {_family, [], _interface, _gateway}} <- left, do: id)
   end
 end
