@@ -290,7 +290,7 @@ defmodule NetlinkPort.Generic do
   end
 
   @typedoc "Groups that a socket follows by name: what `follow/2` returns and `rejoin/2` takes."
-  @opaque follow :: Follow.t()
+  @type follow :: Follow.t()
 
   @doc """
   Joins multicast groups by the names of family and group, and follows them: `rejoin/2` joins them again
