@@ -593,16 +593,14 @@ defmodule NetlinkPort do
       (`NETLINK_LISTEN_ALL_NSID`, needs CAP_NET_BROADCAST), `:ext_ack` (`NETLINK_EXT_ACK`), `:cap_ack`
       (`NETLINK_CAP_ACK`) and `:get_strict_chk` (`NETLINK_GET_STRICT_CHK`) - booleans, netlink(7).
     * `:broadcast_error` (`NETLINK_BROADCAST_ERROR`) - boolean: who in the kernel sends to a group of this
-      socket is told when its queue is full. What that leads to depends on the family:
-        * conntrack keeps the entry of a flow whose end could not be told, and tries again until it can; what
-          else could not be told is told with the next event of that flow. Nothing is lost, and in exchange **a
-          slow owner fills the host's conntrack table**: beyond `net.netfilter.nf_conntrack_max` new flows
-          are dropped. The slowest of all sockets with the option counts.
-        * xfrm: an acquire that could not be told fails at once, and does not wait for a state.
-        * Route, nf_tables, generic, audit and uevents do nothing about it.
-
-      The overrun is told as without it. `:broadcast_error` and `:queued_bytes` of `stats/1` show a slow owner
-      with it, and `mix netlink_port.doctor` warns of one.
+      socket is told when its queue is full. What that leads to depends on the family. Conntrack keeps the
+      entry of a flow whose end could not be told, and tries again until it can; what else could not be
+      told is told with the next event of that flow. Nothing is lost, and in exchange **a slow owner fills
+      the host's conntrack table**: beyond `net.netfilter.nf_conntrack_max` new flows are dropped. The
+      slowest of all sockets with the option counts. Xfrm: an acquire that could not be told fails at
+      once, and does not wait for a state. Route, nf_tables, generic, audit and uevents do nothing about
+      it. The overrun is told as without the option. `:broadcast_error` and `:queued_bytes` of `stats/1` show a
+      slow owner with it, and `mix netlink_port.doctor` warns of one.
     * `:rcvbuf`, `:sndbuf` - bytes. Set beyond the limit of the system where the helper may
       (`SO_RCVBUFFORCE`), up to it otherwise; `getopts/2` tells the size in force, which the kernel
       counts double, socket(7).
