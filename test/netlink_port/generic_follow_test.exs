@@ -156,6 +156,36 @@ defmodule NetlinkPort.GenericFollowTest do
       assert {"netdev", :event} == event(monitor, context)
     end
 
+    test "waits for a family on the next helper, too, and on the next namespace", context do
+      monitor = monitor!(context, groups: [{@family, "events"}], user_peers: true)
+      assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
+      context.server |> os_pid() |> signal!("KILL")
+      eventually!(fn -> waiting?(context) end)
+      ip!(["netns", "del", context.netns])
+      ip!(["netns", "add", context.netns])
+      eventually!(fn -> waiting?(context) end)
+      peer = Nlctrl.peer!(context.server, context.netns)
+      Nlctrl.registered(peer, @family, @id, %{"events" => context.numbers["mgmt"]})
+      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+      in_mgmt!(context)
+      assert {"netdev", :event} == event(monitor, context_of(context))
+    end
+
+    # Its socket is in the present namespace of that name, and has asked for the families.
+    defp waiting?(%{server: server, netns: netns}) do
+      with {:ok, %{sockets: [%{sent: 1, inode: inode, received: received}]}} <-
+             NetlinkPort.stats(server),
+           do: inode == inode(netns_path(netns)) and received > 0,
+           else: (_not_yet -> false)
+    end
+
+    # With a socket of the present helper.
+    defp context_of(context) do
+      place = [netns: {:name, context.netns}, active: false]
+      {:ok, asking} = NetlinkPort.open(context.server, :generic, place)
+      %{context | asking: asking}
+    end
+
     defp event(monitor, context) do
       assert {:netlink_event, ^monitor, datagram, _metadata} = next(monitor)
       {family(datagram, context), :event}
