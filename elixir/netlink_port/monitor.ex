@@ -172,8 +172,8 @@ defmodule NetlinkPort.Monitor do
       proxy entries of neighbours.
     * Elements of nftables sets that time out.
     * Flows of conntrack, with `net.netfilter.nf_conntrack_events` 2, the default since Linux 5.19: one that
-      began while nobody was in a group of conntrack in its namespace, so also one between the end of a
-      helper and its successor, is in the snapshot, and is never told of again, its end
+      began while nobody was in a group of conntrack, in any namespace of the machine, so also one between
+      the end of a helper and its successor, is in the snapshot, and is never told of again, its end
       (`NFNLGRP_CONNTRACK_DESTROY`) included. `sysctl net.netfilter.nf_conntrack_events=1` in the
       namespace, before the flows, has all of them told.
     * Counters, and what ages.

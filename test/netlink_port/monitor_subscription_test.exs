@@ -133,7 +133,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
       down = until(monitor, &(elem(&1, 0) == :netlink_down))
       assert {:netlink_down, ^monitor, {:error, %{stage: :request, reason: :eperm}}} = down
       :ok = NetlinkPort.close(other)
-      eventually!(fn -> bound?(context.netns) end)
+      eventually!(fn -> bound?(context.netns) end, 20_000)
       log!(context.netns, @group)
       packet!(context.netns)
       until(monitor, &(elem(&1, 0) == :netlink_event and packet?(&1)))
@@ -176,7 +176,8 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
 
     defp proc_monitor!(context, operation) do
       opts = [protocol: :connector, groups: [@proc], subscription: [proc(operation)]]
-      monitor!(context, [netns: :host] ++ opts)
+      # The whole machine's processes are told of.
+      monitor!(context, [netns: :host, rcvbuf: 8_000_000] ++ opts)
     end
 
     test "makes process events come, and again after each open", context do
