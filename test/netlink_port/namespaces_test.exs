@@ -509,7 +509,7 @@ defmodule NetlinkPort.NamespacesTest do
     name = "nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
     on_exit(fn -> as_root("ip", ["netns", "del", name]) end)
     # What ip-netns(8) does, step by step.
-    File.touch!(netns_path(name))
+    {_output, 0} = as_root("touch", [netns_path(name)])
     assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, name})
     assert {error.stage, error.reason} == {:setns, :einval}
     assert Exception.message(error) =~ "it is not a network namespace, or not yet: `ip netns add`"
