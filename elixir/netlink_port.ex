@@ -622,13 +622,22 @@ defmodule NetlinkPort do
   Sets options, in their order; the first that fails ends it.
 
     * `:active` - as with `:inet.setopts/2`: `true` sends every datagram to the owner, `:once` the
-      next one, a count the next so many, `false` none. A count is added to what is left of the
-      last one (it may be negative); beyond 32 767 that is `EINVAL`, and at 0 the socket becomes
-      passive and its owner gets `:netlink_passive`.
-    * `:pktinfo` (`NETLINK_PKTINFO`), `:broadcast_error` (`NETLINK_BROADCAST_ERROR`), `:no_enobufs`
-      (`NETLINK_NO_ENOBUFS`), `:listen_all_nsid` (`NETLINK_LISTEN_ALL_NSID`, needs
-      CAP_NET_BROADCAST), `:ext_ack` (`NETLINK_EXT_ACK`), `:cap_ack` (`NETLINK_CAP_ACK`) and
-      `:get_strict_chk` (`NETLINK_GET_STRICT_CHK`) - booleans, netlink(7).
+      next one, a count the next so many, `false` none. A count, of -32 768 to 32 767, is added to what is
+      left of the last one; a sum beyond 32 767 is `EINVAL`, and at 0 the socket becomes
+      passive and its owner gets `:netlink_passive`. Given more than once it is one change, at the place of
+      the last: nothing is delivered between them. docs/concepts.md has a table, "Differences from `:gen_udp`".
+    * `:pktinfo` (`NETLINK_PKTINFO`), `:no_enobufs` (`NETLINK_NO_ENOBUFS`), `:listen_all_nsid`
+      (`NETLINK_LISTEN_ALL_NSID`, needs CAP_NET_BROADCAST), `:ext_ack` (`NETLINK_EXT_ACK`), `:cap_ack`
+      (`NETLINK_CAP_ACK`) and `:get_strict_chk` (`NETLINK_GET_STRICT_CHK`) - booleans, netlink(7).
+    * `:broadcast_error` (`NETLINK_BROADCAST_ERROR`) - boolean: who in the kernel sends to a group of this
+      socket is told when its queue is full. What that leads to depends on the family. Conntrack keeps the
+      entry of a flow whose end could not be told, and tries again until it can; what else could not be
+      told is told with the next event of that flow. Nothing is lost, and in exchange **a slow owner fills
+      the host's conntrack table**: beyond `net.netfilter.nf_conntrack_max` new flows are dropped. The
+      slowest of all sockets with the option counts. Xfrm: an acquire that could not be told fails at
+      once, and does not wait for a state. Route, nf_tables, generic, audit and uevents do nothing about
+      it. The overrun is told as without the option. `:broadcast_error` and `:queued_bytes` of `stats/1` show a
+      slow owner with it, and `mix netlink_port.doctor` warns of one.
     * `:rcvbuf`, `:sndbuf` - bytes. Set beyond the limit of the system where the helper may
       (`SO_RCVBUFFORCE`), up to it otherwise; `getopts/2` tells the size in force, which the kernel
       counts double, socket(7).
@@ -650,6 +659,7 @@ defmodule NetlinkPort do
 
     opts
     |> Options.set()
+    |> as_one()
     |> Enum.reduce_while(:ok, fn option, :ok ->
       case set(socket, option) do
         {:ok, _value} -> {:cont, :ok}
@@ -658,7 +668,23 @@ defmodule NetlinkPort do
     end)
   end
 
-  defp set(socket, {:active, mode}), do: ask_server(socket, {:set_active, socket.handle, mode})
+  # All of `active` are one change, at the place of the last: nothing is delivered between them.
+  defp as_one(options) do
+    case Keyword.get_values(options, :active) do
+      [] ->
+        options
+
+      changes ->
+        {behind, up_to_last} =
+          options |> Enum.reverse() |> Enum.split_while(&(elem(&1, 0) != :active))
+
+        before = up_to_last |> Keyword.delete(:active) |> Enum.reverse()
+        before ++ [{:active, changes} | Enum.reverse(behind)]
+    end
+  end
+
+  defp set(socket, {:active, changes}),
+    do: ask_server(socket, {:set_active, socket.handle, changes})
 
   defp set(socket, {name, value}), do: Client.request(socket, {:set, socket.handle, name, value})
 
@@ -860,6 +886,8 @@ defmodule NetlinkPort do
     * `:window`, `:window_left` - bytes the VM keeps at most of what the owner has not taken, and how many
       the helper may still hand on; a datagram counts its length and 300, and 0 left stops the reading.
     * `:kept` - items that wait in the VM for the owner.
+    * `:broadcast_error` - that option, see `setopts/2`: with it what waits here can keep entries in the
+      conntrack table.
   """
   @type socket_stats :: %{
           socket: Socket.t(),
@@ -879,7 +907,8 @@ defmodule NetlinkPort do
           queue_limit: non_neg_integer(),
           window: pos_integer(),
           window_left: non_neg_integer(),
-          kept: non_neg_integer()
+          kept: non_neg_integer(),
+          broadcast_error: boolean()
         }
 
   @typedoc """

@@ -2,6 +2,12 @@ NetlinkPort.Rootless.run()
 
 # What this machine does not allow is skipped, with one line that says so.
 requirements = [
+  modules: {
+    File.exists?("/proc/modules") and
+      match?({_, 0}, System.cmd("modprobe", ["--dry-run", "psample"], stderr_to_stdout: true)) and
+      not String.contains?(File.read!("/proc/modules"), "psample "),
+    "No module `psample` to load here: generic families are not registered again for real."
+  },
   root: {
     System.cmd("id", ["-u"]) == {"0\n", 0} or System.get_env("NETLINK_PORT_TEST_SU") != nil,
     "Not root: tests that make network namespaces are skipped."

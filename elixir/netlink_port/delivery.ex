@@ -141,29 +141,38 @@ defmodule NetlinkPort.Delivery do
   @spec waiters(t()) :: [waiter()]
   def waiters(state), do: :queue.to_list(state.waiters)
 
-  @doc "The mode that a change leads to: a count is added to the present one; beyond 32767 it is refused."
-  @spec mode(NetlinkPort.active() | 0, NetlinkPort.active() | integer()) ::
-          NetlinkPort.active() | 0 | :einval
-  def mode(present, change) when is_integer(change) do
-    case if(is_integer(present), do: present, else: 0) + change do
+  @doc """
+  The mode that changes lead to, one after the other, and how often one of them ended a count. A count is
+  added to the present one; with a sum beyond 32767 all are refused.
+  """
+  @spec mode(NetlinkPort.active() | 0, [NetlinkPort.active() | integer()]) ::
+          {:ok, NetlinkPort.active(), ended :: non_neg_integer()} | :einval
+  def mode(present, changes) do
+    Enum.reduce_while(changes, {:ok, present, 0}, fn change, {:ok, mode, ended} ->
+      case changed(mode, change) do
+        :einval -> {:halt, :einval}
+        0 -> {:cont, {:ok, false, ended + 1}}
+        mode -> {:cont, {:ok, mode, ended}}
+      end
+    end)
+  end
+
+  defp changed(mode, change) when is_integer(change) do
+    case if(is_integer(mode), do: mode, else: 0) + change do
       sum when sum > 32_767 -> :einval
       sum -> max(sum, 0)
     end
   end
 
-  def mode(_present, change), do: change
+  defp changed(_mode, change), do: change
 
-  @doc "Changes the mode, see `mode/2`."
-  @spec set_active(t(), NetlinkPort.active() | integer()) :: {:ok, [effect()], t()} | :einval
-  def set_active(state, change) when is_integer(change) do
-    case mode(state.mode, change) do
-      :einval -> :einval
-      0 -> {:ok, [:passive], %{state | mode: false}}
-      sum -> drain(%{state | mode: sum}, [])
+  @doc "Changes the mode, see `mode/2`; nothing is delivered between the changes."
+  @spec set_active(t(), [NetlinkPort.active() | integer()]) :: {:ok, [effect()], t()} | :einval
+  def set_active(state, changes) do
+    with {:ok, mode, ended} <- mode(state.mode, changes) do
+      drain(%{state | mode: mode}, List.duplicate(:passive, ended))
     end
   end
-
-  def set_active(state, mode), do: drain(%{state | mode: mode}, [])
 
   @doc "The cumulative grant that is due, if one is: when half the window has been taken."
   @spec grant(t()) :: {non_neg_integer() | nil, t()}

@@ -161,6 +161,11 @@ defmodule NetlinkPort.Error do
       "CAP_SYS_PTRACE"
   end
 
+  defp explanation(%{stage: :setns, reason: :einval, subject: "/run/netns/" <> _name}) do
+    "it is not a network namespace, or not yet: `ip netns add` makes the file before it mounts the " <>
+      "namespace on it; try again"
+  end
+
   defp explanation(%{stage: :setns, reason: :einval}), do: "it is not a network namespace"
 
   defp explanation(%{stage: :setns, reason: :eperm}) do

@@ -39,6 +39,7 @@ defmodule NetlinkPort.Generic do
   """
 
   alias NetlinkPort.{Attr, Connection, DecodeError, Error, ExtAck, Message, Socket}
+  alias NetlinkPort.Generic.Follow
 
   @nlctrl 0x10
   @getfamily 3
@@ -147,7 +148,10 @@ defmodule NetlinkPort.Generic do
     end
   end
 
-  defp read(message) do
+  @doc false
+  # The family in a message of nlctrl.
+  @spec read(Message.t()) :: {:ok, t()} | NetlinkPort.error()
+  def read(message) do
     with {:ok, {_command, _version, rest}} <- decode(message),
          {:ok, attrs} <- Attr.decode(rest),
          {:ok, id} <- Attr.u16(attrs, @family_id),
@@ -285,6 +289,95 @@ defmodule NetlinkPort.Generic do
     end
   end
 
+  @typedoc "Groups that a socket follows by name: what `follow/2` returns and `rejoin/2` takes."
+  @type follow :: Follow.t()
+
+  @doc """
+  Joins multicast groups by the names of family and group, and follows them: `rejoin/2` joins them again
+  after a family has been registered anew.
+
+  When a family is unregistered (its module is unloaded) the kernel ends the memberships of its groups and
+  tells the members nothing; registered again, the family and its groups have other numbers. Both are told
+  in the group `notify` of `nlctrl`, which the socket joins here, too. A family or a group that is not there
+  yet is no error: it is joined when it is registered. No module is loaded for it.
+
+      {:ok, events} = NetlinkPort.open(MyApp.Netlink, :generic, netns: {:name, "blue"}, active: false)
+      {:ok, follow} = NetlinkPort.Generic.follow(events, [{"ethtool", "monitor"}])
+
+      # of each datagram that comes
+      {:ok, message} = NetlinkPort.Generic.request(generic, "nlctrl", 3, NetlinkPort.Attr.encode([{2, "ethtool\0"}]))
+      datagram = message |> hd() |> NetlinkPort.Message.encode() |> IO.iodata_to_binary()
+      {:ok, [], _follow} = NetlinkPort.Generic.rejoin(follow, datagram)
+
+  The socket belongs to the calling process and is for events alone. `NetlinkPort.Monitor` does all of this by
+  itself, with `groups: [{"ethtool", "monitor"}]`.
+
+  Errors are those of `families/2` and `NetlinkPort.join/2`.
+  """
+  @spec follow(Socket.t(), [{String.t(), String.t()}]) :: {:ok, follow()} | NetlinkPort.error()
+  def follow(%Socket{} = socket, groups) do
+    wanted = Enum.map(list!(groups), &named_group!/1)
+    follow_families(socket, wanted)
+  end
+
+  @doc false
+  # Also of families without a group of theirs, {name, nil}.
+  @spec follow_families(Socket.t(), Follow.wanted()) :: {:ok, follow()} | NetlinkPort.error()
+  def follow_families(socket, wanted) do
+    {notify, _type} = Follow.notify()
+
+    with :ok <- NetlinkPort.join(generic!(socket), notify),
+         {:ok, families} <- families(socket) do
+      follow = Follow.new(socket, wanted, families)
+      with :ok <- join_all(socket, Follow.numbers(follow)), do: {:ok, follow}
+    end
+  end
+
+  @doc """
+  Reads a datagram of a socket that follows groups, see `follow/2`: when `nlctrl` tells in it that a family of
+  theirs was registered, their groups are joined.
+
+  Returns the names of the families that have changed, also of those that were unregistered: up to
+  now events of these may be missing. Any other datagram changes nothing, and costs next to nothing:
+  hand in each that comes. After `:netlink_overrun`, which may have dropped such a datagram, call `follow/2` again.
+
+      {:ok, follow} = NetlinkPort.Generic.follow(generic, [{"ethtool", "monitor"}])
+      {:ok, [], ^follow} = NetlinkPort.Generic.rejoin(follow, "")
+
+  Errors are those of `NetlinkPort.join/2`.
+  """
+  @spec rejoin(follow(), binary()) ::
+          {:ok, changed :: [String.t()], follow()} | NetlinkPort.error()
+  def rejoin(%Follow{socket: socket} = follow, datagram) when is_binary(datagram) do
+    {names, follow} = Follow.told(follow, datagram)
+
+    with :ok <- join_all(socket, Follow.numbers(follow, names)) do
+      {:ok, Enum.uniq(names), follow}
+    end
+  end
+
+  defp join_all(socket, numbers) do
+    Enum.reduce_while(numbers, :ok, fn number, :ok ->
+      case NetlinkPort.join(socket, number) do
+        :ok -> {:cont, :ok}
+        failed -> {:halt, failed}
+      end
+    end)
+  end
+
+  defp list!(groups) when is_list(groups), do: groups
+  defp list!(other), do: named_group!(other)
+
+  @doc false
+  @spec named_group!(term()) :: {String.t(), String.t()}
+  def named_group!({family, group}) when is_binary(group), do: {name!(family), group}
+
+  def named_group!(other) do
+    raise ArgumentError,
+          "expected a group by name, {family, group}, such as {\"nlctrl\", \"notify\"}, " <>
+            "got: #{inspect(other)}"
+  end
+
   defp fresh(_socket, %__MODULE__{} = family), do: {:ok, family}
   defp fresh(socket, name), do: learn(socket, name, [])
 
@@ -319,11 +412,13 @@ defmodule NetlinkPort.Generic do
     raise ArgumentError, "expected a socket of the protocol :generic, got: #{inspect(other)}"
   end
 
-  defp name!(name) when is_binary(name) and byte_size(name) in 1..(@name_size - 1)//1 do
+  @doc false
+  @spec name!(term()) :: String.t()
+  def name!(name) when is_binary(name) and byte_size(name) in 1..(@name_size - 1)//1 do
     if String.contains?(name, <<0>>), do: wrong_name!(name), else: name
   end
 
-  defp name!(other), do: wrong_name!(other)
+  def name!(other), do: wrong_name!(other)
 
   defp wrong_name!(name) do
     raise ArgumentError,

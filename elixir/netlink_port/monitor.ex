@@ -40,14 +40,22 @@ defmodule NetlinkPort.Monitor do
       # :netlink_resync, :netlink_down and :netlink_error
       def handle_info({_tag, _monitor, _reason}, links), do: {:noreply, links}
 
-      # RTM_NEWLINK and RTM_DELLINK
-      defp change(%{type: 16, payload: <<0, _::24, index::32-native, _::binary>> = link}, links),
-        do: Map.put(links, index, link)
+      # RTM_NEWLINK and RTM_DELLINK of the family AF_UNSPEC; the attributes of each link, by type
+      defp change(%{type: 16, payload: <<0, _::24, index::32-native, _::64, attrs::binary>>}, links) do
+        {:ok, attrs} = NetlinkPort.Attr.decode(attrs)
+        attrs = Map.new(attrs)
+
+        # One without IFLA_IFNAME (3) is not of the whole link: it may hold IFLA_WIRELESS alone.
+        if is_map_key(attrs, 3),
+          do: Map.put(links, index, attrs),
+          else: Map.update(links, index, attrs, &Map.merge(&1, attrs))
+      end
 
       defp change(%{type: 17, payload: <<0, _::24, index::32-native, _::binary>>}, links),
         do: Map.delete(links, index)
 
-      # Those of the family AF_BRIDGE are about the ports of a bridge.
+      # Those of the family AF_BRIDGE, in the same group, are about the ports of a bridge: an
+      # RTM_DELLINK of it tells that a link has left its bridge, and not that it is gone.
       defp change(_message, links), do: links
 
   ## Messages to subscribers
@@ -76,11 +84,99 @@ defmodule NetlinkPort.Monitor do
   are sent, whether or not it holds what they tell. Applied in their order they lead to the true
   state, if an addition of what is there replaces it, and the removal of what is not there does nothing.
 
+  What an addition replaces is said by the flags of its message (`NetlinkPort.Message.flag?/2`). Links,
+  addresses, neighbours and nexthop objects: what has the same key. Routes can share one (table,
+  destination, TOS, priority):
+
+    * IPv4: they stand in an order. With `NLM_F_APPEND` a route comes last; with `NLM_F_REPLACE` it takes the
+      place of the first; with neither it comes first. A dump has their order. An `RTM_DELROUTE` is of the
+      one that is the same in all else.
+    * IPv6: those with a gateway are one route. Each addition of a nexthop tells all of them, in
+      `RTA_MULTIPATH`, and replaces the route; an `RTM_DELROUTE` without `RTA_MULTIPATH` takes away the
+      one nexthop that it names. Those without a gateway stand beside it, one for each interface.
+      `NLM_F_REPLACE` takes the place of the first of its kind, or else of the other kind.
+
+  The flag `NLM_F_REPLACE` does not name the route that is gone. Where routes share a key, and one is
+  replaced right after a snapshot, read that key again.
+
+  ## Families that take a message for a subscription
+
+  Some families send nothing to who is only in a group, or have no groups: they take a message. With
+  `:subscription` the monitor sends it over each socket that it opens, before any subscriber is told
+  `:netlink_resync`. A request, `{type, flags, payload}`, is sent as by `NetlinkPort.request/4`, and its
+  ack awaited. A datagram, as iodata, is sent as it is.
+
+  Process events of the connector (`PROC_CN_MCAST_LISTEN`, `include/uapi/linux/cn_proc.h`); root, in the first
+  namespaces of the machine:
+
+      # struct cn_msg: CN_IDX_PROC, CN_VAL_PROC, seq, ack, len, flags; then the operation
+      listen = <<1::32-native, 1::32-native, 0::32, 0::32, 4::16-native, 0::16, 1::32-native>>
+      datagram = NetlinkPort.Message.encode(%NetlinkPort.Message{type: 3, payload: listen})
+
+      {:ok, processes} =
+        NetlinkPort.Monitor.start_link(
+          server: MyApp.Netlink,
+          protocol: :connector,
+          groups: [1],
+          subscription: [datagram]
+        )
+
+  Packets that a rule logs to group 5 (`nft … log group 5`), of nflog, which has no groups of netlink:
+
+      # NFNL_SUBSYS_ULOG and NFULNL_MSG_CONFIG; struct nfgenmsg; NFULA_CFG_CMD: NFULNL_CFG_CMD_BIND
+      bind = {0x0401, [], [<<0, 0, 5::16>>, NetlinkPort.Attr.encode([{1, <<1>>}])]}
+
+      {:ok, packets} =
+        NetlinkPort.Monitor.start_link(
+          server: MyApp.Netlink,
+          netns: {:name, "blue"},
+          protocol: :netfilter,
+          subscription: [bind]
+        )
+
+  What cannot be sent, is answered with an errno, or is not answered within 5 s, takes the monitor down with
+  that error, and it tries again. Of a datagram those messages are answered that have `NLM_F_ACK`, and
+  those to the process events of the connector, which answers each to the whole group: `PROC_EVENT_NONE`, told
+  apart by its `ack` alone. A refusal of any other takes the monitor down whenever it comes.
+
+  Not for a monitor is what wants an answer over the same socket: the verdicts of nfqueue. Groups that
+  processes send to (`:usersock`) are heard with `user_peers: true`, and not without.
+
+  ## Groups of generic netlink
+
+  Families and groups of `:generic` have numbers that the kernel chooses when they are registered, and others
+  when their module is loaded again; then it ends all memberships, and tells the members nothing. So a
+  monitor takes them by name, `groups: [{"ethtool", "monitor"}]`, and the types of `:dump` and `:subscription`
+  too. It follows what `nlctrl` tells of families in its group `notify`, and joins the groups anew: that is a
+  gap, `{:family, name}`. While a family or a group is not there the monitor is down with `ENOENT`; it loads no module.
+
   ## What the kernel does not tell
 
-  Not every change is an event. The IPv4 routes of an interface that is deleted or goes down go with it
-  without one each: whoever mirrors them takes them away on `RTM_DELLINK`, and on an `RTM_NEWLINK` without
-  `IFF_UP`. Counters change untold. A snapshot has it all: to subscribe again is to get one.
+  Not every change is an event. A snapshot has it all: to subscribe again is to get one. Here is what is
+  untold, and by what it can be known (Linux 6.18):
+
+    * An interface that is deleted (`RTM_DELLINK`), or goes down (`RTM_NEWLINK` without `IFF_UP`), takes its IPv4
+      routes with it: no `RTM_DELROUTE`. Those of the scope host stay until it is deleted. A route with several
+      nexthops goes with the last of their interfaces; until then, in IPv6 too, the nexthop has
+      `RTNH_F_DEAD`, and loses it when the interface is up again.
+    * Nexthops on an interface without a carrier have `RTNH_F_LINKDOWN`; told is an `RTM_NEWLINK`
+      without `IFF_LOWER_UP` and `IFF_RUNNING`.
+    * A nexthop object that is deleted takes the IPv4 routes with it that use it (`RTA_NH_ID`), and a group that
+      has it loses a nexthop: told in `RTNLGRP_NEXTHOP` (32) alone, by `RTM_DELNEXTHOP` of the one and
+      `RTM_NEWNEXTHOP` of the other. An interface that goes down or loses its carrier deletes its nexthop
+      objects, and that is told nowhere.
+    * IPv6 routes lose their `RTA_PREFSRC` with the address; told is `RTM_DELADDR`. Of IPv4 each is an
+      `RTM_DELROUTE`.
+    * A rule (ip-rule(8)) for an interface that is deleted has `FIB_RULE_IIF_DETACHED`, or that of `OIF`.
+    * A qdisc that is deleted takes its classes and filters with it, an interface its qdiscs, and its
+      proxy entries of neighbours.
+    * Elements of nftables sets that time out.
+    * Flows of conntrack, with `net.netfilter.nf_conntrack_events` 2, the default since Linux 5.19: one that
+      began while nobody was in a group of conntrack, in any namespace of the machine, so also one between
+      the end of a helper and its successor, is in the snapshot, and is never told of again, its end
+      (`NFNLGRP_CONNTRACK_DESTROY`) included. `sysctl net.netfilter.nf_conntrack_events=1` in the
+      namespace, before the flows, has all of them told.
+    * Counters, and what ages.
 
   ## When something is lost
 
@@ -114,8 +210,9 @@ defmodule NetlinkPort.Monitor do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Errno, Error, Gauge, Opening, Options, Relay, Shown, Telemetry}
-  alias NetlinkPort.Monitor.{Config, Snapshot, Subscriber}
+  alias NetlinkPort.{Client, Errno, Error, Options, Relay, Shown, Telemetry}
+  alias NetlinkPort.Generic.Follow
+  alias NetlinkPort.Monitor.{Config, Opening, Snapshot, Subscriber, Subscribers, Subscription}
 
   # How long until what has failed is tried again, in ms.
   @soonest 20
@@ -125,20 +222,24 @@ defmodule NetlinkPort.Monitor do
   @typedoc """
   Why something may be missing: the subscription has just begun; the kernel dropped datagrams; the
   socket was closed, and is open again (`t:NetlinkPort.closed_reason/0`); its namespace was gone, and is
-  back; the subscriber did not keep up; or a datagram could not be received.
+  back; a generic family that it follows by name was registered or unregistered; the subscriber did not
+  keep up; or a datagram could not be received.
   """
   @type reason ::
           :subscribed
           | :overrun
           | {:closed, NetlinkPort.closed_reason()}
           | :namespace_gone
+          | {:family, String.t()}
           | :behind
           | {:error, Error.t()}
 
   defmodule State do
     @moduledoc false
     # `opening` and `run` are the tasks that open the socket and read the dumps; `ended` is what was
-    # closed before it was known to be open. `known` are the processes that its namespace was found by. `open_wait` and `dump_wait` are how long until the next try.
+    # closed before it was known to be open. `known` are the processes that its namespace was found by.
+    # `open_wait` and `dump_wait` are how long until the next try. `follow` is what is known of the generic
+    # families that are followed by name.
     @enforce_keys [:config, :open_wait, :dump_wait]
     defstruct [
       :config,
@@ -148,6 +249,7 @@ defmodule NetlinkPort.Monitor do
       :run,
       :dump_timer,
       :ended,
+      :follow,
       place: :opening,
       known: [],
       subscribers: %{}
@@ -176,7 +278,7 @@ defmodule NetlinkPort.Monitor do
   @doc """
   Starts a monitor, linked to the caller. It starts whether or not its server and its namespace are there.
 
-  Options, beside `:netns` and `:groups` of `NetlinkPort.open/3` and the options of
+  Options, beside `:netns`, `:groups` and `:user_peers` of `NetlinkPort.open/3` and the options of
   `NetlinkPort.setopts/2` but `:active`:
 
     * `:name` - what to register the monitor as; no name unless told otherwise.
@@ -187,8 +289,11 @@ defmodule NetlinkPort.Monitor do
     * `:dump` - the dumps of a snapshot, in their order: `{type, payload}` each, as
       `NetlinkPort.dump/4` takes them. They are read over a socket that has the monitor's
       `:get_strict_chk`. None unless told otherwise.
+    * `:subscription` - what is sent over each socket once it is open, in its order, for families that
+      take a message for a subscription: requests `{type, flags, payload}` and datagrams. See above.
+      None unless told otherwise.
 
-  For example:
+  With the protocol `:generic` groups can be `{family, group}`, and types the name of a family. For example:
 
       {:ok, monitor} =
         NetlinkPort.Monitor.start_link(server: MyApp.Netlink, netns: {:name, "blue"}, groups: [1])
@@ -255,16 +360,15 @@ defmodule NetlinkPort.Monitor do
 
   @impl true
   def handle_call({:subscribe, pid, bound}, from, state) do
-    state = drop(state, pid)
-    state = advance(state, Relay.monitor(pid), Subscriber.new(pid, bound))
+    subscribers = Subscribers.add(state.subscribers, pid, bound, ways(state))
     Relay.reply(from, {:ok, self()})
-    {:noreply, state}
+    {:noreply, %{state | subscribers: subscribers}}
   end
 
   def handle_call({:unsubscribe, pid}, from, state) do
-    state = drop(state, pid)
+    subscribers = Subscribers.drop(state.subscribers, pid)
     Relay.reply(from, :ok)
-    {:noreply, state}
+    {:noreply, %{state | subscribers: subscribers}}
   end
 
   # Who takes it for a server, say.
@@ -278,15 +382,18 @@ defmodule NetlinkPort.Monitor do
 
   @impl true
   def handle_info({:netlink, socket, datagram}, %{place: {:joined, socket}} = state) do
-    {:noreply, event(state, {:netlink_event, datagram})}
+    {:noreply, arrived(state, datagram, {:netlink_event, datagram})}
   end
 
   def handle_info({:netlink, socket, datagram, metadata}, %{place: {:joined, socket}} = state) do
-    {:noreply, event(state, {:netlink_event, datagram, metadata})}
+    {:noreply, arrived(state, datagram, {:netlink_event, datagram, metadata})}
   end
 
   def handle_info({:netlink_overrun, socket, _dropped}, %{place: {:joined, socket}} = state) do
-    {:noreply, gap(state, :overrun)}
+    # What nlctrl has told may be among it.
+    if state.follow,
+      do: {:noreply, renew(state, :overrun)},
+      else: {:noreply, gap(state, :overrun)}
   end
 
   def handle_info({:netlink_error, socket, error}, %{place: {:joined, socket}} = state) do
@@ -307,6 +414,11 @@ defmodule NetlinkPort.Monitor do
     {:noreply, opened(%{state | opening: nil}, result)}
   end
 
+  # A generic family is not there: the task waits until it is.
+  def handle_info({:not_there, pid, error}, %{opening: %{pid: pid}} = state) do
+    {:noreply, advance(%{state | place: down(state.place, {:error, error})})}
+  end
+
   def handle_info({ref, result}, %{run: %{ref: ref}} = state) do
     Process.demonitor(ref, [:flush])
     {:noreply, %{state | run: nil} |> dumped(result) |> advance() |> dump()}
@@ -316,15 +428,8 @@ defmodule NetlinkPort.Monitor do
   def handle_info(:dump, state), do: {:noreply, dump(%{state | dump_timer: nil})}
 
   def handle_info({:gauge, ref, report}, state) do
-    case state.subscribers do
-      %{^ref => subscriber} ->
-        {credit, gauge} = Gauge.read(subscriber.gauge, ref, report, subscriber.credit)
-        subscriber = %{subscriber | credit: credit, gauge: gauge}
-        {:noreply, state |> advance(ref, subscriber) |> dump()}
-
-      _forgotten ->
-        {:noreply, state}
-    end
+    subscribers = Subscribers.gauged(state.subscribers, ref, report, ways(state))
+    {:noreply, dump(%{state | subscribers: subscribers})}
   end
 
   def handle_info({:DOWN, ref, :process, _pid, _reason}, state) do
@@ -348,26 +453,41 @@ defmodule NetlinkPort.Monitor do
 
   ## The socket
 
-  # By a task, so that a server that does not answer holds nobody up.
-  defp open(%{config: config} = state) do
+  # By a task, so that a server that does not answer holds nobody up. It closes the socket before, if
+  # there is one.
+  defp open(%{config: config} = state, old \\ nil) do
     monitor = self()
-    opts = [owner: monitor] ++ config.open
     known = state.known
-    task = Task.async(fn -> Opening.again(config.server, config.protocol, opts, known) end)
+    tell = &send(monitor, {:not_there, self(), &1})
+    task = Task.async(fn -> Opening.run(config, monitor, old, known, tell) end)
     %{state | opening: task, ended: nil}
   end
 
-  defp opened(%{ended: {socket, reason}} = state, {:ok, socket, known}),
+  defp opened(%{ended: {socket, reason}} = state, {:ok, socket, known, _follow}),
     do: lost(%{state | known: known}, reason)
 
   # Nothing older than this is told by anybody: whoever is owed a resync gets it now.
-  defp opened(state, {:ok, socket, known}) do
+  defp opened(state, {:ok, socket, known, follow}) do
     state = %{state | known: known}
     Telemetry.execute([:monitor, :up], %{count: 1}, %{monitor: self(), socket: socket})
-    %{state | place: {:joined, socket}, open_wait: @soonest} |> advance() |> dump()
+    state = %{state | place: {:joined, socket}, follow: follow, open_wait: @soonest}
+    state |> advance() |> dump()
   end
 
+  # It was the monitor's already, and closed before all was done.
+  defp opened(%{ended: {_socket, reason}} = state, {:error, _error}), do: lost(state, reason)
   defp opened(state, {:error, error}), do: away(state, {:error, error})
+
+  # Something is missing, and the groups of this socket may be others by now: the next one joins those.
+  defp renew(%{place: {:joined, socket}} = state, reason) do
+    %{gaps(state, reason) | place: :opening} |> open(socket)
+  end
+
+  # The family has refused to be subscribed to.
+  defp refused(%{place: {:joined, socket}} = state, error) do
+    _pid = spawn(fn -> NetlinkPort.close(socket) end)
+    %{state | open_wait: @latest} |> gaps({:error, error}) |> away({:error, error})
+  end
 
   defp lost(state, :namespace_gone), do: state |> gaps(:namespace_gone) |> away(:namespace_gone)
   defp lost(state, reason), do: state |> gaps({:closed, reason}) |> away({:closed, reason})
@@ -393,9 +513,10 @@ defmodule NetlinkPort.Monitor do
   # One at a time, for all who wait by now: whoever comes later waits for the next. It is not ended by
   # a gap, which would begin another at once, for as long as gaps come.
   defp dump(%{place: {:joined, _socket}, run: nil, dump_timer: nil} = state) do
-    if Enum.any?(state.subscribers, fn {_ref, subscriber} -> subscriber.phase == :waiting end) do
+    if Subscribers.waiting?(state.subscribers) do
       %{server: server, protocol: protocol, dump_open: opts, dumps: dumps} = state.config
       known = state.known
+      dumps = for {type, payload} <- dumps, do: {Follow.number(state.follow, type), payload}
       task = Task.async(fn -> Snapshot.read(server, protocol, opts, known, dumps) end)
       each(%{state | run: task}, &Subscriber.attach/1)
     else
@@ -414,91 +535,64 @@ defmodule NetlinkPort.Monitor do
     tell? = state.dump_wait == @soonest and error.stage != :thread
     {wait, next} = back_off(state.dump_wait)
     timer = Process.send_after(self(), :dump, wait)
-    state = %{state | dump_timer: timer, dump_wait: next}
-    failed = &(&2 |> failed(&1, error, tell?) |> Subscriber.detach())
-
-    %{
-      state
-      | subscribers: Map.new(state.subscribers, fn {ref, one} -> {ref, failed.(ref, one)} end)
-    }
+    # The end of a helper is told as that of the socket.
+    subscribers = Subscribers.failed(state.subscribers, error, tell?)
+    %{state | dump_timer: timer, dump_wait: next, subscribers: subscribers}
   end
 
-  # The end of a helper is told as that of the socket.
-  defp failed(%{phase: :attached} = subscriber, ref, error, true) do
-    {messages, subscriber} = Subscriber.aside(subscriber, {:netlink_error, error})
-    tell(subscriber, ref, messages)
-    subscriber
+  ## What arrives
+
+  defp arrived(state, datagram, message) do
+    case Subscription.refusal(state.config.subscription, datagram) do
+      nil -> followed(state, datagram, message)
+      error -> refused(state, error)
+    end
   end
 
-  defp failed(subscriber, _ref, _error, _tell?), do: subscriber
+  defp followed(%{follow: nil} = state, _datagram, message), do: event(state, message)
+
+  defp followed(%{follow: follow, config: config} = state, datagram, message) do
+    case Follow.told(follow, datagram) do
+      {[], follow} ->
+        state = %{state | follow: follow}
+        if config.notify? or not Follow.notice?(datagram), do: event(state, message), else: state
+
+      {[family | _], _follow} ->
+        state = if config.notify?, do: event(state, message), else: state
+        renew(state, {:family, family})
+    end
+  end
 
   ## The subscribers
 
-  defp drop(state, pid) do
-    {dropped, kept} = Enum.split_with(state.subscribers, fn {_ref, one} -> one.pid == pid end)
-    Enum.each(dropped, fn {ref, one} -> Relay.demonitor(ref, one.pid) end)
-    %{state | subscribers: Map.new(kept)}
-  end
-
-  defp event(state, message) do
-    advance(state, &Subscriber.event(&1, message))
-  end
-
+  defp event(state, message), do: advance(state, &Subscriber.event(&1, message))
   defp gap(state, reason), do: state |> gaps(reason) |> advance() |> dump()
   defp gaps(state, reason), do: each(state, &Subscriber.gap(&1, reason))
-
-  defp each(state, fun) do
-    %{state | subscribers: Map.new(state.subscribers, fn {ref, one} -> {ref, fun.(one)} end)}
-  end
+  defp each(state, fun), do: %{state | subscribers: Subscribers.each(state.subscribers, fun)}
 
   # Sends whatever can be sent, to each after what `fun` does with it.
   defp advance(state, fun \\ & &1) do
-    Enum.reduce(state.subscribers, state, fn {ref, one}, state ->
-      advance(state, ref, fun.(one))
-    end)
+    %{state | subscribers: Subscribers.advance(state.subscribers, ways(state), fun)}
   end
 
-  defp advance(%{place: place} = state, ref, subscriber) do
-    {messages, subscriber} = Subscriber.advance(subscriber, place, state.config.dumps != [])
-    tell(subscriber, ref, messages)
-    %{pid: pid, credit: credit} = subscriber
-    waiting? = Subscriber.waiting?(subscriber, place)
-    gauge = Gauge.watch(subscriber.gauge, ref, pid, credit, waiting?)
-    %{state | subscribers: Map.put(state.subscribers, ref, %{subscriber | gauge: gauge})}
-  end
-
-  defp tell(%{pid: pid}, ref, messages) do
-    Enum.each(messages, fn message ->
-      with {:netlink_resync, reason} <- message do
-        metadata = %{monitor: self(), subscriber: pid, reason: reason}
-        Telemetry.execute([:monitor, :resync], %{count: 1}, metadata)
-      end
-
-      Relay.deliver(pid, ref, Tuple.insert_at(message, 1, self()))
-    end)
-  end
+  defp ways(state), do: {state.place, state.config.dumps != []}
 
   # What crash reports and :sys.get_status/1 show. A callback of GenServer since Elixir 1.17.
   @doc false
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
   def format_status(%{state: %State{} = state} = status) do
-    subscribers = Map.values(state.subscribers)
-
-    Shown.status(status,
-      server: state.config.server,
-      protocol: state.config.protocol,
-      netns: Keyword.get(state.config.open, :netns, :host),
-      place: Shown.brief(state.place),
-      dumping?: state.run != nil,
-      subscribers: length(subscribers),
-      phases: Enum.frequencies_by(subscribers, &phase(&1.phase)),
-      events_kept: Enum.sum(Enum.map(subscribers, & &1.events))
+    Shown.status(
+      status,
+      [
+        server: state.config.server,
+        protocol: state.config.protocol,
+        netns: Keyword.get(state.config.open, :netns, :host),
+        place: Shown.brief(state.place),
+        dumping?: state.run != nil
+      ] ++ Subscribers.shown(state.subscribers)
     )
   end
 
   def format_status(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
-
-  defp phase({:owed, _reason, _told?}), do: :owed
-  defp phase(phase), do: phase
 end

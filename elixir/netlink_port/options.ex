@@ -440,7 +440,13 @@ defmodule NetlinkPort.Options do
 
   # As in inet:setopts/2, a count is added to the present one, and may lower it.
   defp active_change!(count) when is_integer(count) and count in -32_768..32_767, do: count
-  defp active_change!(other), do: active!(other)
+  defp active_change!(active) when active in [true, false, :once], do: active
+
+  defp active_change!(other) do
+    raise ArgumentError,
+          "expected active: to be true, false, :once or a count of -32768..32767, which is added to " <>
+            "what is left of the last one, got: #{inspect(other)}"
+  end
 
   defp window!(bytes) when is_integer(bytes) and bytes in 1..@max_window, do: bytes
 

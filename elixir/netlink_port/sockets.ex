@@ -141,7 +141,7 @@ defmodule NetlinkPort.Sockets do
       # The new owner's mailbox has not been looked at yet.
       gauge = entry.gauge && Gauge.new(entry.gauge.bound)
       delivery = %{entry.delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
-      {:ok, effects, delivery} = Delivery.set_active(delivery, entry.resume || false)
+      {:ok, effects, delivery} = Delivery.set_active(delivery, [entry.resume || false])
       fields = [owner: owner, monitor: monitor, delivery: delivery, gauge: gauge, resume: nil]
       entry = struct!(entry, fields)
       {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
@@ -278,26 +278,29 @@ defmodule NetlinkPort.Sockets do
   have heard from it and want more: then it counts from the second half on. The old owner itself can
   only ask for it if it has given up handing over.
   """
-  @spec set_active(t(), Socket.handle(), NetlinkPort.active() | integer(), pid()) :: {raw(), t()}
-  def set_active(sockets, handle, mode, caller) do
+  @spec set_active(t(), Socket.handle(), [NetlinkPort.active() | integer()], pid()) ::
+          {raw(), t()}
+  def set_active(sockets, handle, changes, caller) do
     with_entry(sockets, handle, fn
       %{resume: resume, owner: owner} = entry when resume != nil and owner != caller ->
-        set_active_later(sockets, entry, mode)
+        set_active_later(sockets, entry, changes)
 
       entry ->
-        set_active_now(sockets, %{entry | resume: nil}, mode)
+        set_active_now(sockets, %{entry | resume: nil}, changes)
     end)
   end
 
-  defp set_active_later(sockets, entry, mode) do
-    case Delivery.mode(entry.resume, mode) do
+  defp set_active_later(sockets, entry, changes) do
+    case Delivery.mode(entry.resume, changes) do
+      # 0: the new owner is told of a count that has ended.
+      {:ok, false, ended} when ended > 0 -> {{:ok, nil}, put(sockets, %{entry | resume: 0})}
+      {:ok, resume, _ended} -> {{:ok, nil}, put(sockets, %{entry | resume: resume})}
       :einval -> {too_many(), sockets}
-      resume -> {{:ok, nil}, put(sockets, %{entry | resume: resume})}
     end
   end
 
-  defp set_active_now(sockets, entry, mode) do
-    case Delivery.set_active(entry.delivery, mode) do
+  defp set_active_now(sockets, entry, changes) do
+    case Delivery.set_active(entry.delivery, changes) do
       {:ok, effects, %{mode: false} = delivery} ->
         entry = %{entry | delivery: delivery}
         {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}

@@ -3,7 +3,7 @@ defmodule NetlinkPort.Stats do
   # The figures of sockets: what their server knows of them, with what the helper has counted. Runs in the
   # process that asks.
 
-  alias NetlinkPort.{Client, Error, Socket}
+  alias NetlinkPort.{Client, Error, Options, Socket}
 
   # A wait for each would be seconds for thousands: so many wait at once.
   @askers 16
@@ -11,7 +11,9 @@ defmodule NetlinkPort.Stats do
   @doc "Of one socket, of which its server has told what is `known`."
   @spec of(Socket.t(), map()) :: {:ok, NetlinkPort.socket_stats()} | {:error, Error.t()}
   def of(%Socket{} = socket, known) do
-    with {:ok, told} <- Client.request(socket, {:info, socket.handle}) do
+    with {:ok, told} <- Client.request(socket, {:info, socket.handle}),
+         {:ok, broadcast_error} <-
+           Client.request(socket, {:get, socket.handle, :broadcast_error}) do
       told = Map.new(told)
       {_device, inode} = told.namespace
 
@@ -20,7 +22,8 @@ defmodule NetlinkPort.Stats do
        |> Map.drop([:namespace, :cookie, :verified, :port_id, :granted, :charged])
        |> Map.merge(known)
        |> Map.merge(Map.take(socket, [:handle, :protocol, :netns]))
-       |> Map.merge(%{inode: inode, window_left: max(told.granted - told.charged, 0)})}
+       |> Map.merge(%{inode: inode, window_left: max(told.granted - told.charged, 0)})
+       |> Map.put(:broadcast_error, Options.read(:broadcast_error, broadcast_error))}
     end
   end
 

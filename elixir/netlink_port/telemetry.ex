@@ -30,7 +30,9 @@ defmodule NetlinkPort.Telemetry do
   | `[:netlink_port, :socket, :error]` | `count`: 1 | `server`, `socket`, `owner`, `error`: what is told by `:netlink_error`, or by `recv/2` |
 
   Datagrams from user space are refused in the helper, which counts them: `:foreign` of
-  `NetlinkPort.stats/1`.
+  `NetlinkPort.stats/1`. An owner that is slow is no event before the kernel drops: `:queued_bytes` beside
+  `:queue_limit` and `:window_left` of `NetlinkPort.stats/1` show it, and `:broadcast_error` whether that
+  can fill a conntrack table (`NetlinkPort.setopts/2`).
 
   ## Requests
 

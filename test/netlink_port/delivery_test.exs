@@ -126,7 +126,7 @@ defmodule NetlinkPort.DeliveryTest do
     test "delivers what was kept before what comes" do
       items = [data(1), error(), data(2), {:overrun, 7}, data(3)]
       {[], state} = arrive(new(false), items)
-      assert {:ok, effects, state} = Delivery.set_active(state, true)
+      assert {:ok, effects, state} = Delivery.set_active(state, [true])
       assert effects == deliveries(items)
       assert Delivery.kept(state) == 0
       assert {[{:deliver, item}], _state} = Delivery.arrive(state, data(4))
@@ -136,7 +136,7 @@ defmodule NetlinkPort.DeliveryTest do
     test ":once takes one datagram of what was kept, and the errors before it" do
       items = [error(), {:overrun, 7}, data(1), error(2), data(2)]
       {[], state} = arrive(new(false), items)
-      assert {:ok, effects, state} = Delivery.set_active(state, :once)
+      assert {:ok, effects, state} = Delivery.set_active(state, [:once])
       assert effects == deliveries(Enum.take(items, 3))
       assert state.mode == false
       assert demand_all(state) == Enum.drop(items, 3)
@@ -144,14 +144,14 @@ defmodule NetlinkPort.DeliveryTest do
 
     test ":once waits where nothing was kept but errors" do
       {[], state} = arrive(new(false), [error()])
-      assert {:ok, effects, state} = Delivery.set_active(state, :once)
+      assert {:ok, effects, state} = Delivery.set_active(state, [:once])
       assert effects == deliveries([error()])
       assert state.mode == :once
     end
 
     test "a count takes so many of what was kept" do
       {[], state} = arrive(new(false), for(n <- 1..3, do: data(n)))
-      assert {:ok, effects, state} = Delivery.set_active(state, 2)
+      assert {:ok, effects, state} = Delivery.set_active(state, [2])
       assert effects == deliveries([data(1), data(2)]) ++ [:passive]
       assert state.mode == false
       assert demand_all(state) == [data(3)]
@@ -159,54 +159,68 @@ defmodule NetlinkPort.DeliveryTest do
 
     test "a count of more than was kept goes on with what is left" do
       {[], state} = arrive(new(false), [data(1), data(2)])
-      assert {:ok, effects, state} = Delivery.set_active(state, 5)
+      assert {:ok, effects, state} = Delivery.set_active(state, [5])
       assert effects == deliveries([data(1), data(2)])
       assert state.mode == 3
     end
 
     test "a count of exactly what was kept ends with it" do
       {[], state} = arrive(new(false), [data(1), data(2)])
-      assert {:ok, effects, state} = Delivery.set_active(state, 2)
+      assert {:ok, effects, state} = Delivery.set_active(state, [2])
       assert effects == deliveries([data(1), data(2)]) ++ [:passive]
       assert {state.mode, Delivery.kept(state)} == {false, 0}
     end
 
     test "false stops the deliveries without a word" do
       for mode <- [true, :once, 3, false] do
-        assert {:ok, [], state} = Delivery.set_active(new(mode), false)
+        assert {:ok, [], state} = Delivery.set_active(new(mode), [false])
         assert {[], state} = Delivery.arrive(state, data(1))
         assert demand_all(state) == [data(1)]
       end
     end
 
     test "counts are added" do
-      assert {:ok, [], %{mode: 8}} = Delivery.set_active(new(5), 3)
-      assert {:ok, [], %{mode: 3}} = Delivery.set_active(new(5), -2)
-      assert {:ok, [], %{mode: 5}} = Delivery.set_active(new(4), 1)
+      assert {:ok, [], %{mode: 8}} = Delivery.set_active(new(5), [3])
+      assert {:ok, [], %{mode: 3}} = Delivery.set_active(new(5), [-2])
+      assert {:ok, [], %{mode: 5}} = Delivery.set_active(new(4), [1])
     end
 
     test "a count starts anew on what is no count" do
       for mode <- [true, false, :once] do
-        assert {:ok, [], %{mode: 3}} = Delivery.set_active(new(mode), 3)
+        assert {:ok, [], %{mode: 3}} = Delivery.set_active(new(mode), [3])
       end
     end
 
     test "at 0 and below the socket is passive, and that is told" do
       for {mode, change} <- [{5, -5}, {5, -6}, {1, -32_768}, {false, 0}, {true, -1}, {:once, 0}] do
-        assert {:ok, [:passive], %{mode: false}} = Delivery.set_active(new(mode), change)
+        assert {:ok, [:passive], %{mode: false}} = Delivery.set_active(new(mode), [change])
       end
     end
 
     test "adding nothing to a count changes nothing" do
-      assert {:ok, [], %{mode: 5}} = Delivery.set_active(new(5), 0)
+      assert {:ok, [], %{mode: 5}} = Delivery.set_active(new(5), [0])
     end
 
     test "beyond 32767 is refused" do
-      assert {:ok, [], %{mode: 32_767}} = Delivery.set_active(new(false), 32_767)
-      assert {:ok, [], %{mode: 32_767}} = Delivery.set_active(new(5), 32_762)
-      assert Delivery.set_active(new(5), 32_763) == :einval
-      assert Delivery.set_active(new(1), 32_767) == :einval
-      assert Delivery.set_active(new(false), 32_768) == :einval
+      assert {:ok, [], %{mode: 32_767}} = Delivery.set_active(new(false), [32_767])
+      assert {:ok, [], %{mode: 32_767}} = Delivery.set_active(new(5), [32_762])
+      assert Delivery.set_active(new(5), [32_763]) == :einval
+      assert Delivery.set_active(new(1), [32_767]) == :einval
+      assert Delivery.set_active(new(false), [32_768]) == :einval
+      assert Delivery.set_active(new(false), [true, 5, 32_767]) == :einval
+    end
+
+    test "changes that come together are one: nothing is delivered between them" do
+      {[], state} = Delivery.arrive(new(false), data("a"))
+      {[], state} = Delivery.arrive(state, data("b"))
+
+      assert {:ok, [{:deliver, _a}, {:deliver, _b}], %{mode: 1}} =
+               Delivery.set_active(state, [1, 2])
+
+      assert {:ok, [], %{mode: false}} = Delivery.set_active(state, [true, false])
+
+      assert {:ok, [:passive, {:deliver, _a}, :passive], _state} =
+               Delivery.set_active(state, [0, 1])
     end
   end
 
@@ -244,7 +258,7 @@ defmodule NetlinkPort.DeliveryTest do
     end
 
     test "get nothing while the socket is active" do
-      {:ok, [], state} = new(false) |> waiting([:a]) |> Delivery.set_active(1)
+      {:ok, [], state} = new(false) |> waiting([:a]) |> Delivery.set_active([1])
       {effects, _state} = arrive(state, [data(1), data(2)])
       assert effects == [{:deliver, data(1)}, :passive, {:answer, :a, data(2)}]
     end
@@ -266,9 +280,9 @@ defmodule NetlinkPort.DeliveryTest do
 
     test "make room as they are delivered" do
       {[], state} = arrive(new(false), for(n <- 1..64, do: error(n)))
-      {:ok, effects, state} = Delivery.set_active(state, true)
+      {:ok, effects, state} = Delivery.set_active(state, [true])
       assert length(effects) == 64
-      {:ok, [], state} = Delivery.set_active(state, false)
+      {:ok, [], state} = Delivery.set_active(state, [false])
       {[], state} = arrive(state, for(n <- 1..70, do: error(n)))
       assert Delivery.kept(state) == 64
     end
@@ -331,7 +345,7 @@ defmodule NetlinkPort.DeliveryTest do
 
       for mode <- [true, :once, 1, 2] do
         {[], state} = arrive(new(false), [item])
-        {:ok, _effects, state} = Delivery.set_active(state, mode)
+        {:ok, _effects, state} = Delivery.set_active(state, [mode])
         assert {15_000, _state} = Delivery.grant(state)
       end
     end
@@ -451,7 +465,7 @@ defmodule NetlinkPort.DeliveryTest do
 
       # As the server does it: nobody waits on an active socket.
       defp step({:set_active, change}, _number, run) do
-        {:ok, effects, state} = Delivery.set_active(run.state, change)
+        {:ok, effects, state} = Delivery.set_active(run.state, [change])
         run = left(%{run | state: state}, effects)
 
         if state.mode == false do
@@ -481,7 +495,7 @@ defmodule NetlinkPort.DeliveryTest do
 
         check(:proper_types.tuple([mode, operations()]), 3_000, fn {mode, operations} ->
           run = run(operations, mode)
-          {:ok, [], state} = Delivery.set_active(run.state, false)
+          {:ok, [], state} = Delivery.set_active(run.state, [false])
           left = Enum.reverse(run.out) ++ demand_all(state)
           run.in_credit? and merged(left) == merged(Enum.reverse(run.arrived))
         end)
@@ -522,7 +536,7 @@ defmodule NetlinkPort.DeliveryTest do
 
           # With everything taken, the helper may send again.
           {_effects, state} = Delivery.credit(ended.state, :infinity)
-          {:ok, _effects, state} = Delivery.set_active(state, true)
+          {:ok, _effects, state} = Delivery.set_active(state, [true])
           empty = granted(%{ended | state: state})
           ended.fine? and empty.charged < empty.granted
         end)

@@ -118,7 +118,7 @@ defmodule NetlinkPort.MonitorTablesTest do
     end
 
     links =
-      for {index, {{:ok, name}, {:ok, mtu}, _flags}} <- tables,
+      for {index, {name, {:ok, mtu}, _flags}} <- tables,
           is_integer(index),
           do: ["#{index}", name, "#{mtu}"]
 
@@ -126,7 +126,7 @@ defmodule NetlinkPort.MonitorTablesTest do
     assert listed.(["link"], pattern) == Enum.sort(links)
 
     routes =
-      for {{254, {:ok, <<a, b, c, d>>}, 32, _tos, _priority}, _route} <- tables,
+      for {{2, 254, {:ok, <<a, b, c, d>>}, 32, _tos, _priority}, [_route]} <- tables,
           do: ["#{a}.#{b}.#{c}.#{d}"]
 
     assert listed.(~w(-4 route), ~r/"dst":"([^"]+)"/) == Enum.sort(routes)

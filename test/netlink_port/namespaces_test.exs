@@ -512,4 +512,22 @@ defmodule NetlinkPort.NamespacesTest do
       assert {error.stage, error.reason} == {:bind, :eaddrinuse}
     end
   end
+
+  test "a file that ip netns add has made and not mounted yet is no namespace for a moment" do
+    server = start_server!()
+    name = "nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
+    on_exit(fn -> as_root("ip", ["netns", "del", name]) end)
+    # What ip-netns(8) does, step by step.
+    {_output, 0} = as_root("touch", [netns_path(name)])
+    assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, name})
+    assert {error.stage, error.reason} == {:setns, :einval}
+    assert Exception.message(error) =~ "it is not a network namespace, or not yet: `ip netns add`"
+
+    {_output, 0} =
+      as_root("unshare", ["--net", "mount", "--bind", "/proc/self/ns/net", netns_path(name)])
+
+    assert {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, name})
+    assert {:ok, %{inode: inode}} = NetlinkPort.info(socket)
+    assert inode == inode(netns_path(name))
+  end
 end

@@ -310,7 +310,7 @@ defmodule NetlinkPort.OptionsTest do
 
       for wrong <- [-32_769, 32_768, 1.0, :twice, nil] do
         error = assert_raise ArgumentError, fn -> Options.set(active: wrong) end
-        assert_words(error, ["active:", inspect(wrong)])
+        assert_words(error, ["active:", "-32768..32767", inspect(wrong)])
       end
     end
 

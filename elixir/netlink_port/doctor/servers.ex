@@ -35,6 +35,7 @@ defmodule NetlinkPort.Doctor.Servers do
   defp check({server, {:ok, stats}}) do
     name = inspect(stats.name || server)
     dropped = Enum.sum(for socket <- stats.sockets, do: socket.drops)
+    backed_up = Enum.filter(stats.sockets, &backed_up?/1)
 
     line =
       "#{name}: helper #{stats.os_pid}, up #{div(stats.uptime, 1_000)} s, #{kb(stats.rss)}, " <>
@@ -42,6 +43,9 @@ defmodule NetlinkPort.Doctor.Servers do
         "restarts: #{stats.restarts}, datagrams dropped: #{dropped}"
 
     cond do
+      backed_up != [] ->
+        [{:warn, line <> ", " <> waits(backed_up), backed_up_remedy()}]
+
       stats.outgoing > 0 ->
         [
           {:warn, line <> ", #{stats.outgoing} commands wait",
@@ -66,6 +70,23 @@ defmodule NetlinkPort.Doctor.Servers do
       true ->
         [{:ok, line, nil}]
     end
+  end
+
+  # What waits keeps the kernel from forgetting what it could not tell: NetlinkPort.setopts/2.
+  defp backed_up?(%{broadcast_error: true} = socket) do
+    socket.window_left == 0 or 2 * socket.queued_bytes > socket.queue_limit
+  end
+
+  defp backed_up?(_socket), do: false
+
+  defp waits([%{socket: socket, owner: owner} | more]) do
+    others = if more == [], do: "", else: ", and #{length(more)} more"
+    "#{inspect(socket)} of #{inspect(owner)} has broadcast_error, and is not read#{others}"
+  end
+
+  defp backed_up_remedy do
+    "it can fill the conntrack table of its namespace: take its datagrams, or set broadcast_error: false; " <>
+      "nf_conntrack_count in /proc/sys/net/netfilter there shows how full that is"
   end
 
   defp kb(nil), do: "memory not told"

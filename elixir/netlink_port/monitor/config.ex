@@ -2,34 +2,61 @@ defmodule NetlinkPort.Monitor.Config do
   @moduledoc false
   # The options of a monitor, checked in the caller.
 
-  alias NetlinkPort.{Error, Options}
+  alias NetlinkPort.{Error, Generic, Options}
+  alias NetlinkPort.Generic.Follow
+  alias NetlinkPort.Monitor.Subscription
 
   # What the monitor's own mailbox may hold; then its socket's window fills, then the kernel's queue.
   @max_queue 1_000
+  # The group `notify` of nlctrl.
+  @notify 16
   @largest 1_000_000_000
-  @own [:name, :server, :protocol, :dump]
-  @of_sockets [:netns, :groups]
+  @own [:name, :server, :protocol, :dump, :subscription]
+  @of_sockets [:netns, :groups, :user_peers]
 
   @type t :: %__MODULE__{
           server: GenServer.server(),
           protocol: NetlinkPort.protocol(),
           open: keyword(),
           dump_open: keyword(),
-          dumps: NetlinkPort.Monitor.Snapshot.dumps()
+          dumps: [{String.t() | 0..0xFFFF, binary()}],
+          subscription: Subscription.t(),
+          follow: Follow.wanted(),
+          notify?: boolean()
         }
 
-  @enforce_keys [:server, :protocol, :open, :dump_open, :dumps]
-  defstruct [:server, :protocol, :open, :dump_open, :dumps]
+  # `follow` are families and groups by name; `notify?` is whether subscribers get what nlctrl tells of
+  # families.
+  @enforce_keys [
+    :server,
+    :protocol,
+    :open,
+    :dump_open,
+    :dumps,
+    :subscription,
+    :follow,
+    :notify?
+  ]
+  defstruct @enforce_keys
 
   @spec new(term()) :: {:ok, t()} | {:error, Error.t()}
   def new(opts) do
     Options.keyword!(opts)
     Options.known!(opts, @own ++ @of_sockets ++ (Options.names() -- [:active]))
     protocol = Keyword.get(opts, :protocol, :route)
+    generic? = protocol in [:generic, 16]
+    {named, groups} = opts |> Keyword.get(:groups, []) |> split()
+    named = Enum.map(named, &named!(&1, generic?))
+    dumps = dumps!(Keyword.get(opts, :dump, []), generic?)
+    subscription = Subscription.new!(Keyword.get(opts, :subscription, []), generic?)
+    families = for {family, _payload} <- dumps, is_binary(family), do: {family, nil}
+    asked = for {family, _flags, _payload} <- subscription, is_binary(family), do: {family, nil}
 
     open =
-      Keyword.drop(opts, @own) ++
-        [close_on: :namespace_gone, active: true, max_queue: @max_queue]
+      opts
+      |> Keyword.drop(@own)
+      |> Keyword.put(:groups, groups)
+      |> Keyword.merge(close_on: :namespace_gone, max_queue: @max_queue)
 
     with {:ok, _checked} <- Options.open(protocol, open) do
       {:ok,
@@ -38,9 +65,27 @@ defmodule NetlinkPort.Monitor.Config do
          protocol: protocol,
          open: open,
          dump_open: Keyword.take(opts, [:netns, :get_strict_chk]),
-         dumps: dumps!(Keyword.get(opts, :dump, []))
+         dumps: dumps,
+         subscription: subscription,
+         follow: Enum.uniq(named ++ families ++ asked),
+         notify?: generic? and (@notify in groups or {"nlctrl", "notify"} in named)
        }}
     end
+  end
+
+  # Groups by name, and the others, which are checked with the options of the socket.
+  defp split(groups) when is_list(groups) do
+    if List.improper?(groups), do: {[], groups}, else: Enum.split_with(groups, &is_tuple/1)
+  end
+
+  defp split(other), do: {[], other}
+
+  defp named!(group, true), do: Generic.named_group!(group)
+
+  defp named!(group, false) do
+    raise ArgumentError,
+          "expected groups: numbers, and names for the protocol :generic alone, " <>
+            "got: #{inspect(group)}"
   end
 
   @doc "A bound on a mailbox."
@@ -52,16 +97,22 @@ defmodule NetlinkPort.Monitor.Config do
           "expected max_queue: a number of messages up to #{@largest}, got: #{inspect(other)}"
   end
 
-  defp dumps!(dumps) when is_list(dumps) do
+  defp dumps!(dumps, generic?) when is_list(dumps) do
     for dump <- dumps do
       case dump do
-        {type, payload} -> {Options.type!(type), IO.iodata_to_binary(payload)}
-        _other -> wrong(dumps)
+        {name, payload} when is_binary(name) and generic? ->
+          {Generic.name!(name), IO.iodata_to_binary(payload)}
+
+        {type, payload} ->
+          {Options.type!(type), IO.iodata_to_binary(payload)}
+
+        _other ->
+          wrong(dumps)
       end
     end
   end
 
-  defp dumps!(other), do: wrong(other)
+  defp dumps!(other, _generic?), do: wrong(other)
 
   @spec wrong(term()) :: no_return()
   defp wrong(other) do

@@ -1,0 +1,104 @@
+defmodule NetlinkPort.Generic.Follow do
+  @moduledoc false
+  # Multicast groups of generic families by name, and the families as nlctrl has told of them last. Pure.
+  #
+  # A family that is unregistered takes its groups with it: the kernel ends their memberships and tells
+  # it in nlctrl's group `notify` alone. Registered again it has other numbers.
+
+  alias NetlinkPort.{Generic, Message}
+
+  # GENL_ID_CTRL; CTRL_CMD_NEWFAMILY and CTRL_CMD_DELFAMILY, include/uapi/linux/genetlink.h
+  @nlctrl 0x10
+  @newfamily 1
+  @delfamily 2
+
+  # Of a family alone, without a group, `nil` stands for the group.
+  @type wanted :: [{family :: String.t(), group :: String.t() | nil}]
+  @type t :: %__MODULE__{
+          socket: NetlinkPort.Socket.t(),
+          wanted: wanted(),
+          families: %{String.t() => Generic.t()}
+        }
+
+  @enforce_keys [:socket, :wanted, :families]
+  defstruct [:socket, :wanted, :families]
+
+  @spec new(NetlinkPort.Socket.t(), wanted(), [Generic.t()]) :: t()
+  def new(socket, wanted, families) do
+    families = for family <- families, followed?(wanted, family), do: {family.name, family}
+    %__MODULE__{socket: socket, wanted: wanted, families: Map.new(families)}
+  end
+
+  @doc "The group `notify` of nlctrl, and the type of its messages."
+  @spec notify() :: {group :: pos_integer(), type :: pos_integer()}
+  def notify, do: {16, @nlctrl}
+
+  @doc "Whether a datagram is of nlctrl."
+  @spec notice?(binary()) :: boolean()
+  def notice?(<<_length::32, @nlctrl::16-native, _::binary>>), do: true
+  def notice?(_datagram), do: false
+
+  @doc "What a datagram says of the families that are followed: the names of those that have changed."
+  @spec told(t(), binary()) :: {[String.t()], t()}
+  def told(follow, <<_length::32, @nlctrl::16-native, _::binary>> = datagram) do
+    case Message.decode(datagram) do
+      {:ok, messages} -> Enum.reduce(messages, {[], follow}, &note/2)
+      {:error, _malformed} -> {[], follow}
+    end
+  end
+
+  def told(follow, _datagram), do: {[], follow}
+
+  defp note(message, {names, %{families: families} = follow}) do
+    with {:ok, {command, _version, _attrs}} <- Generic.decode(message),
+         {:ok, %{name: name} = family} <- Generic.read(message),
+         true <- followed?(follow.wanted, family) do
+      case {command, families} do
+        {@newfamily, families} ->
+          if same?(families[name], family),
+            do: {names, follow},
+            else: {[name | names], %{follow | families: Map.put(families, name, family)}}
+
+        # Another number is that of a registration before the one that is known.
+        {@delfamily, %{^name => %{id: id}}} when id == family.id ->
+          {[name | names], %{follow | families: Map.delete(families, name)}}
+
+        _old_or_other ->
+          {names, follow}
+      end
+    else
+      _not_followed -> {names, follow}
+    end
+  end
+
+  defp same?(nil, _family), do: false
+  defp same?(known, family), do: {known.id, known.groups} == {family.id, family.groups}
+
+  defp followed?(wanted, %{name: name}), do: List.keymember?(wanted, name, 0)
+
+  @doc "The numbers of the groups that are there, of all families or of some."
+  @spec numbers(t()) :: [pos_integer()]
+  def numbers(follow), do: numbers(follow, Map.keys(follow.families))
+
+  @spec numbers(t(), [String.t()]) :: [pos_integer()]
+  def numbers(%{families: families, wanted: wanted}, names) do
+    for {name, group} <- wanted,
+        name in names,
+        %{groups: %{^group => number}} <- [families[name]],
+        do: number
+  end
+
+  @doc "What is not there."
+  @spec missing(t()) :: wanted()
+  def missing(%{families: families, wanted: wanted}) do
+    Enum.reject(wanted, fn {name, group} ->
+      family = families[name]
+      family != nil and (group == nil or is_map_key(family.groups, group))
+    end)
+  end
+
+  @doc "The number of a family, by its name or as it is."
+  @spec number(t() | nil, String.t() | non_neg_integer()) :: non_neg_integer()
+  def number(_follow, number) when is_integer(number), do: number
+  def number(%{families: families}, name), do: Map.fetch!(families, name).id
+end

@@ -1,0 +1,99 @@
+defmodule NetlinkPort.Monitor.Opening do
+  @moduledoc false
+  # Opens the socket of a monitor, in a task, so that a server that does not answer holds nobody up. It
+  # joins the groups, those of generic families by name, and sends what the family takes as a
+  # subscription. The task owns the socket until all of that is done: what fails leaves none behind.
+
+  alias NetlinkPort.{Error, Generic, Socket}
+  alias NetlinkPort.Generic.Follow
+  alias NetlinkPort.Monitor.{Config, Subscription}
+
+  @type result ::
+          {:ok, Socket.t(), NetlinkPort.Opening.known(), Follow.t() | nil} | {:error, Error.t()}
+
+  @doc """
+  Opens it for `monitor`, after closing the socket `old`; `known` are the processes that its namespace was found
+  by before. `tell` is called once with an error when a family
+  or a group is not there: it then waits until that is registered, for as long as it takes.
+  """
+  @spec run(
+          Config.t(),
+          pid(),
+          Socket.t() | nil,
+          NetlinkPort.Opening.known(),
+          (Error.t() ->
+             term())
+        ) ::
+          result()
+  def run(config, monitor, old, known, tell) do
+    if old, do: NetlinkPort.close(old)
+
+    if config.follow == [] and config.subscription == [] do
+      opts = [owner: monitor, active: true] ++ config.open
+      with {:ok, socket, known} <- open(config, opts, known), do: {:ok, socket, known, nil}
+    else
+      with {:ok, socket, known} <- open(config, [active: false] ++ config.open, known) do
+        case subscribe(config, socket, monitor, tell) do
+          {:ok, follow} ->
+            {:ok, socket, known, follow}
+
+          {:error, error} ->
+            :ok = NetlinkPort.close(socket)
+            {:error, error}
+        end
+      end
+    end
+  end
+
+  defp open(config, opts, known),
+    do: NetlinkPort.Opening.again(config.server, config.protocol, opts, known)
+
+  # What comes before the socket is the monitor's is older than the resync that follows.
+  defp subscribe(config, socket, monitor, tell) do
+    with {:ok, follow} <- follow(socket, config.follow, tell),
+         :ok <- Subscription.send(socket, config.subscription, follow),
+         :ok <- NetlinkPort.controlling_process(socket, monitor),
+         :ok <- NetlinkPort.setopts(socket, active: true) do
+      {:ok, follow}
+    end
+  end
+
+  defp follow(_socket, [], _tell), do: {:ok, nil}
+
+  defp follow(socket, wanted, tell) do
+    with {:ok, follow} <- Generic.follow_families(socket, wanted), do: await(follow, tell)
+  end
+
+  defp await(follow, tell) do
+    case Follow.missing(follow) do
+      [] ->
+        {:ok, follow}
+
+      [missing | _] ->
+        tell.(absent(missing))
+        await_next(follow)
+    end
+  end
+
+  defp await_next(%{socket: socket} = follow) do
+    case NetlinkPort.recv(socket) do
+      {:error, %{reason: :enobufs}} -> follow(socket, follow.wanted, &already_told/1)
+      {:error, error} -> {:error, error}
+      received -> rejoin(follow, elem(received, 1))
+    end
+  end
+
+  defp rejoin(follow, datagram) do
+    with {:ok, _changed, follow} <- Generic.rejoin(follow, datagram),
+         do: await(follow, &already_told/1)
+  end
+
+  defp already_told(_error), do: :ok
+
+  @doc "The error of a family, or of a group of a family, that is not there."
+  @spec absent({String.t(), String.t() | nil}) :: Error.t()
+  def absent({family, group}) do
+    subject = if group, do: "group #{group} of #{family}", else: "family #{family}"
+    Error.new(:request, :enoent, subject: subject)
+  end
+end

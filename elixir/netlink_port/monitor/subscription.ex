@@ -1,0 +1,179 @@
+defmodule NetlinkPort.Monitor.Subscription do
+  @moduledoc false
+  # What a family takes as a subscription, sent over a new socket: requests, which are acked, and
+  # datagrams as they are. Of a datagram those messages are waited for that ask for an ack (NLM_F_ACK), and
+  # those of the connector that it answers in its own way. Each is answered before the next is sent, so
+  # that messages with the same number are not mistaken for each other.
+  #
+  # The connector has no acks of netlink: to PROC_CN_MCAST_LISTEN and its like the kernel answers with
+  # an event of its own to all of the group, PROC_EVENT_NONE with an errno, whose field `ack` is one
+  # higher than that of the request; `seq` is a count of its own (drivers/connector/cn_proc.c). Who listens
+  # from another process id or user namespace than the first gets no answer.
+
+  alias NetlinkPort.{Error, ExtAck, Message, Options, Socket}
+  alias NetlinkPort.Generic.Follow
+
+  # How long an answer may take, in ms.
+  @patience 5_000
+  # CN_IDX_PROC and CN_VAL_PROC, include/uapi/linux/connector.h
+  @proc 1
+
+  @type entry ::
+          {type :: String.t() | 0..0xFFFF, flags :: 0..0xFFFF, binary()} | binary()
+  @type t :: [entry()]
+
+  @doc "What the option of a monitor holds, checked. A family's name stands for a type of its protocol alone."
+  @spec new!(term(), boolean()) :: t()
+  def new!(entries, generic?) when is_list(entries), do: Enum.map(entries, &entry!(&1, generic?))
+  def new!(other, _generic?), do: wrong!(other)
+
+  defp entry!({name, flags, payload}, true) when is_binary(name) do
+    {NetlinkPort.Generic.name!(name), Message.flags(flags), IO.iodata_to_binary(payload)}
+  end
+
+  defp entry!({type, flags, payload}, _generic?) do
+    {Options.type!(type), Message.flags(flags), IO.iodata_to_binary(payload)}
+  end
+
+  defp entry!(datagram, _generic?) when is_binary(datagram) or is_list(datagram) do
+    IO.iodata_to_binary(datagram)
+  end
+
+  defp entry!(other, _generic?), do: wrong!(other)
+
+  @spec wrong!(term()) :: no_return()
+  defp wrong!(other) do
+    raise ArgumentError,
+          "expected subscription: a list of requests {type, flags, payload} and of datagrams, " <>
+            "got: #{inspect(other)}"
+  end
+
+  @doc "Sends all, in their order; ends with the first that fails."
+  @spec send(Socket.t(), t(), Follow.t() | nil) :: :ok | {:error, Error.t()}
+  def send(socket, entries, follow) do
+    Enum.reduce_while(entries, :ok, fn entry, :ok ->
+      with :ok <- one(socket, entry, entries, follow), :ok <- unasked(socket, entries) do
+        {:cont, :ok}
+      else
+        failed -> {:halt, failed}
+      end
+    end)
+  end
+
+  # What came while a request was answered is in the mailbox.
+  defp unasked(socket, entries) do
+    receive do
+      message when elem(message, 0) == :netlink and elem(message, 1) == socket ->
+        case refusal(entries, elem(message, 2)) do
+          nil -> unasked(socket, entries)
+          error -> {:error, error}
+        end
+    after
+      0 -> :ok
+    end
+  end
+
+  defp one(socket, {type, flags, payload}, _entries, follow) do
+    with {:ok, _messages} <-
+           NetlinkPort.request(socket, Follow.number(follow, type), payload, flags: flags),
+         do: :ok
+  end
+
+  defp one(socket, datagram, entries, _follow) do
+    with :ok <- NetlinkPort.send(socket, datagram, wait: true) do
+      deadline = System.monotonic_time(:millisecond) + @patience
+      await(socket, awaited(socket.protocol, datagram), entries, deadline)
+    end
+  end
+
+  # What answers a datagram: `{:ack, seq}`, or `{:connector, ack}`.
+  defp awaited(protocol, datagram) when protocol in [:connector, 11] do
+    for %{payload: <<@proc::32-native, @proc::32-native, _seq::32, ack::32-native, _::binary>>} <-
+          messages(datagram),
+        do: {:connector, rem(ack + 1, 0x1_0000_0000)}
+  end
+
+  defp awaited(_protocol, datagram) do
+    for message <- messages(datagram), Message.flag?(message, :ack), do: {:ack, message.seq}
+  end
+
+  defp await(_socket, [], _entries, _deadline), do: :ok
+
+  defp await(socket, awaited, entries, deadline) do
+    case NetlinkPort.recv(socket, max(deadline - System.monotonic_time(:millisecond), 0)) do
+      {:error, %{stage: :recv, reason: :etimedout}} ->
+        {:error, Error.new(:request, :etimedout, subject: "the subscription")}
+
+      {:error, error} ->
+        {:error, error}
+
+      received ->
+        datagram = elem(received, 1)
+        answers = datagram |> messages() |> Enum.flat_map(&answer/1)
+
+        with :ok <- refused(answers, awaited), nil <- refusal(entries, datagram) do
+          await(socket, awaited -- Enum.map(answers, &elem(&1, 0)), entries, deadline)
+        else
+          {:error, error} -> {:error, error}
+          error -> {:error, error}
+        end
+    end
+  end
+
+  defp refused(answers, awaited) do
+    Enum.find_value(answers, :ok, fn {what, error} ->
+      if error != nil and what in awaited, do: {:error, error}
+    end)
+  end
+
+  # What a message answers, and how: `[{what, error | nil}]`.
+  defp answer(%{type: 2, seq: seq, payload: <<errno::32-signed-native, _::binary>>} = message) do
+    [{{:ack, seq}, error(errno, message)}]
+  end
+
+  defp answer(%{
+         payload:
+           <<@proc::32-native, @proc::32-native, _seq::32, ack::32-native, _size::32,
+             0::32-native, _cpu::32, _time::64, errno::32-native, _::binary>>
+       }) do
+    [{{:connector, ack}, if(errno != 0, do: Error.new(:request, errno))}]
+  end
+
+  defp answer(_event), do: []
+
+  defp error(0, _message), do: nil
+
+  defp error(_negative, message) do
+    {errno, ext_ack} = ExtAck.read(message, "")
+    Error.new(:request, errno, ext_ack: ext_ack)
+  end
+
+  @doc """
+  The error in a datagram that refuses one of the subscription's datagrams, which had not asked for
+  an answer; `nil` in any other.
+  """
+  @spec refusal(t(), binary()) :: Error.t() | nil
+  def refusal([], _datagram), do: nil
+
+  # NLMSG_ERROR
+  def refusal(entries, <<_length::32, 2::16-native, _::binary>> = datagram) do
+    sent = for entry <- entries, is_binary(entry), message <- messages(entry), do: message.seq
+
+    Enum.find_value(messages(datagram), fn message ->
+      case answer(message) do
+        [{{:ack, seq}, %Error{} = error}] -> if seq in sent, do: error
+        _event -> nil
+      end
+    end)
+  end
+
+  def refusal(_entries, _event), do: nil
+
+  # What is sent as it is may be no message at all: then nothing of it is waited for.
+  defp messages(datagram) do
+    case Message.decode(datagram) do
+      {:ok, messages} -> messages
+      {:error, _malformed} -> []
+    end
+  end
+end

@@ -1,0 +1,264 @@
+defmodule NetlinkPort.GenericFollowTest do
+  # Groups of generic families by name, which are joined again when a family is registered anew.
+  use NetlinkPort.Case, async: true
+
+  alias NetlinkPort.{Attr, Generic, Message, Monitor, Nlctrl}
+
+  @moduletag :root
+
+  # A family that this kernel does not have, and its number.
+  @family "nlp-fake"
+  @id 1_000
+
+  setup do
+    netns = netns!()
+    server = :"server#{System.unique_integer([:positive])}"
+    start_server!(name: server, restart: :permanent)
+    {:ok, asking} = NetlinkPort.open(server, :generic, netns: {:name, netns}, active: false)
+    {:ok, families} = Generic.families(asking)
+    groups = for family <- families, {group, n} <- family.groups, into: %{}, do: {group, n}
+    peer = Nlctrl.peer!(server, netns)
+    ip!(["-n", netns, "link", "add", "v0", "type", "veth", "peer", "name", "v1"])
+    %{netns: netns, server: server, asking: asking, peer: peer, numbers: groups}
+  end
+
+  # An event in the group `monitor` of ethtool, each time; see generic_test.exs.
+  defp in_monitor!(%{asking: asking}) do
+    for {bit, on?} <- [{"tx-checksum-ip-generic", false}, {"tx-checksum-ip-generic", true}] do
+      value = if on?, do: [{3, ""}], else: []
+      payload = Attr.encode([{1, [{2, "v0\0"}]}, {3, [{3, [{1, [{2, bit <> "\0"} | value]}]}]}])
+      {:ok, _changed} = Generic.request(asking, "ethtool", 12, payload)
+    end
+  end
+
+  # One in the group `mgmt` of netdev.
+  defp in_mgmt!(%{netns: netns}) do
+    name = "b#{System.unique_integer([:positive])}"
+    ip!(["-n", netns, "link", "add", name, "type", "bridge"])
+  end
+
+  defp family(datagram, %{asking: asking}) do
+    {:ok, [%Message{type: type} | _]} = Message.decode(datagram)
+    {:ok, families} = Generic.families(asking)
+    Enum.find_value(families, &(&1.id == type && &1.name))
+  end
+
+  describe "a socket" do
+    setup context do
+      opts = [netns: {:name, context.netns}, active: false, user_peers: true]
+      {:ok, socket} = NetlinkPort.open(context.server, :generic, opts)
+      {:ok, socket: socket}
+    end
+
+    # The next datagram, read as its owner does.
+    defp take(follow, socket) do
+      {:ok, datagram, _metadata} = NetlinkPort.recv(socket, 5_000)
+      {:ok, changed, follow} = Generic.rejoin(follow, datagram)
+      {changed, follow, datagram}
+    end
+
+    test "follows a group that is there", %{socket: socket, numbers: numbers} = context do
+      {:ok, follow} = Generic.follow(socket, [{"ethtool", "monitor"}])
+      assert NetlinkPort.memberships(socket) == {:ok, Enum.sort([16, numbers["monitor"]])}
+      in_monitor!(context)
+      assert {[], ^follow, datagram} = take(follow, socket)
+      assert family(datagram, context) == "ethtool"
+    end
+
+    test "joins a group that is registered later, and again by its new number", context do
+      %{socket: socket, numbers: numbers, peer: peer} = context
+      {:ok, follow} = Generic.follow(socket, [{@family, "events"}])
+      assert NetlinkPort.memberships(socket) == {:ok, [16]}
+      Nlctrl.registered(peer, @family, @id, %{"events" => numbers["monitor"]})
+      assert {[@family], follow, _datagram} = take(follow, socket)
+      in_monitor!(context)
+      assert {[], follow, datagram} = take(follow, socket)
+      assert family(datagram, context) == "ethtool"
+      {[], follow, _second} = take(follow, socket)
+      # The same again changes nothing, nor does the end of a registration before it.
+      Nlctrl.registered(peer, @family, @id, %{"events" => numbers["monitor"]})
+      Nlctrl.unregistered(peer, @family, @id - 1)
+      assert {[], follow, _datagram} = take(follow, socket)
+      assert {[], follow, _datagram} = take(follow, socket)
+      Nlctrl.unregistered(peer, @family, @id)
+      assert {[@family], follow, _datagram} = take(follow, socket)
+      Nlctrl.registered(peer, @family, @id + 1, %{"events" => numbers["mgmt"]})
+      assert {[@family], follow, _datagram} = take(follow, socket)
+      in_mgmt!(context)
+      assert {[], _follow, datagram} = take(follow, socket)
+      assert family(datagram, context) == "netdev"
+    end
+
+    test "is not disturbed by families of others, nor by what cannot be read", context do
+      %{socket: socket, peer: peer, numbers: numbers} = context
+      {:ok, follow} = Generic.follow(socket, [{"ethtool", "monitor"}])
+      Nlctrl.registered(peer, @family, @id, %{"monitor" => numbers["mgmt"]})
+      assert {[], ^follow, _datagram} = take(follow, socket)
+
+      for datagram <- ["", <<0::128>>, <<16::32-native, 16::16-native, 0::80>>, <<1::32-native>>] do
+        assert Generic.rejoin(follow, datagram) == {:ok, [], follow}
+      end
+    end
+
+    test "takes no groups of another form", %{socket: socket} do
+      for groups <- [["ethtool"], [{"ethtool", 1}], :ethtool, [{"a name of seventeen", "x"}]] do
+        assert_raise ArgumentError, fn -> Generic.follow(socket, groups) end
+      end
+    end
+  end
+
+  describe "a monitor" do
+    defp monitor!(context, opts) do
+      place = [server: context.server, netns: {:name, context.netns}, protocol: :generic]
+      monitor = start_supervised!({Monitor, place ++ opts}, restart: :temporary)
+      assert Monitor.subscribe(monitor) == {:ok, monitor}
+      monitor
+    end
+
+    defp next(monitor) do
+      assert_receive message when elem(message, 1) == monitor, 5_000
+      message
+    end
+
+    test "follows a group by its name", context do
+      monitor = monitor!(context, groups: [{"ethtool", "monitor"}])
+      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+      in_monitor!(context)
+      assert {:netlink_event, ^monitor, datagram} = next(monitor)
+      assert family(datagram, context) == "ethtool"
+    end
+
+    test "is down while a family is not there, and joins its groups each time it is registered",
+         context do
+      %{peer: peer, numbers: numbers} = context
+      monitor = monitor!(context, groups: [{@family, "events"}], user_peers: true)
+      assert {:netlink_down, ^monitor, {:error, error}} = next(monitor)
+      assert Exception.message(error) =~ "group events of nlp-fake"
+      assert {error.stage, error.reason} == {:request, :enoent}
+      # It waits, and does not ask again and again.
+      assert {:ok, %{sockets: sockets}} = NetlinkPort.stats(context.server)
+      sent = fn sockets -> Enum.sum(for socket <- sockets, do: socket.sent) end
+      refute_receive {_tag, ^monitor, _any}, 300
+      assert {:ok, %{sockets: later}} = NetlinkPort.stats(context.server)
+      assert sent.(later) == sent.(sockets)
+
+      Nlctrl.registered(peer, @family, @id, %{"events" => numbers["monitor"]})
+      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+      in_monitor!(context)
+      for _n <- 1..2, do: assert({"ethtool", :event} == event(monitor, context))
+      Nlctrl.unregistered(peer, @family, @id)
+      assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
+      Nlctrl.registered(peer, @family, @id + 1, %{"events" => numbers["mgmt"]})
+      assert {:netlink_resync, ^monitor, {:family, @family}} = next(monitor)
+      # The group it was in is not its group any more.
+      in_monitor!(context)
+      in_mgmt!(context)
+      assert {"netdev", :event} == event(monitor, context)
+    end
+
+    test "waits for a family on the next helper, too, and on the next namespace", context do
+      monitor = monitor!(context, groups: [{@family, "events"}], user_peers: true)
+      assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
+      context.server |> os_pid() |> signal!("KILL")
+      eventually!(fn -> waiting?(context) end)
+      ip!(["netns", "del", context.netns])
+      ip!(["netns", "add", context.netns])
+      eventually!(fn -> waiting?(context) end)
+      peer = Nlctrl.peer!(context.server, context.netns)
+      Nlctrl.registered(peer, @family, @id, %{"events" => context.numbers["mgmt"]})
+      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+      in_mgmt!(context)
+      assert {"netdev", :event} == event(monitor, context_of(context))
+    end
+
+    # Its socket is in the present namespace of that name, and has asked for the families.
+    defp waiting?(%{server: server, netns: netns}) do
+      with {:ok, %{sockets: [%{sent: 1, inode: inode, received: received}]}} <-
+             NetlinkPort.stats(server),
+           do: inode == inode(netns_path(netns)) and received > 0,
+           else: (_not_yet -> false)
+    end
+
+    # With a socket of the present helper.
+    defp context_of(context) do
+      place = [netns: {:name, context.netns}, active: false]
+      {:ok, asking} = NetlinkPort.open(context.server, :generic, place)
+      %{context | asking: asking}
+    end
+
+    defp event(monitor, context) do
+      assert {:netlink_event, ^monitor, datagram, _metadata} = next(monitor)
+      {family(datagram, context), :event}
+    end
+
+    test "reads its dump and joins its group anew after a registration", context do
+      dump = [{"ethtool", [<<1, 1, 0::16>>, Attr.encode([])]}]
+      groups = [{"ethtool", "monitor"}]
+      monitor = monitor!(context, groups: groups, dump: dump, user_peers: true)
+      {:ok, %{id: id}} = Generic.family(context.asking, "ethtool")
+
+      for reason <- [:subscribed, {:family, "ethtool"}] do
+        assert {:netlink_resync, ^monitor, ^reason} = next(monitor)
+        assert {:netlink_snapshot, ^monitor, :begin} = next(monitor)
+        assert {:netlink_snapshot, ^monitor, [%Message{type: ^id} | _]} = next(monitor)
+        assert {:netlink_snapshot, ^monitor, :end} = next(monitor)
+        in_monitor!(context)
+        for _n <- 1..2, do: assert({"ethtool", :event} == event(monitor, context))
+        # What the kernel says of it is true again when it is asked.
+        Nlctrl.registered(context.peer, "ethtool", @id, %{"monitor" => context.numbers["mgmt"]})
+      end
+
+      assert {:netlink_resync, ^monitor, {:family, "ethtool"}} = next(monitor)
+    end
+
+    test "hands on what nlctrl tells to those alone that are in its group", context do
+      monitor = monitor!(context, groups: [{"ethtool", "monitor"}], user_peers: true)
+      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+      Nlctrl.registered(context.peer, @family, @id, %{})
+      in_monitor!(context)
+      assert {"ethtool", :event} == event(monitor, context)
+    end
+
+    test "may be in the group of nlctrl itself", context do
+      monitor = monitor!(context, groups: [{"nlctrl", "notify"}], user_peers: true)
+      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+      Nlctrl.registered(context.peer, @family, @id, %{})
+      assert {"nlctrl", :event} == event(monitor, context)
+    end
+
+    test "takes names of the protocol :generic alone" do
+      for opts <- [
+            [groups: [{"ethtool", "monitor"}]],
+            [protocol: :generic, groups: [{"ethtool", 1}]],
+            [protocol: :generic, groups: [{:ethtool, "monitor"}]],
+            [dump: [{"ethtool", ""}]]
+          ] do
+        assert_raise ArgumentError, fn -> Monitor.start_link(opts) end
+      end
+    end
+
+    @tag :modules
+    test "joins the group of a module that is unloaded and loaded again", context do
+      on_exit(fn -> as_root("modprobe", ["--remove", "psample"]) end)
+      monitor = monitor!(context, groups: [{"psample", "config"}])
+      # It loads no module by itself.
+      assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
+      refute File.read!("/proc/modules") =~ ~r/^psample /m
+      {_output, 0} = as_root("modprobe", ["psample"])
+      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+      assert in_group?(monitor, context)
+      {_output, 0} = as_root("modprobe", ["--remove", "psample"])
+      assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
+      {_output, 0} = as_root("modprobe", ["psample"])
+      assert {:netlink_resync, ^monitor, {:family, "psample"}} = next(monitor)
+      assert in_group?(monitor, context)
+    end
+
+    defp in_group?(monitor, %{asking: asking}) do
+      {:joined, socket} = :sys.get_state(monitor).place
+      {:ok, %{groups: %{"config" => number}}} = Generic.family(asking, "psample")
+      {:ok, numbers} = NetlinkPort.memberships(socket)
+      number in numbers
+    end
+  end
+end

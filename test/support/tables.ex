@@ -1,0 +1,278 @@
+defmodule NetlinkPort.Tables do
+  @moduledoc false
+  # Links, routes and nexthop objects as one who is told of changes has them: of each message what it says,
+  # and what follows from it and is not told ("What the kernel does not tell" of NetlinkPort.Monitor).
+  #
+  # A map: links by their index; under :nexthops those that are objects, by their id; routes by {family, table, destination,
+  # length, tos, priority}, in the order of the kernel. What follows from links, RTNH_F_DEAD and
+  # RTNH_F_LINKDOWN, is left out, and so are the nexthops of a route with a nexthop object.
+
+  alias NetlinkPort.{Attr, Message}
+
+  # RTM_NEWLINK, RTM_DELLINK, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEXTHOP, RTM_DELNEXTHOP
+  @newlink 16
+  @dellink 17
+  @deladdr 21
+  @newroute 24
+  @delroute 25
+  @newnexthop 104
+  @delnexthop 105
+  @inet 2
+  @inet6 10
+  # IFF_UP; IFF_RUNNING and IFF_LOWER_UP: one of them is left while there is a carrier.
+  @up 1
+  @carrier 0x10040
+  # RT_SCOPE_HOST
+  @host 254
+
+  @doc "Applies a message: a change, or one of a dump."
+  # Those of the family AF_BRIDGE are about ports. One of AF_UNSPEC that is not of the whole link has no name.
+  def change(
+        %{type: @newlink, payload: <<0, _, _::16, index::32-native, rest::binary>>},
+        tables
+      ) do
+    <<flags::32-native, _change::32, attrs::binary>> = rest
+    {:ok, attrs} = Attr.decode(attrs)
+
+    case Attr.string(attrs, 3) do
+      {:ok, name} ->
+        tables = if up?(flags), do: tables, else: down(tables, index)
+        tables = if carrier?(flags), do: tables, else: without_nexthops_of(tables, index)
+        Map.put(tables, index, {name, Attr.u32(attrs, 4), flags})
+
+      :missing ->
+        tables
+    end
+  end
+
+  def change(%{type: @dellink, payload: <<0, _, _::16, index::32-native, _::binary>>}, tables) do
+    tables |> Map.delete(index) |> gone(index) |> without_nexthops_of(index)
+  end
+
+  # IPv6 takes the address away from routes that have it as their source.
+  def change(%{type: @deladdr, payload: <<@inet6, _::56, attrs::binary>>}, tables) do
+    {:ok, attrs} = Attr.decode(attrs)
+    address = Attr.binary(attrs, 1)
+
+    each_route(tables, fn {family, _, _, _, _, _}, route ->
+      if family == @inet6 and route.source == address,
+        do: [%{route | source: :missing}],
+        else: [route]
+    end)
+  end
+
+  def change(%{type: type, payload: <<family, _::88, _::binary>>} = message, tables)
+      when type in [@newroute, @delroute] and family in [@inet, @inet6] do
+    {key, route} = route(message)
+    routes = Map.get(tables, key, [])
+
+    routes =
+      if type == @newroute, do: add(family, routes, route, message), else: routes -- [route]
+
+    routes = if type == @delroute and family == @inet6, do: remove6(routes, route), else: routes
+
+    put(tables, key, routes)
+  end
+
+  def change(%{type: @newnexthop} = message, tables) do
+    {id, nexthop} = nexthop(message)
+    put_nexthops(tables, Map.put(nexthops(tables), id, nexthop))
+  end
+
+  def change(%{type: @delnexthop} = message, tables) do
+    {id, _nexthop} = nexthop(message)
+    without_nexthops(tables, [id])
+  end
+
+  def change(_other, tables), do: tables
+
+  defp up?(flags), do: Bitwise.band(flags, @up) != 0
+  defp carrier?(flags), do: up?(flags) and Bitwise.band(flags, @carrier) != 0
+
+  ## Routes
+
+  defp route(%{payload: <<family, header::binary-size(11), attrs::binary>>}) do
+    <<length, _source, tos, _table, protocol, scope, kind, _flags::32-native>> = header
+    {:ok, attrs} = Attr.decode(attrs)
+    {:ok, table} = Attr.u32(attrs, 15)
+    key = {family, table, Attr.binary(attrs, 1), length, tos, Attr.u32(attrs, 6)}
+    id = Attr.u32(attrs, 30)
+
+    route = %{
+      protocol: protocol,
+      scope: scope,
+      kind: kind,
+      source: Attr.binary(attrs, 7),
+      object: id,
+      nexthops: if(id == :missing, do: nexthops(family, attrs), else: [])
+    }
+
+    {key, route}
+  end
+
+  # {interface, gateway, weight} each. Those of IPv6 are in an order that says nothing.
+  defp nexthops(family, attrs) do
+    case Attr.binary(attrs, 9) do
+      {:ok, multipath} when family == @inet6 -> Enum.sort(multipath(multipath))
+      {:ok, multipath} -> multipath(multipath)
+      :missing -> [{Attr.u32(attrs, 4), gateway(attrs), 1}]
+    end
+  end
+
+  defp multipath(<<>>), do: []
+
+  # struct rtnexthop
+  defp multipath(<<length::16-native, _flags, hops, index::32-native, rest::binary>>) do
+    <<attrs::binary-size(length - 8), rest::binary>> = rest
+    {:ok, attrs} = Attr.decode(attrs)
+    [{{:ok, index}, gateway(attrs), hops + 1} | multipath(rest)]
+  end
+
+  # RTA_GATEWAY, or RTA_VIA of another family.
+  defp gateway(attrs) do
+    with :missing <- Attr.binary(attrs, 5), do: Attr.binary(attrs, 18)
+  end
+
+  # A dump has no more than the flag NLM_F_MULTI: its order is that of the kernel.
+  defp add(@inet, routes, route, message) do
+    cond do
+      Message.flag?(message, :replace) -> [route | Enum.drop(routes, 1) -- [route]]
+      route in routes -> routes
+      Message.flag?(message, :append) or Message.flag?(message, :multi) -> routes ++ [route]
+      true -> [route | routes]
+    end
+  end
+
+  # A change of one nexthop among several tells all of them, and they are one route.
+  defp add(@inet6, routes, route, message) do
+    same? =
+      if Message.flag?(message, :replace),
+        do: &(several?(&1) == several?(route)),
+        else: &same6?(&1, route)
+
+    case Enum.find_index(routes, same?) do
+      nil when routes == [] ->
+        [route]
+
+      nil ->
+        if Message.flag?(message, :replace), do: [route | tl(routes)], else: routes ++ [route]
+
+      n ->
+        List.replace_at(routes, n, route)
+    end
+    |> Enum.sort()
+  end
+
+  defp same6?(one, other) do
+    (several?(one) and several?(other)) or
+      {one.object, one.nexthops} == {other.object, other.nexthops}
+  end
+
+  # Routes of IPv6 by gateways are joined with those of their key.
+  defp several?(%{nexthops: [{_interface, gateway, _weight} | _]}), do: gateway != :missing
+  defp several?(_object), do: false
+
+  # One nexthop of several, or all of them.
+  defp remove6(routes, removed) do
+    Enum.flat_map(routes, fn route ->
+      cond do
+        several?(route) and several?(removed) -> left(route, route.nexthops -- removed.nexthops)
+        same6?(route, removed) -> []
+        true -> [route]
+      end
+    end)
+  end
+
+  defp left(_route, []), do: []
+  defp left(route, nexthops), do: [%{route | nexthops: nexthops}]
+
+  # IPv4: a route goes with the last of its interfaces, but for those of the scope host, which go with
+  # their address. IPv6 tells of each.
+  defp down(tables, index), do: without(tables, index, &(&1.scope != @host))
+  defp gone(tables, index), do: without(tables, index, fn _route -> true end)
+
+  defp without(tables, index, goes?) do
+    for {{@inet, _, _, _, _, _} = key, routes} <- tables,
+        Enum.any?(routes, &dead?(&1, tables, index)),
+        reduce: tables do
+      tables -> put(tables, key, Enum.reject(routes, &(goes?.(&1) and dead?(&1, tables, index))))
+    end
+  end
+
+  # The usual case first: there are many routes, and each is looked at when a link is down.
+  defp dead?(%{nexthops: [{interface, _gateway, _weight}]}, _tables, index),
+    do: interface == {:ok, index}
+
+  defp dead?(%{nexthops: nexthops}, tables, index) do
+    List.keymember?(nexthops, {:ok, index}, 0) and
+      Enum.all?(nexthops, fn {{:ok, other}, _gateway, _weight} ->
+        other == index or not up_there?(tables, other)
+      end)
+  end
+
+  defp up_there?(tables, index) do
+    case tables do
+      %{^index => {_name, _mtu, flags}} -> up?(flags)
+      _gone -> false
+    end
+  end
+
+  defp each_route(tables, fun) do
+    for {key, routes} <- tables, tuple_size_of(key) == 6, reduce: tables do
+      tables ->
+        case Enum.flat_map(routes, &fun.(key, &1)) do
+          ^routes -> tables
+          left -> put(tables, key, left)
+        end
+    end
+  end
+
+  defp tuple_size_of(key), do: if(is_tuple(key), do: tuple_size(key), else: 0)
+  defp put(tables, key, []), do: Map.delete(tables, key)
+  defp put(tables, key, routes), do: Map.put(tables, key, routes)
+
+  ## Nexthop objects
+
+  defp nexthop(%{payload: <<family, _scope, _protocol, _reserved, _flags::32, attrs::binary>>}) do
+    {:ok, attrs} = Attr.decode(attrs)
+    {:ok, id} = Attr.u32(attrs, 1)
+
+    members =
+      case Attr.binary(attrs, 2) do
+        {:ok, group} -> for <<id::32-native, weight, _::24 <- group>>, do: {id, weight}
+        :missing -> nil
+      end
+
+    {id, {family, members, Attr.u32(attrs, 5), Attr.binary(attrs, 6)}}
+  end
+
+  defp nexthops(tables), do: Map.get(tables, :nexthops, %{})
+
+  defp put_nexthops(tables, none) when none == %{}, do: Map.delete(tables, :nexthops)
+  defp put_nexthops(tables, nexthops), do: Map.put(tables, :nexthops, nexthops)
+
+  defp without_nexthops_of(tables, index) do
+    ids = for {id, {_family, _members, {:ok, ^index}, _gateway}} <- nexthops(tables), do: id
+    without_nexthops(tables, ids)
+  end
+
+  # With its object goes each route that has it, and a group with the last of its members.
+  defp without_nexthops(tables, []), do: tables
+
+  defp without_nexthops(tables, ids) do
+    left =
+      for {id, {family, members, interface, gateway}} <- Map.drop(nexthops(tables), ids) do
+        {id, {family, members && Enum.reject(members, &(elem(&1, 0) in ids)), interface, gateway}}
+      end
+
+    tables
+    |> put_nexthops(Map.new(left))
+    |> each_route(fn _key, route ->
+      case route.object do
+        {:ok, id} -> if id in ids, do: [], else: [route]
+        :missing -> [route]
+      end
+    end)
+    |> without_nexthops(for {id, {_family, [], _interface, _gateway}} <- left, do: id)
+  end
+end
