@@ -574,8 +574,9 @@ defmodule NetlinkPort do
       CAP_NET_BROADCAST), `:ext_ack` (`NETLINK_EXT_ACK`), `:cap_ack` (`NETLINK_CAP_ACK`) and
       `:get_strict_chk` (`NETLINK_GET_STRICT_CHK`) - booleans, netlink(7).
     * `:rcvbuf`, `:sndbuf` - bytes. Set beyond the limit of the system where the helper may
-      (`SO_RCVBUFFORCE`), up to it otherwise; `getopts/2` tells the size in force, which the kernel
-      counts double, socket(7).
+      (`SO_RCVBUFFORCE`: CAP_NET_ADMIN in the first user namespace), and silently no further than that limit
+      otherwise: `net.core.rmem_max` is 212992 by default before Linux 6.18, 4194304 since. `getopts/2` tells the
+      size in force, which the kernel counts double, socket(7); the doctor shows what a helper gets.
     * `:filter` - a classic BPF program (`SO_ATTACH_FILTER`), a list of `{code, jt, jf, k}`; `nil`
       detaches it.
 
