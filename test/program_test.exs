@@ -104,7 +104,8 @@ defmodule NetlinkPort.ProgramTest do
       %{hello: hello, os_pid: os_pid} = start!()
 
       assert Keyword.keys(hello) ==
-               ~w(program os_pid home may_leave capabilities max_frame max_fds)a
+               ~w(program os_pid home may_leave capabilities max_frame max_fds lowest_fd user_namespace
+                  bounding no_new_privs seccomp)a
 
       assert hello[:program] == Mix.Project.config()[:version]
       assert hello[:max_frame] == @max_frame
@@ -119,6 +120,20 @@ defmodule NetlinkPort.ProgramTest do
       limits = File.read!("/proc/#{os_pid}/limits")
       [_, soft, hard] = Regex.run(~r/Max open files +(\d+) +(\d+)/, limits)
       assert {soft, hard} == {hard, "#{hello[:max_fds]}"}
+
+      # What it was started with is what this VM has.
+      status = File.read!("/proc/self/status")
+
+      for {field, told} <- [
+            {"CapBnd", hello[:bounding]},
+            {"NoNewPrivs", if(hello[:no_new_privs], do: 1, else: 0)},
+            {"Seccomp", hello[:seccomp]}
+          ] do
+        [_, value] = Regex.run(~r/^#{field}:\s+(\w+)$/m, status)
+        assert {field, told} == {field, String.to_integer(value, 16)}
+      end
+
+      assert File.read_link!("/proc/self/ns/user") == "user:[#{hello[:user_namespace]}]"
     end
 
     test "it keeps the wire off the standard descriptors" do
@@ -142,7 +157,7 @@ defmodule NetlinkPort.ProgramTest do
       end
 
       # Beside these there are the way home and two of epoll, and nothing of the VM's.
-      assert [3, 4, 5, 6, 7] == Enum.sort(fds) -- [0, 1, 2]
+      assert Enum.to_list(1024..1028) == Enum.sort(fds) -- [0, 1, 2]
     end
 
     test "it ignores SIGTERM, SIGINT, SIGHUP and SIGPIPE" do

@@ -61,7 +61,7 @@ defmodule NetlinkPort.Opening do
   ## In the server
 
   @doc "The target of an open, with what its caller knows of it."
-  @spec target(Options.open()) :: Protocol.target()
+  @spec target(map()) :: Protocol.target()
   def target(%{target: target, known: [_ | _] = known}), do: with_known(target, known)
   def target(%{target: target}), do: target
 
@@ -70,7 +70,7 @@ defmodule NetlinkPort.Opening do
   defp with_known(target, known), do: {:known, target, known}
 
   @doc "What an open is answered with: the processes, too, for who gives them back."
-  @spec opened(Socket.t(), Options.open(), keyword()) :: Socket.t() | {Socket.t(), known()}
+  @spec opened(Socket.t(), map(), keyword()) :: Socket.t() | {Socket.t(), known()}
   def opened(socket, %{known: _known}, place),
     do: {socket, Keyword.get(place, :processes, [])}
 

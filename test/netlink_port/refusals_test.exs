@@ -6,8 +6,10 @@ defmodule NetlinkPort.RefusalsTest do
 
   @moduletag root: true, userns: true
 
-  @user ["--reuid", "12345", "--regid", "12345", "--clear-groups"]
   @nobody ["--reuid", "65534", "--regid", "65534", "--clear-groups"]
+
+  # The arguments of setpriv(1) that make the user of the places.
+  defp user(places), do: tl(Places.command(:user, places, []))
 
   # Processes of root, of the user of the places in a rootless container, and of another user in one.
   setup_all do
@@ -16,7 +18,8 @@ defmodule NetlinkPort.RefusalsTest do
     root = os_process!("nsenter", ["--net=#{netns_path(netns)}", "sleep", "600"])
 
     [own, other] =
-      for user <- [@user, @nobody], do: os_process!("setpriv", user ++ ~w(unshare -Urn sleep 600))
+      for user <- [user(places), @nobody],
+          do: os_process!("setpriv", user ++ ~w(unshare -Urn sleep 600))
 
     for pid <- [root, own, other],
         do: eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
@@ -67,6 +70,7 @@ defmodule NetlinkPort.RefusalsTest do
   @no_new_privs "it was started under no_new_privs, so that the capabilities of its file do not count"
   @nosuid "its file lies on a file system mounted nosuid, where the capabilities of a file do not count"
   @elsewhere "it belongs to another user namespace, which is neither the helper's own nor below it"
+  @none "ESRCH: there is no such process"
   @foreign "/proc is that of another pid namespace, where this number is another process or none"
 
   test "the helper's own namespace is open in each", c do
@@ -109,9 +113,13 @@ defmodule NetlinkPort.RefusalsTest do
     }
 
     for place <- [c.told, c.children] do
-      assert_said(place, :root, Map.put(told, :foreign_proc, @foreign))
+      assert_said(place, :root, Map.merge(told, %{foreign_proc: @foreign, pid_namespace: @none}))
       # By a path it is what the path leads to.
-      assert_said(place, :link, told)
+      assert_said(
+        place,
+        :link,
+        Map.put(told, :pid_namespace, "there is no process #{c.root} in that")
+      )
     end
   end
 
@@ -125,6 +133,7 @@ defmodule NetlinkPort.RefusalsTest do
 
     assert_said(c.told, :own, %{
       foreign_proc: @foreign,
+      pid_namespace: @none,
       unbounded_root: ~r"#{advised}.*Otherwise the helper lacks #{@bounding}",
       unbounded_user: ~r"#{advised}.*Otherwise the helper lacks #{@bounding}",
       no_new_privs: ~r"#{advised}.*Otherwise the helper lacks CAP_SYS_ADMIN; #{@no_new_privs}",
@@ -134,6 +143,7 @@ defmodule NetlinkPort.RefusalsTest do
 
     assert_said(c.children, :own, %{
       foreign_proc: @foreign,
+      pid_namespace: @none,
       unbounded_root: ~r"of another user, which a child of the helper may not join.*#{@bounding}",
       user_namespace: sibling
     })
@@ -251,7 +261,7 @@ defmodule NetlinkPort.RefusalsTest do
 
     script =
       script!("""
-      exec setpriv #{Enum.join(@user, " ")} unshare -Ur sh -c '
+      exec setpriv #{Enum.join(@nobody, " ")} unshare -Ur sh -c '
         unshare -n sleep 600 </dev/null >/dev/null 2>&1 &
         echo $! >&3
         exec #{helper()} "$@"' sh "$@" 3> #{pidfile}

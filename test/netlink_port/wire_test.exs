@@ -43,8 +43,8 @@ defmodule NetlinkPort.WireTest do
 
     watched = match?({:watched, _target}, target)
 
-    "Open(Handle(#{handle}), Spec { target: #{target(target)}, watched: #{watched}, " <>
-      "protocol: #{protocol}, " <>
+    "Open(Handle(#{handle}), Spec { target: #{target(target)}, known: [#{known(target)}], " <>
+      "watched: #{watched}, protocol: #{protocol}, " <>
       "bind: #{bind}, user_peers: #{user_peers}, options: [#{options}] }, #{window})"
   end
 
@@ -70,6 +70,17 @@ defmodule NetlinkPort.WireTest do
   defp target({:path, path}), do: "Path(#{bytes(path)})"
   defp target({:pid, pid}), do: "Pid(#{pid})"
   defp target({:watched, target}), do: target(target)
+  defp target({:known, target, _processes}), do: target(target)
+
+  defp known({:watched, target}), do: known(target)
+
+  defp known({:known, _target, processes}) do
+    Enum.map_join(processes, ", ", fn {id, started, inode} ->
+      "Process { id: #{id}, started: #{started}, inode: #{inode} }"
+    end)
+  end
+
+  defp known(_target), do: ""
 
   defp pair(name, value), do: "#{camel(name)}, #{value(value)}"
 
@@ -204,8 +215,20 @@ defmodule NetlinkPort.WireTest do
       defp target_type do
         :proper_types.oneof([
           exactly(:host),
+          known_type(),
+          :proper_types.tuple([exactly(:watched), known_type()])
+        ])
+      end
+
+      # Without processes it is the target alone.
+      defp known_type do
+        number = :proper_types.integer(0, 0xFFFFFFFFFFFFFFFF)
+        process = :proper_types.tuple([protocol(), number, number])
+        processes = :proper_types.non_empty(:proper_types.list(process))
+
+        :proper_types.oneof([
           place_type(),
-          :proper_types.tuple([exactly(:watched), place_type()])
+          :proper_types.tuple([exactly(:known), place_type(), processes])
         ])
       end
 
