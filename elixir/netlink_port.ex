@@ -639,8 +639,9 @@ defmodule NetlinkPort do
       it. The overrun is told as without the option. `:broadcast_error` and `:queued_bytes` of `stats/1` show a
       slow owner with it, and `mix netlink_port.doctor` warns of one.
     * `:rcvbuf`, `:sndbuf` - bytes. Set beyond the limit of the system where the helper may
-      (`SO_RCVBUFFORCE`), up to it otherwise; `getopts/2` tells the size in force, which the kernel
-      counts double, socket(7).
+      (`SO_RCVBUFFORCE`: CAP_NET_ADMIN in the first user namespace), and silently no further than that limit
+      otherwise: `net.core.rmem_max` is 212992 by default before Linux 6.18, 4194304 since. `getopts/2` tells the
+      size in force, which the kernel counts double, socket(7); the doctor shows what a helper gets.
     * `:filter` - a classic BPF program (`SO_ATTACH_FILTER`), a list of at most 4,096
       `{code, jt, jf, k}`; `nil` detaches it. One beyond what `net.core.optmem_max` has room for is
       `ENOMEM`: before Linux 6.8, by default, one of more than some 2,540 instructions.

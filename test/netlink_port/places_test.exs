@@ -53,6 +53,15 @@ defmodule NetlinkPort.PlacesTest do
         do: assert({place, said} == {place, :gone})
   end
 
+  test "System.stop returns with a stopped helper that /proc hides, and a full queue", c do
+    for place <- [:hidepid1, :hidepid2] do
+      {output, status} = Places.run(c.places, place, PlaceFaults, :stop_full, [place])
+      assert {place, status} == {place, 3}, output
+      [_, os_pid] = Regex.run(~r/^helper (\d+)$/m, output)
+      refute running?(os_pid)
+    end
+  end
+
   # A pattern for each place; the places that are not named say nothing of it.
   defp assert_said(told, patterns) do
     for {place, said} <- told do

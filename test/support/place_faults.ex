@@ -63,6 +63,27 @@ defmodule NetlinkPort.PlaceFaults do
     receive do: ({:EXIT, ^server, :stuck} -> :ok)
   end
 
+  @doc "Ends the VM by System.stop/1 with a helper that is stopped, and whose queue is full."
+  def stop_full(places, place) do
+    Process.flag(:trap_exit, true)
+    executable = NetlinkPort.Places.helper(places, place)
+
+    {:ok, server} =
+      NetlinkPort.start_link(name: nil, executable: executable, call_timeout: 60_000)
+
+    {:ok, %{os_pid: os_pid}} = NetlinkPort.info(server)
+    {:ok, socket} = NetlinkPort.open(server, :route, [])
+    {_output, 0} = System.cmd("kill", ["-STOP", "#{os_pid}"])
+    fill(socket, :binary.copy(<<0>>, 1_000_000))
+    IO.puts("helper #{os_pid}")
+    System.stop(3)
+    Process.sleep(:infinity)
+  end
+
+  defp fill(socket, datagram) do
+    if NetlinkPort.send(socket, datagram, timeout: 50) == :ok, do: fill(socket, datagram)
+  end
+
   # Not by /proc, which may show nothing.
   defp there?(os_pid) do
     {_output, status} =

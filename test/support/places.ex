@@ -100,7 +100,8 @@ defmodule NetlinkPort.Places do
     end
   end
 
-  defp run(places, place, module, function, arguments, prefix) do
+  @doc "The same for a function that ends its VM: what was printed, and the status."
+  def run(places, place, module, function, arguments \\ [], prefix \\ []) do
     term = {module, function, [places | arguments]}
 
     code =
