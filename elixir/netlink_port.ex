@@ -152,14 +152,15 @@ defmodule NetlinkPort do
   Why sockets were closed: the exit status of the helper (128 and the signal's number, if one killed
   it; 159 is SIGSYS, a system call its filter does not let through) or what its port told, a helper
   that did not answer, the end of the namespace for one opened with `close_on: :namespace_gone`,
-  the loss of the connection to the server's node, or of that node (`:noconnection`), or the exit
-  reason of the server.
+  the loss of the connection to the server's node, or of that node (`:noconnection`), a dump that was left
+  and does not end (`:endless_dump`, see `dump/4`), or the exit reason of the server.
   """
   @type closed_reason ::
           {:helper_exit, non_neg_integer() | term()}
           | :stuck
           | :namespace_gone
           | :noconnection
+          | :endless_dump
           | term()
 
   @typedoc "What `setopts/2` and `getopts/2` know."
@@ -465,27 +466,41 @@ defmodule NetlinkPort do
       {:ok, [link]} = NetlinkPort.request(socket, 18, <<0::32, 1::32-native, 0::64>>)
 
   The calling process is to own the socket, passive or active, and it is best to have one for requests
-  alone. What comes meanwhile and is not of the answer is not lost: on an active socket it stays in the
-  mailbox, on a passive one it is sent there as `{:netlink, socket, datagram}`. Answers that come
-  after their request was given up are dropped.
-  For many callers on one socket there is `NetlinkPort.Connection`.
+  alone. What comes meanwhile and is not of the answer is the owner's, unread: on an active socket it
+  stays in the mailbox, on a passive one it is sent there, as `{:netlink, socket, datagram}` or with its
+  metadata. That holds for the event of the request itself, which the kernel sends to a member of
+  the group with the request's own number; with `NLM_F_ECHO` (`:echo`) it sends the echo in its place, and that
+  is the answer. A family of `:generic` may send events with the number of the request (openvswitch,
+  l2tp): a socket that is in their groups needs `pktinfo: true` to tell them from answers. Answers that
+  come after their request was given up are dropped. What ends the answers of which family is in
+  docs/concepts.md. For many callers on one socket there is `NetlinkPort.Connection`.
 
   Options:
 
-    * `:flags` - more flags, by name or as a number, see `t:NetlinkPort.Message.flag/0`.
-    * `:timeout` - ms for the whole of it; 5 000.
-    * `:ack` - `false` asks for no ack: the answer ends with its first message, or `NLMSG_DONE`. For
-      what is never acked, or acked before it is answered (audit).
+    * `:flags` - more flags, by name or as a number, see `t:NetlinkPort.Message.flag/0`. None by default.
+    * `:timeout` - ms for the whole of it. Defaults to 5_000.
+    * `:ack` - `false` asks for no ack: the answer ends with its first message, or with `NLMSG_DONE` where
+      there are many. A command (RTM_NEWLINK, say) is answered by its ack alone, so that without one its
+      success is never told and the call ends with `ETIMEDOUT`, although the command was carried out: for
+      commands whose success need not be known there is `send/3`. Defaults to `true`; queries of audit,
+      and fib_lookup, are asked without one in any case.
+    * `:ext_ack` - `true` returns `{:ok, messages, ext_ack}`, with what the kernel said with its success,
+      `t:NetlinkPort.ExtAck.t/0`: a warning in `:message` ("quantum of class 10001 is big"), or a `:cookie`;
+      `nil` where it said nothing. Defaults to `false`; `[:netlink_port, :request, :warning]` of
+      `NetlinkPort.Telemetry` tells it either way.
 
   Errors: the kernel's own have the stage `:request`, its errno, and all it said in `:ext_ack`;
-  `ETIMEDOUT`; `ENOBUFS` where the kernel dropped datagrams meanwhile, for the answer may not be whole;
-  and those of `send/3` and `recv/2`.
+  `EINVAL` for a payload that is too short for the family's header, which the kernel ignores without a word,
+  and for a `type` below 16 (control messages, which the kernel skips) with `ack: false`; with an ack such a
+  type is `{:ok, []}`. `ETIMEDOUT`; `ENOBUFS` where the kernel dropped datagrams meanwhile, for the answer may
+  not be whole; `EBADMSG` where an answer cannot be read; and those of `send/3` and `recv/2`.
   """
   @spec request(Socket.t(), 0..0xFFFF, iodata(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout(),
-          ack: boolean()
-        ) :: {:ok, [Message.t()]} | error()
+          ack: boolean(),
+          ext_ack: boolean()
+        ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | error()
   def request(socket, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :ack, :ext_ack])
     {socket, type} = {Options.socket!(socket), Options.type!(type)}
@@ -497,12 +512,24 @@ defmodule NetlinkPort do
 
   Returns a list with the outcome of each, in their order: `{:ok, messages}` or `{:error, error}`. Only
   the last is acked: the kernel reports errors of the others without being asked, so that a batch
-  costs little more than the changes it makes. In a batch of nf_tables, which begins and ends with
-  messages of its own, the one before the end is acked.
+  costs little more than the changes it makes.
+
+  A batch of nf_tables begins with NFNL_MSG_BATCH_BEGIN (16) and ends with NFNL_MSG_BATCH_END (17), messages of
+  its own, and is all or nothing. Where the kernel refuses a message, its outcome is the kernel's error, and
+  that of every other is `ECANCELED`: nothing was made. `ERESTART` of the first says that the rules are of
+  another generation than its NFTA_BATCH_GENID: read them and try again. The kernel throws away without a word,
+  acknowledged or not, what has no end, what is behind an end, and what is not as long as struct nfgenmsg, so
+  that those raise `ArgumentError`; make two calls for two batches.
+
+  Without CAP_NET_ADMIN nfnetlink looks at the first message of a datagram alone: all of the batch is `EPERM`
+  then. To know that, a batch of several messages of `:netfilter` that is none of nf_tables' own is followed by
+  a datagram with an `NLMSG_NOOP`, which is always answered.
 
   Requests that are answered by dumps have no place here. A batch longer than the socket's `sndbuf` is
   `EMSGSIZE`, and where many fail the `rcvbuf` is to hold their errors: else it is `ENOBUFS`, and which
-  failed is not known. `:timeout` as with `request/4`.
+  failed is not known. `:timeout` and `:ext_ack` are as with `request/4`: with `ext_ack: true` each success is
+  `{:ok, messages, ext_ack}`, which says something of those messages only that ask for an ack (`:ack` in
+  their flags), and of the last.
 
       # RTM_NEWROUTE (24) of 10.0.0.0/24 and 10.0.1.0/24 to interface 1, both new (NLM_F_CREATE and NLM_F_EXCL)
       route = fn n ->
@@ -515,8 +542,11 @@ defmodule NetlinkPort do
   Errors of the whole: `EMSGSIZE` and `ENOBUFS` as above, `ETIMEDOUT`, and those of `send/3` and `recv/2`.
   """
   @spec batch(Socket.t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}],
-          timeout: timeout()
-        ) :: {:ok, [{:ok, [Message.t()]} | error()]} | error()
+          timeout: timeout(),
+          ext_ack: boolean()
+        ) ::
+          {:ok, [{:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | error()]}
+          | error()
   def batch(socket, requests, opts \\ []) do
     opts = Options.request!(opts, [:timeout, :ext_ack])
     requests = Options.batch!(requests)
@@ -529,20 +559,40 @@ defmodule NetlinkPort do
 
   A dump that the kernel marks as interrupted by changes (`NLM_F_DUMP_INTR`), or in which datagrams were
   lost, is read to its end and tried again, five times in all; then it is `EINTR` or `ENOBUFS`, with
-  what was read last in `:messages` of the error. The kernel runs one dump a socket: what an earlier
-  one has left is read first, so that it never says `EBUSY`.
+  what was read last in `:messages` of the error.
+
+  `NLM_F_ACK` is set, too. A dump that the kernel begins is not acked; what it ignores, or carries out as a
+  command, is acked at once, so that silence does not have to be waited for. A type that has no dump but is
+  answered by one message returns that message.
 
       # RTM_GETLINK of all
       {:ok, links} = NetlinkPort.dump(socket, 18, <<0::128>>)
 
-  Options and the rest as with `request/4`; `:timeout` is how long the next datagram may take.
+  Options, beside `:flags` and `:ext_ack` of `request/4`:
 
-  Errors are those of `request/4`, and `EINTR` and `ENOBUFS` as above.
+    * `:timeout` - ms the next datagram of the dump may take. Events that come meanwhile do not count.
+      Defaults to 5_000.
+    * `:total_timeout` - ms for the whole, all its tries and what an earlier dump has left included. Defaults
+      to 20 times `:timeout`.
+    * `:max_bytes` - how much is gathered at most, each datagram counted as its length and 300. Defaults to
+      268_435_456 (256 MiB): some millions of routes. `stream/4` is for larger ones.
+
+  The kernel runs one dump a socket: what an earlier one has left is read first, so that it never says
+  `EBUSY`. Where that does not end within `:max_bytes` and `:total_timeout` the socket is closed, and its owner
+  is sent `{:netlink_closed, socket, :endless_dump}`.
+
+  Errors are those of `request/4`, and `EINTR` and `ENOBUFS` as above; `EINVAL` for a payload that is too
+  short for the family's header; `EOPNOTSUPP` where the kernel has acked it and sent nothing, as it does
+  with a command; `EMSGSIZE` beyond `:max_bytes`; `ETIMEDOUT` where nothing came in time, or beyond
+  `:total_timeout`. What was read until then is in `:messages`.
   """
   @spec dump(Socket.t(), 0..0xFFFF, iodata(),
           flags: [Message.flag()] | 0..0xFFFF,
-          timeout: timeout()
-        ) :: {:ok, [Message.t()]} | error()
+          timeout: timeout(),
+          total_timeout: timeout(),
+          max_bytes: pos_integer() | :infinity,
+          ext_ack: boolean()
+        ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | error()
   def dump(socket, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
     {socket, type} = {Options.socket!(socket), Options.type!(type)}
@@ -562,7 +612,8 @@ defmodule NetlinkPort do
   Each run of it asks anew, in the process that runs it, which is to own the socket. A failure raises
   `NetlinkPort.Error`; so does, at the end and after all messages, a dump that was interrupted by changes
   (`EINTR`) or not whole (`ENOBUFS`), since what was given out cannot be taken back. Where the rest is not
-  wanted it is read to its end all the same. Another request on the socket ends a stream that is still
+  wanted it is read to its end all the same, at once, up to `:max_bytes` and for `:total_timeout` at most; beyond
+  that the socket is closed, and its owner is sent `{:netlink_closed, socket, :endless_dump}`. Another request on the socket ends a stream that is still
   being read, which then raises `EBUSY`: use a socket for each.
 
       socket
@@ -570,11 +621,14 @@ defmodule NetlinkPort do
       |> Stream.filter(&NetlinkPort.Message.flag?(&1, :multi))
       |> Enum.count()
 
-  Options as with `dump/4`.
+  Options as with `dump/4`, but for `:ext_ack`. `:total_timeout` and `:max_bytes` are for what is read and not
+  given out: the stream itself is bounded by who takes it.
   """
   @spec stream(Socket.t(), 0..0xFFFF, iodata(),
           flags: [Message.flag()] | 0..0xFFFF,
-          timeout: timeout()
+          timeout: timeout(),
+          total_timeout: timeout(),
+          max_bytes: pos_integer() | :infinity
         ) :: Enumerable.t()
   def stream(socket, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes])
@@ -669,7 +723,10 @@ defmodule NetlinkPort do
       # RTNLGRP_LINK
       :ok = NetlinkPort.join(socket, 1)
 
-  Errors: `EINVAL` for a group the protocol does not have, `EPERM` for one the helper may not join, `EBADF` for
+  Errors: `EINVAL` for a group the protocol does not have, where the kernel sees that: it rounds the number of
+  groups up to 32 for every protocol but `:route`, and for `:generic` to a multiple of the bits of a long, so
+  that a group of `:xfrm` or `:netfilter` up to 32 that nothing is ever sent to is joined, and is `:ok`. `EPERM`
+  for one the helper may not join, `EBADF` for
   a closed socket, and those of `:thread`.
   """
   @spec join(Socket.t(), pos_integer()) :: :ok | error()

@@ -8,6 +8,13 @@ requirements = [
     System.find_executable("systemd-analyze") != nil,
     "No systemd-analyze: the unit of examples/systemd is not checked."
   },
+  team: {
+    match?(
+      {_, 0},
+      System.cmd("unshare", ~w(-n ip link add type team), stderr_to_stdout: true)
+    ),
+    "No team interfaces in this kernel: the answers of their family are not read."
+  },
   tshark: {
     System.find_executable("tshark") != nil and System.find_executable("capinfos") != nil,
     "No tshark: tests that have it read captures are skipped."

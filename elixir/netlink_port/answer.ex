@@ -8,10 +8,6 @@ defmodule NetlinkPort.Answer do
   #   dump    NLMSG_DONE; an error; an ack, of a command that has no dump
   #   batch   the ack, the error or the NLMSG_DONE of `last`; an error of `begin`
   #
-  # A dump for whose first datagram the receive buffer has no room beside what waits in it is refused with
-  # ENOBUFS, and goes on all the same as soon as that is read (__netlink_dump_start(),
-  # net/netlink/af_netlink.c): this error alone does not end it.
-  #
   # No message ends a dump by its flags: that of a command has no NLM_F_MULTI, and neither have those of
   # some families' dumps (netdev).
 
@@ -21,8 +17,6 @@ defmodule NetlinkPort.Answer do
 
   @type kind :: :acked | :plain | :dump | :batch
   @type sequence :: 1..0xFFFFFFFF
-  @enobufs 105
-
   @type ended :: :ack | :error | :done | :message
 
   @type t :: %__MODULE__{
@@ -32,17 +26,19 @@ defmodule NetlinkPort.Answer do
           last: sequence(),
           begin: sequence() | nil,
           alone?: boolean(),
+          control?: boolean(),
           messages: [Message.t()],
           count: non_neg_integer(),
           errors: %{sequence() => Error.t()},
           acks: %{sequence() => ExtAck.t() | nil},
           ended: ended() | nil,
-          interrupted?: boolean(),
-          put_off: Error.t() | nil
+          delayed: Error.t() | nil,
+          interrupted?: boolean()
         }
 
-  # `count` is that of all messages, also of those that were taken; `acks` has what came with each success;
-  # `put_off` is the ENOBUFS of a dump that has not ended.
+  @enobufs 105
+
+  # A `control?` dump is of a type that the kernel does not answer. `delayed` is why a dump has not begun yet. `count` is that of all messages, also of those that were taken; `acks` has what came with each success.
   @enforce_keys [:kind, :requests, :classes, :last]
   defstruct [
     :kind,
@@ -51,8 +47,9 @@ defmodule NetlinkPort.Answer do
     :last,
     :begin,
     :ended,
-    :put_off,
+    :delayed,
     alone?: false,
+    control?: false,
     messages: [],
     count: 0,
     errors: %{},
@@ -119,12 +116,17 @@ defmodule NetlinkPort.Answer do
 
   defp judged(answer, %{seq: seq} = message, how) do
     case ExtAck.read(message, Map.fetch!(answer.requests, seq)) do
+      # The kernel skips a control message; a peer in user space has answered it.
+      {0, _ext_ack} when answer.control? and answer.count > 0 and how == :ack ->
+        answer
+
       {0, ext_ack} ->
         answer = %{answer | acks: Map.put_new(answer.acks, seq, ext_ack)}
         if seq == answer.last, do: ended(answer, how), else: answer
 
+      # The kernel found no room for the first datagram of a dump: it begins with it when there is some.
       {@enobufs, ext_ack} when answer.kind == :dump and how == :ack ->
-        %{answer | put_off: Error.new(:request, @enobufs, ext_ack: ext_ack)}
+        %{answer | delayed: Error.new(:request, @enobufs, ext_ack: ext_ack)}
 
       {errno, ext_ack} ->
         error = Error.new(:request, errno, ext_ack: ext_ack)

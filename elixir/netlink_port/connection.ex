@@ -16,17 +16,21 @@ defmodule NetlinkPort.Connection do
   `request/4`, `batch/3` and `dump/4` take and return what those of `NetlinkPort` do; the difference is
   who owns the socket. Any process may call, on any node. Answers are matched to callers by the
   sequence number, so that up to sixteen requests are under way at once, which is what the socket's
-  buffer has room for; a batch counts as many as it has, and one of more than sixteen goes alone.
+  buffer has room for; a batch counts as many as it has, one beyond 4 kB once for each 4 kB, and what
+  counts more than sixteen goes alone. A request that is not answered for five seconds does not count.
   Dumps wait for one another, and for nothing else: the kernel runs one a socket, and the next
   is sent when NLMSG_DONE of the last has been read.
 
   ## Deadlines
 
   The `:timeout` of a request or a batch is for the whole of it. That of a dump is how long its first
-  datagram may take, the wait for dumps before it included, and then each further one. At its deadline a
+  datagram may take, the wait for dumps before it included, and then each further one, within
+  `:total_timeout` and `:max_bytes`. At its deadline a
   caller gets `ETIMEDOUT`, and the answer is dropped when it comes. What was sent is not taken back:
   the kernel may have done it. A dump whose caller has given up or has ended is read to its end before
-  the next one is sent; one that does not go on for five seconds costs the socket, see below.
+  the next one is sent. One that does not go on for five seconds, or has not ended after a minute or 256 MiB,
+  has spoilt the socket: the connection opens another, and sends there what was not sent yet. What is
+  under way on the old one is answered there; after five more seconds its callers get `ETIMEDOUT`.
 
   ## Loss
 
@@ -48,22 +52,20 @@ defmodule NetlinkPort.Connection do
 
   When its socket is closed (the helper or its server has ended; with `close_on: :namespace_gone`, the
   namespace is gone) all callers get `EPIPE` of the stage `:thread` at once, and it goes on as above. It
-  also closes its socket itself, and opens another, when the kernel does not go on with a dump or the
-  helper tells of an error that belongs to no request; then callers get that error. So one connection
+  also closes its socket itself, and opens another, when the helper tells of an error that belongs to no
+  request; then callers get that error. So one connection
   goes on over any number of helpers, and is best not put under a `:rest_for_one` with its server.
   """
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Relay}
+  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Link, Message, Options, Relay}
   alias NetlinkPort.{Shown, Socket, Telemetry}
-  alias NetlinkPort.Connection.Calls
+  alias NetlinkPort.Connection.{Calls, Transmit}
 
   # How long to wait before the socket is opened again, in ms.
   @soonest 10
   @latest 1_000
-  # What is not larger has room in any socket's buffer (SOCK_MIN_SNDBUF, include/net/sock.h).
-  @small 4_096
   @max_queue 1_000
   # How long what is under way may keep others waiting, in ms: the kernel answers at once.
   @patience 5_000
@@ -163,8 +165,9 @@ defmodule NetlinkPort.Connection do
   @spec request(t(), 0..0xFFFF, iodata(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout(),
-          ack: boolean()
-        ) :: {:ok, [Message.t()]} | NetlinkPort.error()
+          ack: boolean(),
+          ext_ack: boolean()
+        ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def request(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :ack, :ext_ack])
     question = {:request, Options.type!(type), IO.iodata_to_binary(payload), opts}
@@ -179,10 +182,18 @@ defmodule NetlinkPort.Connection do
       nsid = {90, [], [<<0::32>>, NetlinkPort.Attr.encode([{2, NetlinkPort.Attr.u32(0)}])]}
       {:ok, [{:error, _}, {:error, _}]} = NetlinkPort.Connection.batch(MyApp.Blue, [link, nsid])
 
+  A batch of nf_tables is all or nothing, and one that the kernel would throw away raises `ArgumentError`, as
+  there.
+
   Errors are those of `NetlinkPort.batch/3`; without a socket, why there is none.
   """
-  @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}], timeout: timeout()) ::
-          {:ok, [{:ok, [Message.t()]} | NetlinkPort.error()]} | NetlinkPort.error()
+  @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}],
+          timeout: timeout(),
+          ext_ack: boolean()
+        ) ::
+          {:ok,
+           [{:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()]}
+          | NetlinkPort.error()
   def batch(connection, requests, opts \\ []) do
     opts = Options.request!(opts, [:timeout, :ext_ack])
 
@@ -204,8 +215,11 @@ defmodule NetlinkPort.Connection do
   """
   @spec dump(t(), 0..0xFFFF, iodata(),
           flags: [Message.flag()] | 0..0xFFFF,
-          timeout: timeout()
-        ) :: {:ok, [Message.t()]} | NetlinkPort.error()
+          timeout: timeout(),
+          total_timeout: timeout(),
+          max_bytes: pos_integer() | :infinity,
+          ext_ack: boolean()
+        ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def dump(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
     question = {:dump, Options.type!(type), IO.iodata_to_binary(payload), opts}
@@ -285,7 +299,7 @@ defmodule NetlinkPort.Connection do
 
   defp closed(state, error) do
     if state.monitor, do: Process.demonitor(state.monitor, [:flush])
-    if state.fresh, do: close_aside(state.fresh)
+    _pid = if state.fresh, do: close_aside(state.fresh)
     told_down(state, error)
     state = %{state | socket: nil, monitor: nil, fresh: nil, error: error}
     state = settle(state, Calls.close(state.calls, error))
@@ -293,7 +307,7 @@ defmodule NetlinkPort.Connection do
   end
 
   defp reset(%{socket: socket} = state, error) do
-    close_aside(socket)
+    _pid = close_aside(socket)
     closed(state, error)
   end
 
@@ -314,7 +328,7 @@ defmodule NetlinkPort.Connection do
     if Calls.under_way?(state.calls) do
       state
     else
-      close_aside(old)
+      _pid = close_aside(old)
       if state.monitor, do: Process.demonitor(state.monitor, [:flush])
       state = %{state | socket: nil, monitor: nil, fresh: nil, calls: Calls.fresh(state.calls)}
       send_next(opened(state, {:ok, fresh}))
@@ -387,48 +401,15 @@ defmodule NetlinkPort.Connection do
   end
 
   defp transmit(state, id, datagrams) do
-    if Calls.left(state.calls, id) > @patience,
-      do: Process.send_after(self(), {:unanswered, id}, @patience)
+    _timer =
+      if Calls.left(state.calls, id) > @patience,
+        do: Process.send_after(self(), {:unanswered, id}, @patience)
 
-    send_all(state, id, datagrams)
-  end
-
-  defp send_all(state, _id, []), do: state
-
-  defp send_all(%{socket: socket} = state, id, [datagram | rest] = datagrams) do
-    case send_now(socket, datagram) do
-      :ok -> send_all(state, id, rest)
-      :later -> send_later(state, id, datagrams)
+    case Transmit.send(state.socket, datagrams) do
+      :ok -> state
+      {:later, monitor} -> put_in(state.senders[monitor], id)
       {:error, error} -> unsent(state, id, error)
     end
-  end
-
-  # Where it neither can fail nor has to wait. Elsewhere a process of its own waits, and the failure
-  # is known to be of this datagram.
-  defp send_now(socket, datagram) do
-    if Link.local?(socket.link) and IO.iodata_length(datagram) <= @small do
-      with {:error, %{reason: :eagain}} <- NetlinkPort.send(socket, datagram, timeout: 0),
-           do: :later
-    else
-      :later
-    end
-  end
-
-  defp send_later(%{socket: socket} = state, id, datagrams) do
-    {_pid, monitor} =
-      spawn_monitor(fn ->
-        exit(
-          {:sent,
-           Enum.reduce_while(datagrams, :ok, fn datagram, :ok ->
-             case NetlinkPort.send(socket, datagram, wait: true, timeout: :infinity) do
-               :ok -> {:cont, :ok}
-               failed -> {:halt, failed}
-             end
-           end)}
-        )
-      end)
-
-    put_in(state.senders[monitor], id)
   end
 
   defp unsent(state, id, %{stage: :send, reason: reason} = error) when reason != :ebadf do

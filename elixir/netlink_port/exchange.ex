@@ -6,6 +6,7 @@ defmodule NetlinkPort.Exchange do
   alias NetlinkPort.{Answer, Error, ExtAck, Family, Message}
 
   import Bitwise
+  import NetlinkPort.Message, only: [is_control: 1]
 
   # How often a dump is tried before its inconsistency is told.
   @attempts 5
@@ -217,7 +218,8 @@ defmodule NetlinkPort.Exchange do
     answer = %{
       answer
       | begin: if(exchange.transaction?, do: first),
-        alone?: Family.alone?(protocol, type, flags)
+        alone?: Family.alone?(protocol, type, flags),
+        control?: exchange.kind == :dump and is_control(type)
     }
 
     {%{exchange | answer: answer}, datagrams(exchange, Enum.map(requests, &elem(&1, 1))), next}
@@ -419,8 +421,8 @@ defmodule NetlinkPort.Exchange do
     cut(%{exchange | lost: nil}, lost)
   end
 
-  def cut(%{answer: %{put_off: %Error{} = error} = answer} = exchange, %{reason: :etimedout}) do
-    cut(%{exchange | answer: %{answer | put_off: nil}}, error)
+  def cut(%{answer: %{delayed: %Error{} = delayed} = answer} = exchange, %{reason: :etimedout}) do
+    cut(%{exchange | answer: %{answer | delayed: nil}}, delayed)
   end
 
   def cut(%{kind: :dump, answer: nil}, error), do: {:error, %{error | messages: []}}

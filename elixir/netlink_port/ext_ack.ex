@@ -7,7 +7,9 @@ defmodule NetlinkPort.ExtAck do
       NLMSG_DONE    errno:32 | attributes
 
   Attributes are there with `NLM_F_ACK_TLVS`, on sockets with `ext_ack`, which all have unless told
-  otherwise.
+  otherwise. They come with errors, as `:ext_ack` of `NetlinkPort.Error`, and with successes: warnings and
+  cookies, which `ext_ack: true` of `NetlinkPort.request/4` returns, and
+  `[:netlink_port, :request, :warning]` of `NetlinkPort.Telemetry` tells of.
 
   ## Fields
 

@@ -38,7 +38,7 @@ defmodule NetlinkPort.Generic do
   another family only after a thousand have been registered.
   """
 
-  alias NetlinkPort.{Attr, Connection, DecodeError, Error, Message, Socket}
+  alias NetlinkPort.{Attr, Connection, DecodeError, Error, ExtAck, Message, Socket}
 
   @nlctrl 0x10
   @getfamily 3
@@ -209,7 +209,7 @@ defmodule NetlinkPort.Generic do
   Errors are those of `NetlinkPort.request/4`, and of `family/3` for a name.
   """
   @spec request(via(), String.t() | t(), 0..255, iodata(), keyword()) ::
-          {:ok, [Message.t()]} | NetlinkPort.error()
+          {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def request(via, family, command, payload \\ "", opts \\ []) do
     ask(:request, via, family, command, payload, opts)
   end
@@ -223,7 +223,7 @@ defmodule NetlinkPort.Generic do
   Errors are those of `NetlinkPort.dump/4`, and of `family/3` for a name.
   """
   @spec dump(via(), String.t() | t(), 0..255, iodata(), keyword()) ::
-          {:ok, [Message.t()]} | NetlinkPort.error()
+          {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def dump(via, family, command, payload \\ "", opts \\ []) do
     ask(:dump, via, family, command, payload, opts)
   end

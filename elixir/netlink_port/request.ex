@@ -12,6 +12,9 @@ defmodule NetlinkPort.Request do
 
   import NetlinkPort.Answer, only: [is_answer: 4]
 
+  # How long the rest of a dump that was left may be silent, in ms.
+  @patience 5_000
+
   defmodule Reader do
     @moduledoc false
     # `deadline` is that of the next datagram, and `limit` that of the whole, `total` ms after the start.
@@ -93,11 +96,12 @@ defmodule NetlinkPort.Request do
 
   # One that is left early is read to its end at once: the rest would fill the socket's window.
   defp finish({%{socket: socket, exchange: %{answer: %{last: last}}}, opts}) do
-    if Remains.dump(socket) == {:live, last} do
-      Remains.leave(socket)
-      _drained = drain(socket, opts, deadline(opts.total_timeout))
-    end
+    if Remains.dump(socket) == {:live, last}, do: leave(socket, opts), else: :ok
+  end
 
+  defp leave(socket, opts) do
+    Remains.leave(socket)
+    _drained = drain(socket, opts, deadline(opts.total_timeout))
     :ok
   end
 
@@ -192,10 +196,16 @@ defmodule NetlinkPort.Request do
           reader
         else
           Remains.note_end(reader.socket, mine)
-          reader = add(reader, mine, byte_size(datagram))
-          %{reader | exchange: Exchange.lose(reader.exchange, Exchange.malformed(error))}
+          broken(add(reader, mine, byte_size(datagram)), error)
         end
     end
+  end
+
+  # Behind the end of an answer nothing of it is missing.
+  defp broken(%{exchange: exchange} = reader, error) do
+    if Exchange.done?(exchange),
+      do: reader,
+      else: %{reader | exchange: Exchange.lose(exchange, Exchange.malformed(error))}
   end
 
   defp add(reader, [], _size), do: reader
@@ -204,7 +214,7 @@ defmodule NetlinkPort.Request do
   defp add(%{exchange: exchange} = reader, mine, size) do
     exchange = Exchange.add(exchange, mine, size)
     reader = %{reader | exchange: exchange}
-    if Exchange.done?(exchange), do: settle(reader)
+    _settled = if Exchange.done?(exchange), do: settle(reader)
     if exchange.kind == :dump, do: extend(reader), else: reader
   end
 
@@ -214,9 +224,9 @@ defmodule NetlinkPort.Request do
     if Exchange.more?(exchange), do: Remains.late(socket, exchange.answer.classes)
 
     # The one that was not waited for is under way after all.
-    with %{passed: seq} when seq != nil <- reader,
-         %{reason: :ebusy} <- Answer.error(exchange.answer) do
-      Remains.left(socket, seq)
+    case {reader.passed, Answer.error(exchange.answer)} do
+      {seq, %{reason: :ebusy}} when seq != nil -> Remains.left(socket, seq)
+      _not_refused -> :ok
     end
   end
 
@@ -323,6 +333,7 @@ defmodule NetlinkPort.Request do
 
       {_left, seq} ->
         exchange = Exchange.rest(socket.protocol, seq, opts.max_bytes)
+        opts = %{opts | timeout: min(opts.timeout, @patience)}
         drain_step(reader(socket, exchange, opts, limit), seq)
     end
   end

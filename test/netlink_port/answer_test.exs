@@ -63,16 +63,13 @@ defmodule NetlinkPort.AnswerTest do
     assert %Error{reason: :ebusy} = Answer.error(answer)
   end
 
-  test "a dump that is put off for want of room goes on" do
-    answer = read(dump(), [error(7, 105), message(16, 7, "a", @multi)])
+  test "a dump for whose beginning there was no room begins later" do
+    answer = read(dump(), [error(7, 105)])
     refute Answer.done?(answer)
-    answer = read(answer, [done(7, <<0::32>>)])
-    assert {answer.ended, Answer.error(answer)} == {:done, nil}
-    assert [%Message{payload: "a"}] = Answer.messages(answer)
-
-    # As an end of a dump it is an error as any other, and so it is of another request.
-    assert %{ended: :error} = answer = read(dump(), [done(7, <<-105::32-native>>)])
-    assert %Error{reason: :enobufs} = Answer.error(answer)
+    answer = read(answer, [message(16, 7, "", @multi), done(7, <<0::32>>)])
+    assert {answer.ended, answer.count, Answer.error(answer)} == {:done, 1, nil}
+    # In NLMSG_DONE it is the dump's own error, and in answer to a request final.
+    assert %Error{reason: :enobufs} = Answer.error(read(dump(), [done(7, <<-105::32-native>>)]))
     assert %{ended: :error} = read(new(:acked, [7], 7), [error(7, 105)])
   end
 
@@ -101,6 +98,14 @@ defmodule NetlinkPort.AnswerTest do
     refute Answer.done?(answer)
     assert %{ended: :ack, count: 2} = read(answer, [error(7, 0)])
     assert %{ended: :done, count: 2} = read(answer, [done(7, <<0::32>>)])
+  end
+
+  test "the kernel's ack of a control message does not end what a peer in user space answers" do
+    control = %{dump() | control?: true}
+    assert %{ended: :ack} = read(control, [error(7, 0)])
+    answer = read(control, [message(16, 7, "", @multi), error(7, 0)])
+    refute Answer.done?(answer)
+    assert %{ended: :done} = read(answer, [done(7, <<0::32>>)])
   end
 
   test "a batch ends with the ack of its last; errors of the others are kept by number" do

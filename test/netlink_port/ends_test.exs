@@ -6,6 +6,8 @@ defmodule NetlinkPort.EndsTest do
   alias NetlinkPort.{Attr, Connection, Generic, Message}
   alias NetlinkPort.Request.Remains
 
+  @moduletag :root
+
   @minute 60_000
   @newlink 16
   @getlink 18
@@ -47,209 +49,245 @@ defmodule NetlinkPort.EndsTest do
     type
   end
 
-  for active <- [true, false] do
-    describe "with active: #{active}" do
-      @describetag active: active
+  # Each in a namespace of its own.
+  defp ways(context) do
+    for active <- [true, false], do: Map.merge(context, %{active: active, netns: netns!()})
+  end
 
-      test "a dump whose header is too short is an error at once that says what is missing, and leaves nothing",
-           context do
-        for {protocol, type, payload, struct, whole} <- [
-              {:route, @getlink, "", "struct rtgenmsg", @all_links},
-              {:route, 26, "", "struct rtgenmsg", <<2, 0::88>>},
-              {:netfilter, 0xA01, "", "struct nfgenmsg", @nfgenmsg},
-              {:netfilter, 0x101, <<0, 0>>, "struct nfgenmsg", @nfgenmsg}
-            ] do
-          socket = open!(context, protocol, active: context.active)
-          opts = [timeout: @minute]
-          assert {:error, error} = NetlinkPort.dump(socket, type, payload, opts)
-          assert {error.stage, error.reason} == {:request, :einval}
-          assert Exception.message(error) =~ "#{byte_size(payload)} bytes, and #{struct}"
-          error = %{error | messages: nil}
-          assert {:error, ^error} = NetlinkPort.request(socket, type, payload, opts)
-          opts = [ack: false, timeout: @minute]
-          assert {:error, ^error} = NetlinkPort.request(socket, type, payload, opts)
+  test "a dump whose header is too short is an error at once that says what is missing, and leaves nothing",
+       context do
+    for context <- ways(context) do
+      for {protocol, type, payload, struct, whole} <- [
+            {:route, @getlink, "", "struct rtgenmsg", @all_links},
+            {:route, 26, "", "struct rtgenmsg", <<2, 0::88>>},
+            {:netfilter, 0xA01, "", "struct nfgenmsg", @nfgenmsg},
+            {:netfilter, 0x101, <<0, 0>>, "struct nfgenmsg", @nfgenmsg}
+          ] do
+        socket = open!(context, protocol, active: context.active)
+        opts = [timeout: @minute]
+        assert {:error, error} = NetlinkPort.dump(socket, type, payload, opts)
+        assert {error.stage, error.reason} == {:request, :einval}
+        assert Exception.message(error) =~ "#{byte_size(payload)} bytes, and #{struct}"
+        error = %{error | messages: nil}
+        assert {:error, ^error} = NetlinkPort.request(socket, type, payload, opts)
+        opts = [ack: false, timeout: @minute]
+        assert {:error, ^error} = NetlinkPort.request(socket, type, payload, opts)
 
-          assert_raise Error, fn ->
-            Enum.to_list(NetlinkPort.stream(socket, type, payload, timeout: @minute))
-          end
-
-          assert {:ok, _all} = NetlinkPort.dump(socket, type, whole, timeout: @minute)
-          assert mailbox() == []
+        assert_raise Error, fn ->
+          Enum.to_list(NetlinkPort.stream(socket, type, payload, timeout: @minute))
         end
+
+        assert {:ok, _all} = NetlinkPort.dump(socket, type, whole, timeout: @minute)
+        assert mailbox() == []
       end
+    end
+  end
 
-      test "a dump of what is none ends with the ack, or the error, and with what came",
-           context do
-        for {protocol, type, payload, outcome} <- [
-              # NFT_MSG_GETGEN, IPCTNL_MSG_CT_GET_STATS, XFRM_MSG_GETSADINFO: one message, and the ack.
-              {:netfilter, 0xA10, @nfgenmsg, 1},
-              {:netfilter, 0x105, @nfgenmsg, 1},
-              {:xfrm, 0x23, <<0::32>>, 1},
-              # XFRM_MSG_FLUSHSA and RTM_SETLINK are commands, RTM_NEWLINK without NLM_F_CREATE too.
-              {:xfrm, 0x1C, <<0>>, :eopnotsupp},
-              {:route, 19, @lo, :eopnotsupp},
-              {:route, @newlink, @all_links, :enodev},
-              # Skipped.
-              {:route, 1, "", :eopnotsupp},
-              {:generic, 3, "", :eopnotsupp},
-              # Too short for sock_diag and generic netlink, which say so.
-              {:sock_diag, 20, "", :einval},
-              {:generic, 16, "", :einval}
-            ] do
-          socket = open!(context, protocol, active: context.active)
+  test "a dump of what is none ends with the ack, or the error, and with what came",
+       context do
+    for context <- ways(context) do
+      for {protocol, type, payload, outcome} <- [
+            # NFT_MSG_GETGEN, IPCTNL_MSG_CT_GET_STATS, XFRM_MSG_GETSADINFO: one message, and the ack.
+            {:netfilter, 0xA10, @nfgenmsg, 1},
+            {:netfilter, 0x105, @nfgenmsg, 1},
+            {:xfrm, 0x23, <<0::32>>, 1},
+            # XFRM_MSG_FLUSHSA and RTM_SETLINK are commands, RTM_NEWLINK without NLM_F_CREATE too.
+            {:xfrm, 0x1C, <<0>>, :eopnotsupp},
+            {:route, 19, @lo, :eopnotsupp},
+            {:route, @newlink, @all_links, :enodev},
+            # Skipped.
+            {:route, 1, "", :eopnotsupp},
+            {:generic, 3, "", :eopnotsupp},
+            # Too short for sock_diag and generic netlink, which say so.
+            {:sock_diag, 20, "", :einval},
+            {:generic, 16, "", :einval}
+          ] do
+        socket = open!(context, protocol, active: context.active)
 
-          case NetlinkPort.dump(socket, type, payload, timeout: @minute) do
-            {:ok, messages} -> assert length(messages) == outcome
-            {:error, error} -> assert {error.stage, error.reason} == {:request, outcome}
-          end
-
-          assert mailbox() == []
+        case NetlinkPort.dump(socket, type, payload, timeout: @minute) do
+          {:ok, messages} -> assert length(messages) == outcome
+          {:error, error} -> assert {error.stage, error.reason} == {:request, outcome}
         end
-      end
 
-      test "a dump without NLM_F_MULTI, of the netdev family, is read to NLMSG_DONE", context do
+        assert mailbox() == []
+      end
+    end
+  end
+
+  test "a dump without NLM_F_MULTI, of the netdev family, is read to NLMSG_DONE", context do
+    for context <- ways(context) do
+      ip_batch!(context.netns, for(n <- 1..100, do: "link add br#{n} type bridge"))
+
+      with {:ok, netdev} <- Generic.family(open!(context, :generic), "netdev") do
+        # The first datagram of a socket's first dump is 4 kB at most, of 101 devices some 60.
         socket = open!(context, :generic, active: context.active)
-        for n <- 1..3, do: ip!(["-n", context.netns, "link", "add", "br#{n}", "type", "bridge"])
-
-        with {:ok, netdev} <- Generic.family(socket, "netdev") do
-          # NETDEV_CMD_DEV_GET
-          assert {:ok, devices} = Generic.dump(socket, netdev, 1, "", timeout: @minute)
-          assert length(devices) == 4
-        end
-
-        assert mailbox() == []
+        # NETDEV_CMD_DEV_GET
+        assert {:ok, devices} = Generic.dump(socket, netdev, 1, "", timeout: @minute)
+        assert length(devices) == 101
       end
 
-      test "a control message is acked, and is an error at once without an ack", context do
-        for protocol <- [:route, :netfilter, :generic, :xfrm, :sock_diag],
-            type <- [0, 1, 3, 15] do
-          socket = open!(context, protocol, active: context.active)
-          assert {:ok, []} = NetlinkPort.request(socket, type, @lo, timeout: @minute)
-          opts = [ack: false, timeout: @minute]
-          assert {:error, %{reason: :einval}} = NetlinkPort.request(socket, type, @lo, opts)
-        end
+      assert mailbox() == []
+    end
+  end
+
+  test "a control message is acked, and is an error at once without an ack", context do
+    for context <- ways(context) do
+      for protocol <- [:route, :netfilter, :generic, :xfrm, :sock_diag],
+          type <- [0, 1, 3, 15] do
+        socket = open!(context, protocol, active: context.active)
+        assert {:ok, []} = NetlinkPort.request(socket, type, @lo, timeout: @minute)
+        opts = [ack: false, timeout: @minute]
+        assert {:error, %{reason: :einval}} = NetlinkPort.request(socket, type, @lo, opts)
+      end
+    end
+  end
+
+  test "audit: queries are answered behind their acks, and are whole all the same", context do
+    for context <- ways(context) do
+      {:ok, socket} = NetlinkPort.open(context.server, :audit, active: context.active)
+      # AUDIT_GET, AUDIT_GET_FEATURE, and AUDIT_LIST_RULES, which has none
+      for opts <- [[], [ack: false]], type <- [1000, 1019] do
+        assert {:ok, [%Message{type: ^type}]} = NetlinkPort.request(socket, type, "", opts)
       end
 
-      test "audit: queries are answered behind their acks, and are whole all the same", context do
-        {:ok, socket} = NetlinkPort.open(context.server, :audit, active: context.active)
-        # AUDIT_GET, AUDIT_GET_FEATURE, and AUDIT_LIST_RULES, which has none
-        for opts <- [[], [ack: false]], type <- [1000, 1019] do
-          assert {:ok, [%Message{type: ^type}]} = NetlinkPort.request(socket, type, "", opts)
-        end
+      assert {:ok, [%Message{type: 1000}]} = NetlinkPort.dump(socket, 1000)
+      assert {:ok, []} = NetlinkPort.dump(socket, 1013)
+      assert mailbox() == []
+    end
+  end
 
-        assert {:ok, [%Message{type: 1000}]} = NetlinkPort.dump(socket, 1000)
-        assert {:ok, []} = NetlinkPort.dump(socket, 1013)
-        assert mailbox() == []
+  test "fib_lookup is answered without an ack", context do
+    for context <- ways(context) do
+      socket = open!(context, :fib_lookup, active: context.active)
+      # struct fib_result_nl of 127.0.0.1
+      lookup = <<127, 0, 0, 1, 0::128>>
+      assert {:ok, [_result]} = NetlinkPort.request(socket, 18, lookup, timeout: @minute)
+      assert {:error, error} = NetlinkPort.request(socket, 18, "", timeout: @minute)
+      assert Exception.message(error) =~ "struct fib_result_nl"
+    end
+  end
+
+  test "a plain conntrack GET ends with its one message, that says it is one of many",
+       context do
+    for context <- ways(context) do
+      socket = open!(context, :netfilter, active: context.active)
+      proto = [{1, <<17>>}, {2, <<1::16>>}, {3, <<2::16>>}]
+      reply = [{1, <<17>>}, {2, <<2::16>>}, {3, <<1::16>>}]
+      tuple = [{1, [{1, <<10, 0, 0, 1>>}, {2, <<10, 0, 0, 2>>}]}, {2, proto}]
+      get = [<<2, 0, 0::16>> | Attr.encode([{1, tuple}])]
+
+      # IPCTNL_MSG_CT_NEW of that flow, for 300 s
+      back = [{1, [{1, <<10, 0, 0, 2>>}, {2, <<10, 0, 0, 1>>}]}, {2, reply}]
+      new = [<<2, 0, 0::16>> | Attr.encode([{1, tuple}, {2, back}, {7, <<300::32>>}])]
+      assert {:ok, []} = NetlinkPort.request(socket, 0x100, new, flags: [:create, :excl])
+
+      for opts <- [[], [ack: false]] do
+        opts = [timeout: @minute] ++ opts
+        assert {:ok, [flow]} = NetlinkPort.request(socket, 0x101, get, opts)
+        assert Message.flag?(flow, :multi)
+        assert {:ok, [_stats]} = NetlinkPort.request(socket, 0x105, @nfgenmsg, opts)
       end
 
-      test "fib_lookup is answered without an ack", context do
-        socket = open!(context, :fib_lookup, active: context.active)
-        # struct fib_result_nl of 127.0.0.1
-        lookup = <<127, 0, 0, 1, 0::128>>
-        assert {:ok, [_result]} = NetlinkPort.request(socket, 18, lookup, timeout: @minute)
-        assert {:error, error} = NetlinkPort.request(socket, 18, "", timeout: @minute)
-        assert Exception.message(error) =~ "struct fib_result_nl"
+      assert {:ok, [_flow]} = NetlinkPort.dump(socket, 0x101, @nfgenmsg)
+      assert mailbox() == []
+    end
+  end
+
+  test "an ack behind the end of an answer belongs to it", context do
+    for context <- ways(context) do
+      socket = open!(context, :netfilter, active: context.active)
+      limit = fn type, flags -> {type, flags, <<0, 0, 10::16>>} end
+      table = fn name -> [<<2, 0, 0::16>> | Attr.encode([{1, name <> <<0>>}])] end
+      new = fn name -> {0xA00, [:create, :ack], table.(name)} end
+      batch = [limit.(16, [:ack]), new.("a"), new.("b"), limit.(17, [:ack])]
+      assert {:ok, [ok: [], ok: [], ok: [], ok: []]} = NetlinkPort.batch(socket, batch)
+      # All that the kernel had to say has come when this is answered.
+      assert {:ok, [_gen]} = NetlinkPort.request(socket, 0xA10, @nfgenmsg)
+      assert {:error, %{reason: :etimedout}} = passive(socket)
+      assert mailbox() == []
+    end
+  end
+
+  test "events do not move the deadline of a dump", context do
+    for context <- ways(context) do
+      opts = [groups: [1], filter: without_acks(), active: context.active]
+      socket = open!(context, :route, opts)
+
+      storm =
+        spawn(fn ->
+          for n <- Stream.iterate(1, &(&1 + 1)),
+              do: ip!(["-n", context.netns, "link", "add", "br#{n}", "type", "bridge"])
+        end)
+
+      # With its ack filtered out nothing comes of it.
+      assert {:error, error} = NetlinkPort.dump(socket, 1, "", timeout: 1_000)
+      assert {error.reason, error.messages} == {:etimedout, []}
+      assert Exception.message(error) =~ "no answer came in time"
+      event(socket)
+      Process.exit(storm, :kill)
+      NetlinkPort.close(socket)
+      assert mailbox() |> Enum.all?(&match?({:netlink, ^socket, _event}, &1))
+      for {:netlink, ^socket, _event} = message <- mailbox(), do: assert_received(^message)
+    end
+  end
+
+  # One at least, from wherever it waits.
+  defp event(socket) do
+    case NetlinkPort.recv(socket, @minute) do
+      {:ok, datagram} -> send(self(), {:netlink, socket, datagram})
+      {:error, %{reason: :einval}} -> assert_receive {:netlink, ^socket, _event}, @minute
+    end
+  end
+
+  test "what never ends is bounded by max_bytes, by total_timeout, and costs the socket when it is left",
+       context do
+    for context <- ways(context) do
+      socket = fn -> open!(context, :route, [user_peers: true] ++ silent(context)) end
+      endless = socket.()
+      flood!(context, endless)
+      opts = [max_bytes: 1_000_000, timeout: 5_000]
+      assert {:error, error} = NetlinkPort.dump(endless, 1, "", opts)
+      assert {error.stage, error.reason} == {:request, :emsgsize}
+      assert Exception.message(error) =~ "larger than max_bytes: 1000000"
+      assert length(error.messages) > 100
+      # The next one would have to read that to its end.
+      assert {:error, error} = NetlinkPort.dump(endless, @getlink, @all_links, opts)
+      assert Exception.message(error) =~ "the socket was closed"
+      assert_receive {:netlink_closed, ^endless, :endless_dump}
+      assert {:error, %{reason: :ebadf}} = NetlinkPort.request(endless, @getlink, @lo)
+      refute Enum.any?(mailbox(), &match?({:netlink, ^endless, _, _}, &1))
+
+      # Also where the kernel acks what it skips.
+      acked = open!(context, :route, user_peers: true, active: context.active)
+      flood!(context, acked)
+      assert {:error, error} = NetlinkPort.dump(acked, 1, "", opts)
+      assert error.reason in [:emsgsize, :eopnotsupp]
+
+      endless = socket.()
+      flood!(context, endless)
+      opts = [timeout: 500, total_timeout: 700, max_bytes: :infinity]
+      assert {:error, error} = NetlinkPort.dump(endless, 1, "", opts)
+      assert error.reason == :etimedout
+      assert Exception.message(error) =~ "still went on after total_timeout: 700 ms"
+
+      endless = socket.()
+      flood!(context, endless)
+      opts = [timeout: 5_000, max_bytes: 1_000_000]
+      assert [%Message{}] = endless |> NetlinkPort.stream(1, "", opts) |> Enum.take(1)
+      assert_receive {:netlink_closed, ^endless, :endless_dump}
+      assert {:ok, [_lo]} = NetlinkPort.dump(open!(context, :route), @getlink, @all_links)
+    end
+  end
+
+  test "a dump that nothing answers does not stand in the way of the next", context do
+    for context <- ways(context) do
+      socket = open!(context, :route, silent(context))
+
+      for _ <- 1..2 do
+        assert {:error, %{reason: :etimedout}} = NetlinkPort.dump(socket, 1, "", timeout: 100)
       end
 
-      test "a plain conntrack GET ends with its one message, that says it is one of many",
-           context do
-        as_root(
-          "ip",
-          ["netns", "exec", context.netns, "conntrack", "-I", "-p", "udp", "-t", "300"] ++
-            ~w(-s 10.0.0.1 -d 10.0.0.2 --sport 1 --dport 2)
-        )
-
-        socket = open!(context, :netfilter, active: context.active)
-        proto = [{1, <<17>>}, {2, <<1::16>>}, {3, <<2::16>>}]
-        tuple = [{1, [{1, <<10, 0, 0, 1>>}, {2, <<10, 0, 0, 2>>}]}, {2, proto}]
-        get = [<<2, 0, 0::16>> | Attr.encode([{1, tuple}])]
-
-        for opts <- [[], [ack: false]] do
-          opts = [timeout: @minute] ++ opts
-          assert {:ok, [flow]} = NetlinkPort.request(socket, 0x101, get, opts)
-          assert Message.flag?(flow, :multi)
-          assert {:ok, [_stats]} = NetlinkPort.request(socket, 0x105, @nfgenmsg, opts)
-        end
-
-        assert {:ok, [_flow]} = NetlinkPort.dump(socket, 0x101, @nfgenmsg)
-        assert mailbox() == []
-      end
-
-      test "an ack behind the end of an answer belongs to it", context do
-        socket = open!(context, :netfilter, active: context.active)
-        limit = fn type, flags -> {type, flags, <<0, 0, 10::16>>} end
-        table = fn name -> [<<2, 0, 0::16>> | Attr.encode([{1, name <> <<0>>}])] end
-        new = fn name -> {0xA00, [:create, :ack], table.(name)} end
-        batch = [limit.(16, [:ack]), new.("a"), new.("b"), limit.(17, [:ack])]
-        assert {:ok, [ok: [], ok: [], ok: [], ok: []]} = NetlinkPort.batch(socket, batch)
-        # All that the kernel had to say has come when this is answered.
-        assert {:ok, [_gen]} = NetlinkPort.request(socket, 0xA10, @nfgenmsg)
-        assert {:error, %{reason: :etimedout}} = passive(socket)
-        assert mailbox() == []
-      end
-
-      test "events do not move the deadline of a dump", context do
-        opts = [groups: [1], filter: without_acks(), active: context.active]
-        socket = open!(context, :route, opts)
-
-        storm =
-          spawn_reporting(fn ->
-            Stream.iterate(1, &(&1 + 1))
-            |> Enum.take_while(fn n ->
-              ip!(["-n", context.netns, "link", "add", "br#{n}", "type", "bridge"])
-              receive do: (:stop -> false), after: (0 -> true)
-            end)
-          end)
-
-        # With its ack filtered out nothing comes of it.
-        assert {:error, error} = NetlinkPort.dump(socket, 1, "", timeout: 1_000)
-        send(storm, :stop)
-        assert {error.reason, error.messages} == {:etimedout, []}
-        assert Exception.message(error) =~ "no answer came in time"
-        assert_receive {:result, ^storm, [_ | _]}, within(10_000)
-      end
-
-      test "what never ends is bounded by max_bytes, by total_timeout, and costs the socket when it is left",
-           context do
-        socket = fn -> open!(context, :route, [user_peers: true] ++ silent(context)) end
-        endless = socket.()
-        flood!(context, endless)
-        opts = [max_bytes: 1_000_000, timeout: 5_000]
-        assert {:error, error} = NetlinkPort.dump(endless, 1, "", opts)
-        assert {error.stage, error.reason} == {:request, :emsgsize}
-        assert Exception.message(error) =~ "larger than max_bytes: 1000000"
-        assert length(error.messages) > 100
-        # The next one would have to read that to its end.
-        assert {:error, error} = NetlinkPort.dump(endless, @getlink, @all_links, opts)
-        assert Exception.message(error) =~ "the socket was closed"
-        assert_receive {:netlink_closed, ^endless, :endless_dump}
-        assert {:error, %{reason: :ebadf}} = NetlinkPort.request(endless, @getlink, @lo)
-        refute Enum.any?(mailbox(), &match?({:netlink, ^endless, _, _}, &1))
-
-        endless = socket.()
-        flood!(context, endless)
-        opts = [timeout: 500, total_timeout: 700, max_bytes: :infinity]
-        assert {:error, error} = NetlinkPort.dump(endless, 1, "", opts)
-        assert error.reason == :etimedout
-        assert Exception.message(error) =~ "still went on after total_timeout: 700 ms"
-
-        endless = socket.()
-        flood!(context, endless)
-        opts = [timeout: 5_000, max_bytes: 1_000_000]
-        assert [%Message{}] = endless |> NetlinkPort.stream(1, "", opts) |> Enum.take(1)
-        assert_receive {:netlink_closed, ^endless, :endless_dump}
-        assert {:ok, [_lo]} = NetlinkPort.dump(open!(context, :route), @getlink, @all_links)
-      end
-
-      test "a dump that nothing answers does not stand in the way of the next", context do
-        socket = open!(context, :route, silent(context))
-
-        for _ <- 1..2 do
-          assert {:error, %{reason: :etimedout}} = NetlinkPort.dump(socket, 1, "", timeout: 100)
-        end
-
-        assert {:ok, [_lo]} = NetlinkPort.dump(socket, @getlink, @all_links, timeout: 2_000)
-      end
+      assert {:ok, [_lo]} = NetlinkPort.dump(socket, @getlink, @all_links, timeout: @minute)
     end
   end
 
@@ -357,6 +395,33 @@ defmodule NetlinkPort.EndsTest do
       assert waiting?.()
       for pid <- callers, do: Process.exit(pid, :kill)
     end
+  end
+
+  @tag :team
+  test "team: the ack behind NLMSG_DONE belongs to the request", context do
+    for context <- ways(context) do
+      ip!(["-n", context.netns, "link", "add", "team0", "index", "9", "type", "team"])
+      socket = open!(context, :generic, active: context.active)
+      # TEAM_CMD_OPTIONS_GET with TEAM_ATTR_TEAM_IFINDEX
+      attrs = Attr.encode([{1, Attr.u32(9)}])
+      assert {:ok, [_ | _]} = Generic.request(socket, "team", 2, attrs, timeout: @minute)
+      assert {:ok, _nlctrl} = Generic.family(socket, "nlctrl")
+      assert {:error, %{reason: :etimedout}} = passive(socket)
+      assert mailbox() == []
+    end
+  end
+
+  test "every protocol but route rounds its number of groups up", context do
+    for protocol <- [:xfrm, :netfilter, :sock_diag] do
+      socket = open!(context, protocol)
+      assert :ok = NetlinkPort.join(socket, 32)
+      assert {:error, %Error{reason: :einval}} = NetlinkPort.join(socket, 33)
+      assert {:ok, [32]} = NetlinkPort.memberships(socket)
+    end
+
+    # RTNLGRP_MAX is no multiple of 32.
+    assert {:error, %Error{reason: :einval}} = NetlinkPort.join(open!(context, :route), 64)
+    assert :ok = NetlinkPort.join(open!(context, :generic), 32)
   end
 
   test "a command without an ack is carried out, and never answered", context do

@@ -35,14 +35,6 @@ defmodule NetlinkPort.ExchangeTest do
     end
   end
 
-  test "a dump that is put off and does not go on is ENOBUFS at its deadline" do
-    put_off = Exchange.add(dump(), [failed(7, 105)])
-    refute Exchange.done?(put_off)
-    late = Error.new(:recv, :etimedout)
-    assert {:error, %Error{stage: :request, reason: :enobufs}} = Exchange.cut(put_off, late)
-    assert {:error, %Error{reason: :epipe}} = Exchange.cut(put_off, Error.new(:thread, :epipe))
-  end
-
   test "a dump that is interrupted each time is EINTR after five, with what was read" do
     interrupted = link(7, [:multi, :dump_intr])
     spoil = &Exchange.add(&1, [interrupted, done(7)])
@@ -67,6 +59,8 @@ defmodule NetlinkPort.ExchangeTest do
     assert {:error, %Error{reason: :etimedout, messages: []}} = Exchange.cut(dump(), etimedout)
     lost = Exchange.lose(dump(), Error.new(:recv, :enobufs))
     assert {:error, %Error{reason: :enobufs}} = Exchange.cut(lost, etimedout)
+    delayed = Exchange.add(dump(), [failed(7, 105)])
+    assert {:error, %Error{reason: :enobufs}} = Exchange.cut(delayed, etimedout)
     epipe = Error.new(:thread, :epipe)
     assert {:error, %Error{reason: :epipe}} = Exchange.cut(lost, epipe)
     # One that waits for its turn.
@@ -113,6 +107,23 @@ defmodule NetlinkPort.ExchangeTest do
     # One message needs none.
     exchange = new(:netfilter, {:batch, [{0xA10, 0, <<0::32>>}]})
     assert {_exchange, [[_only]], 10} = Exchange.number(exchange, 9)
+  end
+
+  test "an answer that ends with NLMSG_DONE may be acked behind it, one that ends with its ack not" do
+    {exchange, [_datagram], _next} = Exchange.number(new(:generic, {:request, 30, "", @opts}), 7)
+
+    ended = Exchange.add(exchange, [link(7), done(7)])
+    assert Exchange.done?(ended) and Exchange.more?(ended)
+    assert {:ok, [_reply], nil} = Exchange.outcome(ended)
+    ended = Exchange.add(exchange, [link(7), failed(7, 0)])
+    assert Exchange.done?(ended) and not Exchange.more?(ended)
+  end
+
+  test "a warning comes with NLMSG_DONE, too" do
+    warning = IO.iodata_to_binary(NetlinkPort.Attr.encode([{1, "old table\0"}]))
+    done = %{done(7) | flags: 0x202, payload: <<0::32, warning::binary>>}
+    ended = Exchange.add(dump(), [link(7), done])
+    assert {:ok, [_link], %{message: "old table"}} = Exchange.outcome(ended)
   end
 
   test "what is gathered is bounded" do

@@ -6,6 +6,8 @@ defmodule NetlinkPort.OwnEventsTest do
 
   alias NetlinkPort.{Attr, Connection, Message}
 
+  @moduletag :root
+
   @newlink 16
   @getlink 18
   @newaddr 20
@@ -67,114 +69,126 @@ defmodule NetlinkPort.OwnEventsTest do
     socket
   end
 
-  for active <- [true, false], pktinfo <- [true, false] do
-    describe "with active: #{active}, pktinfo: #{pktinfo}" do
-      @describetag opts: [active: active, pktinfo: pktinfo]
+  # Each in a namespace of its own.
+  defp ways(context) do
+    for active <- [true, false], pktinfo <- [true, false] do
+      Map.merge(context, %{opts: [active: active, pktinfo: pktinfo], netns: netns!()})
+    end
+  end
 
-      test "the event of a change is the owner's, and no answer", context do
-        groups = [@address_group, @route_group]
+  test "the event of a change is the owner's, and no answer", context do
+    for context <- ways(context) do
+      groups = [@address_group, @route_group]
+      socket = open!(context, :route, [groups: groups] ++ context.opts)
+      new = [flags: [:create, :excl]]
+      assert {:ok, []} = NetlinkPort.request(socket, @newaddr, address(1), new)
+      assert {:ok, []} = NetlinkPort.request(socket, @newroute, route(1), new)
+      assert Enum.sort(events(settled(socket))) == [@newaddr, @newroute, @newroute]
+
+      add = fn n -> {@newroute, [:create, :excl], route(n)} end
+
+      assert {:ok, [{:ok, []}, {:error, _}, {:ok, []}]} =
+               NetlinkPort.batch(socket, [add.(2), add.(2), add.(3)])
+
+      assert events(settled(socket)) == [@newroute, @newroute]
+
+      # RTM_DELROUTE, and what fails
+      assert {:ok, []} = NetlinkPort.request(socket, @newroute + 1, route(3))
+      assert {:error, _} = NetlinkPort.request(socket, @newroute + 1, route(3))
+      assert events(settled(socket)) == [@newroute + 1]
+    end
+  end
+
+  test "an event stays in its place among others", context do
+    for context <- ways(context) do
+      groups = [@link_group, @route_group]
+      socket = open!(context, :route, [groups: groups] ++ context.opts)
+      ip!(["-n", context.netns, "link", "add", "br0", "type", "bridge"])
+
+      assert {:ok, []} = NetlinkPort.request(socket, @newroute, route(1), flags: [:create, :excl])
+
+      ip!(["-n", context.netns, "link", "del", "br0"])
+      types = events(settled(socket))
+      assert Enum.uniq(types) == [@newlink, @newroute, @newlink + 1]
+    end
+  end
+
+  test "nf_tables: the events of a batch are the owner's", context do
+    for context <- ways(context) do
+      # NFNLGRP_NFTABLES
+      socket = open!(context, :netfilter, [groups: [7]] ++ context.opts)
+      new = fn name -> {0xA00, [:create], table(name)} end
+
+      assert {:ok, [ok: [], ok: [], ok: [], ok: []]} =
+               NetlinkPort.batch(socket, [limit(16), new.("a"), new.("b"), limit(17)])
+
+      settled(socket, {0xA10, <<0::32>>})
+      # NFT_MSG_NEWGEN is the last.
+      assert events(socket) == [0xA00, 0xA00, 0xA0F]
+    end
+  end
+
+  test "an echo is the answer, for members of the group and others", context do
+    for context <- ways(context) do
+      for groups <- [[], [@link_group, @address_group, @route_group]] do
         socket = open!(context, :route, [groups: groups] ++ context.opts)
-        new = [flags: [:create, :excl]]
-        assert {:ok, []} = NetlinkPort.request(socket, @newaddr, address(1), new)
-        assert {:ok, []} = NetlinkPort.request(socket, @newroute, route(1), new)
-        assert Enum.sort(events(settled(socket))) == [@newaddr, @newroute, @newroute]
+        new = [flags: [:create, :excl, :echo]]
+        name = "br#{length(groups)}"
 
-        add = fn n -> {@newroute, [:create, :excl], route(n)} end
+        assert {:ok, [%Message{type: @newlink}]} =
+                 NetlinkPort.request(socket, @newlink, bridge(name), new)
 
-        assert {:ok, [{:ok, []}, {:error, _}, {:ok, []}]} =
-                 NetlinkPort.batch(socket, [add.(2), add.(2), add.(3)])
+        assert {:ok, [%Message{type: @newroute}]} =
+                 NetlinkPort.request(socket, @newroute, route(10 + length(groups)), new)
 
-        assert events(settled(socket)) == [@newroute, @newroute]
+        assert {:ok, [%Message{type: @newaddr}]} =
+                 NetlinkPort.request(
+                   socket,
+                   @newaddr,
+                   address(2 + length(groups)),
+                   [ack: false] ++ new
+                 )
 
-        # RTM_DELROUTE, and what fails
-        assert {:ok, []} = NetlinkPort.request(socket, @newroute + 1, route(3))
-        assert {:error, _} = NetlinkPort.request(socket, @newroute + 1, route(3))
-        assert events(settled(socket)) == [@newroute + 1]
+        echoed = {@newroute, [:create, :excl, :echo], route(20 + length(groups))}
+        plain = {@newroute, [:create, :excl], route(30 + length(groups))}
+
+        assert {:ok, [{:ok, [%Message{type: @newroute}]}, {:ok, []}]} =
+                 NetlinkPort.batch(socket, [echoed, plain])
+
+        # The address has a route, whose event is nobody's but the owner's.
+        local = if groups == [], do: [], else: [@newroute, @newroute]
+        assert events(settled(socket)) == local
       end
+    end
+  end
 
-      test "an event stays in its place among others", context do
-        groups = [@link_group, @route_group]
-        socket = open!(context, :route, [groups: groups] ++ context.opts)
-        ip!(["-n", context.netns, "link", "add", "br0", "type", "bridge"])
+  test "a dump is whole beside events", context do
+    for context <- ways(context) do
+      socket = open!(context, :route, [groups: [@route_group]] ++ context.opts)
+      assert {:ok, []} = NetlinkPort.request(socket, @newroute, route(1), flags: [:create])
+      assert {:ok, [_lo]} = NetlinkPort.dump(socket, @getlink, <<0::128>>)
+      assert events(socket) == [@newroute]
+    end
+  end
 
-        assert {:ok, []} =
-                 NetlinkPort.request(socket, @newroute, route(1), flags: [:create, :excl])
+  test "what cannot be read and is no answer is the owner's, unread", context do
+    for context <- ways(context) do
+      opts = [active: context.opts[:active], pktinfo: context.opts[:pktinfo]]
+      socket = open!(context, :route, [user_peers: true] ++ opts)
+      {:ok, %{port_id: port_id}} = NetlinkPort.info(socket)
+      peer = open!(context, :route, user_peers: true, active: false)
+      whole = IO.iodata_to_binary(Message.encode(%Message{type: 1300, payload: "abcd"}))
+      # As records of audit are: the length leaves the header out.
+      record = <<24::32-native, 1300::16-native, 0::80, 0::192>>
 
-        ip!(["-n", context.netns, "link", "del", "br0"])
-        types = events(settled(socket))
-        assert Enum.uniq(types) == [@newlink, @newroute, @newlink + 1]
-      end
-
-      test "nf_tables: the events of a batch are the owner's", context do
-        # NFNLGRP_NFTABLES
-        socket = open!(context, :netfilter, [groups: [7]] ++ context.opts)
-        new = fn name -> {0xA00, [:create], table(name)} end
-
-        assert {:ok, [ok: [], ok: [], ok: [], ok: []]} =
-                 NetlinkPort.batch(socket, [limit(16), new.("a"), new.("b"), limit(17)])
-
-        settled(socket, {0xA10, <<0::32>>})
-        # NFT_MSG_NEWGEN is the last.
-        assert events(socket) == [0xA00, 0xA00, 0xA0F]
-      end
-
-      test "an echo is the answer, for members of the group and others", context do
-        for groups <- [[], [@link_group, @address_group, @route_group]] do
-          socket = open!(context, :route, [groups: groups] ++ context.opts)
-          new = [flags: [:create, :excl, :echo]]
-          name = "br#{length(groups)}"
-
-          assert {:ok, [%Message{type: @newlink}]} =
-                   NetlinkPort.request(socket, @newlink, bridge(name), new)
-
-          assert {:ok, [%Message{type: @newroute}]} =
-                   NetlinkPort.request(socket, @newroute, route(10 + length(groups)), new)
-
-          assert {:ok, [%Message{type: @newaddr}]} =
-                   NetlinkPort.request(
-                     socket,
-                     @newaddr,
-                     address(2 + length(groups)),
-                     [ack: false] ++ new
-                   )
-
-          echoed = {@newroute, [:create, :excl, :echo], route(20 + length(groups))}
-          plain = {@newroute, [:create, :excl], route(30 + length(groups))}
-
-          assert {:ok, [{:ok, [%Message{type: @newroute}]}, {:ok, []}]} =
-                   NetlinkPort.batch(socket, [echoed, plain])
-
-          # The address has a route, whose event is nobody's but the owner's.
-          local = if groups == [], do: [], else: [@newroute, @newroute]
-          assert events(settled(socket)) == local
-        end
-      end
-
-      test "a dump is whole beside events", context do
-        socket = open!(context, :route, [groups: [@route_group]] ++ context.opts)
-        assert {:ok, []} = NetlinkPort.request(socket, @newroute, route(1), flags: [:create])
+      for strange <- [record, whole <> "tail", binary_part(whole, 0, 18), "short", <<>>] do
+        if strange != <<>>, do: :ok = NetlinkPort.send(peer, strange, to: {port_id, 0})
+        assert {:ok, [_lo]} = NetlinkPort.request(socket, @getlink, @lo)
         assert {:ok, [_lo]} = NetlinkPort.dump(socket, @getlink, <<0::128>>)
-        assert events(socket) == [@newroute]
-      end
 
-      test "what cannot be read and is no answer is the owner's, unread", context do
-        opts = [active: context.opts[:active], pktinfo: context.opts[:pktinfo]]
-        socket = open!(context, :route, [user_peers: true] ++ opts)
-        {:ok, %{port_id: port_id}} = NetlinkPort.info(socket)
-        peer = open!(context, :route, user_peers: true, active: false)
-        whole = IO.iodata_to_binary(Message.encode(%Message{type: 1300, payload: "abcd"}))
-        # As records of audit are: the length leaves the header out.
-        record = <<24::32-native, 1300::16-native, 0::80, 0::192>>
-
-        for strange <- [record, whole <> "tail", binary_part(whole, 0, 18), "short", <<>>] do
-          if strange != <<>>, do: :ok = NetlinkPort.send(peer, strange, to: {port_id, 0})
-          assert {:ok, [_lo]} = NetlinkPort.request(socket, @getlink, @lo)
-          assert {:ok, [_lo]} = NetlinkPort.dump(socket, @getlink, <<0::128>>)
-
-          if strange != <<>> do
-            assert_receive {:netlink, ^socket, ^strange, %{port_id: sender}}
-            assert sender != port_id
-          end
+        if strange != <<>> do
+          assert_receive {:netlink, ^socket, ^strange, %{port_id: sender}}
+          assert sender != port_id
         end
       end
     end

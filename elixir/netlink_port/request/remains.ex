@@ -12,6 +12,7 @@ defmodule NetlinkPort.Request.Remains do
   # How many numbers are remembered, at least those of the last exchange.
   @late 1_024
   @last_sequence 0xFFFFFFFF
+  @enobufs 105
 
   # `order` has the numbers of each exchange, the oldest first.
   defstruct [:next, :dump, late: %{}, order: :queue.new()]
@@ -66,13 +67,21 @@ defmodule NetlinkPort.Request.Remains do
   @doc "A dump may end while another answer is read."
   @spec note_end(Socket.t(), [Message.t()]) :: :ok
   def note_end(socket, messages) do
-    with {_live_or_left, seq} <- state(socket).dump,
-         true <-
-           Enum.any?(messages, &(&1.seq == seq and Message.control(&1.type) in [:done, :error])) do
-      over(socket)
-    end
+    case state(socket).dump do
+      {_live_or_left, seq} ->
+        if Enum.any?(messages, &(&1.seq == seq and end?(&1))), do: over(socket), else: :ok
 
-    :ok
+      nil ->
+        :ok
+    end
+  end
+
+  # ENOBUFS is no end of a dump: see NetlinkPort.Answer.
+  defp end?(%{type: type, payload: payload}) do
+    case {Message.control(type), payload} do
+      {:error, <<-@enobufs::signed-32-native, _::binary>>} -> false
+      {control, _payload} -> control in [:done, :error]
+    end
   end
 
   @doc "The numbers of which something may still come, and what that may be."
