@@ -35,14 +35,6 @@ defmodule NetlinkPort.ExchangeTest do
     end
   end
 
-  test "a dump that is put off and does not go on is ENOBUFS at its deadline" do
-    put_off = Exchange.add(dump(), [failed(7, 105)])
-    refute Exchange.done?(put_off)
-    late = Error.new(:recv, :etimedout)
-    assert {:error, %Error{stage: :request, reason: :enobufs}} = Exchange.cut(put_off, late)
-    assert {:error, %Error{reason: :epipe}} = Exchange.cut(put_off, Error.new(:thread, :epipe))
-  end
-
   test "a dump that is interrupted each time is EINTR after five, with what was read" do
     interrupted = link(7, [:multi, :dump_intr])
     spoil = &Exchange.add(&1, [interrupted, done(7)])
