@@ -17,7 +17,6 @@ defmodule NetlinkPort.MixProject do
           "test/dist/",
           "test/kernels/",
           "test/matrix/",
-          "test/sample/",
           "test/soak/"
         ])
       ],

@@ -237,8 +237,8 @@ defmodule NetlinkPort.Monitor do
   defmodule State do
     @moduledoc false
     # `opening` and `run` are the tasks that open the socket and read the dumps; `ended` is what was
-    # closed before it was known to be open. `known` are the processes that its namespace was found by.
-    # `open_wait` and `dump_wait` are how long until the next try. `follow` is what is known of the generic
+    # closed before it was known to be open, and `refusal` what has refused its subscription by then. `known`
+    # are the processes that its namespace was found by. `open_wait` and `dump_wait` are how long until the next try. `follow` is what is known of the generic
     # families that are followed by name.
     @enforce_keys [:config, :open_wait, :dump_wait]
     defstruct [
@@ -249,6 +249,7 @@ defmodule NetlinkPort.Monitor do
       :run,
       :dump_timer,
       :ended,
+      :refusal,
       :follow,
       place: :opening,
       known: [],
@@ -409,6 +410,13 @@ defmodule NetlinkPort.Monitor do
     {:noreply, %{state | ended: {socket, reason}}}
   end
 
+  # Likewise: an event is older than the resync that follows, but a refusal comes once.
+  def handle_info(message, %{opening: %{}, refusal: nil} = state)
+      when elem(message, 0) == :netlink and tuple_size(message) in [3, 4] do
+    error = Subscription.refusal(state.config.subscription, elem(message, 2))
+    {:noreply, if(error, do: %{state | refusal: {elem(message, 1), error}}, else: state)}
+  end
+
   def handle_info({ref, result}, %{opening: %{ref: ref}} = state) do
     Process.demonitor(ref, [:flush])
     {:noreply, opened(%{state | opening: nil}, result)}
@@ -460,7 +468,7 @@ defmodule NetlinkPort.Monitor do
     known = state.known
     tell = &send(monitor, {:not_there, self(), &1})
     task = Task.async(fn -> Opening.run(config, monitor, old, known, tell) end)
-    %{state | opening: task, ended: nil}
+    %{state | opening: task, ended: nil, refusal: nil}
   end
 
   defp opened(%{ended: {socket, reason}} = state, {:ok, socket, known, _follow}),
@@ -471,7 +479,11 @@ defmodule NetlinkPort.Monitor do
     state = %{state | known: known}
     Telemetry.execute([:monitor, :up], %{count: 1}, %{monitor: self(), socket: socket})
     state = %{state | place: {:joined, socket}, follow: follow, open_wait: @soonest}
-    state |> advance() |> dump()
+
+    case state.refusal do
+      {^socket, error} -> refused(state, error)
+      _none -> state |> advance() |> dump()
+    end
   end
 
   # It was the monitor's already, and closed before all was done.

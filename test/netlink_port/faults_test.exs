@@ -98,8 +98,8 @@ defmodule NetlinkPort.FaultsTest do
 
     @tag :trace
     test "that cannot be given up again ends the helper with exit code 71" do
-      # capset(2) is called three times at start, then to raise it, and the fifth time to give it up.
-      server = start_injected!("capset EPERM 5")
+      # capset(2) is called five times at start, then to raise it, and the seventh time to give it up.
+      server = start_injected!("capset EPERM 7")
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, os_pid(server)})
       assert {error.stage, error.reason} == {:thread, :epipe}

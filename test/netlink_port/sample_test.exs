@@ -78,7 +78,7 @@ defmodule NetlinkPort.SampleTest do
   # A sample of its own; `environment` says what it depends on. No Hex: Mix's home is empty.
   defp sample!(name, environment) do
     directory = Path.join(@work, name)
-    File.cp_r!(Path.join(@root, "test/sample"), directory)
+    File.cp_r!(Path.join(@root, "examples/sample"), directory)
     for left <- ~w(_build deps mix.lock), do: File.rm_rf!(Path.join(directory, left))
     home = Path.join(@work, "home")
     File.mkdir_p!(home)
