@@ -14,6 +14,7 @@ mod mirror;
 mod netlink;
 mod netns;
 mod options;
+mod pins;
 mod privileges;
 mod protocol;
 mod reactor;

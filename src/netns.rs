@@ -114,24 +114,42 @@ impl Home {
         target: &Target,
         work: impl FnOnce() -> Result<OwnedFd, Failure>,
     ) -> Result<(OwnedFd, Identity), Failure> {
-        let file = match target {
-            Target::Host => return Ok((work()?, self.identity)),
-            Target::Path(path) if is_of_process(path) => {
-                self.privileges.with_ptrace(|| open_path(path))?
-            }
-            Target::Path(path) => open_path(path)?,
-            Target::Pid(pid) => self.privileges.with_ptrace(|| open_pid(*pid))?,
-        };
+        if *target == Target::Host {
+            return Ok((work()?, self.identity));
+        }
+        let file = self.file(target)?;
         let identity = Identity::of(&file).at(Stage::Setns)?;
+        Ok((self.enter(&file, identity, work)?, identity))
+    }
+
+    /// Opens the file of a namespace, and makes sure that it is one.
+    pub fn file(&self, target: &Target) -> Result<OwnedFd, Failure> {
+        match target {
+            Target::Host => sys::duplicate(&self.file, 0).at(Stage::Open),
+            Target::Path(path) if is_of_process(path) => {
+                self.privileges.with_ptrace(|| open_path(path))
+            }
+            Target::Path(path) => open_path(path),
+            Target::Pid(pid) => self.privileges.with_ptrace(|| open_pid(*pid)),
+        }
+    }
+
+    /// Makes a socket by `work` in the namespace of `file`, whose identity this is, and comes home.
+    pub fn enter(
+        &self,
+        file: &OwnedFd,
+        identity: Identity,
+        work: impl FnOnce() -> Result<OwnedFd, Failure>,
+    ) -> Result<OwnedFd, Failure> {
         if identity == self.identity {
             // Which cannot always be entered, but need not be.
-            return Ok((work()?, identity));
+            return work();
         }
         let entered = match self.may_leave {
-            true => setns(&file, CloneFlags::CLONE_NEWNET),
+            true => setns(file, CloneFlags::CLONE_NEWNET),
             false => Err(Errno::EPERM),
         };
-        let socket = match (entered, self.user) {
+        match (entered, self.user) {
             (Ok(()), _) => {
                 let socket = work();
                 if setns(&self.file, CloneFlags::CLONE_NEWNET).is_err() {
@@ -140,13 +158,12 @@ impl Home {
                 socket
             }
             (Err(Errno::EPERM), Some(user)) => {
-                let owner = sys::namespace_owner(&file).at(Stage::Setns)?;
+                let owner = sys::namespace_owner(file).at(Stage::Setns)?;
                 let foreign = Identity::of(&owner).at(Stage::Setns)? != user;
-                child::open(&file, foreign.then_some(&owner), work)
+                child::open(file, foreign.then_some(&owner), work)
             }
             (Err(errno), _) => Err(Failure::new(Stage::Setns, errno)),
-        };
-        Ok((socket?, identity))
+        }
     }
 }
 

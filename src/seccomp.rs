@@ -137,7 +137,7 @@ const OLDER: [i64; 0] = [];
 type Condition = (i64, u8, SeccompCmpOp, u64);
 
 /// Calls with an argument that must be this.
-fn conditional() -> [Condition; 8] {
+fn conditional() -> [Condition; 9] {
     // No bit of these means to write, or to make a file.
     let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
     [
@@ -146,6 +146,8 @@ fn conditional() -> [Condition; 8] {
         (libc::SYS_ioctl, 1, Eq, SIOCGSKNS),
         (libc::SYS_ioctl, 1, Eq, NS_GET_NSTYPE),
         (libc::SYS_openat, 2, none_but(open_flags), 0),
+        // Pins have numbers of their own.
+        (libc::SYS_fcntl, 1, Eq, libc::F_DUPFD_CLOEXEC as u64),
         (
             libc::SYS_inotify_init1,
             0,
@@ -230,6 +232,7 @@ mod tests {
             (libc::SYS_ioctl, [-1, SIOCGSKNS as c_long, 0, 0, 0]),
             (libc::SYS_openat, opening(libc::O_PATH | libc::O_CLOEXEC)),
             (libc::SYS_openat, opening(libc::O_RDONLY | libc::O_NONBLOCK)),
+            (libc::SYS_fcntl, [-1, libc::F_DUPFD_CLOEXEC.into(), 0, 0, 0]),
             (libc::SYS_read, [-1, 0, 0, 0, 0]),
             (libc::SYS_recvmsg, [-1, 0, 0, 0, 0]),
             (libc::SYS_getpid, [0; 5]),
@@ -256,6 +259,10 @@ mod tests {
             (libc::SYS_openat, opening(libc::O_TRUNC)),
             (libc::SYS_openat, opening(libc::O_TMPFILE)),
             (libc::SYS_openat2, [0; 5]),
+            // Whoever would be told of signals, or of locks, is none of its business.
+            (libc::SYS_fcntl, flag(libc::F_SETOWN)),
+            (libc::SYS_fcntl, flag(libc::F_DUPFD)),
+            (libc::SYS_fcntl, flag(libc::F_SETFL)),
             (libc::SYS_execve, [0; 5]),
             (libc::SYS_execveat, [0; 5]),
             (libc::SYS_clone3, [0; 5]),

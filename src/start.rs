@@ -6,6 +6,7 @@
 use crate::error::{Exit, Fatal, EXIT_CODES};
 use crate::frame::MAX_FRAME;
 use crate::netns::Home;
+use crate::pins::Pins;
 use crate::privileges::{self, KEEPABLE};
 use crate::protocol::{self, Hello};
 use crate::reactor::Reactor;
@@ -171,7 +172,7 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
         max_frame: MAX_FRAME,
         max_fds,
     });
-    let reactor = Reactor::new(wire, home, spin(arguments.spin), &hello)?;
+    let reactor = Reactor::new(wire, home, Pins::new(max_fds), spin(arguments.spin), &hello)?;
     seccomp::install(needs)?;
     Ok(reactor)
 }

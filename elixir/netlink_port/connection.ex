@@ -55,7 +55,7 @@ defmodule NetlinkPort.Connection do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Relay}
+  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Payload, Pin, Relay}
   alias NetlinkPort.{Shown, Socket, Telemetry}
   alias NetlinkPort.Connection.Calls
 
@@ -66,7 +66,7 @@ defmodule NetlinkPort.Connection do
   @small 4_096
   @max_queue 1_000
   # What a connection decides itself.
-  @fixed [:active, :owner, :groups, :user_peers]
+  @fixed [:active, :owner, :groups, :user_peers, :closed_message]
 
   # Without a `socket`, `error` says why. Calls are known by the monitor of their caller. `senders` are
   # processes that wait for sendmsg(2), by their monitor, and whose call it is; `opener` is the monitor of
@@ -118,7 +118,7 @@ defmodule NetlinkPort.Connection do
     * `:server` - the `NetlinkPort` to open the socket with, `NetlinkPort` unless told otherwise.
     * `:name` - what to register it as; nothing unless told otherwise.
 
-  and those of `NetlinkPort.open/3`, but for `:active`, `:owner`, `:groups` and `:user_peers`: the
+  and those of `NetlinkPort.open/3`, but for `:active`, `:owner`, `:groups`, `:user_peers` and `:closed_message`: the
   socket is the connection's own, and nobody is there for events. With `:max_queue` see "Loss" above.
 
       {:ok, connection} =
@@ -138,7 +138,9 @@ defmodule NetlinkPort.Connection do
     if fixed = Enum.find(@fixed, &Keyword.has_key?(opts, &1)), do: refuse!(fixed)
     opts = Keyword.put_new(opts, :max_queue, @max_queue)
 
-    with {:ok, _checked} <- Options.open(protocol, opts) do
+    with {:ok, %{netns: netns}} <- Options.open(protocol, opts) do
+      # That of now, whatever the working directory is when it is opened again.
+      opts = Keyword.put(opts, :netns, netns)
       GenServer.start_link(__MODULE__, {server, protocol, opts}, Keyword.take(own, [:name]))
     end
   end
@@ -156,14 +158,14 @@ defmodule NetlinkPort.Connection do
 
   Errors are those of `NetlinkPort.request/4`; without a socket, why there is none.
   """
-  @spec request(t(), 0..0xFFFF, iodata(),
+  @spec request(t(), 0..0xFFFF, Pin.payload(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout(),
           ack: boolean()
         ) :: {:ok, [Message.t()]} | NetlinkPort.error()
   def request(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :ack])
-    exchange = Exchange.request(Options.type!(type), IO.iodata_to_binary(payload), opts)
+    exchange = Exchange.request(Options.type!(type), Payload.compact(payload), opts)
     call(connection, {:request, type}, exchange, opts.timeout, opts.timeout)
   end
 
@@ -177,14 +179,14 @@ defmodule NetlinkPort.Connection do
 
   Errors are those of `NetlinkPort.batch/3`; without a socket, why there is none.
   """
-  @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}], timeout: timeout()) ::
+  @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, Pin.payload()}], timeout: timeout()) ::
           {:ok, [{:ok, [Message.t()]} | NetlinkPort.error()]} | NetlinkPort.error()
   def batch(connection, requests, opts \\ []) do
     opts = Options.request!(opts, [:timeout])
 
     requests =
       for {type, flags, payload} <- Options.batch!(requests),
-          do: {type, flags, IO.iodata_to_binary(payload)}
+          do: {type, flags, Payload.compact(payload)}
 
     if requests == [],
       do: {:ok, []},
@@ -198,13 +200,13 @@ defmodule NetlinkPort.Connection do
 
   Errors are those of `NetlinkPort.dump/4`; without a socket, why there is none.
   """
-  @spec dump(t(), 0..0xFFFF, iodata(),
+  @spec dump(t(), 0..0xFFFF, Pin.payload(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout()
         ) :: {:ok, [Message.t()]} | NetlinkPort.error()
   def dump(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout])
-    exchange = Exchange.dump(Options.type!(type), IO.iodata_to_binary(payload), opts)
+    exchange = Exchange.dump(Options.type!(type), Payload.compact(payload), opts)
     # The connection ends it, however long it goes on.
     call(connection, {:dump, type}, exchange, opts.timeout, :infinity)
   end
@@ -301,7 +303,15 @@ defmodule NetlinkPort.Connection do
         answer(from, Exchange.cut(exchange, Error.new(:request, :etimedout)), state)
 
       left ->
-        {:noreply, begin(state, exchange, from, timeout, left)}
+        # Pins: all that waits here goes when its socket does.
+        case Payload.resolve_all(exchange.messages, state.socket) do
+          {:ok, messages} ->
+            exchange = %{exchange | messages: messages}
+            {:noreply, begin(state, exchange, from, timeout, left)}
+
+          {:error, error} ->
+            answer(from, {:error, error}, state)
+        end
     end
   end
 

@@ -3,7 +3,7 @@ defmodule NetlinkPort.Exchange do
   # One request, batch or dump, whoever carries it out: the messages it is sent as, the answer they
   # get, what was lost meanwhile, and what it comes to. Pure.
 
-  alias NetlinkPort.{Answer, Error, Message, Options}
+  alias NetlinkPort.{Answer, Error, Message, Options, Pin}
 
   import Bitwise
 
@@ -42,7 +42,7 @@ defmodule NetlinkPort.Exchange do
   ## What is asked
 
   @doc "A request, of checked options."
-  @spec request(0..0xFFFF, iodata(), map()) :: t()
+  @spec request(0..0xFFFF, Pin.payload(), map()) :: t()
   def request(type, payload, %{flags: flags, ack: ack?}) do
     flags = @request ||| flags ||| if(ack?, do: @ack, else: 0)
     message = %Message{type: type, flags: flags, payload: payload}
@@ -50,7 +50,7 @@ defmodule NetlinkPort.Exchange do
   end
 
   @doc "Requests in one datagram, checked, at least one."
-  @spec batch(NetlinkPort.protocol(), [{0..0xFFFF, 0..0xFFFF, iodata()}, ...]) :: t()
+  @spec batch(NetlinkPort.protocol(), [{0..0xFFFF, 0..0xFFFF, Pin.payload()}, ...]) :: t()
   def batch(protocol, requests) do
     netfilter? = Options.protocol!(protocol) == @netfilter
     last = if netfilter?, do: before_end(requests), else: length(requests) - 1
@@ -72,7 +72,7 @@ defmodule NetlinkPort.Exchange do
   end
 
   @doc "A dump, of checked options."
-  @spec dump(0..0xFFFF, iodata(), map()) :: t()
+  @spec dump(0..0xFFFF, Pin.payload(), map()) :: t()
   def dump(type, payload, %{flags: flags}) do
     message = %Message{type: type, flags: @request ||| @dump ||| flags, payload: payload}
     %__MODULE__{kind: :dump, messages: [message]}

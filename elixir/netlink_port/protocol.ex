@@ -3,7 +3,7 @@ defmodule NetlinkPort.Protocol do
   # Frames to and from the helper; docs/protocol.md is the specification, and the tests of both
   # sides read docs/vectors.txt. Pure.
 
-  @version 3
+  @version 4
   # Stands for "not told" in the metadata of a datagram.
   @absent -0x80000000
 
@@ -12,6 +12,7 @@ defmodule NetlinkPort.Protocol do
   @type command ::
           {:open, NetlinkPort.Socket.handle(), target(), integer(), non_neg_integer() | false,
            boolean(), non_neg_integer(), [{atom(), term()}]}
+          | {:pin, NetlinkPort.Socket.handle(), :host | place()}
           | {:close, NetlinkPort.Socket.handle()}
           | {:bind, NetlinkPort.Socket.handle(), non_neg_integer(), non_neg_integer()}
           | {:set, NetlinkPort.Socket.handle(), atom(), term()}
@@ -122,7 +123,7 @@ defmodule NetlinkPort.Protocol do
     ~w(open setns socket bind connect setsockopt getsockopt send recv info watch protocol
        program os_pid home may_leave capabilities max_frame max_fds
        namespace cookie verified port_id drops foreign received received_bytes sent sent_bytes
-       queued_bytes queue_limit granted charged sockets fds
+       queued_bytes queue_limit granted charged sockets pins fds descriptor
        empty version truncated tag depth count atom integer improper trailing nil true false)a
   end
 

@@ -10,7 +10,7 @@ defmodule NetlinkPort.Request do
   # ends a stream that is not done. What comes on the socket and belongs to no request is
   # left to the owner: in the mailbox of an active socket, and sent there from a passive one.
 
-  alias NetlinkPort.{Answer, Error, Exchange, Message, Socket}
+  alias NetlinkPort.{Answer, Error, Exchange, Message, Payload, Pin, Socket}
 
   # How many given-up numbers are remembered.
   @late 64
@@ -35,13 +35,13 @@ defmodule NetlinkPort.Request do
 
   ## Requests
 
-  @spec request(Socket.t(), 0..0xFFFF, iodata(), map()) ::
+  @spec request(Socket.t(), 0..0xFFFF, Pin.payload(), map()) ::
           {:ok, [Message.t()]} | {:error, Error.t()}
   def request(socket, type, payload, opts) do
     outcome(socket, Exchange.request(type, payload, opts), opts.timeout)
   end
 
-  @spec batch(Socket.t(), [{0..0xFFFF, 0..0xFFFF, iodata()}], map()) ::
+  @spec batch(Socket.t(), [{0..0xFFFF, 0..0xFFFF, Pin.payload()}], map()) ::
           {:ok, [{:ok, [Message.t()]} | {:error, Error.t()}]} | {:error, Error.t()}
   def batch(_socket, [], _opts), do: {:ok, []}
 
@@ -49,7 +49,7 @@ defmodule NetlinkPort.Request do
     outcome(socket, Exchange.batch(socket.protocol, requests), opts.timeout)
   end
 
-  @spec dump(Socket.t(), 0..0xFFFF, iodata(), map()) ::
+  @spec dump(Socket.t(), 0..0xFFFF, Pin.payload(), map()) ::
           {:ok, [Message.t()]} | {:error, Error.t()}
   def dump(socket, type, payload, opts) do
     outcome(socket, Exchange.dump(type, payload, opts), opts.timeout)
@@ -57,7 +57,7 @@ defmodule NetlinkPort.Request do
 
   ## Streams
 
-  @spec stream(Socket.t(), 0..0xFFFF, iodata(), map()) :: Enumerable.t()
+  @spec stream(Socket.t(), 0..0xFFFF, Pin.payload(), map()) :: Enumerable.t()
   def stream(socket, type, payload, %{timeout: timeout} = opts) do
     exchange = Exchange.dump(type, payload, opts)
     Stream.resource(fn -> begin!(socket, exchange, timeout) end, &next!/1, &finish/1)
@@ -116,10 +116,12 @@ defmodule NetlinkPort.Request do
     end
   end
 
+  # Pins are looked at before anything is sent, or read.
   defp start(socket, %{kind: kind} = exchange, timeout) do
-    leave(socket)
-
-    with :ok <- if(kind == :dump, do: drain(socket, timeout), else: :ok) do
+    with {:ok, messages} <- Payload.resolve_all(exchange.messages, socket),
+         :ok <- leave(socket),
+         exchange = %{exchange | messages: messages},
+         :ok <- if(kind == :dump, do: drain(socket, timeout), else: :ok) do
       %State{next: next} = state = state(socket)
       {exchange, datagram, next} = Exchange.number(exchange, next)
       put(socket, %{state | next: next})

@@ -19,7 +19,8 @@ defmodule NetlinkPort.Server do
     Link,
     Look,
     Options,
-    Outgoing
+    Outgoing,
+    Pins
   }
 
   alias NetlinkPort.{Protocol, Relay, Restarts, Shown, Socket, Sockets, Witness}
@@ -47,6 +48,7 @@ defmodule NetlinkPort.Server do
     :ping_interval,
     :executable,
     :sockets,
+    :pins,
     :outgoing,
     :status
   ]
@@ -67,7 +69,8 @@ defmodule NetlinkPort.Server do
     Options.known!(opts, [:name, :executable | Keyword.keys(@defaults)])
     {name, opts} = Keyword.pop(opts, :name, NetlinkPort)
     opts = Keyword.merge(@defaults, opts)
-    Enum.each(@timeouts, fn {key, _default} -> _ms = Options.timeout!(opts[key]) end)
+    timeouts = for {key, _default} <- @timeouts, do: {key, Options.timeout!(opts[key])}
+    opts = Keyword.merge(opts, timeouts)
     opts = Keyword.put(opts, :executable, opts[:executable] || Helper.executable())
     _path = Options.executable!(opts[:executable])
     _capabilities = Options.keep!(opts[:keep])
@@ -135,6 +138,7 @@ defmodule NetlinkPort.Server do
       ping_interval: opts[:ping_interval],
       executable: executable,
       sockets: Sockets.new(link),
+      pins: Pins.new(link),
       outgoing: Outgoing.new(port),
       status: Status.started(opts[:status], hello, executable),
       look: Look.new(opts[:spin])
@@ -206,10 +210,7 @@ defmodule NetlinkPort.Server do
     case Handle.new() do
       {:ok, handle} ->
         options = Map.put(options, :deadline, deadline)
-        %{target: target, number: number, bind: bind, user_peers: peers} = options
-        %{window: window, options: settings} = options
-        command = {:open, handle, target, number, bind, peers, window, settings}
-        frame = &Protocol.command(&1, command)
+        frame = &Protocol.command(&1, opening(options, handle))
         timeout = min(options.timeout, state.link.call_timeout)
         answer_soon(ask_with(state, frame, {:open, from, handle, options}, timeout))
 
@@ -224,6 +225,19 @@ defmodule NetlinkPort.Server do
     else
       answer(from, {:ok, nil}, state)
     end
+  end
+
+  def handle_call({:unpin, handle}, from, state) do
+    if Pins.known?(state.pins, handle) do
+      answer_soon(unpin(state, handle, {:server, from}, :unpinned))
+    else
+      answer(from, {:ok, nil}, state)
+    end
+  end
+
+  def handle_call({:pin_info, handle}, from, state) do
+    told = Pins.info(state.pins, handle)
+    answer(from, if(told, do: {:ok, told}, else: Pins.ended()), state)
   end
 
   def handle_call({:request, command}, from, state) do
@@ -301,6 +315,13 @@ defmodule NetlinkPort.Server do
 
   @impl true
   def handle_cast(_unknown, state), do: {:noreply, state}
+
+  defp opening(%{kind: :pin, target: target}, handle), do: {:pin, handle, target}
+
+  defp opening(%{kind: :socket, target: target, number: number} = options, handle) do
+    %{bind: bind, user_peers: peers, window: window, options: settings} = options
+    {:open, handle, target, number, bind, peers, window, settings}
+  end
 
   # Not by the value of the callback: GenServer would be suspended with who is on a node that is.
   defp answer(from, answer, state) do
@@ -449,7 +470,8 @@ defmodule NetlinkPort.Server do
         {:noreply, update(state, Sockets.withdraw(state.sockets, handle, monitor))}
 
       nil ->
-        {:noreply, state}
+        pin = Pins.watched(state.pins, monitor)
+        {:noreply, if(pin, do: unpin(state, pin, :ping, :owner_down), else: state)}
     end
   end
 
@@ -538,18 +560,18 @@ defmodule NetlinkPort.Server do
     state
   end
 
-  defp answered(state, {:open, from, handle, options}, {:ok, _place}) do
-    # A caller that has given up, or died, would never know of its socket.
+  defp answered(state, {:open, from, handle, options}, {:ok, place}) do
+    # A caller that has given up, or died, would never know of its socket, or its pin.
     if Client.time_left(options.deadline, :infinity) < 0 or dead?(from) do
       Relay.reply(from, {:error, Error.new(:thread, :etimedout)})
       ask(state, {:close, handle}, :ping)
     else
-      opened(state, from, handle, options)
+      opened(state, from, handle, options, place)
     end
   end
 
   defp answered(state, {:open, from, _handle, options}, {:error, {stage, errno, detail}}) do
-    place = {options.protocol, options.netns}
+    place = {Map.get(options, :protocol), options.netns}
     error = Client.error(stage, errno, detail, place, state.link.capabilities)
     Relay.reply(from, {:error, error})
     state
@@ -621,7 +643,14 @@ defmodule NetlinkPort.Server do
 
   ## Sockets
 
-  defp opened(state, from, handle, options) do
+  defp opened(state, from, handle, %{kind: :pin, netns: netns, owner: owner}, place) do
+    pin = Pins.pin(handle, netns, place, state.link)
+    pins = Pins.add(state.pins, pin, owner)
+    Relay.reply(from, {:ok, pin})
+    %{state | pins: pins}
+  end
+
+  defp opened(state, from, handle, options, _place) do
     %{protocol: protocol, netns: netns} = options
     socket = %Socket{handle: handle, protocol: protocol, netns: netns, link: state.link}
     sockets = Sockets.add(state.sockets, socket, options)
@@ -634,6 +663,10 @@ defmodule NetlinkPort.Server do
   defp close(state, handle, purpose, reason) do
     state = update(state, Sockets.remove(state.sockets, handle, reason))
     ask(state, {:close, handle}, purpose)
+  end
+
+  defp unpin(state, handle, purpose, reason) do
+    ask(%{state | pins: Pins.remove(state.pins, handle, reason)}, {:close, handle}, purpose)
   end
 
   defp arrive(state, handle, item), do: update(state, Sockets.arrive(state.sockets, handle, item))
