@@ -105,7 +105,19 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Client, Error, Message, Options, Payload, Pin, Request, Server, Socket, Stats}
+  alias NetlinkPort.{
+    Client,
+    Error,
+    Message,
+    Options,
+    Payload,
+    Pin,
+    Request,
+    Server,
+    Socket,
+    Stats
+  }
+
   alias NetlinkPort.Telemetry
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
@@ -897,8 +909,11 @@ defmodule NetlinkPort do
 
   def info(%Pin{handle: handle, link: link} = pin) do
     case Client.ask(link, {:pin_info, handle}, link.call_timeout) do
-      {:ok, told} -> {:ok, told}
-      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno, subject: inspect(pin))}
+      {:ok, told} ->
+        {:ok, told}
+
+      {:error, {stage, errno, _detail}} ->
+        {:error, Error.new(stage, errno, subject: inspect(pin))}
     end
   end
 

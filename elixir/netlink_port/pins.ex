@@ -22,7 +22,16 @@ defmodule NetlinkPort.Pins do
   def pin(handle, netns, told, link) do
     {device, inode} = told[:namespace]
     descriptor = told[:descriptor]
-    place = %Pin{handle: handle, descriptor: descriptor, inode: inode, device: device, netns: netns, link: link}
+
+    place = %Pin{
+      handle: handle,
+      descriptor: descriptor,
+      inode: inode,
+      device: device,
+      netns: netns,
+      link: link
+    }
+
     %{place | cookie: told[:cookie]}
   end
 

@@ -34,6 +34,7 @@ defmodule NetlinkPort.Monitor.Config do
     with {:ok, %{netns: netns}} <- Options.open(protocol, open) do
       # That of now, whatever the working directory is when it is opened again.
       opts = Keyword.put(opts, :netns, netns)
+
       {:ok,
        %__MODULE__{
          server: Options.server!(Keyword.get(opts, :server, NetlinkPort)),
