@@ -71,7 +71,8 @@ defmodule NetlinkPort.Top do
       else: live(node, interval, Keyword.get(opts, :size, &size/0))
   end
 
-  defp interval!(interval) when is_integer(interval) and interval >= 100, do: interval
+  defp interval!(interval) when is_integer(interval) and interval >= 100,
+    do: Options.timeout!(interval)
 
   defp interval!(other) do
     raise ArgumentError, "expected interval: ms, at least 100, got: #{inspect(other)}"
