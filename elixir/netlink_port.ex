@@ -405,7 +405,7 @@ defmodule NetlinkPort do
   @doc """
   As `pin/3`: `pin(server, netns)`, or `pin(netns, options)` of the server `NetlinkPort`.
 
-      {:ok, pin} = NetlinkPort.pin({:name, "blue"}, owner: owner)
+      {:ok, pin} = NetlinkPort.pin({:name, "blue"}, owner: self())
 
   Errors are those of `pin/3`.
   """
@@ -440,6 +440,7 @@ defmodule NetlinkPort do
   Ends a pin. Always `:ok`, also for one that has ended already; no message is sent. It returns when the helper has
   closed the descriptor, so that the namespace is free of it. What the kernel has done by it stays done.
 
+      {:ok, pin} = NetlinkPort.pin(MyApp.Netlink, :host)
       :ok = NetlinkPort.unpin(pin)
       :ok = NetlinkPort.unpin(pin)
   """
