@@ -309,8 +309,8 @@ defmodule NetlinkPort do
 
   Options, beside those of `setopts/2`:
 
-    * `:netns` - the namespace, `:host` unless told otherwise. See `t:netns/0`. A path that is not absolute
-      begins at the working directory of the caller's node, of now.
+    * `:netns` - the namespace. Defaults to `:host`. See `t:netns/0`. A path that is not absolute begins at the
+      working directory of the caller's node at the time of the call.
     * `:active` - `true` unless told otherwise. See `setopts/2`.
     * `:groups` - numbers of multicast groups to join, those above 32 too.
     * `:bind` - the port id to bind to, 0 for one the kernel picks; `false` makes no call of bind(2)
@@ -328,9 +328,9 @@ defmodule NetlinkPort do
       opened by, and tells its owner; see "When a namespace goes" above. It costs an inotify(7) watch
       of the helper's user for each folder that holds such a file, or a descriptor for each socket of a
       process. `nil` unless told otherwise: the socket keeps its namespace.
-    * `:closed_message` - `false`, of a passive socket, sends its owner no `:netlink_closed`, so that the owner gets
-      no message at all. Its end is then told by the next call, as `EPIPE`, or `EBADF` where its namespace is
-      gone. `true` unless told otherwise, and for a socket that is opened active.
+    * `:closed_message` - whether the owner is sent `:netlink_closed`. Defaults to `true`. With `false` the owner of
+      a passive socket gets no message at all, and the next call tells of the end: `EPIPE`, or `EBADF` where the
+      namespace is gone. `false` together with `active:` other than `false` raises `ArgumentError`.
     * `:timeout` - ms to wait for server and helper, 15 000 unless told otherwise.
 
   Errors tell the stage and the errno: `ENOENT` of `:open` for a namespace that is not there, `EINVAL` of
@@ -388,8 +388,8 @@ defmodule NetlinkPort do
 
   Options:
 
-    * `:owner` - the process whose end ends it; the caller unless told otherwise.
-    * `:timeout` - ms to wait for server and helper, 15 000 unless told otherwise.
+    * `:owner` - the process whose end ends it. Defaults to the caller.
+    * `:timeout` - ms to wait for server and helper. Defaults to 15_000.
 
   Errors are those of the stages `:open`, `:setns` (`EINVAL`, for a file that is no network namespace) and `:thread` as
   with `open/3`; `EMFILE` of `:open` where the helper has no descriptor left, of which a pin takes one.

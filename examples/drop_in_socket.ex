@@ -30,8 +30,8 @@ defmodule Examples.DropInSocket do
   @doc """
   Opens a bound, passive socket of a protocol, a number or a name, in a namespace.
 
-  Options: `:owner` - the process whose end closes it, the caller unless told otherwise. It is sent no
-  messages, so that any process will do; `:server` - the `NetlinkPort` to open it with.
+  Options: `:owner` - the process whose end closes the socket. Defaults to the caller. The owner is sent no
+  messages, so that any process will do. `:server` - the `NetlinkPort` to open it with. Defaults to `NetlinkPort`.
 
   Errors: `{:socket, reason}` of `:host`, `{stage, errno}` of the others, and `{:bind, reason}`.
   """
@@ -90,8 +90,8 @@ defmodule Examples.DropInSocket do
   end
 
   @doc """
-  Receives one datagram, whole. One longer than `:size`, 65 536 bytes unless told otherwise, is `:truncated`, and
-  gone. `:timeout` in ms, `:infinity` unless told otherwise.
+  Receives one datagram, whole. A datagram longer than `:size` is `:truncated`, and gone. `:size` defaults to 65_536
+  bytes, `:timeout`, in ms, to `:infinity`.
   """
   @spec recv_datagram(t(), pos_integer() | [size: pos_integer(), timeout: timeout()]) ::
           {:ok, binary()} | {:error, atom()}
