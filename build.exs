@@ -13,14 +13,37 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
           "Where there can be none, #{@variable} names an executable that was built elsewhere"
 
   @impl true
-  def run(_args) do
-    prebuilt = System.get_env(@variable, "")
+  def run(_args), do: build(:os.type())
+
+  @doc false
+  @spec build({atom(), atom()}) :: {:ok | :noop, []}
+  def build(os) do
+    prebuilt = variable()
     configured = Application.get_env(:netlink_port, :executable)
 
     cond do
+      # Those who work on another part of an application have it compile, and test, all the same.
+      os != {:unix, :linux} and not cross?() -> without_helper(os)
       prebuilt != "" -> prebuilt |> prebuilt!() |> install() |> link()
       configured != nil -> configured!(configured)
       true -> cargo!() |> install() |> link()
+    end
+  end
+
+  defp without_helper({_family, name}) do
+    Mix.shell().info(
+      "netlink_port: compiled without the helper, which runs on Linux alone (this is #{name}); " <>
+        "NetlinkPort.start_link/1 says so, too"
+    )
+
+    {:noop, []}
+  end
+
+  # The bytes of it: under LC_ALL=C each is a character, which System.get_env/1 would encode once more.
+  defp variable do
+    case :os.getenv(to_charlist(@variable)) do
+      false -> ""
+      value -> :unicode.characters_to_binary(value, :unicode, :file.native_name_encoding())
     end
   end
 
@@ -135,13 +158,26 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
 
   # Of a file that execve(2) refuses the VM makes the exit status ENOEXEC.
   defp answer(path) do
-    case System.cmd(path, ["--version"], stderr_to_stdout: true) do
+    case ask(path) do
       {"netlink_port " <> version, 0} -> {:ok, String.trim(version)}
       {"", 8} -> if elf?(path), do: {:error, :foreign}, else: {:error, "is not netlink_port"}
       {output, _status} -> {:error, "is not netlink_port: it says #{inspect(output)}"}
     end
   rescue
     error in ErlangError -> {:error, "cannot be run: #{:file.format_error(error.original)}"}
+  end
+
+  # System.cmd/3 would look for another name under LC_ALL=C.
+  defp ask(path) do
+    options = [:binary, :exit_status, :stderr_to_stdout, args: ["--version"]]
+    collect(Port.open({:spawn_executable, path}, options), "")
+  end
+
+  defp collect(port, output) do
+    receive do
+      {^port, {:data, data}} -> collect(port, output <> data)
+      {^port, {:exit_status, status}} -> {output, status}
+    end
   end
 
   defp elf?(path), do: File.open!(path, [:read], &IO.binread(&1, 4)) == "\x7FELF"

@@ -57,9 +57,10 @@ defmodule NetlinkPort do
       namespace any more (device and inode). What cannot be looked at any more counts as gone, too.
       Not noticed are a umount(8) that leaves the file, a mount over it, and changes to folders
       further up.
-    * `{:pid, pid}`, and a path that is `/proc/<pid>/ns/net` or a link to it: when that process has
-      ended, with all its threads, whether or not its namespace lives on through others. That it goes
-      to another namespace by setns(2) does not count.
+    * `{:pid, pid}`, and a path that leads to or through `/proc/<pid>`, however it is spelt: when that
+      process has ended, with all its threads, whether or not its namespace lives on through others. That
+      it goes to another namespace by setns(2) does not count. Of a process in another pid namespace than
+      the helper's the end is not told: `EOPNOTSUPP` of `:watch`.
     * `:host`: never. The helper's own namespace lasts as long as the helper.
 
   Whatever the kernel had queued on the socket by then comes first, as far as the socket's window
@@ -105,19 +106,8 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{
-    Client,
-    Error,
-    Message,
-    Options,
-    Payload,
-    Pin,
-    Request,
-    Server,
-    Socket,
-    Stats
-  }
-
+  alias NetlinkPort.{Client, Error, Message, Opening, Options, Payload, Pin, Request, Server}
+  alias NetlinkPort.{Socket, Stats}
   alias NetlinkPort.Telemetry
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
@@ -148,7 +138,10 @@ defmodule NetlinkPort do
 
   @typedoc """
   A network namespace: the helper's own, the one a file stands for, the one `ip netns` calls by a
-  name (`/run/netns/name`), or that of a process.
+  name (`/run/netns/name`), or that of a process, by its number in the helper's pid namespace.
+
+  A path is judged by where it leads: one that leads to `/proc/<pid>/ns/net` takes `CAP_SYS_PTRACE` where
+  `{:pid, pid}` does, for processes of other users and those with more capabilities than the helper.
   """
   @type netns :: :host | {:path, Path.t()} | {:name, String.t()} | {:pid, pos_integer()}
 
@@ -333,39 +326,16 @@ defmodule NetlinkPort do
       namespace is gone. `false` together with `active:` other than `false` raises `ArgumentError`.
     * `:timeout` - ms to wait for server and helper, 15 000 unless told otherwise.
 
-  Errors tell the stage and the errno: `ENOENT` of `:open` for a namespace that is not there, `EINVAL` of
-  `:setns` for a file that is none, `EPERM` of `:setns` for one the helper may not enter, `EPROTONOSUPPORT`
+  Errors tell the stage and the errno: `ENOENT` of `:open` for a namespace that is not there, `ESRCH` of `:open` for a
+  process that has ended or the number of a thread, `EOPNOTSUPP` of `:open` for `{:pid, pid}` where `/proc` is that
+  of another pid namespace, `EACCES` of `:open` for a process that is closed to the helper or hidden from it
+  (hidepid), `EINVAL` of `:setns` for a file that is none, as is one of `ip netns add` for a moment before the
+  namespace is mounted on it, `EPERM` of `:setns` for one the helper may not enter, `EPROTONOSUPPORT`
   of `:socket`, those of each option as with `setopts/2`, and `ESRCH`, `EPIPE` or `ETIMEDOUT` of `:thread`
   without a server or a helper that answers. `Exception.message/1` says what to do about it.
   """
   @spec open(GenServer.server(), protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
-  def open(server, protocol, opts) do
-    with {:ok, options} <- Options.open(protocol, opts) do
-      Telemetry.timed(fn -> open_by(server, options) end, &opened(server, options, &1))
-    end
-  end
-
-  defp open_by(server, options) do
-    deadline = Client.deadline(options.timeout)
-
-    case Client.call(server, {:open, options, deadline}, options.timeout) do
-      {:ok, opened} when is_struct(opened, Socket) or is_struct(opened, Pin) -> {:ok, opened}
-      {:error, %Error{} = error} -> {:error, error}
-      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
-    end
-  end
-
-  defp opened(server, options, result) do
-    metadata = %{server: server, protocol: options.protocol, netns: options.netns}
-
-    case result do
-      {:ok, socket} ->
-        {[:open, :stop], %{}, Map.put(metadata, :socket, socket)}
-
-      {:error, error} ->
-        {[:open, :exception], %{}, Map.merge(metadata, %{kind: :error, reason: error})}
-    end
-  end
+  def open(server, protocol, opts), do: Opening.once(server, protocol, opts)
 
   ## Pins
 
@@ -398,7 +368,17 @@ defmodule NetlinkPort do
           {:ok, Pin.t()} | error()
   def pin(server, netns, opts) do
     with {:ok, options} <- Options.pin(netns, opts) do
-      Telemetry.timed(fn -> open_by(server, options) end, &pinned(server, options, &1))
+      Telemetry.timed(fn -> pin_by(server, options) end, &pinned(server, options, &1))
+    end
+  end
+
+  defp pin_by(server, options) do
+    deadline = Client.deadline(options.timeout)
+
+    case Client.call(server, {:open, options, deadline}, options.timeout) do
+      {:ok, %Pin{} = pin} -> {:ok, pin}
+      {:error, %Error{} = error} -> {:error, error}
+      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
     end
   end
 
@@ -883,7 +863,9 @@ defmodule NetlinkPort do
 
   Of a server: `:os_pid`, `:executable`, `:program` (its version), `:protocol` (the version of the
   wire), `:capabilities`, `:may_leave` (whether it can enter other namespaces), `:home_inode` and
-  `:home_device`, `:sockets`, `:pins`, `:fds` (its open descriptors) and `:max_fds`.
+  `:home_device`, `:sockets`, `:pins`, `:fds` (its open descriptors), `:max_fds` and `:lowest_fd`, the number from
+  which on its descriptors lie: 1024 where its limit has room for that, so that a smaller number in a
+  message, as of `IFLA_NET_NS_FD`, names none of them.
 
   What changes with every datagram is told by `stats/1`.
 

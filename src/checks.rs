@@ -147,6 +147,7 @@ mod tests {
     use crate::netlink::Spec;
     use crate::netns::Target;
     use crate::options::{Name, Value, NAMES};
+    use crate::process::Process;
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::path::Path;
@@ -215,6 +216,12 @@ mod tests {
         ]
     }
 
+    fn known() -> impl Strategy<Value = Vec<Process>> {
+        let process = (any::<i32>(), any::<u64>(), any::<u64>());
+        let process = process.prop_map(|(id, started, inode)| Process { id, started, inode });
+        vec(process, 0..3)
+    }
+
     fn spec() -> impl Strategy<Value = Spec> {
         let target = prop_oneof![
             Just((Target::Host, false)),
@@ -223,9 +230,10 @@ mod tests {
         ];
         let bind = proptest::option::of(any::<u32>());
         let options = vec((name(), value()), 0..20);
-        (target, any::<i32>(), bind, any::<bool>(), options).prop_map(
-            |((target, watched), protocol, bind, user_peers, options)| Spec {
+        (target, known(), any::<i32>(), bind, any::<bool>(), options).prop_map(
+            |((target, watched), known, protocol, bind, user_peers, options)| Spec {
                 target,
+                known,
                 watched,
                 protocol,
                 bind,

@@ -1,6 +1,7 @@
 //! What can go wrong, in the words of the wire: a stage, an errno, a detail.
 
 use nix::errno::Errno;
+use std::borrow::Cow;
 use std::fmt;
 
 /// The step of an operation that failed. Each is an atom on the wire.
@@ -59,8 +60,8 @@ pub struct Failure {
     pub stage: Stage,
     /// The errno(3) of the failed call.
     pub errno: Errno,
-    /// What it failed on: an option's name, a word on a malformed command; may be empty.
-    pub detail: &'static str,
+    /// What it failed on, or what was found there, as docs/protocol.md lists it; may be empty.
+    pub detail: Cow<'static, str>,
 }
 
 impl Failure {
@@ -69,17 +70,21 @@ impl Failure {
         Self {
             stage,
             errno,
-            detail: "",
+            detail: Cow::Borrowed(""),
+        }
+    }
+
+    /// The same, with a detail.
+    pub fn because(self, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            detail: detail.into(),
+            ..self
         }
     }
 
     /// A command that cannot be carried out because of its own form.
     pub fn protocol(detail: &'static str) -> Self {
-        Self {
-            stage: Stage::Protocol,
-            errno: Errno::EINVAL,
-            detail,
-        }
+        Self::new(Stage::Protocol, Errno::EINVAL).because(detail)
     }
 }
 

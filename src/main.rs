@@ -9,6 +9,7 @@ mod error;
 mod etf;
 mod frame;
 mod gather;
+mod kill;
 #[cfg(test)]
 mod mirror;
 mod netlink;
@@ -16,8 +17,10 @@ mod netns;
 mod options;
 mod pins;
 mod privileges;
+mod process;
 mod protocol;
 mod reactor;
+mod resolve;
 mod seccomp;
 mod sockets;
 mod spin;

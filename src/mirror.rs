@@ -71,9 +71,16 @@ fn place(target: &Target) -> Term {
 }
 
 fn open(handle: Handle, spec: &Spec, window: u64) -> Vec<Term> {
+    let target = match spec.known.as_slice() {
+        [] => place(&spec.target),
+        known => {
+            let known = protocol::processes(known);
+            etf::tuple(vec![etf::atom("known"), place(&spec.target), known])
+        }
+    };
     let target = match spec.watched {
-        true => etf::tuple(vec![etf::atom("watched"), place(&spec.target)]),
-        false => place(&spec.target),
+        true => etf::tuple(vec![etf::atom("watched"), target]),
+        false => target,
     };
     let option = |(name, value): &(Name, Value)| {
         etf::tuple(vec![etf::atom(name.atom()), protocol::value(value.clone())])

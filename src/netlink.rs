@@ -3,6 +3,7 @@
 use crate::error::{At, Failure, Stage};
 use crate::netns::{Home, Identity, Target};
 use crate::options::{self, Name, Value};
+use crate::process::Process;
 use crate::sys;
 use byteorder::{ByteOrder, NativeEndian};
 use nix::errno::Errno;
@@ -20,6 +21,8 @@ const MEMINFO_DROPS: usize = 8;
 pub struct Spec {
     /// Where.
     pub target: Target,
+    /// Processes that `target` has led through before: their numbers are to be theirs still.
+    pub known: Vec<Process>,
     /// Whether it is closed when its namespace is gone by the name in `target`.
     pub watched: bool,
     /// `NETLINK_ROUTE` and so on.
@@ -114,14 +117,15 @@ impl AsFd for Socket {
 }
 
 impl Socket {
-    /// Makes a socket in its namespace, proves where it is, and binds, connects and sets it up.
-    pub fn open(home: &Home, spec: &Spec) -> Result<Self, Failure> {
-        let (fd, identity) = home.visit(&spec.target, || {
+    /// Makes a socket in its namespace, proves where it is, and binds, connects and sets it up. Tells by way
+    /// of which processes it was found.
+    pub fn open(home: &Home, spec: &Spec) -> Result<(Self, Vec<Process>), Failure> {
+        let visit = home.visit(&spec.target, &spec.known, || {
             sys::netlink_socket(spec.protocol).at(Stage::Socket)
         })?;
-        let place = prove(&fd, identity)?;
+        let place = prove(&visit.socket, visit.identity)?;
         let mut socket = Self {
-            fd,
+            fd: visit.socket,
             place,
             port_id: 0,
             user_peers: spec.user_peers,
@@ -147,7 +151,7 @@ impl Socket {
         for (name, value) in &spec.options {
             socket.set(*name, value)?;
         }
-        Ok(socket)
+        Ok((socket, visit.processes))
     }
 
     /// `bind(2)`. A socket the kernel has already bound is bound again to its own port id, since a
@@ -337,10 +341,8 @@ fn prove(fd: &OwnedFd, wanted: Identity) -> Result<Place, Failure> {
     let verified = match sys::socket_namespace(fd) {
         Ok(file) if Identity::of(&file).at(Stage::Info)? == wanted => true,
         Ok(_) => {
-            return Err(Failure {
-                detail: "opened in another namespace",
-                ..Failure::new(Stage::Socket, Errno::EXDEV)
-            })
+            let failure = Failure::new(Stage::Socket, Errno::EXDEV);
+            return Err(failure.because("opened in another namespace"));
         }
         Err(Errno::EPERM | Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP) => false,
         Err(errno) => return Err(Failure::new(Stage::Socket, errno)),

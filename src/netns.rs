@@ -6,15 +6,15 @@
 use crate::child;
 use crate::error::{At, Exit, Failure, Stage};
 use crate::privileges::Privileges;
+use crate::process::{self, Process};
+use crate::resolve;
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::{open, OFlag};
-use nix::poll::{ppoll, PollFd, PollFlags};
+use nix::fcntl::{self, OFlag};
 use nix::sched::{setns, CloneFlags};
 use nix::sys::stat::{fstat, FileStat, Mode};
 use nix::sys::statfs::{fstatfs, FsType};
-use nix::sys::time::TimeSpec;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The file system that namespace files live in (`NSFS_MAGIC`, include/uapi/linux/magic.h).
@@ -65,8 +65,10 @@ pub struct Home {
     identity: Identity,
     may_leave: bool,
     privileges: Privileges,
-    /// The user namespace of this program, where others may be entered from it.
+    /// The user namespace of this program, where the kernel has such.
     user: Option<Identity>,
+    /// Whether others may be entered from it, in a child.
+    by_child: bool,
 }
 
 impl Home {
@@ -74,21 +76,21 @@ impl Home {
     /// program never leaves it.
     pub fn find(privileges: Privileges, user_namespaces: bool) -> Result<Self, Errno> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let own = |path: &str| sys::retry(|| open(path, flags, Mode::empty()));
+        let own = |path: &str| sys::retry(|| fcntl::open(path, flags, Mode::empty()));
         let file = own("/proc/self/ns/net")?;
         let identity = Identity::of(&file)?;
         let may_leave = setns(&file, CloneFlags::CLONE_NEWNET).is_ok();
-        let user = if user_namespaces {
-            Some(Identity::of(own("/proc/self/ns/user")?)?)
-        } else {
-            None
+        let user = match own("/proc/self/ns/user") {
+            Ok(file) => Some(Identity::of(file)?),
+            Err(_) => None,
         };
         Ok(Self {
-            file,
+            file: sys::out_of_the_way(file),
             identity,
             may_leave,
             privileges,
             user,
+            by_child: user_namespaces,
         })
     }
 
@@ -102,6 +104,11 @@ impl Home {
         self.identity
     }
 
+    /// The inode of its user namespace, 0 where the kernel has none.
+    pub fn user_namespace(&self) -> u64 {
+        self.user.map_or(0, |user| user.inode)
+    }
+
     /// Whether this program may enter other namespaces at all.
     pub fn may_leave(&self) -> bool {
         self.may_leave
@@ -112,104 +119,203 @@ impl Home {
     pub fn visit(
         &self,
         target: &Target,
+        known: &[Process],
         work: impl FnOnce() -> Result<OwnedFd, Failure>,
-    ) -> Result<(OwnedFd, Identity), Failure> {
-        if *target == Target::Host {
-            return Ok((work()?, self.identity));
-        }
-        let file = self.file(target)?;
-        let identity = Identity::of(&file).at(Stage::Setns)?;
-        Ok((self.enter(&file, identity, work)?, identity))
-    }
-
-    /// Opens the file of a namespace, and makes sure that it is one.
-    pub fn file(&self, target: &Target) -> Result<OwnedFd, Failure> {
-        match target {
-            Target::Host => sys::duplicate(&self.file, 0).at(Stage::Open),
-            Target::Path(path) if is_of_process(path) => {
-                self.privileges.with_ptrace(|| open_path(path))
+    ) -> Result<Visit, Failure> {
+        let (socket, identity, processes) = match target {
+            Target::Host => (work()?, self.identity, Vec::new()),
+            target => {
+                let namespace = open(target, known, &self.privileges)?;
+                let socket = self.enter(&namespace, work)?;
+                (socket, namespace.identity, namespace.processes)
             }
-            Target::Path(path) => open_path(path),
-            Target::Pid(pid) => self.privileges.with_ptrace(|| open_pid(*pid)),
-        }
+        };
+        Ok(Visit {
+            socket: sys::out_of_the_way(socket),
+            identity,
+            processes,
+        })
     }
 
-    /// Makes a socket by `work` in the namespace of `file`, whose identity this is, and comes home.
+    /// Makes a socket by `work` in an opened namespace, and comes home.
     pub fn enter(
         &self,
-        file: &OwnedFd,
-        identity: Identity,
+        namespace: &Namespace,
         work: impl FnOnce() -> Result<OwnedFd, Failure>,
     ) -> Result<OwnedFd, Failure> {
-        if identity == self.identity {
+        if namespace.identity == self.identity {
             // Which cannot always be entered, but need not be.
             return work();
         }
         let entered = match self.may_leave {
-            true => setns(file, CloneFlags::CLONE_NEWNET),
+            true => setns(&namespace.file, CloneFlags::CLONE_NEWNET),
             false => Err(Errno::EPERM),
         };
-        match (entered, self.user) {
-            (Ok(()), _) => {
+        match entered {
+            Ok(()) => {
                 let socket = work();
                 if setns(&self.file, CloneFlags::CLONE_NEWNET).is_err() {
                     sys::exit_now(Exit::LostHome as i32);
                 }
                 socket
             }
-            (Err(Errno::EPERM), Some(user)) => {
-                let owner = sys::namespace_owner(file).at(Stage::Setns)?;
-                let foreign = Identity::of(&owner).at(Stage::Setns)? != user;
-                child::open(file, foreign.then_some(&owner), work)
-            }
-            (Err(errno), _) => Err(Failure::new(Stage::Setns, errno)),
+            Err(Errno::EPERM) => self.refused(&namespace.file, work),
+            Err(errno) => Err(Failure::new(Stage::Setns, errno)),
+        }
+    }
+
+    /// Where setns(2) is EPERM: whose namespace it is decides whether a child can enter it, and what is said.
+    fn refused(
+        &self,
+        file: &OwnedFd,
+        work: impl FnOnce() -> Result<OwnedFd, Failure>,
+    ) -> Result<OwnedFd, Failure> {
+        let refused = Failure::new(Stage::Setns, Errno::EPERM);
+        let (owner, word) = match self.owner(file).at(Stage::Setns)? {
+            Owner::Elsewhere => return Err(refused.because("elsewhere")),
+            Owner::Below(owner) => (Some(owner), "below"),
+            Owner::Own => (None, "own"),
+        };
+        if self.by_child {
+            let opened = child::open(file, owner.as_ref(), work);
+            return opened.map_err(|failure| match failure == refused {
+                true => failure.because(word),
+                false => failure,
+            });
+        }
+        match self.may_leave || !matches!(self.owner(&self.file), Ok(Owner::Elsewhere)) {
+            true => Err(refused.because(word)),
+            false => Err(refused.because("home")),
+        }
+    }
+
+    /// The user namespace that owns a namespace: EPERM of NS_GET_USERNS is one that is neither this program's
+    /// nor below it.
+    fn owner(&self, file: &OwnedFd) -> Result<Owner, Errno> {
+        match sys::namespace_owner(file) {
+            Err(Errno::EPERM) => Ok(Owner::Elsewhere),
+            // A kernel without user namespaces, or from before this call.
+            Err(Errno::EINVAL | Errno::ENOTTY | Errno::EOPNOTSUPP) => Ok(Owner::Own),
+            Err(errno) => Err(errno),
+            Ok(owner) if Some(Identity::of(&owner)?) == self.user => Ok(Owner::Own),
+            Ok(owner) => Ok(Owner::Below(owner)),
         }
     }
 }
 
-/// Whether a path is that of a process's namespace, which takes CAP_SYS_PTRACE to open.
-fn is_of_process(path: &[u8]) -> bool {
-    path.starts_with(b"/proc/") && path.windows(4).any(|part| part == b"/ns/")
+/// A socket that was made in a namespace.
+#[derive(Debug)]
+pub struct Visit {
+    /// The socket.
+    pub socket: OwnedFd,
+    /// The namespace.
+    pub identity: Identity,
+    /// The processes by way of which it was found.
+    pub processes: Vec<Process>,
 }
 
-/// Opens a namespace file. Nothing but a file of nsfs is ever really opened: a device or a FIFO
-/// named by mistake is looked at through O_PATH alone, so that its driver does not notice.
-fn open_path(path: &[u8]) -> Result<OwnedFd, Failure> {
+/// Whose user namespace owns a network namespace.
+enum Owner {
+    Own,
+    Below(OwnedFd),
+    Elsewhere,
+}
+
+/// A namespace file that was opened.
+#[derive(Debug)]
+pub struct Namespace {
+    /// The file.
+    pub file: OwnedFd,
+    /// Which namespace it is.
+    pub identity: Identity,
+    /// The processes by way of which it was found.
+    pub processes: Vec<Process>,
+}
+
+/// Opens the file of a namespace, with every check there is: what a path leads to and nothing else, of a
+/// process that lives and is, where its number is `known`, the one that had it before.
+pub fn open(
+    target: &Target,
+    known: &[Process],
+    privileges: &Privileges,
+) -> Result<Namespace, Failure> {
+    let namespace = match target {
+        Target::Host => open_path(b"/proc/self/ns/net", privileges),
+        Target::Path(path) => open_path(path, privileges),
+        Target::Pid(pid) => open_pid(*pid, privileges),
+    }?;
+    let successor = |process: &&Process| {
+        let same_number = known.iter().find(|known| known.id == process.id);
+        same_number.is_some_and(|known| known != *process)
+    };
+    match namespace.processes.iter().find(successor) {
+        Some(process) => {
+            let failure = Failure::new(Stage::Open, Errno::ESRCH);
+            Err(failure.because(format!("successor {}", process.id)))
+        }
+        None => Ok(namespace),
+    }
+}
+
+fn open_path(path: &[u8], privileges: &Privileges) -> Result<Namespace, Failure> {
     if path.len() >= PATH_MAX {
         return Err(Failure::new(Stage::Open, Errno::ENAMETOOLONG));
     }
-    let path = CString::new(path).map_err(|_| Failure::new(Stage::Open, Errno::EINVAL))?;
+    let name = CString::new(path).map_err(|_| Failure::new(Stage::Open, Errno::EINVAL))?;
+    let way = resolve::follow(path, privileges, &mut |_folder, _name| Ok(()));
+    let opened = match way.procfs {
+        true => privileges.with_ptrace(|| open_file(&name)),
+        false => open_file(&name),
+    };
+    let file = opened.map_err(|failure| way.explain(failure))?;
+    for held in &way.processes {
+        if held.has_ended().at(Stage::Open)? {
+            // Its number may have been another's by the time of the open.
+            return Err(Failure::new(Stage::Open, Errno::ESRCH));
+        }
+    }
+    Ok(Namespace {
+        identity: Identity::of(&file).at(Stage::Setns)?,
+        file,
+        processes: way.processes.iter().map(|held| held.process).collect(),
+    })
+}
+
+/// Nothing but a file of nsfs is ever really opened: a device or a FIFO named by mistake is looked at through
+/// O_PATH alone, so that its driver does not notice.
+fn open_file(path: &CStr) -> Result<OwnedFd, Failure> {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let place = sys::retry(|| open(path.as_c_str(), flags, Mode::empty())).at(Stage::Open)?;
+    let place = sys::retry(|| fcntl::open(path, flags, Mode::empty())).at(Stage::Open)?;
+    let no_namespace = Failure::new(Stage::Setns, Errno::EINVAL);
     if fstatfs(&place).at(Stage::Open)?.filesystem_type() != NSFS {
-        return Err(Failure::new(Stage::Setns, Errno::EINVAL));
+        let stat = fstat(&place).at(Stage::Open)?;
+        let empty = stat.st_size == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+        return Err(no_namespace.because(if empty { "empty" } else { "" }));
     }
     let again = format!("/proc/self/fd/{}", place.as_raw_fd());
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    let file = sys::retry(|| open(again.as_str(), flags, Mode::empty())).at(Stage::Open)?;
+    let file = sys::retry(|| fcntl::open(again.as_str(), flags, Mode::empty())).at(Stage::Open)?;
     match sys::namespace_kind(&file) {
-        Ok(kind) if kind != libc::CLONE_NEWNET => Err(Failure::new(Stage::Setns, Errno::EINVAL)),
+        Ok(kind) if kind != libc::CLONE_NEWNET => Err(no_namespace.because("another kind")),
         _ => Ok(file),
     }
 }
 
-/// Opens the network namespace of a process. The pidfd is held across the open: if the process is
-/// still alive afterwards, `/proc/<pid>` was its own all the while and not that of a successor.
-fn open_pid(pid: i32) -> Result<OwnedFd, Failure> {
-    if pid < 1 {
-        return Err(Failure::new(Stage::Open, Errno::ESRCH));
+/// The pidfd is held across the open: if the process is still alive afterwards, `/proc/<pid>` was its own all
+/// the while and not that of a successor.
+fn open_pid(pid: i32, privileges: &Privileges) -> Result<Namespace, Failure> {
+    if !process::has_own_proc() {
+        // The number would be another process's, of another pid namespace.
+        return Err(Failure::new(Stage::Open, Errno::EOPNOTSUPP).because("foreign"));
     }
-    let process = sys::pidfd_open(pid).at(Stage::Open)?;
-    let file = open_path(format!("/proc/{pid}/ns/net").as_bytes());
-    let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    let at_once = Some(TimeSpec::new(0, 0));
-    let has_ended = sys::retry(|| ppoll(&mut ended, at_once, None)).at(Stage::Open)? > 0;
-    match (has_ended, file) {
-        // One that is about to end gives up its namespaces before it can be waited for.
+    let found = privileges.with_ptrace(|| process::find(pid, Stage::Open))?;
+    let namespace = open_path(format!("/proc/{pid}/ns/net").as_bytes(), privileges);
+    match (process::has_ended(&found).at(Stage::Open)?, namespace) {
+        // A process that is about to end gives up its namespaces before it can be waited for.
         (false, Err(failure)) if failure.errno == Errno::ENOENT => {
             Err(Failure::new(Stage::Open, Errno::ESRCH))
         }
-        (false, file) => file,
+        (false, namespace) => namespace,
         (true, _) => Err(Failure::new(Stage::Open, Errno::ESRCH)),
     }
 }
@@ -218,29 +324,62 @@ fn open_pid(pid: i32) -> Result<OwnedFd, Failure> {
 mod tests {
     use super::*;
 
+    fn fails(target: Target, known: &[Process]) -> Result<(), Failure> {
+        open(&target, known, &Privileges::none()).map(drop)
+    }
+
     #[test]
     fn only_namespace_files_are_opened() {
-        let fails = |path: &[u8]| open_path(path).map(drop).map_err(|f| (f.stage, f.errno));
-        assert_eq!(fails(b"/dev/null"), Err((Stage::Setns, Errno::EINVAL)));
-        assert_eq!(fails(b"/"), Err((Stage::Setns, Errno::EINVAL)));
-        assert_eq!(
-            fails(b"/proc/self/ns/mnt"),
-            Err((Stage::Setns, Errno::EINVAL))
-        );
-        assert_eq!(fails(b""), Err((Stage::Open, Errno::ENOENT)));
-        assert_eq!(fails(b"/nowhere"), Err((Stage::Open, Errno::ENOENT)));
-        assert_eq!(fails(b"/a\0b"), Err((Stage::Open, Errno::EINVAL)));
+        let fails = |path: &[u8]| {
+            let failed = fails(Target::Path(path.to_vec()), &[]);
+            failed.map_err(|f| (f.stage, f.errno, f.detail.into_owned()))
+        };
+        let no_namespace = |why: &str| Err((Stage::Setns, Errno::EINVAL, why.to_string()));
+        let cannot_open = |errno| Err((Stage::Open, errno, String::new()));
+        assert_eq!(fails(b"/dev/null"), no_namespace(""));
+        assert_eq!(fails(b"/"), no_namespace(""));
+        assert_eq!(fails(b"/proc/self/ns/mnt"), no_namespace("another kind"));
+        assert_eq!(fails(b""), cannot_open(Errno::ENOENT));
+        assert_eq!(fails(b"/nowhere"), cannot_open(Errno::ENOENT));
+        assert_eq!(fails(b"/a\0b"), cannot_open(Errno::EINVAL));
         let long = [b'a'; PATH_MAX];
-        assert_eq!(fails(&long), Err((Stage::Open, Errno::ENAMETOOLONG)));
+        assert_eq!(fails(&long), cannot_open(Errno::ENAMETOOLONG));
         assert_eq!(fails(b"/proc/self/ns/net"), Ok(()));
     }
 
     #[test]
     fn a_process_that_is_not_there_is_esrch() {
         for pid in [0, -1, i32::MAX] {
-            let failure = open_pid(pid).map(drop);
-            assert_eq!(failure, Err(Failure::new(Stage::Open, Errno::ESRCH)));
+            let missing = Failure::new(Stage::Open, Errno::ESRCH);
+            assert_eq!(fails(Target::Pid(pid), &[]), Err(missing));
         }
-        assert!(open_pid(std::process::id() as i32).is_ok());
+        assert_eq!(fails(Target::Pid(std::process::id() as i32), &[]), Ok(()));
+    }
+
+    #[test]
+    fn a_number_that_another_process_has_had_is_esrch() {
+        let pid = std::process::id() as i32;
+        let opened = open(&Target::Pid(pid), &[], &Privileges::none()).unwrap();
+        let [own] = opened.processes[..] else {
+            panic!("{opened:?}")
+        };
+        assert_eq!(fails(Target::Pid(pid), &[own]), Ok(()));
+        let successor = Failure::new(Stage::Open, Errno::ESRCH).because(format!("successor {pid}"));
+        let earlier = Process {
+            started: own.started - 1,
+            ..own
+        };
+        let unequal = Process {
+            inode: own.inode + 1,
+            ..own
+        };
+        for other in [earlier, unequal] {
+            assert_eq!(fails(Target::Pid(pid), &[other]), Err(successor.clone()));
+            let path = format!("/proc/{pid}/ns/net").into_bytes();
+            assert_eq!(fails(Target::Path(path), &[other]), Err(successor.clone()));
+        }
+        // Another number is another matter: a link that leads elsewhere now.
+        let elsewhere = Process { id: pid + 1, ..own };
+        assert_eq!(fails(Target::Pid(pid), &[elsewhere]), Ok(()));
     }
 }

@@ -137,7 +137,12 @@ pub fn get(socket: impl AsFd, name: Name) -> Result<Value, Failure> {
         Ok(Value::Integer(NativeEndian::read_u32(&bytes)))
     };
     let outcome = match name {
-        Name::Memberships => memberships(socket).map(Value::Groups),
+        Name::Memberships => {
+            let option = libc::NETLINK_LIST_MEMBERSHIPS;
+            let list =
+                |bitmap: &mut [u8]| sys::getsockopt(socket, libc::SOL_NETLINK, option, bitmap);
+            memberships(list).map(Value::Groups)
+        }
         Name::Rcvbuf => word(libc::SOL_SOCKET, libc::SO_RCVBUF),
         Name::Sndbuf => word(libc::SOL_SOCKET, libc::SO_SNDBUF),
         Name::Filter => sys::attached_filter(socket).map(|program| Value::Program(pack(&program))),
@@ -150,10 +155,7 @@ pub fn get(socket: impl AsFd, name: Name) -> Result<Value, Failure> {
 }
 
 fn named<T>(outcome: Result<T, Failure>, name: Name) -> Result<T, Failure> {
-    outcome.map_err(|failure| Failure {
-        detail: name.atom(),
-        ..failure
-    })
+    outcome.map_err(|failure| failure.because(name.atom()))
 }
 
 fn netlink_option(socket: BorrowedFd<'_>, option: i32, value: u32) -> Result<(), Errno> {
@@ -170,12 +172,12 @@ fn buffer_size(socket: BorrowedFd<'_>, forced: i32, plain: i32, bytes: u32) -> R
     }
 }
 
-/// `NETLINK_LIST_MEMBERSHIPS`: a bitmap in 32-bit words, as long as the kernel says.
-fn memberships(socket: BorrowedFd<'_>) -> Result<Vec<u32>, Errno> {
-    let option = libc::NETLINK_LIST_MEMBERSHIPS;
-    let wanted = sys::getsockopt(socket, libc::SOL_NETLINK, option, &mut [])?;
-    let mut bitmap = vec![0; wanted.next_multiple_of(4)];
-    sys::getsockopt(socket, libc::SOL_NETLINK, option, &mut bitmap)?;
+/// `NETLINK_LIST_MEMBERSHIPS`: a bitmap in 32-bit words. Kernels before 6.4 report one word too few where
+/// the number of groups is no multiple of 32, and fill what they are given all the same.
+fn memberships(list: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u32>, Errno> {
+    let reported = list(&mut [])?;
+    let mut bitmap = vec![0; reported.next_multiple_of(4) + 4];
+    list(&mut bitmap)?;
     let words = bitmap.chunks_exact(4).map(NativeEndian::read_u32);
     let groups = words.zip(0_u32..).flat_map(|(word, index)| {
         (0..32)
@@ -266,6 +268,18 @@ mod tests {
     }
 
     #[test]
+    fn groups_beyond_the_length_that_older_kernels_report_are_listed() {
+        // 33 groups, of which 1 and 33 are joined: two words, and one is reported.
+        let list = |bitmap: &mut [u8]| {
+            let words = [1_u32, 1].map(u32::to_ne_bytes).concat();
+            let room = bitmap.len().min(words.len());
+            bitmap[..room].copy_from_slice(&words[..room]);
+            Ok(4)
+        };
+        assert_eq!(memberships(list), Ok(vec![1, 33]));
+    }
+
+    #[test]
     fn a_filter_is_attached_read_back_and_detached() {
         let socket = sys::netlink_socket(0).unwrap();
         // BPF_RET | BPF_K, all of the datagram.
@@ -294,12 +308,12 @@ mod tests {
         let socket = sys::netlink_socket(0).unwrap();
         let failure = get(&socket, Name::AddMembership).unwrap_err();
         assert_eq!(
-            (failure.stage, failure.detail),
+            (failure.stage, &*failure.detail),
             (Stage::Getsockopt, "add_membership")
         );
         let failure = set(&socket, Name::Memberships, &Value::Integer(1)).unwrap_err();
         assert_eq!(
-            (failure.stage, failure.detail),
+            (failure.stage, &*failure.detail),
             (Stage::Setsockopt, "memberships")
         );
     }

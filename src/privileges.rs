@@ -17,6 +17,33 @@ pub const KEEPABLE: [(&str, Capability); 4] = [
     ("dac_read_search", Capability::CAP_DAC_READ_SEARCH),
 ];
 
+/// What this program was started with, which it gives up or changes itself: proc_pid_status(5).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// The bounding set, a bit for each capability: no execve(2) gives more than these.
+    pub bounding: u64,
+    /// Whether no_new_privs was set, so that capabilities of its file did not count.
+    pub no_new_privs: bool,
+    /// `SECCOMP_MODE_*` of a filter from outside, 0 for none.
+    pub seccomp: u8,
+}
+
+/// Reads it, before [`reduce`]. What `/proc` does not tell is as on a machine that restricts nothing.
+pub fn inherited() -> Inherited {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.map(str::trim)
+    };
+    let bounding = field("CapBnd:").and_then(|set| u64::from_str_radix(set, 16).ok());
+    let number = |name| field(name).and_then(|number| number.parse().ok());
+    Inherited {
+        bounding: bounding.unwrap_or(u64::MAX),
+        no_new_privs: number("NoNewPrivs:") == Some(1),
+        seccomp: number("Seccomp:").unwrap_or(0),
+    }
+}
+
 /// What is left after [`reduce`].
 #[derive(Debug)]
 pub struct Privileges {
@@ -56,6 +83,15 @@ fn give_up(keep: &[Capability]) -> Result<Privileges, CapsError> {
 }
 
 impl Privileges {
+    /// None at all.
+    #[cfg(test)]
+    pub fn none() -> Self {
+        Self {
+            effective: CapsHashSet::new(),
+            ptrace: false,
+        }
+    }
+
     /// The numbers of the capabilities that can be used, in order.
     pub fn numbers(&self) -> Vec<u8> {
         let ptrace = self.ptrace.then_some(Capability::CAP_SYS_PTRACE);
@@ -71,7 +107,7 @@ impl Privileges {
     }
 
     /// Runs `work` with CAP_SYS_PTRACE, where it is permitted: `/proc/<pid>/ns/*` of a process
-    /// with more capabilities than this one is closed without it. Ends the program where it cannot
+    /// of another user, or with more capabilities than this one, is closed without it. Ends the program where it cannot
     /// be given up again.
     pub fn with_ptrace<T>(&self, work: impl FnOnce() -> T) -> T {
         use caps::CapSet::Effective;
@@ -83,5 +119,18 @@ impl Privileges {
             sys::exit_now(Exit::System as i32);
         }
         result
+    }
+
+    /// Runs `work` as one without capabilities, whom limits of a user are for. Ends the program
+    /// where they do not come back.
+    pub fn unprivileged(&self, work: impl FnOnce()) {
+        use caps::CapSet::Effective;
+        if caps::clear(None, Effective).is_err() {
+            return;
+        }
+        work();
+        if caps::set(None, Effective, &self.effective).is_err() {
+            sys::exit_now(Exit::System as i32);
+        }
     }
 }

@@ -15,6 +15,8 @@ use crate::frame::HEADER;
 use crate::netlink::{Place, Queue, Spec, Tally};
 use crate::netns::{Identity, Target};
 use crate::options::{Name, Value};
+use crate::privileges::Inherited;
+use crate::process::Process;
 use crate::sys::Received;
 use byteorder::{BigEndian, ByteOrder};
 use std::mem::take;
@@ -163,8 +165,10 @@ fn open<'a>(
         None => Some(unsigned(bind)?),
     };
     let (target, watched) = watched_target_of(target)?;
+    let (target, known) = known_target_of(target)?;
     let spec = Spec {
         target,
+        known,
         watched,
         protocol: i32::try_from(etf::as_integer(protocol)?).ok()?,
         bind,
@@ -176,13 +180,43 @@ fn open<'a>(
 }
 
 /// A target, or `{watched, Target}`, which is not `host`.
-fn watched_target_of(term: &mut Term) -> Option<(Target, bool)> {
+fn watched_target_of(term: &mut Term) -> Option<(&mut Term, bool)> {
+    if !matches!(etf::as_tuple_mut(term), Some([kind, _]) if etf::as_atom(kind) == Some("watched"))
+    {
+        return Some((term, false));
+    }
     match etf::as_tuple_mut(term) {
-        Some([kind, target]) if etf::as_atom(kind) == Some("watched") => {
-            let target = target_of(target)?;
-            (target != Target::Host).then_some((target, true))
+        Some([_, target]) if etf::as_atom(target) != Some("host") => Some((target, true)),
+        _ => None,
+    }
+}
+
+/// A target, or `{known, Target, Processes}`.
+fn known_target_of(term: &mut Term) -> Option<(Target, Vec<Process>)> {
+    match etf::as_tuple_mut(term) {
+        Some([kind, target, processes]) if etf::as_atom(kind) == Some("known") => {
+            Some((target_of(target)?, processes_of(processes)?))
         }
-        _ => Some((target_of(term)?, false)),
+        _ => Some((target_of(term)?, Vec::new())),
+    }
+}
+
+fn processes_of(term: &mut Term) -> Option<Vec<Process>> {
+    match term {
+        Term::Nil => Some(Vec::new()),
+        Term::List(processes) => processes.iter_mut().map(process_of).collect(),
+        _ => None,
+    }
+}
+
+fn process_of(term: &mut Term) -> Option<Process> {
+    match etf::as_tuple_mut(term)? {
+        [id, started, inode] => Some(Process {
+            id: i32::try_from(etf::as_integer(id)?).ok()?,
+            started: window_of(started)?,
+            inode: window_of(inode)?,
+        }),
+        _ => None,
     }
 }
 
@@ -316,6 +350,12 @@ pub struct Hello {
     pub max_frame: usize,
     /// How many descriptors it may have open.
     pub max_fds: u64,
+    /// The lowest number of the descriptors that it keeps open, standard ones aside.
+    pub lowest_fd: u32,
+    /// The inode of its user namespace, 0 where the kernel has none.
+    pub user_namespace: u64,
+    /// What it was started with.
+    pub inherited: Inherited,
 }
 
 /// The first frame.
@@ -332,6 +372,11 @@ pub fn hello(hello: &Hello) -> Vec<u8> {
             property("capabilities", etf::list(capabilities.collect())),
             property("max_frame", etf::integer(hello.max_frame as u64)),
             property("max_fds", etf::integer(hello.max_fds)),
+            property("lowest_fd", etf::integer(hello.lowest_fd)),
+            property("user_namespace", etf::integer(hello.user_namespace)),
+            property("bounding", etf::integer(hello.inherited.bounding)),
+            property("no_new_privs", etf::boolean(hello.inherited.no_new_privs)),
+            property("seccomp", etf::integer(hello.inherited.seccomp)),
         ]),
     ]))
 }
@@ -368,6 +413,19 @@ pub fn pin(descriptor: RawFd, of: Identity, cookie: Option<u64>) -> Term {
     let mut told = namespace(of, cookie);
     told.push(property("descriptor", etf::integer(descriptor)));
     etf::list(told)
+}
+
+/// Processes that a target has led through, as `{known, Target, Processes}` takes them.
+pub fn processes(processes: &[Process]) -> Term {
+    let process = |process: &Process| {
+        let Process { id, started, inode } = *process;
+        etf::tuple(vec![
+            etf::integer(id),
+            etf::integer(started),
+            etf::integer(inode),
+        ])
+    };
+    etf::list(processes.iter().map(process).collect())
 }
 
 /// What is told of a socket.
@@ -531,6 +589,7 @@ mod tests {
     fn commands_match_their_vectors() {
         let spec = Spec {
             target: Target::Path(b"/run/netns/blue".to_vec()),
+            known: vec![],
             watched: false,
             protocol: 0,
             bind: Some(0),
@@ -548,6 +607,7 @@ mod tests {
         );
         let spec = Spec {
             target: Target::Pid(4242),
+            known: vec![],
             watched: false,
             protocol: 16,
             bind: None,
@@ -569,6 +629,20 @@ mod tests {
             Command::Open(Handle(10), Box::new(spec.clone()), 1 << 20),
         );
         let spec = Spec {
+            known: vec![Process {
+                id: 4242,
+                started: 8_639_017,
+                inode: 1 << 40,
+            }],
+            ..spec
+        };
+        parsed(
+            "open known",
+            14,
+            Command::Open(Handle(11), Box::new(spec.clone()), 1 << 20),
+        );
+        let spec = Spec {
+            known: vec![],
             target: Target::Host,
             watched: false,
             bind: Some(0xFFFF_FFFF),
@@ -613,7 +687,7 @@ mod tests {
         let failure = Failure {
             stage: Stage::Setsockopt,
             errno: Errno::EPERM,
-            detail: "listen_all_nsid",
+            detail: "listen_all_nsid".into(),
         };
         let reference = Reference(300);
         assert_eq!(ok(reference, None), vector("ok"));
@@ -699,7 +773,14 @@ mod tests {
             may_leave: true,
             capabilities: vec![12, 21],
             max_frame: 16_777_280,
-            max_fds: 1024,
+            max_fds: 4096,
+            lowest_fd: 1024,
+            user_namespace: 4_026_531_837,
+            inherited: Inherited {
+                bounding: 0x1ff_ffff_ffff,
+                no_new_privs: true,
+                seccomp: 2,
+            },
         });
         assert_eq!(told, vector("hello"));
     }
@@ -716,22 +797,31 @@ mod tests {
             elements.extend(rest);
             etf::tuple(elements)
         };
-        assert_eq!(refused(etf::integer(1)), (0, "not a tuple"));
-        assert_eq!(refused(etf::tuple(vec![])), (0, "not a tuple"));
-        assert_eq!(refused(named("dance", vec![])), (5, "unknown command"));
-        assert_eq!(refused(named("close", vec![])), (5, "unknown command"));
+        assert_eq!(refused(etf::integer(1)), (0, "not a tuple".into()));
+        assert_eq!(refused(etf::tuple(vec![])), (0, "not a tuple".into()));
+        assert_eq!(
+            refused(named("dance", vec![])),
+            (5, "unknown command".into())
+        );
+        assert_eq!(
+            refused(named("close", vec![])),
+            (5, "unknown command".into())
+        );
         let watched = etf::tuple(vec![etf::atom("watched"), etf::atom("host")]);
         let pin = vec![etf::integer(7), watched];
-        assert_eq!(refused(named("pin", pin)), (5, "wrong argument"));
+        assert_eq!(refused(named("pin", pin)), (5, "wrong argument".into()));
         let too_large = vec![etf::integer(1_u64 << 31)];
-        assert_eq!(refused(named("close", too_large)), (5, "wrong argument"));
+        assert_eq!(
+            refused(named("close", too_large)),
+            (5, "wrong argument".into())
+        );
         let watched_host = etf::tuple(vec![etf::atom("watched"), etf::atom("host")]);
         let rest = [0, 0].map(etf::integer).into_iter();
         let mut open = vec![etf::integer(7), watched_host];
         open.extend(rest.chain([etf::boolean(false), etf::integer(1), etf::list(vec![])]));
-        assert_eq!(refused(named("open", open)), (5, "wrong argument"));
+        assert_eq!(refused(named("open", open)), (5, "wrong argument".into()));
         let unknown = vec![etf::integer(7), etf::atom("frobnicate"), etf::integer(1)];
-        assert_eq!(refused(named("set", unknown)), (5, "wrong argument"));
+        assert_eq!(refused(named("set", unknown)), (5, "wrong argument".into()));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::error::{At, Exit, Failure, Fatal, Stage};
 use crate::etf;
 use crate::frame::{Inbox, Outbox, MAX_FRAME};
 use crate::netlink::{self, Arrival, Socket, Spec};
-use crate::netns::{Home, Identity, Target};
+use crate::netns::{self, Home, Target};
 use crate::pins::Pins;
 use crate::protocol::{self, Command, Form, Handle, Prefix, Reference, SocketInfo};
 use crate::sockets::{Entry, Sockets, Window};
@@ -219,7 +219,8 @@ impl State {
             Command::Open(handle, spec, window) => {
                 self.reserve(handle)?;
                 if spec.watched {
-                    self.watches.begin(handle, &spec.target)?;
+                    let privileges = self.home.privileges();
+                    self.watches.begin(handle, &spec.target, privileges)?;
                 }
                 let opened = self.open(wake, handle, &spec, window);
                 if opened.is_err() {
@@ -260,8 +261,9 @@ impl State {
         window: u64,
     ) -> Result<etf::Term, Failure> {
         let window = Window::new(window);
+        let (socket, processes) = Socket::open(&self.home, spec)?;
         let entry = Entry {
-            socket: Socket::open(&self.home, spec)?,
+            socket,
             watched: window.is_open(),
             window,
             undrained: false,
@@ -277,6 +279,10 @@ impl State {
             "port_id",
             etf::integer(entry.socket.port_id()),
         ));
+        told.push(protocol::property(
+            "processes",
+            protocol::processes(&processes),
+        ));
         self.sockets.insert(handle, entry);
         Ok(etf::list(told))
     }
@@ -291,14 +297,14 @@ impl State {
     }
 
     fn pin(&mut self, handle: Handle, target: &Target) -> Result<etf::Term, Failure> {
-        let file = self.home.file(target)?;
-        let identity = Identity::of(&file).at(Stage::Open)?;
+        let namespace = netns::open(target, &[], self.home.privileges())?;
         // The kernel tells it of a socket alone. Where this program may not make one in there it can
         // hold the namespace all the same.
         let probe = || sys::netlink_socket(libc::NETLINK_ROUTE).at(Stage::Socket);
-        let socket = self.home.enter(&file, identity, probe);
+        let socket = self.home.enter(&namespace, probe);
         let cookie = socket.ok().and_then(|socket| netlink::cookie(&socket));
-        let descriptor = self.pins.hold(handle, file).at(Stage::Open)?;
+        let identity = namespace.identity;
+        let descriptor = self.pins.hold(handle, namespace.file).at(Stage::Open)?;
         Ok(protocol::pin(descriptor, identity, cookie))
     }
 
@@ -405,7 +411,7 @@ impl State {
 
     /// Sockets whose namespace is gone take in nothing more, and are read for the last time.
     fn leave(&mut self) {
-        for handle in self.watches.gone() {
+        for handle in self.watches.gone(self.home.privileges()) {
             if let Some(entry) = self.sockets.get_mut(handle) {
                 entry.socket.shut();
                 entry.leaving = true;

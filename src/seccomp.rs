@@ -7,6 +7,7 @@
 use crate::error::Fatal;
 use crate::sys::{NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
 use crate::watch;
+use nix::errno::Errno;
 use seccompiler::SeccompCmpOp::{self, Eq, MaskedEq};
 use seccompiler::{apply_filter, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen};
 use seccompiler::{SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
@@ -30,13 +31,36 @@ compile_error!("the system call filter is written for x86_64, aarch64 and riscv6
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Installs the filter. There is no way to take it off again.
-pub fn install(needs: Needs) -> Result<(), Fatal> {
+/// Installs the filter. There is no way to take it off again. `outer` is the mode of one from outside.
+pub fn install(needs: Needs, outer: u8) -> Result<(), Fatal> {
     let program = program(needs).map_err(|_| Fatal::at_start("the seccomp filter is malformed"))?;
-    apply_filter(&program).map_err(|_| Fatal::at_start(REFUSED))
+    apply_filter(&program).map_err(|error| refused(&error, outer))
 }
 
-const REFUSED: &str = "seccomp(2) was refused; the kernel needs CONFIG_SECCOMP_FILTER";
+/// An errno that the kernel does not give here is another filter's, or an emulator's.
+fn refused(error: &seccompiler::Error, outer: u8) -> Fatal {
+    use seccompiler::Error::{Prctl, Seccomp};
+    let errno = match error {
+        Prctl(error) | Seccomp(error) => error.raw_os_error().map(Errno::from_raw),
+        _ => None,
+    };
+    let doing = match (errno, outer) {
+        (Some(Errno::ENOMEM), _) => "seccomp(2)",
+        (_, 1..) => {
+            "seccomp(2) was refused: the seccomp profile of the container, or SystemCallFilter= of the \
+             systemd unit, has to allow it"
+        }
+        (Some(Errno::EINVAL | Errno::ENOSYS), _) => {
+            "seccomp(2) was refused: the kernel needs CONFIG_SECCOMP_FILTER, and an emulator of another \
+             machine (qemu-user) has no seccomp(2)"
+        }
+        _ => "seccomp(2) was refused",
+    };
+    Fatal {
+        source: errno,
+        ..Fatal::at_start(doing)
+    }
+}
 
 fn program(needs: Needs) -> Result<BpfProgram, BackendError> {
     let mut rules = Rules::new();
@@ -137,17 +161,20 @@ const OLDER: [i64; 0] = [];
 type Condition = (i64, u8, SeccompCmpOp, u64);
 
 /// Calls with an argument that must be this.
-fn conditional() -> [Condition; 9] {
+fn conditional() -> [Condition; 10] {
     // No bit of these means to write, or to make a file.
-    let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
+    let open_flags =
+        libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     [
         (libc::SYS_socket, 0, Eq, libc::AF_NETLINK as u64),
+        // Away from small numbers, and pins to numbers that only go up.
+        (libc::SYS_fcntl, 1, Eq, libc::F_DUPFD_CLOEXEC as u64),
         (libc::SYS_setns, 1, Eq, libc::CLONE_NEWNET as u64),
         (libc::SYS_ioctl, 1, Eq, SIOCGSKNS),
         (libc::SYS_ioctl, 1, Eq, NS_GET_NSTYPE),
+        // Whose user namespace refuses, for the error; and whose a child has to join.
+        (libc::SYS_ioctl, 1, Eq, NS_GET_USERNS),
         (libc::SYS_openat, 2, none_but(open_flags), 0),
-        // Pins have numbers of their own.
-        (libc::SYS_fcntl, 1, Eq, libc::F_DUPFD_CLOEXEC as u64),
         (
             libc::SYS_inotify_init1,
             0,
@@ -167,14 +194,13 @@ fn conditional() -> [Condition; 9] {
 
 /// What the child that enters another user namespace takes: fork(2), and its way to hand the socket
 /// back. A thread or a namespace of its own it may not make.
-fn child() -> [Condition; 5] {
+fn child() -> [Condition; 4] {
     let fork_flags = libc::CLONE_CHILD_CLEARTID | libc::CLONE_CHILD_SETTID | 0xff;
     [
         (libc::SYS_clone, 0, none_but(fork_flags), 0),
         (libc::SYS_prctl, 0, Eq, libc::PR_SET_PDEATHSIG as u64),
         (libc::SYS_socketpair, 0, Eq, libc::AF_UNIX as u64),
         (libc::SYS_setns, 1, Eq, libc::CLONE_NEWUSER as u64),
-        (libc::SYS_ioctl, 1, Eq, NS_GET_USERNS),
     ]
 }
 
@@ -205,7 +231,7 @@ mod tests {
     fn may(needs: Needs, number: c_long, arguments: [c_long; 5]) -> bool {
         match sys::fork().unwrap() {
             ForkResult::Child => {
-                install(needs).unwrap();
+                install(needs, 0).unwrap();
                 sys::attempt(number, arguments);
                 sys::exit_now(0)
             }
@@ -230,9 +256,11 @@ mod tests {
             (libc::SYS_socket, netlink),
             (libc::SYS_setns, [-1, libc::CLONE_NEWNET.into(), 0, 0, 0]),
             (libc::SYS_ioctl, [-1, SIOCGSKNS as c_long, 0, 0, 0]),
-            (libc::SYS_openat, opening(libc::O_PATH | libc::O_CLOEXEC)),
-            (libc::SYS_openat, opening(libc::O_RDONLY | libc::O_NONBLOCK)),
+            (libc::SYS_ioctl, [-1, NS_GET_USERNS as c_long, 0, 0, 0]),
             (libc::SYS_fcntl, [-1, libc::F_DUPFD_CLOEXEC.into(), 0, 0, 0]),
+            (libc::SYS_openat, opening(libc::O_PATH | libc::O_CLOEXEC)),
+            (libc::SYS_openat, opening(libc::O_PATH | libc::O_NOFOLLOW)),
+            (libc::SYS_openat, opening(libc::O_RDONLY | libc::O_NONBLOCK)),
             (libc::SYS_read, [-1, 0, 0, 0, 0]),
             (libc::SYS_recvmsg, [-1, 0, 0, 0, 0]),
             (libc::SYS_getpid, [0; 5]),
@@ -285,6 +313,8 @@ mod tests {
             (libc::SYS_fanotify_init, [0; 5]),
             (libc::SYS_io_uring_setup, [0; 5]),
             (libc::SYS_ioctl, [-1, libc::TIOCSTI as c_long, 0, 0, 0]),
+            (libc::SYS_fcntl, flag(libc::F_SETFL)),
+            (libc::SYS_fcntl, flag(libc::F_SETOWN)),
             (libc::SYS_mmap, [0, 4096, libc::PROT_EXEC.into(), 0, 0]),
             (libc::SYS_mprotect, [0; 5]),
             (libc::SYS_kill, [0; 5]),
@@ -309,9 +339,7 @@ mod tests {
         for needs in [LOOP, EVERYTHING] {
             let user = [-1, libc::CLONE_NEWUSER.into(), 0, 0, 0];
             let unix = [libc::AF_UNIX.into(), libc::SOCK_SEQPACKET.into(), 0, 0, 0];
-            let owner = [-1, NS_GET_USERNS as c_long, 0, 0, 0];
             assert_eq!(may(needs, libc::SYS_setns, user), needs.user_namespaces);
-            assert_eq!(may(needs, libc::SYS_ioctl, owner), needs.user_namespaces);
             assert_eq!(
                 may(needs, libc::SYS_sendmsg, [-1, 0, 0, 0, 0]),
                 needs.user_namespaces

@@ -5,6 +5,7 @@
 
 use crate::error::{Exit, Fatal, EXIT_CODES};
 use crate::frame::MAX_FRAME;
+use crate::kill;
 use crate::netns::Home;
 use crate::pins::Pins;
 use crate::privileges::{self, KEEPABLE};
@@ -23,13 +24,18 @@ use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stdin, dup2_stdout, pipe};
 use std::ffi::OsString;
 use std::io::{stderr, stdin, stdout, IsTerminal, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-/// Size the pipes to the VM are given, in bytes: the most an ordinary user may ask for.
-const PIPE: i32 = 1 << 20;
+/// Size the pipe to the VM is given, in bytes: more brings nothing that can be measured. That from
+/// the VM stays as it is.
+const PIPE: i32 = 256 << 10;
+/// What the user of this program must have left for that, in bytes: a user beyond
+/// pipe-user-pages-soft gets pipes of 8 KiB everywhere. pipe(7).
+const PIPE_SPARE: i32 = 1 << 20;
 
 /// What the command line asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -54,6 +60,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             println!("netlink_port {}", env!("CARGO_PKG_VERSION"));
             Exit::Done
         }
+        [flag, pid] if flag == "--kill" => end_process(pid),
         _ => match parse(&arguments) {
             Ok(arguments) => port(&arguments),
             Err(reason) => {
@@ -63,6 +70,21 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         },
     };
     ExitCode::from(exit as u8)
+}
+
+/// Ends a process that does not end by itself: a helper that is stuck.
+fn end_process(pid: &OsString) -> Exit {
+    let Some(pid) = pid.to_str().and_then(|pid| pid.parse().ok()) else {
+        eprintln!("netlink_port: --kill takes a process id");
+        return Exit::Usage;
+    };
+    match kill::kill(pid) {
+        Ok(()) => Exit::Done,
+        Err(fatal) => {
+            eprintln!("netlink_port: {fatal}");
+            fatal.exit
+        }
+    }
 }
 
 fn parse(arguments: &[OsString]) -> Result<Arguments, String> {
@@ -96,13 +118,14 @@ fn help() -> String {
          <packet,4> External Term Format (protocol {}) on standard input and output. It ends\n\
          when its standard input does. To enter namespaces it needs CAP_SYS_ADMIN; to change\n\
          anything there, CAP_NET_ADMIN. CAP_SYS_PTRACE serves to open namespaces of processes\n\
-         with more capabilities. It gives up every other capability at start.\n\n\
+         of other users, or with more capabilities. It gives up every other one at start.\n\n\
          usage: netlink_port [--keep CAPABILITY]... [--spin MICROSECONDS] [--user-namespaces]\n       \
-         netlink_port --help | --version\n\n\
+         netlink_port --kill PID | --help | --version\n\n\
          --keep CAPABILITY    keep this one, too: {}\n\
          --spin MICROSECONDS  look for more so long before each sleep, right after traffic\n\
          --user-namespaces    enter namespaces of other user namespaces, in a child that joins\n                     \
-         those first\n\n\
+         those first\n\
+         --kill PID           end a helper that does not answer, and wait for its end\n\n\
          exit codes:\n",
         env!("CARGO_PKG_VERSION"),
         protocol::VERSION,
@@ -129,10 +152,21 @@ fn port(arguments: &Arguments) -> Exit {
         // through.
         Ok(mut reactor) => sys::exit_now(reactor.run() as i32),
         Err(fatal) => {
-            eprintln!("netlink_port: {fatal}");
+            eprintln!("netlink_port: {fatal}{}", refuser(&fatal));
             fatal.exit
         }
     }
+}
+
+/// What can have refused it but the kernel, where that is not said already.
+fn refuser(fatal: &Fatal) -> &'static str {
+    let refused = [Errno::EPERM, Errno::EACCES, Errno::ENOSYS];
+    let by_kernel = fatal.source.is_some_and(|errno| !refused.contains(&errno));
+    if by_kernel || fatal.doing.contains("seccomp") || privileges::inherited().seccomp == 0 {
+        return "";
+    }
+    "; a seccomp profile can be what refuses it, that of the container or SystemCallFilter= of the \
+     systemd unit"
 }
 
 /// A panic is a bug. It ends the program by a named exit code, after one line to standard error
@@ -150,11 +184,14 @@ fn end_on_panic() {
 }
 
 fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
+    // The pipes go where that has made room.
+    let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
     let wire = take_wire()?;
     sys::set_signals();
     sys::give_back_large_blocks();
-    let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
+    let inherited = privileges::inherited();
     let privileges = privileges::reduce(&arguments.keep)?;
+    privileges.unprivileged(|| widen(&wire.output));
     // Behind the change of credentials, which could undo both.
     set_pdeathsig(Signal::SIGKILL).map_err(Fatal::system("prctl(PR_SET_PDEATHSIG)"))?;
     set_dumpable(false).map_err(Fatal::system("prctl(PR_SET_DUMPABLE)"))?;
@@ -162,8 +199,7 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
         capset: privileges.may_trace(),
         user_namespaces: arguments.user_namespaces,
     };
-    let home = Home::find(privileges, arguments.user_namespaces)
-        .map_err(Fatal::system("cannot open /proc/self/ns/net"))?;
+    let home = Home::find(privileges, arguments.user_namespaces).map_err(homeless)?;
     let hello = protocol::hello(&Hello {
         os_pid: std::process::id(),
         home: home.identity(),
@@ -171,10 +207,33 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
         capabilities: home.privileges().numbers(),
         max_frame: MAX_FRAME,
         max_fds,
+        lowest_fd: lowest(&wire),
+        user_namespace: home.user_namespace(),
+        inherited,
     });
-    let reactor = Reactor::new(wire, home, Pins::new(max_fds), spin(arguments.spin), &hello)?;
-    seccomp::install(needs)?;
+    let pins = Pins::new(max_fds);
+    let reactor = Reactor::new(wire, home, pins, spin(arguments.spin), &hello)?;
+    seccomp::install(needs, inherited.seccomp)?;
     Ok(reactor)
+}
+
+/// Without CONFIG_NET_NS a process has no network namespace that could be named, or come home to.
+fn homeless(errno: Errno) -> Fatal {
+    let doing = match (errno, Path::new("/proc/self/stat").exists()) {
+        (Errno::ENOENT, true) => {
+            "this kernel has no network namespaces, CONFIG_NET_NS: there is no /proc/self/ns/net"
+        }
+        _ => "cannot open /proc/self/ns/net",
+    };
+    Fatal::system(doing)(errno)
+}
+
+/// Where the descriptors that stay open begin. The pipes are the first of them.
+fn lowest(wire: &Wire) -> u32 {
+    match wire.input.as_raw_fd() {
+        low @ ..sys::LOWEST_FD => low as u32,
+        _ => sys::LOWEST_FD as u32,
+    }
 }
 
 /// With one processor, looking for more keeps away who would bring it.
@@ -195,16 +254,23 @@ fn take_wire() -> Result<Wire, Fatal> {
     };
     let input = private(stdin().as_fd()).map_err(system("standard input"))?;
     let output = private(stdout().as_fd()).map_err(system("standard output"))?;
+    let (input, output) = (sys::out_of_the_way(input), sys::out_of_the_way(output));
     dup2_stdin(nothing().map_err(system("/dev/null"))?).map_err(system("dup2"))?;
     dup2_stdout(stderr()).map_err(system("dup2"))?;
     for pipe in [&input, &output] {
-        // Only a request: pipes of a user over the limit, and sockets, stay as they are.
-        let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
         let flags = fcntl(pipe, FcntlArg::F_GETFL).map_err(system("fcntl(F_GETFL)"))?;
         let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
         fcntl(pipe, FcntlArg::F_SETFL(flags)).map_err(system("fcntl(F_SETFL)"))?;
     }
     Ok(Wire { input, output })
+}
+
+/// Makes the pipe wider, where its user can spare it: more is asked for than is kept, as nothing
+/// else tells how much is left. A socket stays as it is.
+fn widen(pipe: &OwnedFd) {
+    if fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE_SPARE)).is_ok() {
+        let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
+    }
 }
 
 /// A descriptor that reads as empty: /dev/null, or where there is none a pipe nobody writes to.

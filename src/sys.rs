@@ -3,6 +3,7 @@
 
 use crate::error::Exit;
 use nix::errno::Errno;
+use nix::sys::inotify::{InitFlags, Inotify};
 use nix::unistd::ForkResult;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::mem::{size_of, MaybeUninit};
@@ -19,6 +20,11 @@ pub const SIOCGSKNS: libc::Ioctl = 0x894C;
 pub const NS_GET_NSTYPE: libc::Ioctl = 0xB703;
 /// `NS_GET_USERNS` of include/uapi/linux/nsfs.h.
 pub const NS_GET_USERNS: libc::Ioctl = 0xB701;
+/// `PIDFD_THREAD` of include/uapi/linux/pidfd.h: a thread instead of a process, since Linux 6.9.
+pub const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+/// Descriptors that stay open lie from here on. The kernel looks those that a message names up in the table
+/// of this program, its sender: a number that is meant for another table is to find nothing.
+pub const LOWEST_FD: RawFd = 1024;
 /// `NETLINK_LISTEN_ALL_NSID`, also the type of the control message that carries the nsid.
 const NETLINK_LISTEN_ALL_NSID: i32 = 8;
 
@@ -49,11 +55,28 @@ pub fn netlink_socket(protocol: i32) -> Result<OwnedFd, Errno> {
     owned(fd.into())
 }
 
-/// `pidfd_open(pid, 0)`, pidfd_open(2).
-pub fn pidfd_open(pid: libc::pid_t) -> Result<OwnedFd, Errno> {
+/// `pidfd_open(pid, flags)`, pidfd_open(2).
+pub fn pidfd_open(pid: libc::pid_t, flags: u32) -> Result<OwnedFd, Errno> {
     // SAFETY: pidfd_open(2) takes integers alone.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
     owned(fd)
+}
+
+/// `fcntl(fd, F_DUPFD_CLOEXEC, LOWEST_FD)`, and the first is closed. Where RLIMIT_NOFILE leaves no room
+/// there it stays where it is.
+pub fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
+    // SAFETY: this command of fcntl(2) takes an integer.
+    let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LOWEST_FD) };
+    owned(high.into()).unwrap_or(fd)
+}
+
+/// `pidfd_send_signal(pidfd, SIGKILL, NULL, 0)`, pidfd_send_signal(2).
+pub fn pidfd_kill(process: impl AsFd) -> Result<(), Errno> {
+    let fd = process.as_fd().as_raw_fd();
+    let none = ptr::null::<libc::siginfo_t>();
+    // SAFETY: without a siginfo_t there is no memory of ours that the kernel reads.
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, none, 0) };
+    Errno::result(done).map(drop)
 }
 
 /// `ioctl(fd, SIOCGSKNS)`: a descriptor of the network namespace a socket is in. Needs
@@ -95,6 +118,13 @@ pub fn fork() -> Result<ForkResult, Errno> {
 /// Takes a descriptor that recvmsg(2) has brought by SCM_RIGHTS, unix(7).
 pub fn passed(fd: RawFd) -> Result<OwnedFd, Errno> {
     owned(fd.into())
+}
+
+/// `inotify_init1(flags)`, inotify(7).
+pub fn inotify(flags: InitFlags) -> Result<Inotify, Errno> {
+    let fd = out_of_the_way(Inotify::init(flags)?.into());
+    // SAFETY: it is a copy of the descriptor of the Inotify that it was made of.
+    Ok(unsafe { Inotify::from_owned_fd(fd) })
 }
 
 /// `setsockopt(2)` with the bytes of the option's value.

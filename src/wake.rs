@@ -83,6 +83,7 @@ impl Wake {
     pub fn new(wire: &Wire, watches: impl AsFd, spin: Duration) -> Result<Self, Fatal> {
         let epoll =
             Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(Fatal::system("epoll_create1"))?;
+        let epoll = Epoll(sys::out_of_the_way(epoll.0));
         let watching = |token: Token| EpollEvent::new(EpollFlags::EPOLLIN, token.data());
         epoll
             .add(&wire.input, watching(Token::Input))

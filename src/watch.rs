@@ -11,18 +11,20 @@
 
 use crate::error::{At, Failure, Fatal, Stage};
 use crate::netns::{Identity, Target};
+use crate::privileges::Privileges;
+use crate::process::{self, Held, Process};
 use crate::protocol::Handle;
+use crate::resolve::{self, End};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::{open, readlinkat, AtFlags, OFlag, AT_FDCWD};
+use nix::fcntl::{AtFlags, AT_FDCWD};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use nix::sys::stat::{fstatat, Mode};
-use nix::sys::statfs::{fstatfs, PROC_SUPER_MAGIC};
+use nix::sys::stat::fstatat;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 
 /// How the one inotify instance is made.
 pub const INSTANCE: InitFlags = InitFlags::IN_CLOEXEC.union(InitFlags::IN_NONBLOCK);
@@ -33,8 +35,6 @@ pub const FOLDER: AddWatchFlags = AddWatchFlags::IN_DELETE
     .union(AddWatchFlags::IN_DELETE_SELF)
     .union(AddWatchFlags::IN_MOVE_SELF)
     .union(AddWatchFlags::IN_ONLYDIR);
-/// How many symbolic links lead on, path_resolution(7).
-const LINKS: usize = 40;
 /// How many events are taken at once; what is left wakes the loop again.
 const EVENTS: usize = 64;
 /// What the inotify instance is called in the epoll of this layer; a pidfd by its socket's handle.
@@ -57,7 +57,9 @@ struct Watched {
     /// Not known before it was entered.
     namespace: Option<Identity>,
     names: Vec<(WatchDescriptor, OsString)>,
-    process: Option<OwnedFd>,
+    /// Processes that it leads through, or is named by.
+    processes: Vec<Process>,
+    pidfds: Vec<OwnedFd>,
 }
 
 impl AsFd for Watches {
@@ -70,8 +72,9 @@ impl Watches {
     /// Watches nothing yet.
     pub fn new() -> Result<Self, Fatal> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
+        let epoll = epoll.map_err(Fatal::system("epoll_create1"))?;
         Ok(Self {
-            epoll: epoll.map_err(Fatal::system("epoll_create1"))?,
+            epoll: Epoll(sys::out_of_the_way(epoll.0)),
             inotify: None,
             folders: HashMap::new(),
             watched: HashMap::new(),
@@ -80,18 +83,27 @@ impl Watches {
 
     /// Watches what a socket's namespace is named by. Comes before it is opened, and
     /// [`Watches::entered`] or [`Watches::end`] after.
-    pub fn begin(&mut self, handle: Handle, target: &Target) -> Result<(), Failure> {
+    pub fn begin(
+        &mut self,
+        handle: Handle,
+        target: &Target,
+        privileges: &Privileges,
+    ) -> Result<(), Failure> {
         let watched = Watched {
             target: target.clone(),
             namespace: None,
             names: Vec::new(),
-            process: None,
+            processes: Vec::new(),
+            pidfds: Vec::new(),
         };
         self.watched.insert(handle, watched);
         let begun = match target {
             Target::Host => Ok(()),
-            Target::Path(path) => self.path(handle, path),
-            Target::Pid(pid) => self.process(handle, *pid),
+            Target::Path(path) => self.path(handle, path, privileges),
+            Target::Pid(pid) => {
+                let found = privileges.with_ptrace(|| process::find(*pid, Stage::Watch));
+                found.and_then(|pidfd| self.pidfd(handle, pidfd))
+            }
         };
         if begun.is_err() {
             self.end(handle);
@@ -139,7 +151,7 @@ impl Watches {
     }
 
     /// The sockets whose namespace is gone; they are watched no more.
-    pub fn gone(&mut self) -> Vec<Handle> {
+    pub fn gone(&mut self, privileges: &Privileges) -> Vec<Handle> {
         let mut events = [EpollEvent::empty(); EVENTS];
         let count = self.epoll.wait(&mut events, EpollTimeout::ZERO);
         let mut ended = BTreeSet::new();
@@ -151,7 +163,7 @@ impl Watches {
             }
         }
         for handle in &suspects {
-            if !ended.contains(handle) && !self.still_there(*handle) {
+            if !ended.contains(handle) && !self.still_there(*handle, privileges) {
                 ended.insert(*handle);
             }
         }
@@ -201,7 +213,7 @@ impl Watches {
 
     /// Watches a socket anew, since links and folders may lead elsewhere now, and only then looks
     /// what its name stands for.
-    fn still_there(&mut self, handle: Handle) -> bool {
+    fn still_there(&mut self, handle: Handle, privileges: &Privileges) -> bool {
         let Some(watched) = self.watched.get(&handle) else {
             return true;
         };
@@ -209,53 +221,79 @@ impl Watches {
         let (Target::Path(path), Some(namespace)) = (&target, namespace) else {
             return true;
         };
+        let before = watched.processes.clone();
         self.end(handle);
-        if self.begin(handle, &target).is_err() {
+        if self.begin(handle, &target, privileges).is_err() {
             return false;
         }
         self.entered(handle, namespace);
+        let through = self.watched.get(&handle).map(|watched| &watched.processes);
+        let successor = |process: &Process| {
+            before
+                .iter()
+                .any(|known| known.id == process.id && known != process)
+        };
+        if through.is_some_and(|processes| processes.iter().any(successor)) {
+            return false;
+        }
         let flags = AtFlags::AT_NO_AUTOMOUNT;
-        let now = sys::retry(|| fstatat(AT_FDCWD, path.as_slice(), flags)).map(Identity::from);
-        now == Ok(namespace)
+        let look = || sys::retry(|| fstatat(AT_FDCWD, path.as_slice(), flags));
+        let now = match through.is_some_and(|processes| !processes.is_empty()) {
+            true => privileges.with_ptrace(look),
+            false => look(),
+        };
+        now.map(Identity::from) == Ok(namespace)
     }
 
-    fn process(&mut self, handle: Handle, pid: i32) -> Result<(), Failure> {
-        let process = sys::pidfd_open(pid).at(Stage::Watch)?;
+    fn pidfd(&mut self, handle: Handle, pidfd: OwnedFd) -> Result<(), Failure> {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, handle.0.into());
-        self.epoll.add(&process, event).at(Stage::Watch)?;
+        self.epoll.add(&pidfd, event).at(Stage::Watch)?;
         if let Some(watched) = self.watched.get_mut(&handle) {
-            watched.process = Some(process);
+            watched.pidfds.push(pidfd);
         }
         Ok(())
     }
 
     /// Each folder is watched before the link in it is read.
-    fn path(&mut self, handle: Handle, path: &[u8]) -> Result<(), Failure> {
-        let mut path = path.to_vec();
-        for _ in 0..=LINKS {
-            if let Some(pid) = process_of(&path) {
-                return self.process(handle, pid);
-            }
-            let (folder, name) = split(&path);
-            self.folder(handle, folder, name)?;
-            path = match sys::retry(|| readlinkat(AT_FDCWD, path.as_slice())) {
-                // It is no link.
-                Err(Errno::EINVAL) => return Ok(()),
-                Err(errno) => return Err(Failure::new(Stage::Open, errno)),
-                Ok(target) if target.as_bytes().starts_with(b"/") => target.into_vec(),
-                Ok(target) => [folder, target.as_bytes()].join(&b'/'),
-            };
+    fn path(
+        &mut self,
+        handle: Handle,
+        path: &[u8],
+        privileges: &Privileges,
+    ) -> Result<(), Failure> {
+        let way = resolve::follow(path, privileges, &mut |folder, name| {
+            self.folder(handle, folder, name)
+        });
+        if let Some(failure) = way.lost {
+            return Err(failure);
         }
-        Err(Failure::new(Stage::Open, Errno::ELOOP))
-    }
-
-    fn folder(&mut self, handle: Handle, folder: &[u8], name: &[u8]) -> Result<(), Failure> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let place = sys::retry(|| open(folder, flags, Mode::empty())).at(Stage::Open)?;
-        if fstatfs(&place).at(Stage::Open)?.filesystem_type() == PROC_SUPER_MAGIC {
-            // inotify(7) would never tell of its files.
+        if way.end == End::Proc {
+            // inotify(7) would never tell of it.
             return Err(Failure::new(Stage::Watch, Errno::EOPNOTSUPP));
         }
+        way.processes
+            .into_iter()
+            .try_for_each(|held| self.process(handle, held))
+    }
+
+    fn process(&mut self, handle: Handle, held: Held) -> Result<(), Failure> {
+        let pidfd = held.pidfd.map_err(|errno| {
+            let failure = Failure::new(Stage::Watch, errno);
+            let untold = Failure::new(Stage::Watch, Errno::EOPNOTSUPP);
+            match errno {
+                Errno::EOPNOTSUPP => untold.because("foreign"),
+                Errno::EINVAL => untold.because("thread"),
+                Errno::EPERM | Errno::EACCES | Errno::ENOSYS => failure.because("pidfd_open"),
+                _ => failure,
+            }
+        })?;
+        if let Some(watched) = self.watched.get_mut(&handle) {
+            watched.processes.push(held.process);
+        }
+        self.pidfd(handle, pidfd)
+    }
+
+    fn folder(&mut self, handle: Handle, place: &OwnedFd, name: &[u8]) -> Result<(), Failure> {
         let inotify = match self.inotify.take() {
             Some(inotify) => inotify,
             None => self.instance()?,
@@ -273,27 +311,11 @@ impl Watches {
     }
 
     fn instance(&self) -> Result<Inotify, Failure> {
-        let inotify = Inotify::init(INSTANCE).at(Stage::Watch)?;
+        let inotify = sys::inotify(INSTANCE).at(Stage::Watch)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, FOLDERS);
         self.epoll.add(&inotify, event).at(Stage::Watch)?;
         Ok(inotify)
     }
-}
-
-/// The folder of a path, and the name in it.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(at) => path.split_at(at + 1),
-        None => (b".", path),
-    }
-}
-
-/// The process of a path `/proc/<pid>/ns/net`.
-fn process_of(path: &[u8]) -> Option<i32> {
-    let pid = path.strip_prefix(b"/proc/")?.strip_suffix(b"/ns/net")?;
-    let digits = pid.iter().all(u8::is_ascii_digit);
-    let pid = digits.then(|| std::str::from_utf8(pid).ok()?.parse().ok());
-    pid.flatten()
 }
 
 #[cfg(test)]
@@ -301,49 +323,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_named_by_one_path_alone() {
-        assert_eq!(process_of(b"/proc/42/ns/net"), Some(42));
-        for path in [
-            &b"/proc/self/ns/net"[..],
-            b"/proc//ns/net",
-            b"/proc/ns/net",
-            b"/proc/-1/ns/net",
-            b"/proc/42/task/43/ns/net",
-            b"/proc/42/ns/net/",
-            b"/proc/42/ns/mnt",
-            b"/proc/99999999999/ns/net",
-            b"/srv/proc/42/ns/net",
-            b"",
-        ] {
-            assert_eq!(process_of(path), None, "{path:?}");
-        }
-    }
-
-    #[test]
-    fn every_path_has_a_folder() {
-        for (path, folder, name) in [
-            ("/run/netns/blue", "/run/netns/", "blue"),
-            ("/blue", "/", "blue"),
-            ("blue", ".", "blue"),
-            ("/", "/", ""),
-            ("", ".", ""),
-        ] {
-            let parts = (folder.as_bytes(), name.as_bytes());
-            assert_eq!(split(path.as_bytes()), parts, "{path}");
-        }
-    }
-
-    #[test]
     fn a_watch_that_fails_leaves_nothing_behind() {
         let mut watches = Watches::new().unwrap();
+        let privileges = Privileges::none();
         let nowhere = Target::Path(b"/nowhere/blue".to_vec());
-        let failure = watches.begin(Handle(1), &nowhere).unwrap_err();
+        let failure = watches.begin(Handle(1), &nowhere, &privileges).unwrap_err();
         assert_eq!((failure.stage, failure.errno), (Stage::Open, Errno::ENOENT));
         let failure = watches
-            .begin(Handle(2), &Target::Pid(i32::MAX))
+            .begin(Handle(2), &Target::Pid(i32::MAX), &privileges)
             .unwrap_err();
         assert_eq!((failure.stage, failure.errno), (Stage::Watch, Errno::ESRCH));
         assert!(watches.inotify.is_none() && watches.folders.is_empty());
-        assert!(watches.watched.is_empty() && watches.gone().is_empty());
+        assert!(watches.watched.is_empty() && watches.gone(&privileges).is_empty());
     }
 }

@@ -4,6 +4,16 @@ requirements = [
     System.cmd("id", ["-u"]) == {"0\n", 0} or System.get_env("NETLINK_PORT_TEST_SU") != nil,
     "Not root: tests that make network namespaces are skipped."
   },
+  pipes: {
+    System.find_executable("perl") != nil and
+      File.read("/proc/sys/fs/pipe-user-pages-soft") == {:ok, "16384\n"},
+    "No perl, or another pipe-user-pages-soft than the usual: the pipes of a user are not measured."
+  },
+  qemu: {
+    System.find_executable("qemu-x86_64-static") != nil and
+      to_string(:erlang.system_info(:system_architecture)) =~ ~r/^x86_64/,
+    "No qemu-x86_64-static: the helper is not run under emulation."
+  },
   systemd: {
     System.find_executable("systemd-analyze") != nil,
     "No systemd-analyze: the unit of examples/systemd is not checked."

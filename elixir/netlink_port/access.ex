@@ -8,6 +8,8 @@ defmodule NetlinkPort.Access do
 
   import Bitwise, only: [&&&: 2]
 
+  alias NetlinkPort.Environment
+
   @install "mix netlink_port.install --to"
 
   @doc "What is found of a file that execve(2) refuses with EACCES, and the remedy."
@@ -33,20 +35,18 @@ defmodule NetlinkPort.Access do
   defp refused(path, %{uid: uid, gid: gid, mode: mode}, user) do
     cond do
       may?(mode, uid, gid, user) ->
-        {"",
-         "see that its file system is not mounted noexec, and its interpreter, if any, may be run"}
+        runnable(path)
 
       # The user's own, as what a build makes.
       uid == user.uid and not roots?(uid, gid) ->
         {", which does not let its owner run it", "chmod u+x #{path}"}
 
       roots?(uid, gid) and (mode &&& 0o010) != 0 and member?(gid, user) ->
-        {", and #{user.name} has not got that group yet", "log in again, or restart the service"}
+        {", and #{user.name} has not got that group yet", again(gid)}
 
       roots?(uid, gid) and (mode &&& 0o010) != 0 ->
         {", and #{user.name} is not in that group",
-         "usermod -aG #{group(gid)} #{user.name}, and log in again; or install it for another group: " <>
-           "#{@install} #{path} --group GROUP"}
+         "#{join(gid, user)}; or install it for another group: #{@install} #{path} --group GROUP"}
 
       roots?(uid, gid) ->
         {", so that its group may not run it",
@@ -55,6 +55,32 @@ defmodule NetlinkPort.Access do
       true ->
         {", and not for this user", "install one for a group that the user is in: #{elsewhere()}"}
     end
+  end
+
+  # In a container nobody logs in: its engine says which groups a process has.
+  defp again(gid) do
+    if Environment.look().container,
+      do: "start the container with --group-add #{gid}",
+      else: "log in again, or restart the service"
+  end
+
+  defp join(gid, user) do
+    if Environment.look().container,
+      do: again(gid) <> ", or have the image put its user into that group",
+      else: "usermod -aG #{group(gid)} #{user.name}, and log in again"
+  end
+
+  # By its mode this user may run it.
+  defp runnable(path) do
+    mount = Environment.mount(Environment.look(), path)
+
+    if Environment.mounted?(mount, "noexec"),
+      do:
+        {", on #{mount.point}, which is mounted noexec",
+         "install it on another file system: #{elsewhere()}"},
+      else:
+        {"",
+         "its file system is not mounted noexec; see that its interpreter, if any, may be run"}
   end
 
   # As an installed one is: root's, for a group that is not root's own.

@@ -5,8 +5,8 @@ defmodule NetlinkPort.Client do
   #
   # Nothing here crashes the caller or suspends it for good, whatever becomes of server and helper.
 
-  alias NetlinkPort.{Errno, Error, Helper, Link, Options, Payload, Pin, Protocol}
-  alias NetlinkPort.{Shown, Socket, Soon, Tap}
+  alias NetlinkPort.{Errno, Error, Link, Options, Payload, Pin, Protocol, Refusal, Socket, Soon}
+  alias NetlinkPort.Tap
 
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
 
@@ -186,52 +186,10 @@ defmodule NetlinkPort.Client do
   @spec explain(raw(), Socket.t()) :: {:ok, term()} | {:error, Error.t()}
   def explain({:ok, value}, _socket), do: {:ok, value}
 
-  def explain({:error, {stage, errno, detail}}, %Socket{} = socket) do
+  def explain({:error, failure}, %Socket{} = socket) do
     place = {socket.protocol, socket.netns}
-    {:error, error(stage, errno, detail, place, socket.link.capabilities)}
+    {:error, Refusal.error(failure, place, Link.privileges(socket.link))}
   end
-
-  @doc "The error of a raw failure of a socket of this protocol, in this namespace."
-  @spec error(Error.stage(), integer(), binary(), place, non_neg_integer()) :: Error.t()
-        when place: {NetlinkPort.protocol() | nil, NetlinkPort.netns()}
-  def error(stage, errno, detail, {_protocol, netns} = place, capabilities) do
-    wanted = wanted(stage, Errno.atom(errno), detail, place)
-
-    Error.new(stage, errno,
-      subject: subject(stage, detail, netns),
-      lacks: if(wanted && not Helper.capable?(capabilities, wanted), do: wanted)
-    )
-  end
-
-  defp subject(stage, detail, netns) when stage in [:open, :setns, :watch] do
-    path(netns) || subject(nil, detail, netns)
-  end
-
-  defp subject(_stage, "", _netns), do: nil
-  defp subject(_stage, detail, _netns), do: detail
-
-  defp path({:path, path}), do: Shown.plain(path)
-  defp path({:name, name}), do: Shown.plain("/run/netns/" <> name)
-  defp path({:pid, pid}), do: "/proc/#{pid}/ns/net"
-  defp path(:host), do: nil
-
-  # The capability that a refusal is about: capabilities(7), netlink(7), namespaces(7).
-  defp wanted(:open, :eacces, _detail, {_protocol, netns}) do
-    if String.starts_with?(path(netns) || "", "/proc/"), do: :sys_ptrace, else: :dac_read_search
-  end
-
-  defp wanted(:watch, :eacces, _detail, _place), do: :dac_read_search
-  defp wanted(:setns, :eperm, _detail, _place), do: :sys_admin
-  defp wanted(:setsockopt, :eperm, "listen_all_nsid", _place), do: :net_broadcast
-
-  defp wanted(stage, :eperm, _detail, {protocol, _netns})
-       when stage in [:setsockopt, :bind] and protocol in [:audit, 9],
-       do: :audit_read
-
-  defp wanted(stage, :eperm, _detail, _place) when stage in [:setsockopt, :bind, :send],
-    do: :net_admin
-
-  defp wanted(_stage, _reason, _detail, _place), do: nil
 
   # The answer comes from the server, to an alias that ends with the deadline: a late one is dropped
   # by the VM. The monitor that comes with the alias tells of the server's end.

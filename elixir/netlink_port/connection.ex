@@ -50,12 +50,14 @@ defmodule NetlinkPort.Connection do
   namespace is gone) all callers get `EPIPE` of the stage `:thread` at once, and it goes on as above. It
   also closes its socket itself, and opens another, when the kernel does not go on with a dump or the
   helper tells of an error that belongs to no request; then callers get that error. So one connection
-  goes on over any number of helpers, and is best not put under a `:rest_for_one` with its server.
+  goes on over any number of helpers, and is best not put under a `:rest_for_one` with its server. A process that
+  its namespace was found by is that process from then on: when another one has its number, calls are `ESRCH`.
   """
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Options, Payload, Pin, Relay}
+  alias NetlinkPort.{Client, Error, Exchange, Link, Message, Opening, Options, Payload, Pin}
+  alias NetlinkPort.Relay
   alias NetlinkPort.{Shown, Socket, Telemetry}
   alias NetlinkPort.Connection.Calls
 
@@ -71,7 +73,7 @@ defmodule NetlinkPort.Connection do
   # Without a `socket`, `error` says why. Calls are known by the monitor of their caller. `senders` are
   # processes that wait for sendmsg(2), by their monitor, and whose call it is; `opener` is the monitor of
   # the process that opens the socket, `monitor` that of the server,
-  # where that is on this node.
+  # where that is on this node. `known` are the processes that its namespace was found by.
   @enforce_keys [:server, :protocol, :opts, :calls]
   defstruct [
     :server,
@@ -83,6 +85,7 @@ defmodule NetlinkPort.Connection do
     :error,
     :opener,
     backoff: @soonest,
+    known: [],
     senders: %{}
   ]
 
@@ -234,18 +237,19 @@ defmodule NetlinkPort.Connection do
 
     if elsewhere?(server),
       do: {:ok, open(%{state | error: Error.new(:thread, :esrch)})},
-      else: {:ok, opened(state, NetlinkPort.open(server, protocol, opts))}
+      else: {:ok, opened(state, Opening.again(server, protocol, opts, []))}
   end
 
   defp elsewhere?({_name, node}) when is_atom(node), do: node != node()
   defp elsewhere?(server) when is_pid(server), do: node(server) != node()
   defp elsewhere?(_name), do: false
 
-  defp opened(state, {:ok, %Socket{link: link} = socket}) do
+  defp opened(state, {:ok, %Socket{link: link} = socket, known}) do
     # The word of the end of one elsewhere comes by way of its node.
     monitor = if Link.local?(link), do: Process.monitor(link.server)
     Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
-    %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
+    state = %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
+    %{state | known: known}
   end
 
   defp opened(state, {:error, error}) do
@@ -258,9 +262,9 @@ defmodule NetlinkPort.Connection do
     Telemetry.execute([:connection, :down], %{calls: Calls.count(state.calls)}, metadata)
   end
 
-  defp open(%{server: server, protocol: protocol, opts: opts} = state) do
+  defp open(%{server: server, protocol: protocol, opts: opts, known: known} = state) do
     {_pid, opener} =
-      spawn_monitor(fn -> exit({:opened, NetlinkPort.open(server, protocol, opts)}) end)
+      spawn_monitor(fn -> exit({:opened, Opening.again(server, protocol, opts, known)}) end)
 
     %{state | opener: opener}
   end

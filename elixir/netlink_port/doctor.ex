@@ -31,7 +31,7 @@ defmodule NetlinkPort.Doctor do
   To open each protocol can make the kernel load its module, as any program that opens it does.
   """
 
-  alias NetlinkPort.{Error, Helper, Options, Server}
+  alias NetlinkPort.{Error, FileName, Helper, Options, Server}
   alias NetlinkPort.Doctor.{Capabilities, Executable, Kernel, Kept, Limits, Namespaces}
   alias NetlinkPort.Doctor.{RoundTrip, Servers}
 
@@ -90,7 +90,8 @@ defmodule NetlinkPort.Doctor do
     Options.keyword!(opts)
     Options.known!(opts, [:executable, :netns])
     netns = netns!(opts[:netns])
-    executable = Path.expand(Options.executable!(opts[:executable]) || Helper.executable())
+    executable = Options.executable!(opts[:executable]) || Helper.executable()
+    executable = executable && FileName.expand(executable)
     # A helper that cannot be started ends who has started it, if that does not look out for it.
     look = fn ->
       Process.flag(:trap_exit, true)

@@ -10,7 +10,7 @@ defmodule NetlinkPort.Error do
       iex> {error.stage, error.errno, error.reason}
       {:setns, 1, :eperm}
       iex> Exception.message(error)
-      "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN; start it as root, or install it with capabilities by `mix netlink_port.install`; for namespaces of rootless containers start its server with user_namespaces: true"
+      "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN; start it as root, or install it with capabilities by `mix netlink_port.install`"
 
   ## Fields
 
@@ -24,7 +24,8 @@ defmodule NetlinkPort.Error do
     * `:ext_ack` - with `:request`: what the kernel says beyond the errno, `t:NetlinkPort.ExtAck.t/0`;
       or `nil`.
     * `:messages` - of a dump that was not whole: what was read of it; or `nil`.
-    * `:hint` - of a helper that cannot be started: what was found of its file, and what to do; or `nil`.
+    * `:hint` - where that depends on the place the helper runs in: what was found there, and what to do; or
+      `nil`. `Exception.message/1` has it.
 
   `inspect/1` leaves out what is `nil`.
   """
@@ -115,6 +116,9 @@ defmodule NetlinkPort.Error do
   defp name(%{reason: :unknown, errno: errno}), do: "errno #{errno}"
   defp name(%{reason: reason}), do: reason |> Atom.to_string() |> String.upcase()
 
+  # What is true where the helper runs, by `NetlinkPort.Refusal`, or of its file.
+  defp explanation(%{hint: hint}) when hint != nil, do: hint
+
   defp explanation(%{lacks: lacks}) when lacks != nil do
     "the helper lacks CAP_#{lacks |> Atom.to_string() |> String.upcase()}; #{remedy(lacks)}"
   end
@@ -140,7 +144,8 @@ defmodule NetlinkPort.Error do
   defp explanation(%{stage: :open, reason: :esrch}), do: "there is no such process"
 
   defp explanation(%{stage: :open, reason: :eacces}) do
-    "the helper may not open it; for a process of more capabilities it needs CAP_SYS_PTRACE"
+    "the helper may not open it; for a process of another user, or with more capabilities, it needs " <>
+      "CAP_SYS_PTRACE"
   end
 
   defp explanation(%{stage: :setns, reason: :einval}), do: "it is not a network namespace"
@@ -179,7 +184,7 @@ defmodule NetlinkPort.Error do
 
   defp explanation(%{stage: :watch, reason: :eopnotsupp}) do
     "of files in /proc nothing is told but the end of a process; " <>
-      "name it by {:pid, pid} or /proc/<pid>/ns/net"
+      "name it by {:pid, pid} or a path to /proc/<pid>/ns/net"
   end
 
   defp explanation(%{stage: :pin, reason: :exdev}) do
@@ -195,8 +200,6 @@ defmodule NetlinkPort.Error do
   defp explanation(%{stage: :capture, reason: :ebusy}), do: "the server has a capture already"
   defp explanation(%{stage: :capture, reason: :esrch}), do: "it has ended"
   defp explanation(%{stage: :capture, reason: :einval}), do: "it is not a regular file"
-
-  defp explanation(%{stage: :thread, hint: hint}) when hint != nil, do: hint
 
   defp explanation(%{stage: :thread, reason: :enoent}) do
     "there is no such file; the build makes priv/netlink_port, `mix netlink_port.install` installs it " <>
@@ -263,12 +266,7 @@ defmodule NetlinkPort.Error do
     |> Enum.filter(& &1)
   end
 
-  defp remedy(:sys_admin) do
-    remedy(:net_admin) <>
-      "; for namespaces of rootless containers start its server with user_namespaces: true"
-  end
-
-  defp remedy(:net_admin) do
+  defp remedy(capability) when capability in [:sys_admin, :net_admin] do
     "start it as root, or install it with capabilities by `mix netlink_port.install`"
   end
 

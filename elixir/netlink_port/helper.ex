@@ -1,15 +1,11 @@
 defmodule NetlinkPort.Helper do
   @moduledoc false
-  # The helper as an operating system process: starting it, hearing its first word, and making sure
-  # that it is gone.
+  # The helper: which executable it is, starting it, and hearing its first word.
 
-  alias NetlinkPort.{Access, Error, Protocol}
+  alias NetlinkPort.{Access, Capability, Error, Execve, FileName, OsProcess, Protocol}
 
   # 73 kB in the port's queue make it busy by default; a batch of routes is more than that.
   @busy_limits {1_048_576, 4_194_304}
-
-  @typedoc "Process id and start time, which together are never reused."
-  @type process :: {os_pid :: pos_integer(), start_time :: String.t()}
 
   @type hello :: %{
           program: String.t(),
@@ -18,36 +14,70 @@ defmodule NetlinkPort.Helper do
           may_leave: boolean(),
           capabilities: non_neg_integer(),
           max_frame: pos_integer(),
-          max_fds: pos_integer()
+          max_fds: pos_integer(),
+          lowest_fd: pos_integer(),
+          user_namespace: non_neg_integer(),
+          bounding: Capability.set(),
+          no_new_privs: boolean(),
+          seccomp: 0..2
         }
-
-  # include/uapi/linux/capability.h
-  @capabilities ~w(chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap
-                   linux_immutable net_bind_service net_broadcast net_admin net_raw ipc_lock
-                   ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin sys_boot
-                   sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write
-                   audit_control setfcap mac_override mac_admin syslog wake_alarm block_suspend
-                   audit_read perfmon bpf checkpoint_restore)a
 
   @doc """
   The executable of a server that is told of none, see `NetlinkPort.start_link/1`. An empty variable is
-  none. What the configuration says is not checked here.
+  none. What the configuration says is not checked here. `nil` where there is none of these.
   """
-  @spec executable() :: Path.t()
+  @spec executable() :: Path.t() | nil
   def executable do
-    with variable when variable in [nil, ""] <- System.get_env("NETLINK_PORT_EXECUTABLE"),
-         nil <- configured() do
-      built()
+    variable() || configured() || built()
+  end
+
+  @doc "What NETLINK_PORT_EXECUTABLE names; `nil` where it is not set, or empty."
+  @spec variable() :: Path.t() | nil
+  def variable do
+    case :os.getenv(~c"NETLINK_PORT_EXECUTABLE", []) do
+      [] -> nil
+      # System.get_env/1 would encode twice what is beyond ASCII, under LC_ALL=C.
+      value -> FileName.bytes(value)
     end
   end
 
-  @doc "Where the build puts it, whatever servers are told to take."
-  @spec built() :: Path.t()
-  def built, do: Path.expand(Application.app_dir(:netlink_port, "priv/netlink_port"))
+  @doc """
+  Where the build puts it, whatever servers are told to take. `nil` where this code is in no folder of an
+  application: in an escript, or anywhere else.
+  """
+  @spec built() :: Path.t() | nil
+  def built do
+    with folder when is_list(folder) <- :code.lib_dir(:netlink_port),
+         library = FileName.bytes(folder),
+         true <- File.dir?(library) do
+      library |> Path.join("priv/netlink_port") |> Path.expand()
+    else
+      _none -> nil
+    end
+  end
 
   @doc "Starts the helper."
-  @spec start(Path.t(), [String.t()]) :: {:ok, port(), process() | nil} | {:error, Error.t()}
-  def start(executable, arguments) do
+  @spec start(Path.t() | nil, [String.t()], {atom(), atom()}) ::
+          {:ok, port(), OsProcess.t() | nil} | {:error, Error.t()}
+  def start(executable, arguments, os \\ :os.type())
+
+  def start(executable, _arguments, os) when os != {:unix, :linux} do
+    hint =
+      "netlink(7) is Linux's: the library can be compiled on #{elem(os, 1)}, and the helper runs on Linux alone"
+
+    {:error, Error.new(:thread, :eopnotsupp, subject: executable, hint: hint)}
+  end
+
+  def start(nil, _arguments, _linux) do
+    hint =
+      "this code lies in no folder of an application (an escript has none), and so there is no priv/netlink_port: " <>
+        "`executable:`, `config :netlink_port, executable:` or NETLINK_PORT_EXECUTABLE has to name the helper; " <>
+        "`mix netlink_port.install` installs one"
+
+    {:error, Error.new(:thread, :enoent, hint: hint)}
+  end
+
+  def start(executable, arguments, _linux) do
     # execve(2) of a directory would fail in the child, where nobody can see why.
     if File.dir?(executable) do
       {:error, refused(:eacces, executable)}
@@ -64,6 +94,20 @@ defmodule NetlinkPort.Helper do
     ["--spin", Integer.to_string(opts[:spin])] ++ keep ++ rootless
   end
 
+  # What makes another program of it: libraries, audit modules and tunables of the C library (those that
+  # ld.so(8) itself takes from programs with more privileges than their caller), and of sanitizers and of Rust.
+  # The filter of system calls is for the program as it was built.
+  @foreign ~r/^(LD_|GLIBC_|MALLOC_|RUST_|[A-Z]+SAN_OPTIONS$|GCONV_PATH$|LOCPATH$|NLSPATH$|GETCONF_DIR$|LLVM_PROFILE_FILE$)/
+
+  @doc """
+  What is taken out of the environment that a helper inherits, as `open_port/2` takes it. Who wants
+  one of these names a script as the executable, which sets it.
+  """
+  @spec environment() :: [{charlist(), false}]
+  def environment do
+    for {name, _value} <- :os.env(), List.to_string(name) =~ @foreign, do: {name, false}
+  end
+
   defp spawn_executable(executable, arguments) do
     port =
       Port.open({:spawn_executable, executable}, [
@@ -72,11 +116,12 @@ defmodule NetlinkPort.Helper do
         :use_stdio,
         packet: 4,
         args: arguments,
+        env: environment(),
         busy_limits_port: @busy_limits,
         busy_limits_msgq: @busy_limits
       ])
 
-    {:ok, port, process(port)}
+    {:ok, port, OsProcess.of_port(port)}
   rescue
     # The VM has as many ports as it may have (+Q of erl).
     _error in SystemLimitError -> {:error, refused(:emfile, executable)}
@@ -108,14 +153,14 @@ defmodule NetlinkPort.Helper do
   # In the order of `executable/0`. An option that says the same as one of these is no matter.
   defp named_by(executable) do
     cond do
-      same?(System.get_env("NETLINK_PORT_EXECUTABLE"), executable) -> "NETLINK_PORT_EXECUTABLE"
+      same?(variable(), executable) -> "NETLINK_PORT_EXECUTABLE"
       same?(configured(), executable) -> "`config :netlink_port, executable:`"
       true -> "`executable:`"
     end
   end
 
   defp same?(path, executable),
-    do: is_binary(path) and path != "" and Path.expand(path) == executable
+    do: is_binary(path) and path != "" and FileName.expand(path) == executable
 
   defp configured, do: Application.get_env(:netlink_port, :executable)
 
@@ -127,15 +172,6 @@ defmodule NetlinkPort.Helper do
   end
 
   defp posix(_error), do: :eio
-
-  defp process(port) do
-    with {:os_pid, os_pid} <- Port.info(port, :os_pid),
-         {:ok, start_time} <- start_time(os_pid) do
-      {os_pid, start_time}
-    else
-      _gone -> nil
-    end
-  end
 
   @doc """
   Waits for the first frame. What is wrong is told as a term that `format_error/1` puts in words.
@@ -170,7 +206,18 @@ defmodule NetlinkPort.Helper do
 
   defp complete(hello, frame) do
     case hello do
-      %{program: _, os_pid: _, home: _, may_leave: _, capabilities: capabilities}
+      %{
+        program: _,
+        os_pid: _,
+        home: _,
+        may_leave: _,
+        lowest_fd: _,
+        user_namespace: _,
+        bounding: _,
+        no_new_privs: _,
+        seccomp: _,
+        capabilities: capabilities
+      }
       when is_integer(hello.max_frame) and is_integer(hello.max_fds) and is_list(capabilities) ->
         mask = Enum.reduce(capabilities, 0, &Bitwise.bor(&2, Bitwise.bsl(1, &1)))
         {:ok, %{hello | capabilities: mask}}
@@ -182,26 +229,34 @@ defmodule NetlinkPort.Helper do
 
   defp no_greeting(frame), do: {:no_greeting, binary_part(frame, 0, min(byte_size(frame), 64))}
 
-  @doc "The names of the capabilities in a mask."
-  @spec capabilities(non_neg_integer()) :: [atom()]
-  def capabilities(mask), do: for(name <- @capabilities, capable?(mask, name), do: name)
+  @doc """
+  The error of a start whose helper is not usable, as `await_hello/2` tells it. Where the helper has ended it is
+  asked once more what for.
+  """
+  @spec unusable(Path.t(), [String.t()], term()) :: Error.t()
+  def unusable(executable, arguments, {:helper_exit, status} = reason) when is_integer(status) do
+    case Execve.ended(executable, arguments, status) do
+      nil ->
+        Error.new(:thread, :eproto, subject: "#{executable} #{format_error(reason)}")
 
-  @doc "Whether a mask holds a capability."
-  @spec capable?(non_neg_integer(), atom()) :: boolean()
-  def capable?(mask, name) do
-    number = Enum.find_index(@capabilities, &(&1 == name))
-    Bitwise.band(mask, Bitwise.bsl(1, number)) != 0
+      # No exit status of a program's.
+      {"was not run, execve(2) says EPERM" <> _ = found, remedy} ->
+        Error.new(:thread, :eproto, subject: "#{executable} #{found}", hint: remedy)
+
+      {found, remedy} ->
+        found = if String.starts_with?(found, "was "), do: "it " <> found, else: found
+        hint = Enum.join([found | List.wrap(remedy)], "; ")
+        Error.new(:thread, :eproto, subject: "#{executable} #{format_error(reason)}", hint: hint)
+    end
+  end
+
+  def unusable(executable, _arguments, reason) do
+    errno = if match?({:no_hello, _timeout}, reason), do: :etimedout, else: :eproto
+    Error.new(:thread, errno, subject: "#{executable} #{format_error(reason)}")
   end
 
   @doc "In words, why a helper is not usable."
   @spec format_error(term()) :: String.t()
-  # No exit code of the program's: the errno of execve(2), capabilities(7). Other programs have it, too.
-  def format_error({:helper_exit, 1}) do
-    "was not run, execve(2) says EPERM: a capability of the file is not in the bounding set " <>
-      "(CapabilityBoundingSet= of a systemd unit, --cap-add of a container); or it is another " <>
-      "program, which ended with exit status 1"
-  end
-
   def format_error({:helper_exit, status}) do
     "ended with exit status #{inspect(status)} before its first frame"
   end
@@ -214,88 +269,4 @@ defmodule NetlinkPort.Helper do
 
   def format_error({:no_greeting, bytes}),
     do: "is not netlink_port: it began with #{inspect(bytes)}"
-
-  @doc """
-  Whether the process is still there; a zombie is not. One that nothing can be known of, for want of a
-  descriptor say, may be.
-  """
-  @spec alive?(process()) :: boolean()
-  def alive?(process), do: state(process) != :gone
-
-  @doc """
-  Ends the process with SIGKILL, which it can neither ignore nor miss while it is stopped. OTP has no
-  kill(2), so that a shell does it. Nothing happens where the process is not that one any more.
-
-  An error where it could not be done: without a descriptor there is neither `/proc` nor a shell.
-  """
-  @spec kill(process() | nil) :: :ok | :error
-  def kill(nil), do: :ok
-
-  def kill({os_pid, _start_time} = process) do
-    case state(process) do
-      :alive ->
-        _output = :os.cmd(~c"kill -KILL #{os_pid} 2>&1")
-        :ok
-
-      :gone ->
-        :ok
-
-      :unknown ->
-        :error
-    end
-  catch
-    _kind, _reason -> :error
-  end
-
-  # Of a clock tick of /proc, USER_HZ, which is 100 on every architecture this is written for.
-  @tick 10
-
-  @doc """
-  What a helper takes: `:rss` in bytes and `:cpu`, its time on a processor, in ms. `nil` where `/proc` does
-  not tell, as with `hidepid`.
-  """
-  @spec usage(pos_integer()) :: %{
-          rss: non_neg_integer() | nil,
-          cpu: non_neg_integer() | nil
-        }
-  def usage(os_pid) do
-    %{rss: proc(os_pid, "status", &rss/1), cpu: proc(os_pid, "stat", &cpu/1)}
-  end
-
-  defp proc(os_pid, file, read) do
-    with {:ok, text} <- File.read("/proc/#{os_pid}/#{file}"), do: read.(text), else: (_ -> nil)
-  end
-
-  defp rss(status) do
-    with [_line, kb] <- Regex.run(~r/^VmRSS:\s+(\d+) kB$/m, status) do
-      String.to_integer(kb) * 1024
-    end
-  end
-
-  # Fields 14 and 15, in user and kernel mode.
-  defp cpu(stat) do
-    [user, system] = stat |> fields() |> Enum.slice(11, 2) |> Enum.map(&String.to_integer/1)
-    (user + system) * @tick
-  end
-
-  # From field 3 on, counted from behind the name in parentheses, which may hold anything. proc(5).
-  defp fields(stat), do: stat |> String.split(")") |> List.last() |> String.split()
-
-  defp state({os_pid, start_time}) do
-    case start_time(os_pid) do
-      {:ok, ^start_time} -> :alive
-      {:error, reason} when reason not in [:enoent, :esrch] -> :unknown
-      _gone_or_another -> :gone
-    end
-  end
-
-  # Field 22 of /proc/<pid>/stat. Field 3 is the state.
-  defp start_time(os_pid) do
-    with {:ok, stat} <- File.read("/proc/#{os_pid}/stat") do
-      case fields(stat) do
-        [state | fields] when state not in ["Z", "X"] -> {:ok, Enum.at(fields, 18)}
-        _ended -> :gone
-      end
-    end
-  end
 end

@@ -9,6 +9,8 @@ defmodule NetlinkPort.Install do
 
   import Bitwise, only: [&&&: 2]
 
+  alias NetlinkPort.{Access, Environment, Execve}
+
   @enforce_keys [:source, :to, :group, :gid, :capabilities, :tools, :prefix]
   defstruct @enforce_keys
 
@@ -122,23 +124,33 @@ defmodule NetlinkPort.Install do
   end
 
   defp version(source) do
-    ours(System.cmd(source, ["--version"], stderr_to_stdout: true), source)
-  rescue
-    error in ErlangError ->
-      {:error,
-       "#{source} cannot be run: #{:file.format_error(error.original)}; build it first, or name one " <>
-         "by NETLINK_PORT_EXECUTABLE (with `config :netlink_port, executable:` none is built)"}
-  end
+    ours = Execve.version()
 
-  defp ours({"netlink_port " <> version, 0}, source) do
-    case String.trim(version) do
-      @version -> :ok
-      other -> {:error, "#{source} is version #{other}, and the library #{@version}"}
+    case Execve.version(source) do
+      {:ok, ^ours} ->
+        :ok
+
+      {:ok, other} ->
+        {:error, "#{source} is version #{other}, and the library #{ours}"}
+
+      {:error, :eacces} ->
+        {:error, unbuilt(source, "EACCES: " <> elem(Access.refused(source), 0))}
+
+      {:error, {:another, said, _}} ->
+        {:error, "#{source} is not netlink_port, it says #{inspect(said)}"}
+
+      {:error, {"cannot be run: " <> why, _remedy}} ->
+        {:error, unbuilt(source, why)}
+
+      {:error, {found, remedy}} ->
+        {:error, Enum.join(["#{source} #{found}" | List.wrap(remedy)], "; ")}
     end
   end
 
-  defp ours({output, _status}, source),
-    do: {:error, "#{source} is not netlink_port, it says #{inspect(output)}"}
+  defp unbuilt(source, why) do
+    "#{source} cannot be run: #{why}; build it first, or name one " <>
+      "by NETLINK_PORT_EXECUTABLE (with `config :netlink_port, executable:` none is built)"
+  end
 
   defp prefix do
     cond do
@@ -196,32 +208,19 @@ defmodule NetlinkPort.Install do
     end
   end
 
-  # Field 5 of /proc/<pid>/mountinfo is where something is mounted, field 6 how, proc(5). The last mount
-  # of a place is the one that is seen. In a chroot the root need not be one.
   defp honours_capabilities(path) do
-    mounts =
-      for line <- File.stream!("/proc/self/mountinfo"),
-          [_id, _parent, _device, _root, point, options | _rest] = String.split(line),
-          point = unescape(point),
-          point == "/" or point == path or String.starts_with?(path, point <> "/"),
-          do: {point, String.split(options, ",")}
+    mount = Environment.mount(Environment.look(), path)
 
-    {point, options} =
-      mounts |> Enum.reverse() |> Enum.max_by(&byte_size(elem(&1, 0)), fn -> {"/", []} end)
-
-    case Enum.filter(options, &(&1 in ~w(nosuid noexec ro))) do
+    case Enum.filter(~w(nosuid noexec ro), &Environment.mounted?(mount, &1)) do
       [] ->
         :ok
 
       wrong ->
         {:error,
-         "#{path} is on #{point}, which is mounted #{Enum.join(wrong, ", ")}: there a helper " <>
+         "#{path} is on #{mount.point}, which is mounted #{Enum.join(wrong, ", ")}: there a helper " <>
            "cannot be installed, or is run without capabilities; choose another directory"}
     end
   end
-
-  defp unescape(point),
-    do: Regex.replace(~r/\\([0-7]{3})/, point, fn _, octal -> <<String.to_integer(octal, 8)>> end)
 
   ## What takes root
 
@@ -366,5 +365,43 @@ defmodule NetlinkPort.Install do
     end
   end
 
-  defp check_version(plan, path), do: ours(command(plan, path, ["--version"]), path)
+  # By root, since the mode is root's alone as yet.
+  defp check_version(%{prefix: []} = plan, path) do
+    case version(path) do
+      {:error, reason} ->
+        {:error, if(reason =~ "EPERM", do: by_hand(plan, unbounded(plan, path)), else: reason)}
+
+      :ok ->
+        :ok
+    end
+  end
+
+  # sudo(8) says of execve(2) what strerror(3) says.
+  defp check_version(plan, path) do
+    {output, status} = command(plan, path, ["--version"], stderr_to_stdout: true)
+
+    cond do
+      output =~ ~r/^netlink_port #{Regex.escape(@version)}$/m and status == 0 ->
+        :ok
+
+      output == "" or output =~ ~r/Operation not permitted/ ->
+        {:error, by_hand(plan, unbounded(plan, path))}
+
+      true ->
+        {:error, "#{path} does not run with its capabilities, it says #{inspect(output)}"}
+    end
+  end
+
+  defp unbounded(plan, path) do
+    case Execve.unrun(path, "", 1) do
+      {found, _remedy} ->
+        "#{plan.to} #{found}. The bounding set of this build or container (CapBnd of /proc/self/status) does not " <>
+          "have it: run the task where it does, and nothing else is to be done. Where that cannot be, as in the " <>
+          "build of an image, the file can be made without being run; the container that runs it has to allow " <>
+          "these capabilities (--cap-add), or execve(2) refuses it there, too"
+
+      nil ->
+        "#{plan.to} was not run, execve(2) says EPERM: a security module, or a filter of system calls, forbids it"
+    end
+  end
 end

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Link do
   #
   # The board is a public table of the server's, with five kinds of rows:
   #
-  #     {:reference, last}                       the references given to commands
+  #     {:reference, last, privileges}           the references given to commands; what the helper may do
   #     {reference, who_waits}                   commands that are not answered yet
   #     {{:socket, handle}, owner, socket, tap}  open sockets; only the server writes these
   #                                              (`nil` for an owner that is not to be told of the end)
@@ -14,6 +14,8 @@ defmodule NetlinkPort.Link do
   #     {{:pin, handle}, owner, pin, nil}        pins
   #
   # A link is only of use on the node of its server; elsewhere the server is asked to do the work.
+
+  alias NetlinkPort.Privileges
 
   @type t :: %__MODULE__{
           server: pid(),
@@ -31,8 +33,22 @@ defmodule NetlinkPort.Link do
   @spec board(pid()) :: :ets.tid()
   def board(heir) do
     board = :ets.new(:netlink_port, [:public, {:heir, heir, :board}, write_concurrency: true])
-    :ets.insert(board, {:reference, 0})
+    :ets.insert(board, {:reference, 0, nil})
     board
+  end
+
+  @doc "Puts what the helper may do on the board."
+  @spec put_privileges(t(), Privileges.t()) :: true
+  def put_privileges(%__MODULE__{board: board}, privileges),
+    do: :ets.update_element(board, :reference, {3, privileges})
+
+  @doc "What the helper may do, as far as is known here."
+  @spec privileges(t()) :: Privileges.t()
+  def privileges(%__MODULE__{board: board, capabilities: capabilities}) do
+    :ets.lookup_element(board, :reference, 3) || %Privileges{capabilities: capabilities}
+  rescue
+    # The board went with its server, or is another node's.
+    ArgumentError -> %Privileges{capabilities: capabilities}
   end
 
   @doc "Whether this process may command the port itself."

@@ -87,7 +87,9 @@ defmodule NetlinkPort.Monitor do
   A socket that is lost, and one that could not be opened, is opened again after 20 ms, and then, as
   long as that fails, at growing intervals of up to 1 s: so often a monitor looks whether its
   namespace, its server or its helper is back. Its socket closes with its namespace (see "When a
-  namespace goes" of `NetlinkPort`), so that it never follows one that is deleted.
+  namespace goes" of `NetlinkPort`), so that it never follows one that is deleted. A process that its namespace was
+  found by is that process from then on: when it has ended and another one has its number, the monitor stays down:
+  each try to open its socket is `ESRCH`.
 
   A dump that fails is tried again in the same way. One that the kernel marks as interrupted by
   changes is tried five times at once, see `NetlinkPort.dump/4`: tables that change all the time faster
@@ -112,7 +114,7 @@ defmodule NetlinkPort.Monitor do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Errno, Error, Gauge, Options, Relay, Shown, Telemetry}
+  alias NetlinkPort.{Client, Errno, Error, Gauge, Opening, Options, Relay, Shown, Telemetry}
   alias NetlinkPort.Monitor.{Config, Snapshot, Subscriber}
 
   # How long until what has failed is tried again, in ms.
@@ -136,7 +138,7 @@ defmodule NetlinkPort.Monitor do
   defmodule State do
     @moduledoc false
     # `opening` and `run` are the tasks that open the socket and read the dumps; `ended` is what was
-    # closed before it was known to be open. `open_wait` and `dump_wait` are how long until the next try.
+    # closed before it was known to be open. `known` are the processes that its namespace was found by. `open_wait` and `dump_wait` are how long until the next try.
     @enforce_keys [:config, :open_wait, :dump_wait]
     defstruct [
       :config,
@@ -147,6 +149,7 @@ defmodule NetlinkPort.Monitor do
       :dump_timer,
       :ended,
       place: :opening,
+      known: [],
       subscribers: %{}
     ]
   end
@@ -349,14 +352,17 @@ defmodule NetlinkPort.Monitor do
   defp open(%{config: config} = state) do
     monitor = self()
     opts = [owner: monitor] ++ config.open
-    task = Task.async(fn -> NetlinkPort.open(config.server, config.protocol, opts) end)
+    known = state.known
+    task = Task.async(fn -> Opening.again(config.server, config.protocol, opts, known) end)
     %{state | opening: task, ended: nil}
   end
 
-  defp opened(%{ended: {socket, reason}} = state, {:ok, socket}), do: lost(state, reason)
+  defp opened(%{ended: {socket, reason}} = state, {:ok, socket, known}),
+    do: lost(%{state | known: known}, reason)
 
   # Nothing older than this is told by anybody: whoever is owed a resync gets it now.
-  defp opened(state, {:ok, socket}) do
+  defp opened(state, {:ok, socket, known}) do
+    state = %{state | known: known}
     Telemetry.execute([:monitor, :up], %{count: 1}, %{monitor: self(), socket: socket})
     %{state | place: {:joined, socket}, open_wait: @soonest} |> advance() |> dump()
   end
@@ -389,7 +395,8 @@ defmodule NetlinkPort.Monitor do
   defp dump(%{place: {:joined, _socket}, run: nil, dump_timer: nil} = state) do
     if Enum.any?(state.subscribers, fn {_ref, subscriber} -> subscriber.phase == :waiting end) do
       %{server: server, protocol: protocol, dump_open: opts, dumps: dumps} = state.config
-      task = Task.async(fn -> Snapshot.read(server, protocol, opts, dumps) end)
+      known = state.known
+      task = Task.async(fn -> Snapshot.read(server, protocol, opts, known, dumps) end)
       each(%{state | run: task}, &Subscriber.attach/1)
     else
       state

@@ -23,8 +23,11 @@ defmodule NetlinkPort.Protocol do
           | {:info}
           | {:ping}
           | {:stop}
+  @typedoc "Number, start time and pidfd inode: a process that a target has led through."
+  @type process :: {integer(), non_neg_integer(), non_neg_integer()}
   @type place :: {:path, binary()} | {:pid, integer()}
-  @type target :: :host | place() | {:watched, place()}
+  @type known :: place() | {:known, place(), [process()]}
+  @type target :: :host | known() | {:watched, known()}
   @type event ::
           {:data, NetlinkPort.Socket.handle(), binary(), metadata() | nil}
           | {:answer, NetlinkPort.Socket.handle(), binary()}
@@ -121,7 +124,8 @@ defmodule NetlinkPort.Protocol do
   @spec atoms() :: [atom()]
   def atoms do
     ~w(open setns socket bind connect setsockopt getsockopt send recv info watch protocol
-       program os_pid home may_leave capabilities max_frame max_fds
+       program os_pid home may_leave capabilities max_frame max_fds lowest_fd user_namespace
+       bounding no_new_privs seccomp processes
        namespace cookie verified port_id drops foreign received received_bytes sent sent_bytes
        queued_bytes queue_limit granted charged sockets pins fds descriptor
        empty version truncated tag depth count atom integer improper trailing nil true false)a

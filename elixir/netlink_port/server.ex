@@ -14,16 +14,30 @@ defmodule NetlinkPort.Server do
     Delivery,
     Errno,
     Error,
+    FileName,
     Handle,
     Helper,
     Link,
     Look,
-    Options,
-    Outgoing,
-    Pins
+    Opening,
+    Options
   }
 
-  alias NetlinkPort.{Protocol, Relay, Restarts, Shown, Socket, Sockets, Witness}
+  alias NetlinkPort.{
+    OsProcess,
+    Outgoing,
+    Pins,
+    Privileges,
+    Protocol,
+    Refusal,
+    Relay,
+    Restarts,
+    Shown,
+    Socket,
+    Sockets
+  }
+
+  alias NetlinkPort.Witness
   alias NetlinkPort.Server.Status
 
   # How much the helper may send before the server has looked at it, over all sockets.
@@ -91,16 +105,26 @@ defmodule NetlinkPort.Server do
     Process.flag(:trap_exit, true)
     # Names the atoms a frame may bring, so that they exist.
     _atoms = Protocol.atoms()
-    executable = Path.expand(opts[:executable])
+    executable = opts[:executable] && FileName.expand(opts[:executable])
+    arguments = Helper.arguments(opts)
     witness = Witness.start()
 
-    case Helper.start(executable, Helper.arguments(opts)) do
+    case Helper.start(executable, arguments) do
       {:ok, port, process} ->
         Witness.helper(witness, process)
 
         case Helper.await_hello(port, opts[:hello_timeout]) do
-          {:ok, hello} -> {:ok, ready(port, process, hello, witness, executable, opts)}
-          {:error, reason} -> stop_at_start(opts, unusable(process, executable, reason))
+          {:ok, hello} ->
+            {:ok, ready(port, process, hello, witness, executable, opts)}
+
+          {:error, reason} ->
+            ended =
+              with {:helper_exit, _status} <- reason,
+                   do: :gone,
+                   else: (_ -> OsProcess.kill(process, port))
+
+            if ended == :gone, do: Witness.helper(witness, nil)
+            stop_at_start(opts, Helper.unusable(executable, arguments, reason))
         end
 
       {:error, error} ->
@@ -113,13 +137,11 @@ defmodule NetlinkPort.Server do
     {:stop, error}
   end
 
-  defp unusable(process, executable, reason) do
-    Helper.kill(process)
-    errno = if match?({:no_hello, _timeout}, reason), do: :etimedout, else: :eproto
-    Error.new(:thread, errno, subject: "#{executable} #{Helper.format_error(reason)}")
-  end
-
   defp ready(port, process, hello, witness, executable, opts) do
+    # A helper that has said hello can be run to kill.
+    process = process && %{process | executable: executable}
+    Witness.helper(witness, process)
+
     link = %Link{
       server: self(),
       port: port,
@@ -144,6 +166,8 @@ defmodule NetlinkPort.Server do
       look: Look.new(opts[:spin])
     }
 
+    privileges = Privileges.new(hello, opts, executable)
+    Link.put_privileges(link, privileges)
     :ok = schedule_ping(state)
     write(state, Protocol.grant_all(@window))
   end
@@ -153,20 +177,26 @@ defmodule NetlinkPort.Server do
   # as well: otherwise the port would outlive the server, and the VM could not stop.
   @impl true
   def terminate(reason, state) do
-    stop(reason, state)
-    :ok = Status.ended(state, reason)
+    ended = stop(reason, state)
+    # The witness has no more to do then, and the number may be another's soon.
+    if ended == :gone, do: Witness.helper(state.witness, nil)
+    :ok = Status.ended(state, reason, ended)
     Shown.forget_mailbox()
   end
 
-  defp stop(:stuck, state), do: Helper.kill(state.process)
-  defp stop({:helper_exit, _status}, state), do: Helper.kill(state.process)
+  # Whether the helper has been seen to have ended; the witness goes on where it has not.
+  defp stop(:stuck, state), do: kill(state)
+  defp stop({:helper_exit, status}, _state) when is_integer(status), do: :gone
+  defp stop({:helper_exit, _reason}, state), do: kill(state)
 
   defp stop(_reason, state) do
     reference = Link.expect(state.link, {nil, :ping})
     state = write(state, Protocol.command(reference, {:stop}))
     deadline = System.monotonic_time(:millisecond) + @stop_timeout
-    if await_stop(state, reference, deadline) == :overdue, do: Helper.kill(state.process)
+    if await_stop(state, reference, deadline) == :overdue, do: kill(state), else: :ending
   end
+
+  defp kill(state), do: OsProcess.kill(state.process, state.link.port)
 
   defp await_stop(state, reference, deadline) do
     %{link: %{port: port}} = state
@@ -318,9 +348,9 @@ defmodule NetlinkPort.Server do
 
   defp opening(%{kind: :pin, target: target}, handle), do: {:pin, handle, target}
 
-  defp opening(%{kind: :socket, target: target, number: number} = options, handle) do
+  defp opening(%{kind: :socket, number: number} = options, handle) do
     %{bind: bind, user_peers: peers, window: window, options: settings} = options
-    {:open, handle, target, number, bind, peers, window, settings}
+    {:open, handle, Opening.target(options), number, bind, peers, window, settings}
   end
 
   # Not by the value of the callback: GenServer would be suspended with who is on a node that is.
@@ -570,10 +600,9 @@ defmodule NetlinkPort.Server do
     end
   end
 
-  defp answered(state, {:open, from, _handle, options}, {:error, {stage, errno, detail}}) do
+  defp answered(state, {:open, from, _handle, options}, {:error, failure}) do
     place = {Map.get(options, :protocol), options.netns}
-    error = Client.error(stage, errno, detail, place, state.link.capabilities)
-    Relay.reply(from, {:error, error})
+    Relay.reply(from, {:error, Refusal.error(failure, place, Link.privileges(state.link))})
     state
   end
 
@@ -650,11 +679,11 @@ defmodule NetlinkPort.Server do
     %{state | pins: pins}
   end
 
-  defp opened(state, from, handle, options, _place) do
+  defp opened(state, from, handle, options, place) do
     %{protocol: protocol, netns: netns} = options
     socket = %Socket{handle: handle, protocol: protocol, netns: netns, link: state.link}
     sockets = Sockets.add(state.sockets, socket, options)
-    Relay.reply(from, {:ok, socket})
+    Relay.reply(from, {:ok, Opening.opened(socket, options, place)})
     update(state, sockets)
   end
 
@@ -678,7 +707,7 @@ defmodule NetlinkPort.Server do
   end
 
   defp failure(state, stage, errno, 0) do
-    Client.error(stage, errno, "", {nil, :host}, state.link.capabilities)
+    Refusal.error({stage, errno, ""}, {nil, :host}, Link.privileges(state.link))
   end
 
   defp failure(_state, stage, errno, length), do: Error.new(stage, errno, length: length)

@@ -9,7 +9,9 @@ defmodule NetlinkPort.Witness do
   # itself says it, and takes it off the board. Owners on other nodes hear it from the server's relay, in
   # order with what that still has for them.
 
-  alias NetlinkPort.{Helper, Link}
+  alias NetlinkPort.{Link, OsProcess}
+
+  require Logger
 
   # How long a helper may take to notice the end of its standard input before it is killed.
   @patience 500
@@ -58,7 +60,7 @@ defmodule NetlinkPort.Witness do
   end
 
   @doc "Tells the witness which process the helper is."
-  @spec helper(pid(), Helper.process() | nil) :: :ok
+  @spec helper(pid(), OsProcess.t() | nil) :: :ok
   def helper(witness, process) do
     Kernel.send(witness, {:helper, process})
     :ok
@@ -117,29 +119,42 @@ defmodule NetlinkPort.Witness do
   defp plain({:shutdown, reason}), do: reason
   defp plain(reason), do: reason
 
-  defp see_to_it(process, deadline) do
+  # Where only kill(2) tells, each look is a program that runs, so that they become rarer.
+  defp see_to_it(process, deadline, pause \\ 10) do
     cond do
-      not Helper.alive?(process) ->
+      OsProcess.gone?(process) ->
         :ok
 
       System.monotonic_time(:millisecond) >= deadline ->
-        insist(process)
+        insist(process, false)
 
       true ->
-        Process.sleep(10)
-        see_to_it(process, deadline)
+        Process.sleep(pause)
+        pause = if OsProcess.state(process) == :hidden, do: 2 * pause, else: pause
+        see_to_it(process, deadline, pause)
     end
   end
 
-  # Where the VM has no descriptor for a shell, it is tried again until there is one, or until the VM
-  # stops: what is left then ends with it (PR_SET_PDEATHSIG).
-  defp insist(process) do
-    if Helper.kill(process) == :error do
+  # It is tried again until the helper is seen to have ended, or until the VM stops: what is left then ends
+  # with it (PR_SET_PDEATHSIG). Without a descriptor, for one, there is neither /proc nor a shell.
+  defp insist(process, told?) do
+    with {:error, why} <- OsProcess.kill(process) do
+      if not told?, do: tell(process.os_pid, why)
+
       receive do
         {:EXIT, _supervisor, _reason} -> :ok
       after
-        @patience -> insist(process)
+        @patience -> insist(process, true)
       end
     end
+  end
+
+  defp tell(os_pid, why) do
+    Logger.error(
+      "netlink_port: helper #{os_pid} lives on without its server, and could not be killed: #{why}; " <>
+        "this is tried again until it has ended",
+      os_pid: os_pid,
+      domain: [:netlink_port]
+    )
   end
 end

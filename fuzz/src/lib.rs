@@ -22,7 +22,11 @@ pub mod netns;
 pub mod options;
 #[path = "../../src/privileges.rs"]
 pub mod privileges;
+#[path = "../../src/process.rs"]
+pub mod process;
 #[path = "../../src/protocol.rs"]
 pub mod protocol;
+#[path = "../../src/resolve.rs"]
+pub mod resolve;
 #[path = "../../src/sys.rs"]
 pub mod sys;

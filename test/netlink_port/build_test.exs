@@ -111,6 +111,45 @@ defmodule NetlinkPort.BuildTest do
     refute File.exists?(installed(root))
   end
 
+  # As `mix compile` of a project on those systems: neither Cargo nor rustc is run.
+  defp compile_on(root, systems, environment) do
+    path = Path.join(root, "bin") <> ":" <> System.get_env("PATH")
+    environment = @unset ++ [{"PATH", path}, {"MIX_ENV", "prod"}] ++ environment
+
+    code =
+      "for os <- #{inspect(systems)}, do: IO.inspect(Mix.Tasks.Compile.NetlinkPort.build(os))"
+
+    arguments = ["run", "--no-compile", "--no-start", "--no-deps-check", "-e", code]
+    System.cmd("mix", arguments, cd: root, env: environment, stderr_to_stdout: true)
+  end
+
+  test "on another system than Linux the library compiles without the helper, with one sentence" do
+    root = project!("echo 'a page of errors' >&2; exit 101")
+    systems = [{:unix, :darwin}, {:win32, :nt}, {:unix, :freebsd}]
+
+    said =
+      for {_family, name} <- systems, into: "" do
+        "netlink_port: compiled without the helper, which runs on Linux alone (this is #{name}); " <>
+          "NetlinkPort.start_link/1 says so, too\n{:noop, []}\n"
+      end
+
+    # What cannot be run there is not looked at.
+    for environment <- [[], [{"NETLINK_PORT_EXECUTABLE", "/nowhere"}]],
+        do: assert(compile_on(root, systems, environment) == {said, 0})
+
+    # It is not left out where another machine is built for.
+    assert {output, 1} = compile_on(root, [{:unix, :darwin}], [{"MIX_TARGET", "board"}])
+    assert output =~ "a page of errors"
+  end
+
+  test "NETLINK_PORT_EXECUTABLE may have letters beyond ASCII under LC_ALL=C" do
+    root = project!(@builds)
+    path = in!(root, "ünïcode")
+    File.cp!(NetlinkPort.Helper.executable(), path)
+    assert {_output, 0} = compile(root, [{"LC_ALL", "C"}, {"NETLINK_PORT_EXECUTABLE", path}])
+    assert File.read!(installed(root)) == File.read!(path)
+  end
+
   test "without cargo it says how to get it" do
     root = project!(@builds)
     bin = Path.join(root, "without")

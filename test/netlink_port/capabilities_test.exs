@@ -72,7 +72,9 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert {error.stage, error.reason, error.lacks} == {:open, :eacces, :sys_ptrace}
 
     assert Exception.message(error) =~
-             "open of /proc/#{pid}/ns/net: EACCES: the helper lacks CAP_SYS_PTRACE"
+             "open of /proc/#{pid}/ns/net: EACCES: it leads to process #{pid}, and the namespaces " <>
+               "of processes of other users, or with more capabilities than the helper, are closed to " <>
+               "it: the helper lacks CAP_SYS_PTRACE; its bounding set does not hold it"
   end
 
   test "the group of NETLINK_AUDIT takes CAP_AUDIT_READ" do
@@ -131,8 +133,10 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert {error.stage, error.errno, error.lacks} == {:setns, 1, :sys_admin}
 
     assert Exception.message(error) =~
-             "setns into /run/netns/#{netns}: EPERM: the helper lacks CAP_SYS_ADMIN; start it " <>
-               "as root, or install it with capabilities by `mix netlink_port.install`"
+             "setns into /run/netns/#{netns}: EPERM: the helper lacks CAP_SYS_ADMIN; its bounding " <>
+               "set does not hold it, so that neither root nor the capabilities of a file give it: the " <>
+               "container (--cap-add SYS_ADMIN) or the systemd unit (CapabilityBoundingSet=) has to " <>
+               "allow it; sockets in its own namespace (netns: :host) need no capability"
 
     # What is wrong with the path comes first, as it would with the capability.
     assert {:error, %{stage: :open, errno: 2}} =

@@ -76,6 +76,23 @@ defmodule NetlinkPort.DeploymentTest do
     assert unit =~ ~r/^CapabilityBoundingSet=CAP_SYS_ADMIN CAP_NET_ADMIN$/m
   end
 
+  test "the unit goes on where its helper is killed for want of memory" do
+    assert File.read!(@unit) =~ ~r/^OOMPolicy=continue$/m
+    assert document() =~ "`OOMPolicy=continue`"
+    assert document() =~ "inherits `OOMScoreAdjust=` (oom_score_adj)"
+
+    # And so it does.
+    code = """
+    {:ok, server} = NetlinkPort.start_link(name: nil, executable: #{inspect(helper())})
+    {:ok, %{os_pid: helper}} = NetlinkPort.info(server)
+    IO.write(File.read!("/proc/\#{helper}/oom_score_adj"))
+    """
+
+    ebin = Application.app_dir(:netlink_port, "ebin")
+    script = "echo 321 > /proc/$$/oom_score_adj; exec elixir -pa #{ebin} -e '#{code}'"
+    assert {"321\n", 0} = System.cmd("sh", ["-c", script])
+  end
+
   test "what it names is there" do
     for [_, name] <- Regex.scan(~r/`((?:src|docs|test|examples)\/[\w\/.]+)`/, document()),
         do: assert(File.exists?(Path.join(@root, name)), name)

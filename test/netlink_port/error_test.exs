@@ -4,7 +4,7 @@ defmodule NetlinkPort.ErrorTest do
 
   import Bitwise, only: [<<<: 2]
 
-  alias NetlinkPort.{Client, Errno}
+  alias NetlinkPort.{Errno, Privileges, Refusal}
 
   doctest NetlinkPort.Error
 
@@ -73,7 +73,7 @@ defmodule NetlinkPort.ErrorTest do
        "open of /proc/99/ns/net: ESRCH: there is no such process"},
       {{:open, :eacces, subject: "/proc/99/ns/net"},
        "open of /proc/99/ns/net: EACCES: the helper may not open it; " <>
-         "for a process of more capabilities it needs CAP_SYS_PTRACE"},
+         "for a process of another user, or with more capabilities, it needs CAP_SYS_PTRACE"},
       {{:open, :eacces, subject: "/proc/99/ns/net", lacks: :sys_ptrace},
        "open of /proc/99/ns/net: EACCES: the helper lacks CAP_SYS_PTRACE" <>
          @install <> " with --capability sys_ptrace"},
@@ -83,9 +83,7 @@ defmodule NetlinkPort.ErrorTest do
       {{:setns, :einval, subject: "/dev/null"},
        "setns into /dev/null: EINVAL: it is not a network namespace"},
       {{:setns, :eperm, subject: "/run/netns/blue", lacks: :sys_admin},
-       "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN" <>
-         @install <>
-         "; for namespaces of rootless containers start its server with user_namespaces: true"},
+       "setns into /run/netns/blue: EPERM: the helper lacks CAP_SYS_ADMIN" <> @install},
       {{:setns, :eperm, subject: "/run/netns/blue"},
        "setns into /run/netns/blue: EPERM: the helper needs CAP_SYS_ADMIN in its own user " <>
          "namespace and in the one that owns the target"},
@@ -129,7 +127,7 @@ defmodule NetlinkPort.ErrorTest do
        "watch of /srv/blue: EACCES: the helper may not read the folder"},
       {{:watch, :eopnotsupp, subject: "/proc/self/ns/net"},
        "watch of /proc/self/ns/net: EOPNOTSUPP: of files in /proc nothing is told but the end " <>
-         "of a process; name it by {:pid, pid} or /proc/<pid>/ns/net"},
+         "of a process; name it by {:pid, pid} or a path to /proc/<pid>/ns/net"},
       {{:thread, :esrch, []},
        "helper: ESRCH: no such server is running, or its node cannot be reached; " <>
          "start one under a supervisor: {NetlinkPort, name: NetlinkPort}"},
@@ -205,8 +203,12 @@ defmodule NetlinkPort.ErrorTest do
             {:setns, 1, "", 0, :sys_admin},
             {:setns, 1, "", @admin, :sys_admin},
             {:setns, 1, "", @sys_admin, nil},
-            {:open, 13, "", 0, :sys_ptrace},
-            {:open, 13, "", 1 <<< 19, nil},
+            {:setns, 1, "below", 0, :sys_admin},
+            {:setns, 1, "elsewhere", 0, nil},
+            {:open, 13, "process 7", 0, :sys_ptrace},
+            {:open, 13, "hidden 7", 0, :sys_ptrace},
+            {:open, 13, "process 7", 1 <<< 19, nil},
+            {:open, 13, "", 0, :dac_read_search},
             {:open, 2, "", 0, nil},
             {:setsockopt, 1, "listen_all_nsid", 0, :net_broadcast},
             {:setsockopt, 1, "listen_all_nsid", 1 <<< 11, nil},
@@ -217,18 +219,23 @@ defmodule NetlinkPort.ErrorTest do
             {:send, 1, "", @admin, nil},
             {:socket, 1, "", 0, nil}
           ] do
-        error = Client.error(stage, errno, detail, {:route, {:pid, 1}}, mask)
+        error = failure({stage, errno, detail}, {:route, {:pid, 1}}, mask)
         assert {stage, errno, detail, mask, error.lacks} == {stage, errno, detail, mask, lacks}
       end
     end
 
-    test "name the capability that the protocol, or the path, is about" do
-      lacks = fn stage, errno, place -> Client.error(stage, errno, "", place, 0).lacks end
+    defp failure(failure, place, mask \\ 0),
+      do: Refusal.error(failure, place, %Privileges{capabilities: mask})
+
+    test "name the capability that the protocol is about, or where the path leads" do
+      lacks = fn stage, errno, place -> failure({stage, errno, ""}, place).lacks end
       assert lacks.(:setsockopt, 1, {:audit, :host}) == :audit_read
       assert lacks.(:bind, 1, {9, :host}) == :audit_read
-      assert lacks.(:open, 13, {:route, {:path, "/proc/1/ns/net"}}) == :sys_ptrace
-      assert lacks.(:open, 13, {:route, {:path, "/run/user/1000/blue"}}) == :dac_read_search
-      assert lacks.(:open, 13, {:route, {:name, "blue"}}) == :dac_read_search
+
+      for netns <- [path: "/proc/1/ns/net", path: "/run/user/1000/blue", name: "blue"] do
+        assert failure({:open, 13, ""}, {:route, netns}).lacks == :dac_read_search
+        assert failure({:open, 13, "process 1"}, {:route, netns}).lacks == :sys_ptrace
+      end
     end
 
     test "name the namespace they failed on" do
@@ -239,20 +246,19 @@ defmodule NetlinkPort.ErrorTest do
             {:host, nil}
           ],
           stage <- [:open, :setns] do
-        assert Client.error(stage, 2, "", {:route, netns}, 0).subject == subject
+        assert failure({stage, 2, ""}, {:route, netns}).subject == subject
       end
 
       # The namespace has nothing to do with what fails later.
-      assert Client.error(:bind, 98, "", {:route, {:name, "blue"}}, 0).subject == nil
+      assert failure({:bind, 98, ""}, {:route, {:name, "blue"}}).subject == nil
 
-      assert Client.error(:setsockopt, 22, "rcvbuf", {:route, {:name, "blue"}}, 0).subject ==
-               "rcvbuf"
+      assert failure({:setsockopt, 22, "rcvbuf"}, {:route, {:name, "blue"}}).subject == "rcvbuf"
     end
 
     test "are valid UTF-8 for a path that is not" do
       for path <- [<<"/tmp/", 255>>, <<"/tmp/", 0xC3>>, <<"/tmp/", 0xED, 0xA0, 0x80>>] do
         for netns <- [{:path, path}, {:name, Path.basename(path)}] do
-          message = Exception.message(Client.error(:open, 2, "", {:route, netns}, 0))
+          message = Exception.message(failure({:open, 2, ""}, {:route, netns}))
           assert String.printable?(message)
           assert message =~ "ENOENT"
         end

@@ -54,12 +54,13 @@ defmodule NetlinkPort.FaultsTest do
 
     test "of a process that is about to end is ESRCH" do
       switch = switch!()
-      server = start_injected!("openat ENOENT once:#{switch}")
+      server = start_injected!("openat ENOENT file:#{switch}")
       pid = os_process!("sleep", ["60"])
       File.write!(switch, "")
       # pidfd_open(2) has still found it; its namespaces are gone already.
       assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, pid})
       assert {error.stage, error.reason} == {:open, :esrch}
+      File.rm!(switch)
       assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:pid, pid})
     end
 
@@ -337,7 +338,7 @@ defmodule NetlinkPort.FaultsTest do
             {"prlimit64 EPERM", "setrlimit(RLIMIT_NOFILE): EPERM"},
             {"prctl EPERM", "prctl(PR_SET_NO_NEW_PRIVS): EPERM"},
             {"capset EPERM", "capabilities could not be given up, capset(2)"},
-            {"seccomp EPERM", "seccomp(2) was refused; the kernel needs CONFIG_SECCOMP_FILTER"},
+            {"seccomp EPERM", "seccomp(2) was refused: the seccomp profile of the container, or"},
             {"epoll_create1 EPERM", "epoll_create1: EPERM"},
             # EPERM would be a file.
             {"epoll_ctl ENOSPC", "epoll_ctl: ENOSPC"}

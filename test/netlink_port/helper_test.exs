@@ -3,9 +3,9 @@ defmodule NetlinkPort.HelperTest do
   # that say what is wrong, and none is left behind.
   use NetlinkPort.Case, async: true
 
-  import Bitwise, only: [<<<: 2, |||: 2]
+  import Bitwise, only: [<<<: 2]
 
-  alias NetlinkPort.{Helper, Protocol}
+  alias NetlinkPort.{OsProcess, Protocol}
 
   # Waits for anything that comes out of a server that ends in order: that may take its two seconds.
   @end_timeout 10_000
@@ -385,43 +385,25 @@ defmodule NetlinkPort.HelperTest do
     end
   end
 
-  describe "capabilities" do
-    test "have the numbers of include/uapi/linux/capability.h" do
-      path = "/usr/include/linux/capability.h"
-
-      with {:ok, text} <- File.read(path) do
-        for [_all, name, number] <- Regex.scan(~r/^#define\s+CAP_(\w+)\s+(\d+)\s*$/m, text) do
-          mask = 1 <<< String.to_integer(number)
-          assert [atom] = Helper.capabilities(mask)
-          assert atom |> Atom.to_string() |> String.upcase() == name
-        end
-      end
-
-      assert Helper.capabilities(1 <<< 21) == [:sys_admin]
-      assert Helper.capabilities(0) == []
-      assert Helper.capabilities(1 <<< 12 ||| 1 <<< 11) == [:net_broadcast, :net_admin]
-      assert Helper.capable?(1 <<< 12, :net_admin)
-      refute Helper.capable?(1 <<< 12, :sys_admin)
-    end
-  end
-
   describe "kill" do
     test "ends that process and no successor with its number" do
       port = Port.open({:spawn_executable, "/bin/sleep"}, args: ["600"])
       {:os_pid, os_pid} = Port.info(port, :os_pid)
       {:ok, stat} = File.read("/proc/#{os_pid}/stat")
       start_time = stat |> String.split() |> Enum.at(21)
-      assert Helper.alive?({os_pid, start_time})
+      process = %OsProcess{os_pid: os_pid, start_time: start_time}
+      assert OsProcess.state(process) == :alive
 
       # The same number, started at another time, is another process.
-      refute Helper.alive?({os_pid, "1"})
-      assert Helper.kill({os_pid, "1"}) == :ok
-      assert Helper.kill(nil) == :ok
+      successor = %{process | start_time: "1"}
+      assert OsProcess.state(successor) == :gone
+      assert OsProcess.kill(successor) == :gone
+      assert OsProcess.kill(nil) == :gone
       assert running?(os_pid)
 
-      assert Helper.kill({os_pid, start_time}) == :ok
-      eventually!(fn -> not Helper.alive?({os_pid, start_time}) end)
-      assert Helper.kill({os_pid, start_time}) == :ok
+      assert OsProcess.kill(process) == :gone
+      assert not running?(os_pid)
+      assert OsProcess.kill(process) == :gone
     end
   end
 

@@ -410,6 +410,34 @@ defmodule NetlinkPort.InstallTest do
              "#{c.to} was not run, execve(2) says EPERM: a capability of the file is not in"
   end
 
+  # As in the build of an image: root, and less than a helper takes.
+  test "where the task itself may not run the file, execve(2) and its EPERM are named, and nothing is left",
+       c do
+    code = """
+    {:ok, plan} = NetlinkPort.Install.plan(#{inspect(helper())}, #{inspect(c.to)}, #{inspect(@group)}, [])
+    {:error, reason} = NetlinkPort.Install.run(plan)
+    IO.puts(reason)
+    """
+
+    ebin = Application.app_dir(:netlink_port, "ebin")
+    elixir = ["--bounding-set", "-sys_admin", "elixir", "-pa", ebin, "-e", code]
+    {output, 0} = System.cmd("setpriv", elixir, stderr_to_stdout: true)
+
+    assert output =~
+             "#{c.to} was not run, execve(2) says EPERM: a capability of the file is not in the bounding set of this " <>
+               "VM: CAP_SYS_ADMIN. The bounding set of this build or container"
+
+    assert output =~ "as in the build of an image, the file can be made without being run"
+    refute output =~ "is not netlink_port"
+    assert File.ls!(c.directory) == []
+
+    # And so it can.
+    [_, commands] = Regex.run(~r/root has to run:\n\n(.*?)\n\n/s, output)
+    without = ["--bounding-set", "-sys_admin", "sh", "-ec", commands]
+    {_output, 0} = System.cmd("setpriv", without, stderr_to_stdout: true)
+    assert_installed(c.to, @always)
+  end
+
   test "a task that is killed leaves a file that root alone can run; the next one clears up", c do
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
 

@@ -618,10 +618,13 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
 
     test "of which nothing would be told is refused", %{server: server} do
-      pid = sleeper!(netns!())
+      # A descriptor of a process that has fewer capabilities than the helper.
+      modest = "exec setpriv --bounding-set=-all sleep 600 7< #{netns_path(netns!())}"
+      pid = os_process!("sh", ["-c", modest])
+      eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
       before = fds(server)
 
-      for path <- ["/proc/self/ns/net", "/proc/#{pid}/task/#{pid}/ns/net"] do
+      for path <- ["/proc/#{pid}/fd/7", "/proc/#{pid}/task/#{pid}/fd/7"] do
         assert works?(server, {:path, path})
         assert {:error, error} = open(server, {:path, path})
         assert {path, error.stage, error.reason} == {path, :watch, :eopnotsupp}

@@ -4,6 +4,9 @@ defmodule NetlinkPort.ProcessNamespacesTest do
 
   @moduletag :root
 
+  alias NetlinkPort.{Connection, Monitor, Opening}
+  alias NetlinkPort.Monitor.Snapshot
+
   # A server whose helper can be held where it has found a process, before it opens its namespace; and
   # a shell beside it. They have a process id namespace of their own, so that numbers can be taken
   # again there without danger to any other process.
@@ -13,12 +16,37 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     unshare = "unshare --pid --fork --kill-child --mount-proc"
     injected = "#{fixture!("inject")} openat EPERM hold:#{hold} #{helper()}"
     server = start_server!(executable: script!("exec #{unshare} #{injected} \"$@\""))
-    {parent, _start_time} = :sys.get_state(server).process
+    %{os_pid: parent} = :sys.get_state(server).process
     {child, 0} = System.cmd("pgrep", ["-P", "#{parent}"])
     arguments = ["-t", String.trim(child), "--pid", "--mount", "sh"]
     nsenter = System.find_executable("nsenter")
     shell = Port.open({:spawn_executable, nsenter}, [:binary, line: 100, args: arguments])
     %{server: server, hold: hold, shell: shell, before: fds(server)}
+  end
+
+  # A shell in a process id namespace of its own, with a /proc of its own, and a server whose helpers run
+  # there, also when they are started again.
+  defp start_inside! do
+    file = tmp_path!("init")
+    script = "echo $$ > #{file}; exec unshare --pid --fork --kill-child --mount-proc sh"
+    sh = System.find_executable("sh")
+    options = [:binary, line: 100, args: ["-c", script]]
+    inside = %{shell: Port.open({:spawn_executable, sh}, options)}
+    assert shell!(inside, "echo $$") == "1"
+    parent = file |> File.read!() |> String.trim()
+    [init] = "/proc/#{parent}/task/#{parent}/children" |> File.read!() |> String.split()
+    enter = "exec nsenter -t #{init} --pid --mount #{helper()} \"$@\""
+    name = :"inside#{System.unique_integer([:positive])}"
+    _server = start_server!(name: name, executable: script!(enter), restart: :permanent)
+    Map.put(inside, :server, name)
+  end
+
+  # Another process gets the number of one that has ended, in another namespace.
+  defp succeed!(inside, pid, netns) do
+    end!(inside, pid)
+    # The kernel counts up from the last one.
+    "ok" = shell!(inside, "echo #{pid - 1} > /proc/sys/kernel/ns_last_pid && echo ok")
+    assert process!(inside, netns) == pid
   end
 
   # The line that a command of that shell prints.
@@ -80,6 +108,94 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     assert {:ok, socket} = NetlinkPort.open(held.server, :route, netns: {:pid, pid})
     inode = inode(netns_path(other))
     assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
+  end
+
+  describe "a process that was opened, and whose number another one has now," do
+    test "is ESRCH for a connection, by every path that leads to it, over a new helper too" do
+      [one, other] = [netns!(), netns!()]
+      inside = start_inside!()
+      pid = process!(inside, one)
+      folder = tmp_path!("folder")
+      File.mkdir!(folder)
+      File.ln_s!("/proc/#{pid}/ns/net", Path.join(folder, "link"))
+
+      connections =
+        for netns <- [
+              {:pid, pid},
+              {:path, "/proc/#{pid}/ns/net"},
+              {:path, "/proc/#{pid}/task/#{pid}/ns/net"},
+              {:path, "/proc/#{pid}/root/proc/#{pid}/ns/net"},
+              {:path, Path.join(folder, "link")}
+            ],
+            opts <- [[], [close_on: :namespace_gone]] do
+          opts = [server: inside.server, protocol: :route, netns: netns] ++ opts
+          connection = start_supervised!({Connection, opts}, id: make_ref())
+          # RTM_GETLINK
+          assert {:ok, [_lo]} = Connection.dump(connection, 18, <<0::128>>)
+          connection
+        end
+
+      succeed!(inside, pid, other)
+      # Those that have not noticed lose their sockets, too.
+      as_root("kill", ["-KILL", "#{os_pid(inside.server)}"])
+      Process.exit(Process.whereis(inside.server), :kill)
+
+      for connection <- connections do
+        eventually!(fn ->
+          assert {:error, error} = Connection.dump(connection, 18, <<0::128>>)
+          error.reason == :esrch and Exception.message(error) =~ "another process has its number"
+        end)
+      end
+
+      # Asked for by that number for the first time, it is the successor's.
+      assert {:ok, socket} = NetlinkPort.open(inside.server, :route, netns: {:pid, pid})
+      inode = inode(netns_path(other))
+      assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
+    end
+
+    test "is none for a monitor, which stays down, and none for its snapshots" do
+      [one, other] = [netns!(), netns!()]
+      inside = start_inside!()
+      pid = process!(inside, one)
+      dump = {18, <<0::128>>}
+      opts = [server: inside.server, netns: {:pid, pid}, groups: [1], dump: [dump]]
+      monitor = start_supervised!({Monitor, opts})
+      assert {:ok, ^monitor} = Monitor.subscribe(monitor)
+      assert_receive {:netlink_snapshot, ^monitor, :end}
+      %{known: [{^pid, _started, _inode}] = known} = :sys.get_state(monitor)
+      succeed!(inside, pid, other)
+      assert_receive {:netlink_down, ^monitor, :namespace_gone}
+
+      # It tries now, and has tried when it has no more to wait for.
+      send(monitor, :open)
+      eventually!(fn -> :sys.get_state(monitor).opening == nil end)
+      assert {:down, :namespace_gone} = :sys.get_state(monitor).place
+      refute_received {:netlink_resync, ^monitor, :namespace_gone}
+
+      netns = [netns: {:pid, pid}]
+      assert {:error, error} = Opening.again(inside.server, :route, netns, known)
+      assert {error.stage, error.reason} == {:open, :esrch}
+
+      assert Exception.message(error) =~
+               "the process #{pid} that was named has ended; another process has its number now"
+
+      assert {:error, ^error} = Snapshot.read(inside.server, :route, netns, known, [dump])
+    end
+
+    test "is another matter where a link leads to a process of another number" do
+      [one, other] = [netns!(), netns!()]
+      inside = start_inside!()
+      [pid, next] = for netns <- [one, other], do: process!(inside, netns)
+      link = tmp_path!("link")
+      File.ln_s!("/proc/#{pid}/ns/net", link)
+      opts = [netns: {:path, link}, close_on: :namespace_gone]
+      assert {:ok, socket, known} = Opening.again(inside.server, :route, opts, [])
+      {_output, 0} = as_root("ln", ["-sfn", "/proc/#{next}/ns/net", link])
+      assert_receive {:netlink_closed, ^socket, :namespace_gone}
+      assert {:ok, socket, [{^next, _, _}]} = Opening.again(inside.server, :route, opts, known)
+      inode = inode(netns_path(other))
+      assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
+    end
   end
 
   test "that of a stopped process is opened like any other" do

@@ -22,6 +22,12 @@ defmodule NetlinkPort.ProtocolTest do
           13,
           {:open, 10, {:watched, {:pid, 4242}}, 16, false, true, 1_048_576, []}
         ),
+      "open known" =>
+        Protocol.command(
+          14,
+          {:open, 11, {:watched, {:known, {:pid, 4242}, [{4242, 8_639_017, 1 <<< 40}]}}, 16,
+           false, true, 1_048_576, []}
+        ),
       "open host" => Protocol.command(3, {:open, 9, :host, -1, 0xFFFFFFFF, false, 0, []}),
       "pin" => Protocol.command(14, {:pin, 11, path}),
       "pin pid" => Protocol.command(15, {:pin, 12, {:pid, 4242}}),
@@ -50,7 +56,12 @@ defmodule NetlinkPort.ProtocolTest do
       may_leave: true,
       capabilities: [12, 21],
       max_frame: 16_777_280,
-      max_fds: 1024
+      max_fds: 4096,
+      lowest_fd: 1024,
+      user_namespace: 4_026_531_837,
+      bounding: 0x1FFFFFFFFFF,
+      no_new_privs: true,
+      seccomp: 2
     ]
 
     socket = [

@@ -22,7 +22,7 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
 
   use Mix.Task
 
-  alias NetlinkPort.{Attach, Doctor}
+  alias NetlinkPort.{Attach, Doctor, FileName}
 
   @switches [executable: :string, netns: :keep, node: :string, cookie: :string]
 
@@ -51,8 +51,8 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
   defp look(options) do
     Mix.Task.run("app.config")
     {:ok, _started} = Application.ensure_all_started(:logger)
-    opts = Keyword.take(options, [:executable])
-    netns = for {:netns, place} <- options, do: netns(place)
+    opts = for {:executable, path} <- options, do: {:executable, FileName.argument(path)}
+    netns = for {:netns, place} <- options, do: netns(FileName.argument(place))
     opts = if netns == [], do: opts, else: [netns: netns] ++ opts
 
     case report(options[:node], options[:cookie], opts) do

@@ -18,7 +18,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
       replace what lies there, or a folder above it: who else could would choose what VMs run.
     * `--group` - the group whose members may run it.
     * `--capability` - one more, any number of times: `sys_ptrace` to open the namespaces of processes
-      that have more capabilities than the helper; `net_broadcast`, `audit_read`, `audit_control` and
+      of other users, or with more capabilities than the helper; `net_broadcast`, `audit_read`, `audit_control` and
       `dac_read_search` for the option `keep:` of `NetlinkPort.start_link/1`.
 
   What is installed is the executable that `NETLINK_PORT_EXECUTABLE` names, or the one the build has made.
@@ -33,7 +33,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   import Bitwise, only: [&&&: 2]
 
-  alias NetlinkPort.{Access, Helper, Install}
+  alias NetlinkPort.{Access, FileName, Helper, Install}
 
   @switches [to: :string, group: :string, capability: :keep]
 
@@ -55,7 +55,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
   end
 
   defp install(opts) do
-    to = opts[:to] || usage("--to is missing")
+    to = FileName.argument(opts[:to] || usage("--to is missing"))
     group = opts[:group] || usage("--group is missing")
     Mix.Task.run("compile")
 
@@ -80,10 +80,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   # Not what `config :netlink_port, executable:` says: that is where it goes.
   defp source do
-    case System.get_env("NETLINK_PORT_EXECUTABLE", "") do
-      "" -> Helper.built()
-      path -> path
-    end
+    Helper.variable() || Helper.built()
   end
 
   defp report(done, plan) do

@@ -3,14 +3,15 @@ defmodule NetlinkPort.Doctor.Capabilities do
   # What the helper may do as it runs, what cannot be done for want of which capability, and whether its
   # own sandbox is on.
 
-  alias NetlinkPort.Doctor
+  alias NetlinkPort.{Capability, Doctor, Environment, Execve}
   alias NetlinkPort.Doctor.Remedy
 
   # What cannot be done without it.
   @needed [
     sys_admin: "no other namespace can be entered",
     net_admin: "nothing can be changed, and no place is verified",
-    sys_ptrace: "namespaces of processes with more capabilities cannot be entered by {:pid, pid}"
+    sys_ptrace:
+      "namespaces of processes of other users, or with more capabilities, cannot be entered by {:pid, pid}"
   ]
 
   @optional [
@@ -32,16 +33,23 @@ defmodule NetlinkPort.Doctor.Capabilities do
       else: {:warn, "without #{cap(name)} #{lost}", remedy(name, path)}
   end
 
+  defp remedy(:sys_ptrace, path) do
+    case Execve.powerless(path, :sys_ptrace) do
+      {found, remedy} ->
+        "#{found}: #{remedy}"
+
+      nil ->
+        "name them by a path, or install the helper with `--capability sys_ptrace`, see " <>
+          "`mix help netlink_port.install`"
+    end
+  end
+
   defp remedy(:sys_admin, path) do
-    Remedy.capabilities(path) <> "; for namespaces of rootless containers: user_namespaces: true"
+    Remedy.capability(path, :sys_admin) <>
+      "; for namespaces of rootless containers: user_namespaces: true"
   end
 
-  defp remedy(:net_admin, path), do: Remedy.capabilities(path)
-
-  defp remedy(:sys_ptrace, _path) do
-    "name them by a path, or install the helper with `--capability sys_ptrace`, see " <>
-      "`mix help netlink_port.install`"
-  end
+  defp remedy(:net_admin, path), do: Remedy.capability(path, :net_admin)
 
   # They are given up at start by every helper that is not told to keep them.
   defp optional(held) do
@@ -62,25 +70,41 @@ defmodule NetlinkPort.Doctor.Capabilities do
   end
 
   defp home(%{home_inode: inode}) do
+    remedy =
+      if Environment.look().user_namespace == :other,
+        do:
+          "this VM runs in a user namespace of its own, and that network namespace belongs to another: " <>
+            "make one with it, as `unshare -Urn` does",
+        else: "as for CAP_SYS_ADMIN; `netns: :host` works as it is"
+
     {:warn, "it cannot leave its home, network namespace #{inode}: setns(2) back is refused",
-     "as for CAP_SYS_ADMIN; inside `unshare -Ur` nothing helps, init owns the namespace"}
+     remedy}
   end
 
+  # Only where the number is the helper's in this /proc, too.
   defp sandbox(os_pid) do
-    case File.read("/proc/#{os_pid}/status") do
-      {:ok, status} ->
-        [
-          field(status, "Seccomp", "2", "its seccomp filter"),
-          field(status, "NoNewPrivs", "1", "no_new_privs")
-        ]
+    with true <- Environment.own_proc?(Environment.look()),
+         {:ok, status} <- File.read("/proc/#{os_pid}/status") do
+      [
+        field(status, "Seccomp", "2", "its seccomp filter"),
+        field(status, "NoNewPrivs", "1", "no_new_privs")
+      ]
+    else
+      false ->
+        [unseen(Environment.unseen(Environment.look()), "with a /proc of this pid namespace")]
 
-      {:error, _reason} ->
+      {:error, _hidden} ->
         [
-          {:warn, "seccomp: /proc/#{os_pid}/status cannot be read",
-           "look as root, or mount /proc without hidepid"}
+          unseen(
+            "/proc/#{os_pid}/status cannot be read",
+            "as root, or mount /proc without hidepid"
+          )
         ]
     end
   end
+
+  defp unseen(why, how),
+    do: {:warn, "its seccomp filter cannot be looked at: #{why}", "look " <> how}
 
   defp field(status, name, wanted, what) do
     case Regex.run(~r/^#{name}:\s+(\d+)$/m, status) do
@@ -93,5 +117,5 @@ defmodule NetlinkPort.Doctor.Capabilities do
     end
   end
 
-  defp cap(name), do: "CAP_" <> (name |> Atom.to_string() |> String.upcase())
+  defp cap(name), do: Capability.shown(name)
 end

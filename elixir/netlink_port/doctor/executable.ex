@@ -4,15 +4,31 @@ defmodule NetlinkPort.Doctor.Executable do
 
   import Bitwise, only: [&&&: 2]
 
-  alias NetlinkPort.{Access, Doctor, Errno, Helper}
+  alias NetlinkPort.{Access, Doctor, Environment, Errno, Execve}
   alias NetlinkPort.Doctor.Remedy
 
-  @spec checks(Path.t()) :: [Doctor.check()]
-  def checks(path) do
+  @spec checks(Path.t() | nil, {atom(), atom()}) :: [Doctor.check()]
+  def checks(path, os \\ :os.type())
+
+  def checks(_path, {family, name}) when {family, name} != {:unix, :linux} do
+    [
+      {:fail, "the helper runs on Linux alone, and this is #{name}",
+       "run the application on Linux"}
+    ]
+  end
+
+  def checks(nil, _linux) do
+    [
+      {:fail,
+       "there is no helper: this code lies in no folder of an application, as in an escript",
+       Remedy.missing(nil)}
+    ]
+  end
+
+  def checks(path, _linux) do
     case File.stat(path) do
       {:ok, %{type: :regular} = stat} ->
-        capabilities = capabilities(path)
-        [version(path, capabilities) | mode(path, stat, capabilities)]
+        [version(path) | mode(path, stat, Execve.file_capabilities(path))]
 
       {:ok, %{type: type}} ->
         [{:fail, "#{path} is no file but a #{type}", Remedy.missing(path)}]
@@ -30,46 +46,27 @@ defmodule NetlinkPort.Doctor.Executable do
     {:fail, "#{path} cannot be run: EACCES: #{found}", remedy}
   end
 
-  defp version(path, capabilities) do
-    _loaded = Application.load(:netlink_port)
-    ours = to_string(Application.spec(:netlink_port, :vsn))
+  defp version(path) do
+    ours = Execve.version()
 
-    case System.cmd(path, ["--version"], stderr_to_stdout: true) do
-      {"netlink_port " <> rest, 0} ->
-        case String.trim(rest) do
-          ^ours ->
-            {:ok, "#{path}, version #{ours}", nil}
+    case Execve.version(path) do
+      {:ok, ^ours} ->
+        {:ok, "#{path}, version #{ours}", nil}
 
-          theirs ->
-            line = "#{path} is version #{theirs}, this library #{ours}"
-            {:fail, line, Remedy.version(path)}
-        end
+      {:ok, theirs} ->
+        {:fail, "#{path} is version #{theirs}, this library #{ours}", Remedy.version(path)}
 
-      # As the VM tells that execve(2) says EPERM.
-      {"", 1} when capabilities not in [{:ok, ""}, :unknown] ->
-        {:fail, "#{path} #{Helper.format_error({:helper_exit, 1})}",
-         "have the bounding set hold what the file has"}
+      {:error, :eacces} ->
+        unreached(path)
 
-      {output, status} ->
-        said = output |> String.slice(0, 80) |> inspect()
-        line = "#{path} --version ended with status #{status} and said #{said}"
+      {:error, {:another, said, status}} ->
+        line = "#{path} --version ended with status #{status} and said #{inspect(said)}"
         {:fail, line, Remedy.another(path)}
+
+      {:error, {found, remedy}} ->
+        {:fail, "#{path} #{found}", remedy || Remedy.another(path)}
     end
-  rescue
-    error in ErlangError -> cannot_run(error, path)
   end
-
-  defp cannot_run(%{original: :eacces}, path), do: unreached(path)
-
-  defp cannot_run(error, path) do
-    {:fail, "#{path} cannot be run: #{reason(error)}",
-     "is it built for this machine? `file #{path}` tells"}
-  end
-
-  defp reason(%{original: reason}) when is_atom(reason),
-    do: reason |> Atom.to_string() |> String.upcase()
-
-  defp reason(error), do: Exception.message(error)
 
   defp mode(path, %{mode: mode}, capabilities) do
     octal = Access.octal(mode)
@@ -79,34 +76,47 @@ defmodule NetlinkPort.Doctor.Executable do
         do: {:ok, "mode #{octal}: others may not write it", nil},
         else: {:warn, "mode #{octal}: anybody may write it", "chmod o-w #{path}"}
 
-    case capabilities do
-      {:ok, ""} ->
-        [writable, {:ok, "file capabilities: none, so that it has those of who starts it", nil}]
-
-      {:ok, told} when (mode &&& 0o001) != 0 ->
-        line = "file capabilities: #{told}; anybody may run it and enter namespaces with it"
-        [writable, {:warn, line, Remedy.group(path)}]
-
-      {:ok, told} ->
-        [writable, {:ok, "file capabilities: #{told}", nil}]
-
-      :unknown ->
-        [writable, {:ok, "file capabilities: not looked at, there is no getcap(8)", nil}]
-    end
+    [writable | file_capabilities(path, mode, capabilities)]
   end
 
-  # In a directory that users often do not have in their path.
-  defp capabilities(path) do
-    getcap =
-      System.find_executable("getcap") ||
-        Enum.find(["/usr/sbin/getcap", "/sbin/getcap"], &File.exists?/1)
+  defp file_capabilities(_path, _mode, :unknown),
+    do: [{:ok, "file capabilities: not looked at, there is no getcap(8)", nil}]
 
-    with true <- getcap != nil,
-         {output, 0} <- System.cmd(getcap, [path], stderr_to_stdout: true) do
-      {:ok,
-       output |> String.replace_prefix(path, "") |> String.trim() |> String.trim_leading("= ")}
-    else
-      _not_told -> :unknown
-    end
+  defp file_capabilities(_path, _mode, {:ok, %{text: ""}}),
+    do: [{:ok, "file capabilities: none, so that it has those of who starts it", nil}]
+
+  # They are as good as none to whoever is in another user namespace, root of the machine included.
+  defp file_capabilities(_path, _mode, {:ok, %{text: text, rootid: rootid}}) when rootid != nil do
+    {found, remedy} = Execve.foreign(rootid)
+    [{:warn, "file capabilities: #{text}: #{found}", remedy}]
+  end
+
+  defp file_capabilities(path, mode, {:ok, %{text: text, names: names}}) do
+    shared =
+      if (mode &&& 0o001) != 0 do
+        line = "file capabilities: #{text}; anybody may run it and enter namespaces with it"
+        {:warn, line, Remedy.group(path)}
+      else
+        {:ok, "file capabilities: #{text}", nil}
+      end
+
+    [shared | powerless(path, names)]
+  end
+
+  # The same reason for each of them is told once. Those that the bounding set lacks keep it from being run,
+  # which is told as such.
+  defp powerless(path, names) do
+    environment = Environment.look()
+
+    for(
+      name <- names,
+      Environment.bounded?(environment, name),
+      do: Execve.powerless(path, name, environment)
+    )
+    |> Enum.reject(&is_nil/1)
+    |> Enum.uniq()
+    |> Enum.map(fn {found, remedy} ->
+      {:warn, "these capabilities do not count: #{found}", remedy}
+    end)
   end
 end

@@ -6,7 +6,7 @@ defmodule NetlinkPort.Doctor.Kept do
   # Two things hold a namespace that /proc does not show: sockets that somebody else has there and has
   # left it, and the kernel's own. So such a namespace may live on when ours are closed.
 
-  alias NetlinkPort.{Doctor, Shown, Witness}
+  alias NetlinkPort.{Doctor, Environment, Shown, Witness}
   alias NetlinkPort.Server.Survey
 
   @spec checks([Survey.told()], pid() | nil) :: [Doctor.check()]
@@ -20,12 +20,23 @@ defmodule NetlinkPort.Doctor.Kept do
     else
       # All helpers, of which some may not have answered.
       helpers = MapSet.new(for stats <- told, do: "#{stats.os_pid}")
-      {left, unseen} = unheld(Map.keys(spaces), helpers)
+      environment = Environment.look()
+
+      # Numbers of another pid namespace would take the helpers for others, and others for helpers.
+      {left, unseen} =
+        if Environment.own_proc?(environment),
+          do: unheld(Map.keys(spaces), helpers),
+          else: {Map.keys(spaces), %{places: [], descriptors: []}}
+
+      unseen = Map.put(unseen, :why, Environment.unseen(environment))
       verdict(spaces, left, unseen, length(Witness.servers() -- [own]) - length(told))
     end
   end
 
-  @typedoc "Processes of which it cannot be told where they are, and those whose descriptors cannot be read."
+  @typedoc """
+  Processes of which it cannot be told where they are, and those of whose descriptors it cannot be told what they
+  stand for.
+  """
   @type unseen :: %{places: [String.t()], descriptors: [String.t()]}
 
   @doc "Which of these namespaces (inodes) nothing holds that `/proc` shows, these processes aside."
@@ -35,8 +46,9 @@ defmodule NetlinkPort.Doctor.Kept do
     {links, closed} = pids |> Enum.reduce({%{}, []}, &process/2)
     left = inodes |> MapSet.new(&"net:[#{&1}]") |> MapSet.difference(MapSet.new(Map.keys(links)))
     left = if MapSet.size(left) > 0, do: mounts(left, pids), else: left
-    left = if MapSet.size(left) > 0, do: Enum.reduce(pids, left, &threads_and_files/2), else: left
-    unseen = %{places: closed -- beside(closed, links), descriptors: unreadable(left, pids)}
+    {left, untold} = if MapSet.size(left) > 0, do: threads_and_files(left, pids), else: {left, []}
+    descriptors = Enum.uniq(unreadable(left, pids) ++ untold)
+    unseen = %{places: closed -- beside(closed, links), descriptors: descriptors}
     {Enum.filter(inodes, &("net:[#{&1}]" in left)), unseen}
   end
 
@@ -85,31 +97,51 @@ defmodule NetlinkPort.Doctor.Kept do
     end)
   end
 
-  defp threads_and_files(pid, left) do
-    threads = for thread <- ls("/proc/#{pid}/task"), do: link(pid, "task/#{thread}/ns/net")
-    files = for fd <- ls("/proc/#{pid}/fd"), do: file(pid, fd)
-    MapSet.difference(left, MapSet.new(threads ++ files))
+  # What nobody holds, and the processes of which a descriptor cannot be told.
+  defp threads_and_files(left, pids) do
+    Enum.reduce(pids, {left, []}, fn pid, {left, untold} ->
+      threads = for thread <- ls("/proc/#{pid}/task"), do: link(pid, "task/#{thread}/ns/net")
+      files = for fd <- ls("/proc/#{pid}/fd"), do: file(pid, fd)
+      untold = if :untold in files, do: [pid | untold], else: untold
+      {MapSet.difference(left, MapSet.new(threads ++ files)), untold}
+    end)
   end
 
   defp link(pid, path) do
     with {:ok, link} <- File.read_link("/proc/#{pid}/#{path}"), do: link
   end
 
-  # One that was opened by a path is shown as that, so its inode is looked at: not by stat(2), which can
-  # hang on what is none of ours (NFS), before it can be one. Without it (Linux before 5.14) only those
-  # that were opened otherwise are seen.
   defp file(pid, fd) do
-    with {:ok, "/" <> _path} <- File.read_link("/proc/#{pid}/fd/#{fd}"),
+    with {:ok, link} <- File.read_link("/proc/#{pid}/fd/#{fd}"),
          {:ok, text} <- File.read("/proc/#{pid}/fdinfo/#{fd}"),
-         [_line, inode] <- Regex.run(~r/^ino:\s+(4\d{9})$/m, text),
+         {:stat, inode} <- holds(link, text),
          {:ok, %{major_device: device}} <- File.stat("/proc/#{pid}/fd/#{fd}"),
          {:ok, %{major_device: ^device}} <- File.stat("/proc/self/ns/net") do
       "net:[#{inode}]"
     else
-      {:ok, link} when is_binary(link) -> link
+      {:link, link} -> link
+      :untold -> :untold
       _no_namespace -> nil
     end
   end
+
+  @doc """
+  What a descriptor holds, by its link and its fdinfo: a namespace that the link names, or what may be one, by its
+  inode. One that was opened by a path is shown as that, and as `/` once that is unmounted: so its inode is
+  looked at, and not by stat(2), which can hang on what is none of ours (NFS), before it can be one. Before
+  Linux 5.14 fdinfo has no inode: what is shown as `/` cannot be told then, and other paths are seen as mounts.
+  """
+  @spec holds(String.t(), String.t()) :: {:link, String.t()} | {:stat, String.t()} | :untold | nil
+  def holds("/" <> _ = path, fdinfo) do
+    case Regex.run(~r/^ino:\s+(\d+)$/m, fdinfo) do
+      # Those of the kernel's namespaces are beyond 0xF0000000.
+      [_line, "4" <> <<_::binary-size(9)>> = inode] -> {:stat, inode}
+      [_line, _another] -> nil
+      nil -> if path == "/", do: :untold
+    end
+  end
+
+  def holds(link, _fdinfo), do: {:link, link}
 
   defp ls(path) do
     case File.ls(path) do
@@ -127,6 +159,13 @@ defmodule NetlinkPort.Doctor.Kept do
 
   defp verdict(spaces, left, unseen, silent) do
     for(inode <- left, do: alone(inode, users(spaces[inode]), unseen)) ++ silent(silent)
+  end
+
+  # Whoever else is there would not be seen.
+  defp alone(inode, {_kinds, users}, %{why: why}) when why != nil do
+    {:warn,
+     "#{inode}, where #{users} is open: #{why}; so it cannot tell whether anything else keeps it alive",
+     "look from the first pid namespace of the machine, as root: there all who may hold it are seen"}
   end
 
   defp alone(inode, {_kinds, users}, %{places: [_ | _] = pids}) do

@@ -86,7 +86,7 @@ defmodule NetlinkPort.Doctor.Kernel do
 
     case NetlinkPort.open(server, :route, netns: place, close_on: :namespace_gone) do
       {:error, %Error{stage: :watch} = error} ->
-        {:fail, "pidfd_open(2): " <> Exception.message(error), "upgrade to Linux 5.8 or newer"}
+        {:fail, "pidfd_open(2): " <> Exception.message(error), allow()}
 
       {:ok, socket} ->
         :ok = NetlinkPort.close(socket)
@@ -95,6 +95,15 @@ defmodule NetlinkPort.Doctor.Kernel do
       {:error, _of_the_namespace} ->
         {:ok, "pidfd_open(2)", nil}
     end
+  end
+
+  # A kernel that is new enough has it.
+  defp allow do
+    {major, minor, _patch} = :os.version()
+
+    if {major, minor} >= @oldest,
+      do: "have what stands between helper and kernel, such as a seccomp profile, let it through",
+      else: "upgrade to Linux 5.8 or newer"
   end
 
   defp protocols(server) do

@@ -12,7 +12,7 @@ defmodule NetlinkPort.Doctor.Limits do
 
   @spec checks(GenServer.server(), map()) :: [Doctor.check()]
   def checks(server, info) do
-    [buffers(), forced(server), fds(info.max_fds), inotify(), epoll()]
+    [buffers(), forced(server), fds(info.max_fds), low_fds(info), inotify(), epoll()]
   end
 
   defp buffers do
@@ -23,25 +23,30 @@ defmodule NetlinkPort.Doctor.Limits do
     {:ok, "net.core: " <> Enum.join(told, ", "), nil}
   end
 
-  # By trying: twice what is asked for is told, socket(7).
+  # By trying, with what a storm of events takes. The kernel tells twice the bytes that it grants, which is what
+  # they take with its own records, socket(7).
   defp forced(server) do
     limit = sysctl("net/core/rmem_max") || @usual
+    asked = max(limit + 4_096, @large)
 
     with {:ok, socket} <- NetlinkPort.open(server, :route, active: false),
-         :ok <- NetlinkPort.setopts(socket, rcvbuf: limit + 4_096),
+         :ok <- NetlinkPort.setopts(socket, rcvbuf: asked),
          {:ok, [rcvbuf: rcvbuf]} <- NetlinkPort.getopts(socket, [:rcvbuf]) do
       :ok = NetlinkPort.close(socket)
+      given = "a socket that asks for #{asked} bytes gets #{div(rcvbuf, 2)}"
 
       cond do
         rcvbuf > 2 * limit ->
-          {:ok, "rcvbuf: and sndbuf: may go beyond these (SO_RCVBUFFORCE)", nil}
+          {:ok, "rcvbuf: and sndbuf: may go beyond these (SO_RCVBUFFORCE): #{given}", nil}
 
         limit > @usual ->
-          {:ok, "rcvbuf: may be up to rmem_max, and not beyond", nil}
+          {:ok, "rcvbuf: may be up to rmem_max, and not beyond: #{given}", nil}
 
         true ->
-          {:warn, "rcvbuf: may not go beyond rmem_max: a storm of events overruns it",
-           "sysctl -w net.core.rmem_max=#{@large}, or give the helper CAP_NET_ADMIN"}
+          {:warn,
+           "rcvbuf: may not go beyond rmem_max, and a storm of events overruns it: #{given}",
+           "sysctl -w net.core.rmem_max=#{@large} in the first network namespace, or a helper with CAP_NET_ADMIN " <>
+             "in the first user namespace"}
       end
     else
       {:error, error} -> {:warn, "rcvbuf: " <> Exception.message(error), nil}
@@ -55,6 +60,20 @@ defmodule NetlinkPort.Doctor.Limits do
 
   defp fds(count),
     do: {:ok, "#{count} descriptors of the helper, one a socket or pin (RLIMIT_NOFILE)", nil}
+
+  # The kernel looks descriptors that a message names up in the table of the helper, its sender.
+  defp low_fds(%{lowest_fd: lowest}) when lowest >= @few_fds do
+    {:ok,
+     "its descriptors lie from #{lowest} on: a smaller number in a message (IFLA_NET_NS_FD) is EBADF",
+     nil}
+  end
+
+  defp low_fds(%{lowest_fd: lowest}) do
+    {:warn,
+     "its descriptors lie from #{lowest} on: a number in a message (IFLA_NET_NS_FD) that is meant for " <>
+       "another process can name one of them",
+     "raise those of the VM: ulimit -n 65536, or LimitNOFILE=65536"}
+  end
 
   defp inotify do
     instances = sysctl("fs/inotify/max_user_instances")

@@ -2,7 +2,7 @@ defmodule NetlinkPort.Doctor.Namespaces do
   @moduledoc false
   # Whether namespaces can be entered: those that `ip netns` has made, or those that were asked for.
 
-  alias NetlinkPort.{Doctor, Shown, Socket}
+  alias NetlinkPort.{Doctor, FileName, Shown, Socket}
 
   @folder "/run/netns"
   @named 8
@@ -10,12 +10,16 @@ defmodule NetlinkPort.Doctor.Namespaces do
 
   @spec checks(GenServer.server(), [NetlinkPort.netns()] | nil) :: [Doctor.check()]
   def checks(server, nil) do
-    case File.ls(@folder) do
+    # As bytes: File.ls/1 would encode names twice under LC_ALL=C.
+    case :file.list_dir_all(@folder) do
       {:ok, []} ->
         [none()]
 
       {:ok, names} ->
-        listed(server, for(name <- Enum.sort(names), do: {:name, name}))
+        listed(
+          server,
+          for(name <- names |> Enum.map(&FileName.bytes/1) |> Enum.sort(), do: {:name, name})
+        )
 
       {:error, :enoent} ->
         [none()]
@@ -91,10 +95,13 @@ defmodule NetlinkPort.Doctor.Namespaces do
      "it tells only those with CAP_NET_ADMIN there"}
   end
 
-  # What is left of a namespace, after a reboot of a container say: nobody can enter that.
-  defp failed({:name, name}, %{stage: :setns, reason: :einval}, line) do
+  # A file that is mounted nowhere here: left over after a reboot, or alive in another mount namespace, where it
+  # would end if the file were deleted. Which, cannot be seen from here; so nothing is said that deletes it.
+  defp failed({:name, _name}, %{stage: :setns, reason: :einval}, line) do
     {:warn, line,
-     "ip netns del #{Shown.plain(name)} if it is left over; else it belongs to another mount namespace"}
+     "it is left over, or it is alive in another mount namespace, the host's say: `ip netns list` tells where it was " <>
+       "made; from there it can be passed on (--volume /run/netns:/run/netns:ro,rslave, MountFlags=slave). Do " <>
+       "not delete the file here: that would end a namespace that is alive elsewhere"}
   end
 
   defp failed(_place, %{lacks: lacks}, line) when lacks != nil do

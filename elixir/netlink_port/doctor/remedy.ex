@@ -5,7 +5,7 @@ defmodule NetlinkPort.Doctor.Remedy do
 
   import Bitwise, only: [&&&: 2]
 
-  alias NetlinkPort.{Access, Helper, Install}
+  alias NetlinkPort.{Access, Environment, Execve, Helper, Install}
 
   @usual "/usr/local/lib/netlink_port"
   @name "NETLINK_PORT_EXECUTABLE, `executable:` or --executable"
@@ -23,13 +23,33 @@ defmodule NetlinkPort.Doctor.Remedy do
     end
   end
 
-  @doc "For a helper that lacks capabilities. `usual` is where one may be installed already."
-  @spec capabilities(Path.t(), Path.t()) :: String.t()
-  def capabilities(path, usual \\ @usual) do
+  @doc """
+  For a helper that lacks a capability: what keeps it from having that, or how it gets it. `usual` is where one
+  may be installed already.
+  """
+  @spec capability(Path.t(), atom(), Path.t()) :: String.t()
+  def capability(path, capability, usual \\ @usual) do
+    environment = Environment.look()
+
+    case Execve.powerless(path, capability, environment) do
+      {found, remedy} ->
+        "#{found}: #{remedy}"
+
+      nil ->
+        if environment.user_namespace == :other,
+          do: "this VM runs in a user namespace of its own: " <> inside(path, usual),
+          else: capable(path, usual)
+    end
+  end
+
+  defp inside(path, usual) do
+    "there it may enter namespaces that were made in it, and no others; " <> capable(path, usual)
+  end
+
+  defp capable(path, usual) do
     cond do
       installed?(path) ->
-        "install it again: #{install(path)}; capabilities of a file do not count where it is " <>
-          "mounted nosuid, or under no_new_privs (NoNewPrivileges= of a systemd unit)"
+        "install it again: #{install(path)}"
 
       path != usual and File.exists?(usual) ->
         "--executable #{usual} looks at the one that is installed there, and " <>
@@ -75,9 +95,9 @@ defmodule NetlinkPort.Doctor.Remedy do
   end
 
   @doc "For what is not there."
-  @spec missing(Path.t()) :: String.t()
+  @spec missing(Path.t() | nil) :: String.t()
   def missing(path) do
-    if path == Helper.built(),
+    if path != nil and path == Helper.built(),
       do: "run `mix compile`; in a release, check that it holds priv/netlink_port",
       else: "name one that is there by #{@name}; `mix netlink_port.install` installs one"
   end

@@ -2,7 +2,7 @@ defmodule NetlinkPort.Monitor.Snapshot do
   @moduledoc false
   # The dumps of a monitor: read over a socket of their own, and made into messages for subscribers.
 
-  alias NetlinkPort.{Error, Message}
+  alias NetlinkPort.{Error, Message, Opening}
 
   # How many messages of the kernel's there are in one for a subscriber.
   @piece 100
@@ -10,10 +10,17 @@ defmodule NetlinkPort.Monitor.Snapshot do
   @type dumps :: [{0..0xFFFF, iodata()}]
 
   @doc "Reads the dumps, one after the other, in the calling process."
-  @spec read(GenServer.server(), NetlinkPort.protocol(), keyword(), dumps()) ::
-          {:ok, [Message.t()]} | {:error, Error.t()}
-  def read(server, protocol, opts, dumps) do
-    with {:ok, socket} <- NetlinkPort.open(server, protocol, [active: false] ++ opts) do
+  @spec read(
+          GenServer.server(),
+          NetlinkPort.protocol(),
+          keyword(),
+          Opening.known(),
+          dumps()
+        ) :: {:ok, [Message.t()]} | {:error, Error.t()}
+  def read(server, protocol, opts, known, dumps) do
+    opts = [active: false] ++ opts
+
+    with {:ok, socket, _known} <- Opening.again(server, protocol, opts, known) do
       try do
         read(socket, dumps, [])
       after

@@ -3,8 +3,19 @@ defmodule NetlinkPort.Server.Status do
   # What a server tells of itself and of its helper: to those who ask, in status and crash reports, in
   # the log, and as telemetry of how it begins and ends.
 
-  alias NetlinkPort.{Error, Helper, Outgoing, Protocol, Restarts, Shown, Sockets, Telemetry}
-  alias NetlinkPort.Pins
+  alias NetlinkPort.{
+    Capability,
+    Error,
+    Helper,
+    OsProcess,
+    Outgoing,
+    Pins,
+    Protocol,
+    Restarts,
+    Shown,
+    Sockets,
+    Telemetry
+  }
 
   require Logger
 
@@ -48,9 +59,9 @@ defmodule NetlinkPort.Server.Status do
     log(status, nil, Exception.message(error))
   end
 
-  @doc "The server ends."
-  @spec ended(map(), term()) :: :ok
-  def ended(%{status: status} = state, reason) do
+  @doc "The server ends; `seen` says whether the helper has been seen to have ended."
+  @spec ended(map(), term(), :gone | :ending | {:error, String.t()}) :: :ok
+  def ended(%{status: status} = state, reason, seen) do
     os_pid = state.hello.os_pid
     sockets = Sockets.count(state.sockets)
     uptime = System.monotonic_time() - status.started
@@ -59,7 +70,7 @@ defmodule NetlinkPort.Server.Status do
     measurements = %{uptime: uptime, sockets: sockets, pins: pins}
     Telemetry.execute([:helper, :stop], measurements, metadata)
 
-    case words(reason) do
+    case words(reason, seen) do
       nil -> :ok
       words -> log(status, os_pid, "helper #{os_pid} #{words}; #{closed(sockets)}#{gone(pins)}")
     end
@@ -89,11 +100,28 @@ defmodule NetlinkPort.Server.Status do
   defp gone(count), do: ", and its #{count} pins are gone"
 
   # An orderly end is not worth a line.
-  defp words({:helper_exit, code}) when is_integer(code), do: "has ended " <> exit_code(code)
-  defp words({:helper_exit, reason}), do: "has ended, as its port says: #{inspect(reason)}"
-  defp words(:stuck), do: "did not answer and was killed"
-  defp words({:protocol_error, term}), do: "sent what is no frame: #{inspect(Shown.brief(term))}"
-  defp words(_reason), do: nil
+  defp words({:helper_exit, code}, _seen) when is_integer(code),
+    do: "has ended " <> exit_code(code)
+
+  defp words({:helper_exit, reason}, seen),
+    do: "#{ended(seen)}, as its port says: #{inspect(reason)}"
+
+  defp words(:stuck, :gone), do: "did not answer and was killed"
+
+  defp words(:stuck, {:error, why}),
+    do: "did not answer, and could not be killed yet: #{why}; its witness goes on trying"
+
+  defp words({:protocol_error, term}, _seen),
+    do: "sent what is no frame: #{inspect(Shown.brief(term))}"
+
+  defp words(_reason, {:error, why}),
+    do:
+      "did not end with its server, and could not be killed yet: #{why}; its witness goes on trying"
+
+  defp words(_reason, _seen), do: nil
+
+  defp ended(:gone), do: "has ended"
+  defp ended(_not_seen), do: "cannot be reached any more"
 
   # docs/protocol.md; 128 and more is a signal.
   defp exit_code(0), do: "by itself (exit code 0)"
@@ -127,9 +155,10 @@ defmodule NetlinkPort.Server.Status do
       executable: state.executable,
       program: state.hello.program,
       protocol: Protocol.version(),
-      capabilities: Helper.capabilities(state.hello.capabilities),
+      capabilities: Capability.names(state.hello.capabilities),
       may_leave: state.hello.may_leave,
-      max_fds: state.hello.max_fds
+      max_fds: state.hello.max_fds,
+      lowest_fd: state.hello.lowest_fd
     })
   end
 
@@ -159,7 +188,10 @@ defmodule NetlinkPort.Server.Status do
 
     _pid =
       spawn(fn ->
-        GenServer.reply(from, {:ok, known |> Map.merge(told) |> Map.merge(Helper.usage(os_pid))})
+        GenServer.reply(
+          from,
+          {:ok, known |> Map.merge(told) |> Map.merge(OsProcess.usage(os_pid))}
+        )
       end)
 
     :ok
@@ -170,7 +202,7 @@ defmodule NetlinkPort.Server.Status do
   def format(%{state: %{status: %__MODULE__{}} = state} = status) do
     Shown.status(status,
       name: state.status.name,
-      helper: state.process && elem(state.process, 0),
+      helper: state.process && state.process.os_pid,
       executable: state.executable,
       restarts: state.status.restarts,
       sockets: Sockets.count(state.sockets),

@@ -1,0 +1,341 @@
+defmodule NetlinkPort.Environment do
+  @moduledoc false
+  # What this machine lets the VM see and do: the one place that reads it. Each look reads /proc anew,
+  # which takes a fraction of a millisecond: mounts, and what a process may do, change while a VM runs.
+  #
+  # A helper inherits all of it from the VM, but for what its file capabilities add: the namespaces,
+  # the mounts, the bounding set, no_new_privs and the seccomp filter.
+  #
+  # proc(5), capabilities(7), pid_namespaces(7), user_namespaces(7).
+
+  alias NetlinkPort.{Capability, FileName}
+
+  defmodule Mount do
+    @moduledoc false
+    # A line of /proc/self/mountinfo.
+    @enforce_keys [:point, :type, :options, :super_options]
+    defstruct @enforce_keys
+
+    @type t :: %__MODULE__{
+            point: Path.t(),
+            type: String.t(),
+            options: [String.t()],
+            super_options: [String.t()]
+          }
+  end
+
+  @typedoc """
+  Whose process ids `/proc` has: this VM's (`:own`), those of another pid namespace (`:foreign`), where a
+  number names another process or none; or there is no `/proc` (`:absent`).
+  """
+  @type proc :: :own | :foreign | :absent
+
+  @typedoc "The first namespaces of the kernel, or others; `nil` where nothing tells."
+  @type namespace :: :initial | :other | nil
+
+  @typedoc """
+  `hidepid` is 0, 1, 2 or 4 as `mount -o hidepid=` takes it, `hidepid_gid` the group that it hides nothing
+  from. The sets of capabilities are the VM's own, `nil` where nothing tells; `seccomp` is 0 without a
+  filter, 2 with one.
+  """
+  @type t :: %__MODULE__{
+          proc: proc(),
+          hidepid: 0 | 1 | 2 | 4,
+          hidepid_gid: non_neg_integer(),
+          user_namespace: namespace(),
+          pid_namespace: namespace(),
+          bounding: Capability.set() | nil,
+          effective: Capability.set() | nil,
+          no_new_privs: boolean(),
+          seccomp: 0..2,
+          uid: non_neg_integer() | nil,
+          gids: [non_neg_integer()],
+          container: boolean(),
+          mounts: [Mount.t()]
+        }
+
+  defstruct proc: :absent,
+            hidepid: 0,
+            hidepid_gid: 0,
+            user_namespace: nil,
+            pid_namespace: nil,
+            bounding: nil,
+            effective: nil,
+            no_new_privs: false,
+            seccomp: 0,
+            uid: nil,
+            gids: [],
+            container: false,
+            mounts: []
+
+  @typedoc "What is read, as it is read; `nil` for what is not there."
+  @type texts :: %{
+          pid: String.t(),
+          self: String.t() | nil,
+          procfs: boolean(),
+          status: String.t() | nil,
+          mountinfo: String.t() | nil,
+          uid_map: String.t() | nil,
+          user: String.t() | nil,
+          pid_namespace: String.t() | nil,
+          marked: boolean()
+        }
+
+  ## Looking
+
+  @doc "Looks at this machine."
+  @spec look() :: t()
+  def look, do: parse(texts())
+
+  @doc "The mount that a path lies on, where it leads; `nil` where nothing tells, or there is no such file."
+  @spec mount(t(), Path.t()) :: Mount.t() | nil
+  def mount(environment, path) do
+    with {:ok, path} <- real_path(path), do: mount_of(environment, path), else: (_ -> nil)
+  end
+
+  @doc "A path without links, `.` and `..`, as realpath(3)."
+  @spec real_path(Path.t()) :: {:ok, Path.t()} | {:error, File.posix()}
+  def real_path(path), do: path |> Path.absname() |> Path.split() |> tl() |> walk("/", 0)
+
+  # As many links as the kernel follows, path_resolution(7).
+  @links 40
+
+  defp walk([], path, _links), do: {:ok, path}
+  defp walk(["." | rest], path, links), do: walk(rest, path, links)
+  defp walk([".." | rest], path, links), do: walk(rest, Path.dirname(path), links)
+
+  defp walk([name | rest], path, links) do
+    next = Path.join(path, name)
+
+    case :file.read_link_all(next) do
+      {:ok, _target} when links == @links -> {:error, :eloop}
+      {:ok, target} -> follow(FileName.bytes(target), rest, path, links + 1)
+      # What is no link.
+      {:error, :einval} -> walk(rest, next, links)
+      {:error, reason} -> {:error, reason}
+    end
+  end
+
+  defp follow("/" <> _ = target, rest, _path, links),
+    do: walk(tl(Path.split(target)) ++ rest, "/", links)
+
+  defp follow(target, rest, path, links), do: walk(Path.split(target) ++ rest, path, links)
+
+  # The status of a process can be read while its links cannot: a VM that is not dumpable.
+  defp texts do
+    %{
+      pid: System.pid(),
+      self: link("/proc/self"),
+      # Present in any procfs, but for one mounted with subset=pid, which has /proc/self.
+      procfs: File.exists?("/proc/filesystems"),
+      status: read("/proc/self/status"),
+      mountinfo: read("/proc/self/mountinfo"),
+      uid_map: read("/proc/self/uid_map"),
+      user: link("/proc/self/ns/user"),
+      pid_namespace: link("/proc/self/ns/pid"),
+      marked: marked?()
+    }
+  end
+
+  defp read(path), do: with({:ok, text} <- File.read(path), do: text, else: (_ -> nil))
+  defp link(path), do: with({:ok, link} <- File.read_link(path), do: link, else: (_ -> nil))
+
+  # As container engines mark what they start: Docker, podman, systemd-nspawn and LXC. An image that was
+  # unpacked may have the first, so it is not enough by itself.
+  defp marked? do
+    System.get_env("container", "") != "" or System.get_env("KUBERNETES_SERVICE_HOST") != nil or
+      Enum.any?(["/.dockerenv", "/run/.containerenv", "/run/systemd/container"], &File.exists?/1)
+  end
+
+  ## Reading
+
+  # include/linux/proc_ns.h
+  @initial %{user: "user:[4026531837]", pid: "pid:[4026531836]"}
+
+  @doc "What these texts say."
+  @spec parse(texts()) :: t()
+  def parse(texts) do
+    mounts = mounts(texts.mountinfo || "")
+    status = status(texts.status || "")
+    {hidepid, gid} = hidepid(mounts)
+    pid_namespace = namespace(texts.pid_namespace, @initial.pid)
+    user_namespace = namespace(texts.user, @initial.user) || mapped(texts.uid_map)
+
+    %__MODULE__{
+      proc: proc(texts, status),
+      hidepid: hidepid,
+      hidepid_gid: gid,
+      user_namespace: user_namespace,
+      pid_namespace: pid_namespace,
+      bounding: set(status["CapBnd"]),
+      effective: set(status["CapEff"]),
+      no_new_privs: status["NoNewPrivs"] == "1",
+      seccomp: seccomp(status["Seccomp"]),
+      uid: status["Uid"] |> numbers() |> Enum.at(1),
+      gids:
+        Enum.drop(numbers(status["Gid"]), 1)
+        |> Enum.take(1)
+        |> Enum.concat(numbers(status["Groups"])),
+      container: container?(texts, mounts, pid_namespace, user_namespace),
+      mounts: mounts
+    }
+  end
+
+  # NSpid has one number where the pid namespace of /proc is this process's own, more where that lies
+  # outside of it. Seen from one that this process is not in, /proc/self leads nowhere.
+  defp proc(%{self: nil, procfs: true}, _status), do: :foreign
+  defp proc(%{self: nil}, _status), do: :absent
+
+  defp proc(%{self: self, pid: pid}, status) do
+    if self == pid and length(numbers(status["NSpid"])) <= 1, do: :own, else: :foreign
+  end
+
+  defp namespace(nil, _initial), do: nil
+  defp namespace(initial, initial), do: :initial
+  defp namespace(_link, _initial), do: :other
+
+  # All numbers map to themselves in the initial user namespace.
+  defp mapped(nil), do: nil
+
+  defp mapped(uid_map) do
+    if String.split(uid_map) == ["0", "0", "4294967295"], do: :initial, else: :other
+  end
+
+  defp status(text) do
+    for line <- String.split(text, "\n"),
+        [name, value] <- [String.split(line, ":", parts: 2)],
+        into: %{},
+        do: {name, String.trim(value)}
+  end
+
+  defp set(nil), do: nil
+  defp set(hexadecimal), do: String.to_integer(hexadecimal, 16)
+
+  defp seccomp(mode) when mode in ["1", "2"], do: String.to_integer(mode)
+  defp seccomp(_none), do: 0
+
+  defp numbers(nil), do: []
+  defp numbers(text), do: text |> String.split() |> Enum.map(&String.to_integer/1)
+
+  # `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [FIELD]... - TYPE SOURCE SUPER_OPTIONS`, with spaces, tabs,
+  # newlines and backslashes of names in octal.
+  defp mounts(text) do
+    for line <- String.split(text, "\n", trim: true),
+        [_id, _parent, _device, _root, point, options | rest] <- [String.split(line, " ")],
+        ["-", type, _source, super_options | _] <- [Enum.drop_while(rest, &(&1 != "-"))] do
+      %Mount{
+        point: unescape(point),
+        type: type,
+        options: String.split(options, ","),
+        super_options: String.split(super_options, ",")
+      }
+    end
+  end
+
+  defp unescape(point),
+    do: Regex.replace(~r/\\([0-7]{3})/, point, fn _, octal -> <<String.to_integer(octal, 8)>> end)
+
+  # In words since Linux 5.8.
+  @hidepid %{
+    "1" => 1,
+    "noaccess" => 1,
+    "2" => 2,
+    "invisible" => 2,
+    "4" => 4,
+    "ptraceable" => 4
+  }
+
+  defp hidepid(mounts) do
+    options = for %{point: "/proc", type: "proc"} = mount <- mounts, do: mount.super_options
+    options = List.last(options) || []
+
+    {Map.get(@hidepid, option(options, "hidepid"), 0),
+     String.to_integer(option(options, "gid") || "0")}
+  end
+
+  defp option(options, name) do
+    Enum.find_value(
+      options,
+      &if(String.starts_with?(&1, name <> "="), do: String.replace_prefix(&1, name <> "=", ""))
+    )
+  end
+
+  defp container?(%{marked: marked}, mounts, pid_namespace, user_namespace) do
+    overlay? = match?(%{type: "overlay"}, covering(mounts, "/"))
+    inside? = :other in [pid_namespace, user_namespace]
+    (marked and (inside? or overlay?)) or (inside? and overlay?)
+  end
+
+  ## What follows
+
+  @doc "The mount that a path without links lies on."
+  @spec mount_of(t(), Path.t()) :: Mount.t() | nil
+  def mount_of(%{mounts: mounts}, path), do: covering(mounts, path)
+
+  # The last mount of a place is the one that is seen. In a chroot the root need not be one.
+  defp covering(mounts, path) do
+    mounts
+    |> Enum.filter(&(&1.point in ["/", path] or String.starts_with?(path, &1.point <> "/")))
+    |> Enum.reverse()
+    |> Enum.max_by(&byte_size(&1.point), fn -> nil end)
+  end
+
+  @doc "Whether the numbers of processes in `/proc` are those that this VM and its helper use."
+  @spec own_proc?(t()) :: boolean()
+  def own_proc?(environment), do: environment.proc == :own
+
+  @doc """
+  Whether `/proc` hides processes from this VM by hidepid: those of other users, and those with more
+  privileges than it has, its own helper among them. CAP_SYS_PTRACE of another user namespace than the
+  first shows none of those outside.
+  """
+  @spec hidden?(t()) :: boolean()
+  def hidden?(%{hidepid: 0}), do: false
+
+  def hidden?(environment) do
+    sees_all? = environment.user_namespace == :initial and capable?(environment, :sys_ptrace)
+    # With 4 the group does not count.
+    group? = environment.hidepid != 4 and environment.hidepid_gid in environment.gids
+    not (sees_all? or group?)
+  end
+
+  @doc """
+  Why this VM does not see all processes of the machine, for a sentence; `nil` where it does.
+  """
+  @spec unseen(t()) :: String.t() | nil
+  def unseen(environment) do
+    cond do
+      environment.proc == :absent ->
+        "there is no /proc here"
+
+      environment.proc == :foreign ->
+        "/proc is that of another pid namespace"
+
+      hidden?(environment) ->
+        "/proc is mounted with hidepid=#{environment.hidepid}"
+
+      environment.pid_namespace != :initial ->
+        "processes of other pid namespaces are not seen from here"
+
+      true ->
+        nil
+    end
+  end
+
+  @doc "Whether the VM holds a capability, in its own user namespace."
+  @spec capable?(t(), atom()) :: boolean()
+  def capable?(%{effective: effective}, name),
+    do: effective != nil and Capability.in?(effective, name)
+
+  @doc """
+  Whether a helper may get a capability at all: from root, from file capabilities, or from the ambient set.
+  What is not told is taken to be allowed.
+  """
+  @spec bounded?(t(), atom()) :: boolean()
+  def bounded?(%{bounding: bounding}, name), do: bounding == nil or Capability.in?(bounding, name)
+
+  @doc "The option of a mount that takes the capabilities of its files away, or keeps them from being run."
+  @spec mounted?(Mount.t() | nil, String.t()) :: boolean()
+  def mounted?(nil, _option), do: false
+  def mounted?(%Mount{options: options}, option), do: option in options
+end

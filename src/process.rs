@@ -1,0 +1,179 @@
+//! Processes. A number alone does not name one: the kernel gives it to another process when the first has
+//! ended. pidfd_open(2), proc(5).
+
+use crate::error::{At, Failure, Stage};
+use crate::sys;
+use nix::errno::Errno;
+use nix::fcntl::{openat, readlinkat, OFlag, AT_FDCWD};
+use nix::poll::{ppoll, PollFd, PollFlags};
+use nix::sys::stat::{fstat, Mode};
+use nix::sys::time::TimeSpec;
+use nix::unistd::read;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What tells a process from those that have had its number before, or get it later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    /// Its number in procfs.
+    pub id: i32,
+    /// When it was started, in clock ticks since boot: field 22 of `/proc/<pid>/stat`.
+    pub started: u64,
+    /// `st_ino` of its pidfd: its own since Linux 6.9, the same for all before; 0 without a pidfd.
+    pub inode: u64,
+}
+
+/// A process, and the descriptor that tells of its end.
+#[derive(Debug)]
+pub struct Held {
+    /// Which process.
+    pub process: Process,
+    /// Why there is no pidfd, where there is none: EOPNOTSUPP of a process of another pid namespace, EINVAL of
+    /// a thread before Linux 6.9.
+    pub pidfd: Result<OwnedFd, Errno>,
+}
+
+impl Held {
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> Result<bool, Errno> {
+        self.pidfd.as_ref().map_or(Ok(false), has_ended)
+    }
+}
+
+/// Whether the numbers in the procfs whose root `folder` is are those of this program's pid namespace:
+/// `self` leads to the reader's number there.
+pub fn is_own_proc(folder: impl AsFd) -> bool {
+    is_own(folder, "self")
+}
+
+/// The same of `/proc`.
+pub fn has_own_proc() -> bool {
+    is_own(AT_FDCWD, "/proc/self")
+}
+
+fn is_own(folder: impl AsFd, name: &str) -> bool {
+    let own = std::process::id().to_string();
+    sys::retry(|| readlinkat(folder.as_fd(), name)).is_ok_and(|number| number == own.as_str())
+}
+
+/// Whether the process of a pidfd has ended, with all its threads.
+pub fn has_ended(pidfd: &OwnedFd) -> Result<bool, Errno> {
+    let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    let at_once = Some(TimeSpec::new(0, 0));
+    sys::retry(|| ppoll(&mut ended, at_once, None)).map(|count| count > 0)
+}
+
+/// `pidfd_open(2)` of a process by its number. ESRCH says, where it is the number of a thread, of which
+/// process; kernels do not agree on the errno of that, nor of a number that only a group or a session has.
+pub fn find(id: i32, stage: Stage) -> Result<OwnedFd, Failure> {
+    let missing = Failure::new(stage, Errno::ESRCH);
+    if id < 1 {
+        return Err(missing);
+    }
+    match sys::pidfd_open(id, 0) {
+        Err(Errno::EINVAL | Errno::ENOENT) => Err(match leader(id) {
+            Some(leader) if leader != id => missing.because(format!("thread {leader}")),
+            _ => missing,
+        }),
+        Err(errno @ (Errno::EPERM | Errno::EACCES | Errno::ENOSYS)) => {
+            Err(Failure::new(stage, errno).because("pidfd_open"))
+        }
+        other => other.map(sys::out_of_the_way).at(stage),
+    }
+}
+
+/// The process whose thread has this number: `Tgid` of `/proc/<pid>/status`.
+fn leader(id: i32) -> Option<i32> {
+    let status = text(AT_FDCWD, &format!("/proc/{id}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    line?.trim().parse().ok()
+}
+
+/// The process, or the thread, whose folder in procfs this is; `own` where numbers there are this program's.
+pub fn of(folder: &OwnedFd, id: i32, own: bool) -> Option<Held> {
+    let pidfd = match own {
+        true => pidfd(id),
+        false => Err(Errno::EOPNOTSUPP),
+    };
+    // Behind that: what the folder still tells now it tells of the process that the pidfd has found.
+    let stat = text(folder, "stat").ok()?;
+    let (number, fields) = (stat.split(' ').next()?, stat.rsplit(')').next()?);
+    // Field 22, counted from behind the name, which may hold anything.
+    let started = fields.split_whitespace().nth(19)?.parse().ok()?;
+    let inode = pidfd.as_ref().ok().and_then(|pidfd| fstat(pidfd).ok());
+    let process = Process {
+        id,
+        started,
+        inode: inode.map_or(0, |stat| stat.st_ino),
+    };
+    (number.parse() == Ok(id)).then_some(Held { process, pidfd })
+}
+
+fn pidfd(id: i32) -> Result<OwnedFd, Errno> {
+    let pidfd = match sys::pidfd_open(id, 0) {
+        // A thread: its own end is told since Linux 6.9.
+        Err(Errno::EINVAL | Errno::ENOENT) => sys::pidfd_open(id, sys::PIDFD_THREAD),
+        other => other,
+    };
+    pidfd.map(sys::out_of_the_way)
+}
+
+/// The beginning of a file of procfs.
+fn text(folder: impl AsFd, name: &str) -> Result<String, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = sys::retry(|| openat(folder.as_fd(), name, flags, Mode::empty()))?;
+    let mut bytes = [0; 4096];
+    let length = sys::retry(|| read(&file, &mut bytes))?;
+    let bytes = bytes.get(..length).unwrap_or_default();
+    Ok(String::from_utf8_lossy(bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::open;
+
+    fn folder(id: u32) -> OwnedFd {
+        let path = format!("/proc/{id}");
+        open(path.as_str(), OFlag::O_PATH, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_process_is_itself_and_no_other() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let id = child.id() as i32;
+        let look = || of(&folder(child.id()), id, true).unwrap();
+        assert_eq!(look().process, look().process);
+        let me = std::process::id();
+        let own = of(&folder(me), me as i32, true).unwrap();
+        assert_ne!(own.process.started, look().process.started);
+        assert!(of(&folder(me), id, true).is_none());
+        let held = look();
+        assert_eq!(held.has_ended(), Ok(false));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(held.has_ended(), Ok(true));
+    }
+
+    #[test]
+    fn the_number_of_a_thread_is_esrch_and_names_its_process() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let own = std::fs::read_link("/proc/thread-self").unwrap();
+            tell.send(own).unwrap();
+            std::thread::park();
+        });
+        let path = told.recv().unwrap();
+        let id = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let failure = find(id, Stage::Open).unwrap_err();
+        let detail = format!("thread {}", std::process::id());
+        assert_eq!(
+            failure,
+            Failure::new(Stage::Open, Errno::ESRCH).because(detail)
+        );
+        thread.thread().unpark();
+        thread.join().unwrap();
+    }
+}

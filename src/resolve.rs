@@ -1,0 +1,323 @@
+//! Where a path leads, step by step: path_resolution(7). The kernel alone opens what a path stands for; this
+//! says by way of which processes it leads there, and which step failed.
+//!
+//! Invariant: CAP_SYS_PTRACE is raised for steps out of folders of procfs alone. There it is what links such
+//! as `/proc/<pid>/ns/net` and `/proc/<pid>/root` ask for, and what hidepid hides processes without.
+
+use crate::error::{At, Failure, Stage};
+use crate::privileges::Privileges;
+use crate::process::{self, Held};
+use crate::sys;
+use nix::errno::Errno;
+use nix::fcntl::{open, openat, readlinkat, OFlag};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{fstatfs, PROC_SUPER_MAGIC};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+
+/// How many symbolic links lead on, path_resolution(7).
+const LINKS: usize = 40;
+/// A step into a folder.
+const STEP: OFlag = OFlag::O_PATH
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_CLOEXEC);
+
+/// What was found of a path.
+#[derive(Debug, Default)]
+pub struct Way {
+    /// The processes whose folders in procfs it leads through. Not this program as `/proc/self`, which is
+    /// whoever looks.
+    pub processes: Vec<Held>,
+    /// Whether it leads through procfs.
+    pub procfs: bool,
+    /// The last number of a process in it, and whether that process is hidden: it lives, and its folder tells
+    /// nothing (hidepid, proc(5)).
+    number: Option<i32>,
+    hidden: bool,
+    /// What its last step is.
+    pub end: End,
+    /// Why it does not lead to its last step.
+    pub lost: Option<Failure>,
+}
+
+/// The last step of a path.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// A file in a folder, which inotify(7) tells of.
+    #[default]
+    File,
+    /// A namespace of a process.
+    Namespace,
+    /// Another file of procfs.
+    Proc,
+}
+
+/// Calls what runs before each last step, the one of each link that leads on included: with the folder and
+/// the name in it.
+pub type Visit<'a> = dyn FnMut(&OwnedFd, &[u8]) -> Result<(), Failure> + 'a;
+
+/// Follows a path.
+pub fn follow(path: &[u8], privileges: &Privileges, visit: &mut Visit<'_>) -> Way {
+    let mut way = Way::default();
+    way.lost = way.walk(path, privileges, visit).err();
+    way
+}
+
+/// A folder on the way.
+struct Folder {
+    fd: OwnedFd,
+    procfs: bool,
+    /// Whether numbers of processes in it are those of this program's pid namespace.
+    own: bool,
+    /// Whether it is the folder of a process's namespaces.
+    namespaces: bool,
+}
+
+impl Way {
+    /// What is known of a failure beyond its errno: where in procfs the path did not lead on.
+    pub fn explain(&self, failure: Failure) -> Failure {
+        match &self.lost {
+            _ if failure.stage != Stage::Open => failure,
+            Some(lost) if !lost.detail.is_empty() => lost.clone(),
+            None if self.end != End::File => self.refused(failure.errno),
+            _ => failure,
+        }
+    }
+
+    /// Why a step out of a folder of procfs failed.
+    fn refused(&self, errno: Errno) -> Failure {
+        let Some(id) = self.number else {
+            return Failure::new(Stage::Open, errno);
+        };
+        match (self.hidden, errno) {
+            (true, Errno::ENOENT | Errno::EPERM | Errno::EACCES) => {
+                Failure::new(Stage::Open, Errno::EACCES).because(format!("hidden {id}"))
+            }
+            // Of another pid namespace, where hidepid=1 says this.
+            (false, Errno::EPERM) => {
+                Failure::new(Stage::Open, Errno::EACCES).because(format!("process {id}"))
+            }
+            (_, errno) => Failure::new(Stage::Open, errno).because(format!("process {id}")),
+        }
+    }
+
+    fn walk(
+        &mut self,
+        path: &[u8],
+        privileges: &Privileges,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Failure> {
+        let mut folder = self.begin(path)?;
+        // The next is the last of these.
+        let mut rest = names(path);
+        let mut links = 0;
+        while let Some(name) = rest.pop() {
+            let last = rest.is_empty();
+            if last && folder.procfs {
+                self.end = match folder.namespaces {
+                    true => End::Namespace,
+                    false => End::Proc,
+                };
+                return Ok(());
+            }
+            if last {
+                visit(&folder.fd, &name)?;
+            }
+            folder = match self.step(&folder, &name, last, privileges)? {
+                Step::Into(next) => next,
+                Step::File => return Ok(()),
+                Step::Link(_) if links == LINKS => {
+                    return Err(Failure::new(Stage::Open, Errno::ELOOP))
+                }
+                Step::Link(target) => {
+                    links += 1;
+                    rest.append(&mut names(&target));
+                    match target.starts_with(b"/") {
+                        true => self.begin(&target)?,
+                        false => folder,
+                    }
+                }
+            };
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, path: &[u8]) -> Result<Folder, Failure> {
+        let start = if path.starts_with(b"/") { "/" } else { "." };
+        let fd = sys::retry(|| open(start, STEP, Mode::empty())).at(Stage::Open)?;
+        self.enter(fd, None)
+    }
+
+    fn step(
+        &mut self,
+        folder: &Folder,
+        name: &[u8],
+        last: bool,
+        privileges: &Privileges,
+    ) -> Result<Step, Failure> {
+        if folder.procfs {
+            let outcome = privileges.with_ptrace(|| self.step_in_proc(folder, name));
+            return outcome.map(Step::Into);
+        }
+        if !last {
+            let flags = STEP | OFlag::O_NOFOLLOW;
+            match sys::retry(|| openat(&folder.fd, name, flags, Mode::empty())) {
+                Ok(fd) => return self.enter(fd, None).map(Step::Into),
+                Err(Errno::ENOTDIR | Errno::ELOOP) => {}
+                Err(errno) => return Err(Failure::new(Stage::Open, errno)),
+            }
+        }
+        match sys::retry(|| readlinkat(&folder.fd, name)) {
+            Ok(target) => Ok(Step::Link(target.into_vec())),
+            // It is no link.
+            Err(Errno::EINVAL) if last => Ok(Step::File),
+            Err(Errno::EINVAL) => Err(Failure::new(Stage::Open, Errno::ENOTDIR)),
+            Err(errno) => Err(Failure::new(Stage::Open, errno)),
+        }
+    }
+
+    /// Links of procfs are followed by the kernel: most of them are no paths.
+    fn step_in_proc(&mut self, folder: &Folder, name: &[u8]) -> Result<Folder, Failure> {
+        let number = number(name);
+        if number.is_some() {
+            // hidepid=4 does not even let it be looked up.
+            self.number = number;
+            self.hidden = folder.own && number.is_some_and(|id| sys::pidfd_open(id, 0).is_ok());
+        }
+        let fd = sys::retry(|| openat(&folder.fd, name, STEP, Mode::empty()))
+            .map_err(|errno| self.refused(errno))?;
+        let plain = [&b"task"[..], b"ns", b"..", b"self", b"thread-self"].contains(&name);
+        let inside = (plain || number.is_some()).then_some(folder);
+        let mut next = self.enter(fd, inside)?;
+        next.namespaces = name == b"ns" && next.procfs;
+        if let Some(held) = number.and_then(|id| process::of(&next.fd, id, next.own)) {
+            self.hidden = false;
+            let known = self.processes.iter();
+            if !known
+                .map(|known| known.process)
+                .any(|process| process == held.process)
+            {
+                self.processes.push(held);
+            }
+        }
+        Ok(next)
+    }
+
+    fn enter(&mut self, fd: OwnedFd, from: Option<&Folder>) -> Result<Folder, Failure> {
+        let procfs = fstatfs(&fd).at(Stage::Open)?.filesystem_type() == PROC_SUPER_MAGIC;
+        self.procfs |= procfs;
+        let own = procfs && from.map_or_else(|| process::is_own_proc(&fd), |folder| folder.own);
+        Ok(Folder {
+            fd,
+            procfs,
+            own,
+            namespaces: false,
+        })
+    }
+}
+
+/// What a step leads to.
+enum Step {
+    Into(Folder),
+    Link(Vec<u8>),
+    File,
+}
+
+/// The names of a path, the first last.
+fn names(path: &[u8]) -> Vec<Vec<u8>> {
+    let names = path.rsplit(|byte| *byte == b'/');
+    let names = names.filter(|name| !name.is_empty() && *name != b".");
+    names.map(<[u8]>::to_vec).collect()
+}
+
+/// A number of a process, as procfs has it.
+fn number(name: &[u8]) -> Option<i32> {
+    let digits = !name.is_empty() && name.iter().all(u8::is_ascii_digit);
+    digits.then(|| std::str::from_utf8(name).ok()?.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(path: &str) -> (Way, Vec<String>) {
+        let mut seen = Vec::new();
+        let way = follow(
+            path.as_bytes(),
+            &Privileges::none(),
+            &mut |_folder, name| {
+                seen.push(String::from_utf8_lossy(name).into_owned());
+                Ok(())
+            },
+        );
+        (way, seen)
+    }
+
+    #[test]
+    fn every_spelling_leads_to_the_process() {
+        let id = std::process::id();
+        let link = std::env::temp_dir().join(format!("netlink_port-resolve-{id}"));
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(format!("/proc/{id}/ns/net"), &link).unwrap();
+        let link = link.to_str().unwrap();
+        let up = "../".repeat(40);
+        for path in [
+            format!("/proc/{id}/ns/net"),
+            format!("/proc//./{id}/ns/../ns/net"),
+            format!("/proc/{id}/task/../ns/net"),
+            format!("/proc/{id}/task/{id}/ns/net"),
+            format!("/proc/self/root/proc/{id}/ns/net"),
+            format!("{up}proc/{id}/ns/net"),
+            link.to_string(),
+        ] {
+            let (way, _seen) = way(&path);
+            assert_eq!((way.lost, way.end), (None, End::Namespace), "{path}");
+            let ids: Vec<i32> = way.processes.iter().map(|held| held.process.id).collect();
+            assert_eq!(ids, [id as i32], "{path}");
+            assert!(way.processes[0].pidfd.is_ok(), "{path}");
+        }
+        std::fs::remove_file(link).unwrap();
+    }
+
+    #[test]
+    fn who_looks_is_no_process_that_was_named() {
+        for path in [
+            "/proc/self/ns/net",
+            "/proc/thread-self/ns/net",
+            "/proc/self/task/../ns/net",
+        ] {
+            let (way, seen) = way(path);
+            assert_eq!((way.lost, way.end), (None, End::Namespace), "{path}");
+            assert!(way.processes.is_empty() && seen.is_empty(), "{path}");
+        }
+    }
+
+    #[test]
+    fn files_are_visited_in_their_folders() {
+        let (found, seen) = way("/etc/hostname");
+        assert_eq!(
+            (found.lost, found.end, found.procfs),
+            (None, End::File, false)
+        );
+        assert_eq!(seen, ["hostname"]);
+        assert_eq!(way("/proc/self/fd/0").0.end, End::Proc);
+        assert_eq!(way("/proc/uptime").0.end, End::Proc);
+    }
+
+    #[test]
+    fn a_step_that_fails_says_where() {
+        for (path, errno, detail) in [
+            ("/nowhere/blue", Errno::ENOENT, ""),
+            ("/etc/hostname/blue", Errno::ENOTDIR, ""),
+            (
+                "/proc/2147483647/ns/net",
+                Errno::ENOENT,
+                "process 2147483647",
+            ),
+        ] {
+            let failure = way(path).0.lost.unwrap();
+            let expected = Failure::new(Stage::Open, errno).because(detail);
+            assert_eq!(failure, expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+defmodule NetlinkPort.PathsTest do
+  # A path is judged by where it leads, however it is spelt.
+  use NetlinkPort.Case, async: true
+
+  @moduletag :root
+
+  # A process of root's, with more capabilities than the helper, that has a folder with a namespace in its
+  # mount namespace: as a container.
+  defp container!(netns) do
+    folder = folder!()
+
+    inside =
+      "mount -t tmpfs tmpfs #{folder} && touch #{folder}/blue && " <>
+        "mount --bind #{netns_path(netns)} #{folder}/blue && exec ip netns exec #{netns} sleep 600"
+
+    pid = os_process!("unshare", ["-m", "--propagation", "private", "sh", "-c", inside])
+    eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
+    %{pid: pid, folder: folder}
+  end
+
+  defp folder! do
+    folder = tmp_path!("folder")
+    File.mkdir!(folder)
+    folder
+  end
+
+  # Another mount of the same procfs, as of the host in a container.
+  defp procfs! do
+    folder = folder!()
+    {_output, 0} = as_root("mount", ["-t", "proc", "proc", folder])
+    on_exit(fn -> as_root("umount", ["--lazy", folder]) end)
+    folder
+  end
+
+  # Every spelling that leads to the namespace of a process, or by way of it.
+  defp spellings(%{pid: pid, folder: inside}) do
+    folder = folder!()
+    own = "/proc/#{pid}/ns/net"
+    links = [first: own, chain: "first", away: "#{folder}/chain", up: "../../../../..#{own}"]
+    for {name, target} <- links, do: File.ln_s!(target, Path.join(folder, "#{name}"))
+    File.ln_s!("/proc/#{pid}/ns", Path.join(folder, "namespaces"))
+    other = procfs!()
+
+    for({name, _target} <- links, do: Path.join(folder, "#{name}")) ++
+      [
+        own,
+        "//proc/./#{pid}//ns/net",
+        "/proc/#{pid}/task/../ns/net",
+        "/proc/#{pid}/task/#{pid}/ns/net",
+        "/proc/self/../#{pid}/ns/net",
+        "/proc/self/root/proc/#{pid}/ns/net",
+        Path.join(folder, "namespaces/net"),
+        "#{other}/#{pid}/ns/net",
+        "#{other}/#{pid}/task/#{pid}/ns/net",
+        "/proc/#{pid}/root#{inside}/blue",
+        "/proc/#{pid}/root#{folder}/first"
+      ]
+  end
+
+  test "every spelling that leads to a process opens as {:pid, pid} does" do
+    netns = netns!()
+    inode = inode(netns_path(netns))
+    server = start_server!()
+
+    for path <- spellings(container!(netns)) do
+      assert {^path, {:ok, socket}} =
+               {path, NetlinkPort.open(server, :route, netns: {:path, path})}
+
+      assert {:ok, %{inode: ^inode, verified: true}} = NetlinkPort.info(socket)
+    end
+  end
+
+  test "a link in /run/netns is a spelling, too" do
+    netns = netns!()
+    %{pid: pid} = container!(netns)
+    name = "nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
+    on_exit(fn -> as_root("rm", ["-f", netns_path(name)]) end)
+    {_output, 0} = as_root("ln", ["-s", "/proc/#{pid}/ns/net", netns_path(name)])
+    server = start_server!()
+    opts = [netns: {:name, name}, close_on: :namespace_gone]
+    assert {:ok, socket} = NetlinkPort.open(server, :route, opts)
+    signal!(pid, "KILL")
+    assert_receive {:netlink_closed, ^socket, :namespace_gone}
+    assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, name})
+    assert error.reason == :enoent
+    assert Exception.message(error) =~ "there is no process #{pid} in that /proc"
+  end
+
+  test "without CAP_SYS_PTRACE each says which process, and that the capability is missing" do
+    container = container!(netns!())
+    server = start_without!("sys_ptrace")
+
+    for path <- spellings(container), opts <- [[], [close_on: :namespace_gone]] do
+      assert {:error, error} = NetlinkPort.open(server, :route, [netns: {:path, path}] ++ opts)
+      assert {path, error.stage, error.reason, error.lacks} == {path, :open, :eacces, :sys_ptrace}
+
+      assert {path, Exception.message(error) =~ "leads to process #{container.pid}"} ==
+               {path, true}
+    end
+  end
+
+  defp start_without!(capability) do
+    drop = "setpriv --bounding-set -#{capability}"
+    start_server!(executable: script!("exec #{drop} #{helper()} \"$@\""))
+  end
+
+  test "the capability is raised in /proc alone, and put back" do
+    server = start_server!()
+    [path | _] = spellings(container!(netns!()))
+    assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:path, path})
+    status = File.read!("/proc/#{os_pid(server)}/status")
+    [_, effective] = Regex.run(~r/^CapEff:\s+(\w+)$/m, status)
+    # CAP_NET_ADMIN and CAP_SYS_ADMIN.
+    assert String.to_integer(effective, 16) == 0x201000
+  end
+
+  test "close_on: closes with the process, whatever the spelling" do
+    netns = netns!()
+    container = container!(netns)
+    server = start_server!()
+    before = fds(server)
+
+    sockets =
+      for path <- spellings(container) do
+        opts = [netns: {:path, path}, close_on: :namespace_gone]
+        assert {^path, {:ok, socket}} = {path, NetlinkPort.open(server, :route, opts)}
+        {path, socket}
+      end
+
+    # The namespace itself lives on.
+    {:ok, kept} =
+      NetlinkPort.open(server, :route, netns: {:name, netns}, close_on: :namespace_gone)
+
+    signal!(container.pid, "KILL")
+
+    for {path, socket} <- sockets do
+      assert_receive {:netlink_closed, ^socket, reason}
+      assert {path, reason} == {path, :namespace_gone}
+    end
+
+    assert {:ok, _info} = NetlinkPort.info(kept)
+    :ok = NetlinkPort.close(kept)
+    assert fds(server) == before
+  end
+
+  test "the helper's own /proc/self is its own namespace, which lasts as long as the helper" do
+    server = start_server!()
+
+    for path <- ~w(/proc/self/ns/net /proc/thread-self/ns/net /proc/self/task/../ns/net) do
+      opts = [netns: {:path, path}, close_on: :namespace_gone]
+      assert {^path, {:ok, socket}} = {path, NetlinkPort.open(server, :route, opts)}
+      inode = inode("/proc/self/ns/net")
+      assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
+      refute_received {:netlink_closed, ^socket, _reason}
+    end
+  end
+
+  test "the number of a thread is ESRCH, and its process is named" do
+    server = start_server!()
+    # The VM has many.
+    pid = System.pid()
+    tid = "/proc/self/task" |> File.ls!() |> Enum.find(&(&1 != pid)) |> String.to_integer()
+
+    for opts <- [[], [close_on: :namespace_gone]] do
+      assert {:error, error} = NetlinkPort.open(server, :route, [netns: {:pid, tid}] ++ opts)
+      assert error.reason == :esrch
+      message = Exception.message(error)
+      assert message =~ "that is the number of a thread of process #{pid}; name the process"
+    end
+  end
+
+  test "what older kernels answer to such numbers is the same: a thread, a group, a session" do
+    tid = "/proc/self/task" |> File.ls!() |> Enum.find(&(&1 != System.pid()))
+    server = start_injected!("pidfd_open EINVAL always")
+
+    for opts <- [[], [close_on: :namespace_gone]] do
+      netns = [netns: {:pid, String.to_integer(tid)}]
+      assert {:error, error} = NetlinkPort.open(server, :route, netns ++ opts)
+      assert error.reason == :esrch
+      assert Exception.message(error) =~ "of a thread of process #{System.pid()}"
+
+      # A number that only a group or a session has is no process's.
+      assert {:error, error} =
+               NetlinkPort.open(server, :route, [netns: {:pid, 0x7FFFFFFF}] ++ opts)
+
+      assert error.reason == :esrch
+      assert Exception.message(error) =~ "there is no such process"
+    end
+  end
+
+  test "the number of a process that is gone is ESRCH while a group and a session have it" do
+    server = start_server!()
+    file = tmp_path!("member")
+    # It leads a session, and leaves a member of it behind.
+    script = "sleep 600 < /dev/null > /dev/null 2>&1 & echo $$ $! > #{file}"
+    {_output, 0} = System.cmd("setsid", ["--wait", "sh", "-c", script])
+    [leader, member] = file |> File.read!() |> String.split()
+    on_exit(fn -> System.cmd("kill", ["-KILL", member], stderr_to_stdout: true) end)
+    assert File.read!("/proc/#{member}/stat") =~ " #{leader} #{leader} "
+
+    assert {:error, error} =
+             NetlinkPort.open(server, :route, netns: {:pid, String.to_integer(leader)})
+
+    assert {error.stage, error.reason} == {:open, :esrch}
+  end
+
+  test "a path that leads to a thread is watched as the thread" do
+    server = start_server!()
+    pid = System.pid()
+    tid = "/proc/self/task" |> File.ls!() |> Enum.find(&(&1 != pid))
+    opts = [netns: {:path, "/proc/#{pid}/task/#{tid}/ns/net"}, close_on: :namespace_gone]
+
+    case NetlinkPort.open(server, :route, opts) do
+      {:ok, socket} ->
+        assert {:ok, _info} = NetlinkPort.info(socket)
+
+      # Before Linux 6.9.
+      {:error, error} ->
+        assert {error.stage, error.reason} == {:watch, :eopnotsupp}
+        assert Exception.message(error) =~ "it leads to a thread"
+    end
+  end
+
+  test "a file of `ip netns add` on which nothing is mounted yet is said to be one" do
+    path = Path.join(folder!(), "blue")
+    File.touch!(path)
+    File.chmod!(path, 0)
+    assert {:error, error} = NetlinkPort.open(start_server!(), :route, netns: {:path, path})
+    assert {error.stage, error.reason} == {:setns, :einval}
+    message = Exception.message(error)
+
+    assert message =~
+             "it is not a network namespace: nothing is mounted on it. `ip netns add` makes"
+
+    {_output, 0} = as_root("mount", ["--bind", "/proc/self/ns/uts", path])
+    on_exit(fn -> as_root("umount", ["--lazy", path]) end)
+    assert {:error, error} = NetlinkPort.open(start_server!(), :route, netns: {:path, path})
+
+    assert Exception.message(error) =~
+             "it is not a network namespace, but a namespace of another kind"
+  end
+
+  describe "a /proc of another pid namespace" do
+    setup do
+      script = script!("exec unshare --pid --fork --kill-child #{helper()} \"$@\"")
+      %{server: start_server!(executable: script)}
+    end
+
+    test "makes a number another process's: refused", %{server: server} do
+      # 1 is the helper itself there, and init of the host in this /proc.
+      for pid <- [1, 4_000_000], opts <- [[], [close_on: :namespace_gone]] do
+        assert {:error, error} = NetlinkPort.open(server, :route, [netns: {:pid, pid}] ++ opts)
+        if error.stage == :open, do: assert_foreign(error), else: assert(error.reason == :esrch)
+      end
+    end
+
+    defp assert_foreign(error) do
+      assert error.reason == :eopnotsupp
+      message = Exception.message(error)
+
+      assert message =~
+               "/proc is that of another pid namespace, where this number is another process"
+    end
+
+    test "is a path as any other, and its processes cannot be watched", %{server: server} do
+      netns = netns!()
+      %{pid: pid} = container!(netns)
+      path = "/proc/#{pid}/ns/net"
+      assert {:ok, socket} = NetlinkPort.open(server, :route, netns: {:path, path})
+      inode = inode(netns_path(netns))
+      assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
+      opts = [netns: {:path, path}, close_on: :namespace_gone]
+      assert {:error, error} = NetlinkPort.open(server, :route, opts)
+      assert {error.stage, error.reason} == {:watch, :eopnotsupp}
+
+      assert Exception.message(error) =~
+               "a process of another pid namespace, whose end is not told"
+    end
+  end
+end

@@ -1,0 +1,220 @@
+defmodule NetlinkPort.PlacesTest do
+  # What is said of a fault has to be true in the place it is said in: each fault in each place, by VMs
+  # that run there.
+  use NetlinkPort.Case, async: true
+
+  alias NetlinkPort.{PlaceFaults, Places}
+
+  @moduletag root: true, userns: true
+
+  @faults [:environment, :start, :start_built, :stuck, :doctor, :kept]
+
+  # One VM for each place; all faults are done there, and the tests look at what was said.
+  setup_all do
+    places = Places.setup!()
+
+    told =
+      Places.places()
+      |> Task.async_stream(
+        fn place ->
+          {told, _output} = Places.call(places, place, PlaceFaults, :told, [place, @faults])
+          {place, told}
+        end,
+        timeout: 120_000,
+        max_concurrency: 2
+      )
+      |> Map.new(fn {:ok, told} -> told end)
+
+    %{places: places, told: told}
+  end
+
+  # What was said of a fault, in each place.
+  defp said(c, fault), do: for({place, told} <- c.told, into: %{}, do: {place, told[fault]})
+
+  test "the VM knows where it is", c do
+    assert said(c, :environment) == %{
+             root: {:own, 0, :initial, false, true},
+             user: {:own, 0, :initial, false, true},
+             user_namespace: {:own, 0, :other, false, true},
+             hidepid1: {:own, 1, :initial, false, true},
+             hidepid2: {:own, 2, :initial, false, true},
+             foreign_proc: {:foreign, 0, :initial, false, true},
+             pid_namespace: {:own, 0, :initial, false, true},
+             unbounded_root: {:own, 0, :initial, false, false},
+             unbounded_user: {:own, 0, :initial, false, false},
+             no_new_privs: {:own, 0, :initial, true, true},
+             nosuid: {:own, 0, :initial, false, true}
+           }
+  end
+
+  test "a helper that is stuck is killed, whatever /proc shows of it", c do
+    for {place, said} <- said(c, :stuck),
+        place != :unbounded_user,
+        do: assert({place, said} == {place, :gone})
+  end
+
+  # A pattern for each place; the places that are not named say nothing of it.
+  defp assert_said(told, patterns) do
+    for {place, said} <- told do
+      said = inspect(said, limit: :infinity, printable_limit: :infinity)
+
+      case patterns[place] do
+        nil -> assert {place, said} == {place, "nil"}
+        pattern -> assert said =~ pattern, "#{place}: #{said}"
+      end
+    end
+  end
+
+  test "a helper starts in each place, with what it gets there; where it cannot be run that is said",
+       c do
+    all = [:net_admin, :sys_ptrace, :sys_admin]
+
+    for {place, capabilities} <- [
+          root: all,
+          foreign_proc: all,
+          pid_namespace: all,
+          user_namespace: all,
+          user: [:net_admin, :sys_admin],
+          hidepid1: [:net_admin, :sys_admin],
+          hidepid2: [:net_admin, :sys_admin],
+          unbounded_root: [:net_admin, :sys_ptrace],
+          no_new_privs: [],
+          nosuid: []
+        ],
+        do: assert({place, said(c, :start)[place]} == {place, {:ok, capabilities}})
+
+    said = said(c, :start).unbounded_user
+
+    assert said =~
+             "installed was not run, execve(2) says EPERM: a capability of the file is not in the bounding set"
+
+    assert said =~
+             "of this VM: CAP_SYS_ADMIN: EPROTO: the container has to allow it (--cap-add SYS_ADMIN)"
+
+    assert said =~
+             "`netns: :host` needs no capability, and works with the helper of the build, #{c.places.built}"
+
+    # And so it does.
+    for {place, said} <- said(c, :start_built), do: assert({place, elem(said, 0)} == {place, :ok})
+  end
+
+  # What the doctor says of one thing, with its remedy.
+  defp doctor(c, about) do
+    for {place, checks} <- said(c, :doctor), into: %{} do
+      {place,
+       Enum.find_value(checks, fn {_mark, line, remedy} ->
+         if line =~ about, do: "#{line} -> #{remedy}"
+       end)}
+    end
+  end
+
+  test "the doctor names what keeps CAP_SYS_ADMIN from a helper, and nothing that is not so", c do
+    bounding =
+      "CAP_SYS_ADMIN is not in the bounding set of this VM (CapBnd of /proc/self/status): the container"
+
+    no_new_privs =
+      "-> this VM runs under no_new_privs, so that file capabilities do not count: start it without"
+
+    nosuid =
+      "-> it lies on #{c.places.folder}, which is mounted nosuid, so that file capabilities do not count"
+
+    assert_said(doctor(c, "without CAP_SYS_ADMIN"), %{
+      unbounded_root: bounding,
+      no_new_privs: no_new_privs,
+      nosuid: nosuid
+    })
+
+    # Nobody is told to install what is installed, or to be root who is.
+    for {_place, said} <- doctor(c, "without CAP_SYS_ADMIN"),
+        said != nil,
+        do: refute(said =~ ~r/mix netlink_port.install|as root/)
+
+    assert_said(doctor(c, "do not count"), %{
+      no_new_privs: "these capabilities do not count: this VM runs under no_new_privs",
+      nosuid:
+        "these capabilities do not count: it lies on #{c.places.folder}, which is mounted nosuid"
+    })
+
+    assert_said(doctor(c, "was not run"), %{
+      unbounded_user:
+        "execve(2) says EPERM: a capability of the file is not in the bounding set of this VM: CAP_SYS"
+    })
+  end
+
+  test "the doctor says why a helper may not leave its home, and when its filter cannot be seen",
+       c do
+    assert_said(doctor(c, "cannot leave its home"), %{
+      unbounded_root: "`netns: :host` works as it is",
+      no_new_privs: "`netns: :host` works as it is",
+      nosuid: "`netns: :host` works as it is",
+      user_namespace:
+        "this VM runs in a user namespace of its own, and that network namespace belongs to another"
+    })
+
+    assert_said(doctor(c, "seccomp filter"), %{
+      hidepid1:
+        ~r"/proc/\d+/status cannot be read -> look as root, or mount /proc without hidepid",
+      hidepid2:
+        ~r"/proc/\d+/status cannot be read -> look as root, or mount /proc without hidepid",
+      foreign_proc:
+        "/proc is that of another pid namespace -> look with a /proc of this pid namespace"
+    })
+  end
+
+  test "a namespace is said to be alive by our sockets alone only where all who may hold it are seen",
+       c do
+    cannot_tell = fn why -> ~r/#{why}; so it cannot tell whether anything else keeps it alive/ end
+
+    assert_said(said(c, :kept), %{
+      root: "is alive by our sockets alone",
+      unbounded_root: "is alive by our sockets alone",
+      hidepid1: cannot_tell.("/proc is mounted with hidepid=1"),
+      hidepid2: cannot_tell.("/proc is mounted with hidepid=2"),
+      foreign_proc: cannot_tell.("/proc is that of another pid namespace"),
+      pid_namespace: cannot_tell.("processes of other pid namespaces are not seen from here"),
+      user: "cannot tell",
+      unbounded_user: "cannot tell",
+      user_namespace: "cannot tell",
+      no_new_privs: "cannot tell",
+      nosuid: "cannot tell"
+    })
+  end
+
+  # 60 pipes of 1 MiB leave 1,024 pages of pipe-user-pages-soft, 16,384 by default.
+  @spend "for (1..60) { pipe(my $r, my $w) or die; fcntl($w, 1031, 1 << 20) or die; push @kept, $r, $w }"
+
+  @tag :pipes
+  test "helpers leave their user pipes of the usual size", c do
+    prefix = ["perl", "-e", @spend <> " exit(system(@ARGV) >> 8)"]
+    {sizes, _output} = Places.call(c.places, :user, PlaceFaults, :pipe_size, [8], prefix)
+    assert sizes == {65_536, 262_144}
+  end
+
+  describe "without a shell" do
+    defp stuck!(c, shell, options) do
+      prefix = ~w(unshare -m --propagation private)
+      Places.call(c.places, :root, PlaceFaults, :stuck_without_shell, [shell, options], prefix)
+    end
+
+    test "a stuck helper is killed by kill(1), or by the helper's own executable", c do
+      # A program that is no shell, one that fails, one that cannot be run.
+      for {shell, kill?} <- [{"/bin/true", true}, {"/bin/cat", false}, {"/dev/null", false}] do
+        {said, output} = stuck!(c, shell, kill?: kill?, helper?: true)
+        assert {shell, kill?, said} == {shell, kill?, {false, true}}
+        assert output =~ "did not answer and was killed"
+      end
+    end
+
+    test "and without anything else that kills the log does not say that it was killed; it is tried again",
+         c do
+      {said, output} = stuck!(c, "/bin/true", kill?: false, helper?: false)
+      assert said == {true, true}
+
+      assert output =~
+               ~r/helper \d+ did not answer, and could not be killed yet: neither a shell, kill\(1\) nor /
+
+      assert output =~ ~r/helper \d+ lives on without its server, and could not be killed: /
+      refute output =~ "was killed"
+    end
+  end
+end

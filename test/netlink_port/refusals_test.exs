@@ -1,0 +1,272 @@
+defmodule NetlinkPort.RefusalsTest do
+  # Each open that can be refused, in each place: the sentence has to be true there.
+  use NetlinkPort.Case, async: true
+
+  alias NetlinkPort.{Places, Privileges, Refusal, RefusalFaults}
+
+  @moduletag root: true, userns: true
+
+  @user ["--reuid", "12345", "--regid", "12345", "--clear-groups"]
+  @nobody ["--reuid", "65534", "--regid", "65534", "--clear-groups"]
+
+  # Processes of root, of the user of the places in a rootless container, and of another user in one.
+  setup_all do
+    places = Places.setup!()
+    netns = netns!()
+    root = os_process!("nsenter", ["--net=#{netns_path(netns)}", "sleep", "600"])
+
+    [own, other] =
+      for user <- [@user, @nobody], do: os_process!("setpriv", user ++ ~w(unshare -Urn sleep 600))
+
+    for pid <- [root, own, other],
+        do: eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
+
+    link = Path.join(places.folder, "link")
+    File.ln_s!("/proc/#{root}/ns/net", link)
+
+    opens = [
+      host: {:route, :host},
+      name: {:route, {:name, netns}},
+      root: {:route, {:pid, root}},
+      link: {:route, {:path, link}},
+      own: {:route, {:pid, own}},
+      other: {:route, {:pid, other}}
+    ]
+
+    told = fn opts ->
+      Places.places()
+      |> Task.async_stream(
+        fn place ->
+          {told, _output} = Places.call(places, place, RefusalFaults, :told, [place, opens, opts])
+          {place, told}
+        end,
+        timeout: 120_000,
+        max_concurrency: 2
+      )
+      |> Map.new(fn {:ok, told} -> told end)
+    end
+
+    %{told: told.([]), children: told.(user_namespaces: true), root: root, own: own, other: other}
+  end
+
+  # What is said of an open in each place; where nothing is, it succeeds.
+  defp assert_said(told, open, patterns) do
+    for {place, told} <- told do
+      case {patterns[place], told[open]} do
+        {nil, said} ->
+          assert {open, place, said} == {open, place, :ok}
+
+        {pattern, said} ->
+          assert is_binary(said) and said =~ pattern, "#{open}, #{place}: #{inspect(said)}"
+      end
+    end
+  end
+
+  @install "install it with capabilities by `mix netlink_port.install`"
+  @bounding "CAP_SYS_ADMIN; its bounding set does not hold it, so that neither root nor the capabilities of"
+  @no_new_privs "it was started under no_new_privs, so that the capabilities of its file do not count"
+  @nosuid "its file lies on a file system mounted nosuid, where the capabilities of a file do not count"
+  @elsewhere "it belongs to another user namespace, which is neither the helper's own nor below it"
+  @foreign "/proc is that of another pid namespace, where this number is another process or none"
+
+  test "the helper's own namespace is open in each", c do
+    for told <- [c.told, c.children], do: assert_said(told, :host, %{})
+  end
+
+  test "a named namespace says what keeps CAP_SYS_ADMIN away, and whose it is", c do
+    for told <- [c.told, c.children] do
+      assert_said(told, :name, %{
+        unbounded_root: @bounding,
+        unbounded_user: @bounding,
+        no_new_privs: @no_new_privs,
+        nosuid: @nosuid,
+        user_namespace: @elsewhere
+      })
+
+      # It is of no rootless container.
+      for {_place, %{name: said}} <- told, do: refute(inspect(said) =~ "user_namespaces: true")
+    end
+  end
+
+  test "a process of root says that it is closed to the helper, hidden, or of another user namespace",
+       c do
+    closed =
+      "it leads to process #{c.root}, and the namespaces of processes of other users, or with more"
+
+    hidden = "EACCES: process #{c.root} is there, and hidden from the helper (hidepid="
+
+    told = %{
+      user: ~r"#{closed}.*lacks CAP_SYS_PTRACE; start it as root, or #{@install} with --cap",
+      hidepid1: hidden,
+      hidepid2: hidden,
+      unbounded_root: @bounding,
+      unbounded_user: closed,
+      no_new_privs: ~r"#{closed}.*lacks CAP_SYS_PTRACE; #{@no_new_privs}",
+      nosuid: ~r"#{closed}.*lacks CAP_SYS_PTRACE; #{@nosuid}",
+      user_namespace:
+        "the namespaces of process #{c.root} are closed to the helper, though it has CAP_SYS_PTRACE: the " <>
+          "process is in another user namespace"
+    }
+
+    for place <- [c.told, c.children] do
+      assert_said(place, :root, Map.put(told, :foreign_proc, @foreign))
+      # By a path it is what the path leads to.
+      assert_said(place, :link, told)
+    end
+  end
+
+  test "a rootless container of one's own is entered by the option, which is advised where it is not set",
+       c do
+    advised =
+      "below the helper's own, as that of a rootless container; start the helper's server with user_names"
+
+    sibling =
+      "the namespaces of process #{c.own} are closed to the helper, though it has CAP_SYS_PTRACE: the"
+
+    assert_said(c.told, :own, %{
+      foreign_proc: @foreign,
+      unbounded_root: ~r"#{advised}.*Otherwise the helper lacks #{@bounding}",
+      unbounded_user: ~r"#{advised}.*Otherwise the helper lacks #{@bounding}",
+      no_new_privs: ~r"#{advised}.*Otherwise the helper lacks CAP_SYS_ADMIN; #{@no_new_privs}",
+      nosuid: ~r"#{advised}.*Otherwise the helper lacks CAP_SYS_ADMIN; #{@nosuid}",
+      user_namespace: sibling
+    })
+
+    assert_said(c.children, :own, %{
+      foreign_proc: @foreign,
+      unbounded_root: ~r"of another user, which a child of the helper may not join.*#{@bounding}",
+      user_namespace: sibling
+    })
+
+    for {_place, told} <- c.children,
+        {_open, said} <- told,
+        do: refute(inspect(said) =~ "user_namespaces: true")
+  end
+
+  test "nobody is told to be root who is, nor to install what is installed and does not count",
+       c do
+    for told <- [c.told, c.children],
+        place <- [:root, :unbounded_root, :foreign_proc, :no_new_privs, :nosuid],
+        {open, said} <- told[place] do
+      refute {place, open, said} |> inspect() =~ "start it as root, or install"
+    end
+  end
+
+  describe "a system call that something between helper and kernel refuses" do
+    # The filter of the fault is what a container's profile would be.
+    test "names the profile, where nothing else is missing", _c do
+      netns = netns!()
+      pid = sleeper!(netns)
+
+      for {fault, protocol, netns, stage, reason, told} <- [
+            {"setns EPERM", :route, {:name, netns}, :setns, :eperm,
+             "setns(2) was refused, though"},
+            {"pidfd_open EPERM", :route, {:pid, pid}, :open, :eperm,
+             "pidfd_open(2) was refused: "},
+            {"pidfd_open ENOSYS", :route, {:pid, pid}, :open, :enosys,
+             "pidfd_open(2) was refused: "},
+            {"socket EINVAL", :audit, :host, :socket, :einval, "--cap-add AUDIT_WRITE"},
+            {"socket EPERM", :route, {:name, netns}, :socket, :eperm,
+             "socket(2) of this protocol was"},
+            {"socket EAFNOSUPPORT", :route, :host, :socket, :eafnosupport,
+             "RestrictAddressFamilies="}
+          ] do
+        switch = tmp_path!("fault")
+        server = start_injected!("#{fault} file:#{switch}")
+        File.write!(switch, "")
+        assert {:error, error} = NetlinkPort.open(server, protocol, netns: netns)
+        assert {fault, error.stage, error.reason} == {fault, stage, reason}
+        assert error.lacks == nil
+        message = Exception.message(error)
+        assert message =~ told
+        assert message =~ "seccomp profile"
+        File.rm!(switch)
+        assert {:ok, _socket} = NetlinkPort.open(server, protocol, netns: netns)
+      end
+    end
+
+    test "with close_on: too, and without a filter the profile is not blamed", _c do
+      switch = tmp_path!("fault")
+      pid = sleeper!(netns!())
+      server = start_injected!("pidfd_open EPERM file:#{switch}")
+      File.write!(switch, "")
+
+      for netns <- [{:pid, pid}, {:path, "/proc/#{pid}/ns/net"}] do
+        opts = [netns: netns, close_on: :namespace_gone]
+        assert {:error, error} = NetlinkPort.open(server, :route, opts)
+        assert {error.stage, error.reason} == {:watch, :eperm}
+        assert Exception.message(error) =~ "pidfd_open(2) was refused: a seccomp profile"
+      end
+
+      # A path needs none without the option.
+      opts = [netns: {:path, "/proc/#{pid}/ns/net"}]
+      assert {:ok, _socket} = NetlinkPort.open(server, :route, opts)
+
+      unfiltered = %Privileges{capabilities: 0x1FFFFFFFFFF, seccomp: 0, user_namespace: :initial}
+
+      for failure <- [{:setns, 1, "own"}, {:socket, 13, ""}, {:open, 13, "process 1"}] do
+        message = Exception.message(Refusal.error(failure, {:route, {:pid, 1}}, unfiltered))
+        refute message =~ "seccomp"
+        assert message =~ "a security module (AppArmor, SELinux)"
+      end
+
+      missing = Refusal.error({:open, 38, "pidfd_open"}, {:route, {:pid, 1}}, unfiltered)
+      refute Exception.message(missing) =~ "upgrade"
+    end
+
+    test "at the start is said by the helper", _c do
+      profile = "the seccomp profile of the container, or SystemCallFilter="
+
+      for {fault, said} <- [
+            {"seccomp EPERM from:1", "seccomp(2) was refused: " <> profile},
+            {"seccomp EINVAL from:1", "seccomp(2) was refused: " <> profile},
+            {"epoll_create1 ENOSYS always",
+             "epoll_create1: ENOSYS: Function not implemented; a seccomp profile can be what refuses it"},
+            {"capset EPERM always",
+             "capabilities could not be given up, capset(2); a seccomp profile can be what refuses it"}
+          ] do
+        command = ": | #{fixture!("inject")} #{fault} #{helper()} | cat"
+        {output, 0} = System.cmd("sh", ["-c", command], stderr_to_stdout: true)
+        assert output =~ "netlink_port: " <> said
+      end
+    end
+  end
+
+  test "a capability that is held and counts elsewhere is not said to be missing", _c do
+    # CAP_AUDIT_READ is asked for in the first user namespace.
+    helper = script!("exec unshare -Urn #{helper()} \"$@\"")
+    server = start_server!(executable: helper, keep: [:audit_read])
+
+    with {:error, error} <- NetlinkPort.open(server, :audit, groups: [1]) do
+      assert error.lacks == nil
+      message = Exception.message(error)
+
+      assert message =~
+               "refused, though the helper has CAP_AUDIT_READ: it counts in the helper's user names"
+    end
+  end
+
+  test "inside `unshare -Ur` the way back is what is missing, and said", c do
+    pidfile = tmp_path!("pid")
+
+    script =
+      script!("""
+      exec setpriv #{Enum.join(@user, " ")} unshare -Ur sh -c '
+        unshare -n sleep 600 </dev/null >/dev/null 2>&1 &
+        echo $! >&3
+        exec #{helper()} "$@"' sh "$@" 3> #{pidfile}
+      """)
+
+    server = start_server!(executable: script)
+    pid = pidfile |> File.read!() |> String.trim() |> String.to_integer()
+    on_exit(fn -> System.cmd("kill", ["-KILL", "#{pid}"], stderr_to_stdout: true) end)
+    eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
+    assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, pid})
+    assert {error.stage, error.reason, error.lacks} == {:setns, :eperm, nil}
+
+    assert Exception.message(error) =~
+             "the helper could not come back: its own network namespace belongs to"
+
+    assert is_integer(c.other)
+  end
+end
