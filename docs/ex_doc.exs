@@ -15,7 +15,13 @@ guides = [
   extras: Enum.flat_map(guides, fn {_group, paths} -> paths end),
   groups_for_extras: guides,
   groups_for_modules: [
-    Sockets: [NetlinkPort, NetlinkPort.Socket, NetlinkPort.Native, NetlinkPort.Error],
+    Sockets: [
+      NetlinkPort,
+      NetlinkPort.Socket,
+      NetlinkPort.Pin,
+      NetlinkPort.Native,
+      NetlinkPort.Error
+    ],
     "Above sockets": [NetlinkPort.Connection, NetlinkPort.Monitor],
     "Seeing inside": [NetlinkPort.Doctor, NetlinkPort.Top, NetlinkPort.Telemetry],
     Messages: [

@@ -70,6 +70,12 @@ defmodule NetlinkPort do
   socket, or `max_queue:`, holds back stay there to be taken, by `recv/2` or by `setopts/2` with
   `active:`; the message comes behind the last of them.
 
+  ## Namespaces in requests
+
+  Some requests name a namespace by a descriptor, as IFLA_NET_NS_FD does, and the kernel looks that up in the
+  helper. `pin/3` has the helper open it, and what it returns is the value of the attribute: see
+  `NetlinkPort.Pin`.
+
   ## What passes
 
   `capture/3` writes all datagrams of a server into a file for Wireshark.
@@ -100,8 +106,8 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Message, Opening, Options, Request, Server}
-  alias NetlinkPort.{Socket, Stats, Telemetry}
+  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Message, Opening, Options, Payload, Pin}
+  alias NetlinkPort.{Request, Server, Socket, Stats, Telemetry}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::
@@ -192,6 +198,7 @@ defmodule NetlinkPort do
           | {:max_queue, pos_integer() | :infinity}
           | {:user_peers, boolean()}
           | {:close_on, :namespace_gone | nil}
+          | {:closed_message, boolean()}
           | {:timeout, timeout()}
 
   @typedoc """
@@ -295,7 +302,8 @@ defmodule NetlinkPort do
 
   Options, beside those of `setopts/2`:
 
-    * `:netns` - the namespace, `:host` unless told otherwise. See `t:netns/0`.
+    * `:netns` - the namespace. Defaults to `:host`. See `t:netns/0`. A path that is not absolute begins at the
+      working directory of the caller's node at the time of the call.
     * `:active` - `true` unless told otherwise. See `setopts/2`.
     * `:groups` - numbers of multicast groups to join, those above 32 too.
     * `:bind` - the port id to bind to, 0 for one the kernel picks; `false` makes no call of bind(2)
@@ -313,6 +321,9 @@ defmodule NetlinkPort do
       opened by, and tells its owner; see "When a namespace goes" above. It costs an inotify(7) watch
       of the helper's user for each folder that holds such a file, or a descriptor for each socket of a
       process. `nil` unless told otherwise: the socket keeps its namespace.
+    * `:closed_message` - whether the owner is sent `:netlink_closed`. Defaults to `true`. With `false` the owner of
+      a passive socket gets no message at all, and the next call tells of the end: `EPIPE`, or `EBADF` where the
+      namespace is gone. `false` together with `active:` other than `false` raises `ArgumentError`.
     * `:timeout` - ms to wait for server and helper, 15 000 unless told otherwise.
 
   Errors tell the stage and the errno: `ENOENT` of `:open` for a namespace that is not there, `ESRCH` of `:open` for a
@@ -325,6 +336,102 @@ defmodule NetlinkPort do
   """
   @spec open(GenServer.server(), protocol(), [open_option()]) :: {:ok, Socket.t()} | error()
   def open(server, protocol, opts), do: Opening.once(server, protocol, opts)
+
+  ## Pins
+
+  @doc """
+  Has the helper of a server hold a network namespace, for requests that name one by a descriptor. See
+  `NetlinkPort.Pin`.
+
+      {:ok, pin} = NetlinkPort.pin(MyApp.Netlink, {:name, "blue"})
+      # RTM_NEWNSID (88) with NETNSA_FD (3) and NETNSA_NSID (1): the namespace is number 5 to the socket's
+      attrs = NetlinkPort.Attr.encode([{3, pin}, {1, NetlinkPort.Attr.s32(5)}])
+      {:ok, []} = NetlinkPort.request(socket, 88, [<<0::32>>, attrs])
+      :ok = NetlinkPort.unpin(pin)
+
+  The namespace is named and checked as in `open/3`; `:host` is the helper's own. It need not be one that the helper
+  may enter. As long as it is pinned it lives, also without a socket or a process in it. A pin is right in requests
+  to this server, with a `PartitionSupervisor` to the server of the same key.
+
+  It ends with `unpin/1`, with its owner, and with the helper: then its owner is sent
+  `{:netlink_closed, pin, reason}`, as for a socket.
+
+  Options:
+
+    * `:owner` - the process whose end ends it. Defaults to the caller.
+    * `:timeout` - ms to wait for server and helper. Defaults to 15_000.
+
+  Errors are those of the stages `:open`, `:setns` (`EINVAL`, for a file that is no network namespace) and `:thread` as
+  with `open/3`; `EMFILE` of `:open` where the helper has no descriptor left, of which a pin takes one.
+  """
+  @spec pin(GenServer.server(), netns(), owner: pid(), timeout: timeout()) ::
+          {:ok, Pin.t()} | error()
+  def pin(server, netns, opts) do
+    with {:ok, options} <- Options.pin(netns, opts) do
+      Telemetry.timed(fn -> pin_by(server, options) end, &pinned(server, options, &1))
+    end
+  end
+
+  defp pin_by(server, options) do
+    deadline = Client.deadline(options.timeout)
+
+    case Client.call(server, {:open, options, deadline}, options.timeout) do
+      {:ok, %Pin{} = pin} -> {:ok, pin}
+      {:error, %Error{} = error} -> {:error, error}
+      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+    end
+  end
+
+  @doc """
+  As `pin/3`: `pin(server, netns)`, or `pin(netns, options)` of the server `NetlinkPort`.
+
+      {:ok, pin} = NetlinkPort.pin({:name, "blue"}, owner: self())
+
+  Errors are those of `pin/3`.
+  """
+  @spec pin(GenServer.server() | netns(), netns() | [owner: pid(), timeout: timeout()]) ::
+          {:ok, Pin.t()} | error()
+  def pin(netns, opts) when is_list(opts), do: pin(__MODULE__, netns, opts)
+  def pin(server, netns), do: pin(server, netns, [])
+
+  @doc """
+  As `pin/3`, of the server `NetlinkPort`.
+
+      {:ok, pin} = NetlinkPort.pin({:name, "blue"})
+
+  Errors are those of `pin/3`.
+  """
+  @spec pin(netns()) :: {:ok, Pin.t()} | error()
+  def pin(netns), do: pin(__MODULE__, netns, [])
+
+  defp pinned(server, %{netns: netns}, result) do
+    metadata = %{server: server, netns: netns}
+
+    case result do
+      {:ok, pin} ->
+        {[:pin, :stop], %{}, Map.put(metadata, :pin, pin)}
+
+      {:error, error} ->
+        {[:pin, :exception], %{}, Map.merge(metadata, %{kind: :error, reason: error})}
+    end
+  end
+
+  @doc """
+  Ends a pin. Always `:ok`, also for one that has ended already; no message is sent. It returns when the helper has
+  closed the descriptor, so that the namespace is free of it. What the kernel has done by it stays done.
+
+      {:ok, pin} = NetlinkPort.pin(MyApp.Netlink, :host)
+      :ok = NetlinkPort.unpin(pin)
+      :ok = NetlinkPort.unpin(pin)
+  """
+  @spec unpin(Pin.t()) :: :ok
+  def unpin(pin) do
+    %Pin{handle: handle, link: link} = Options.pin!(pin)
+    _answer = Client.ask(link, {:unpin, handle}, link.call_timeout)
+    :ok
+  end
+
+  ## Sockets that are open
 
   @doc """
   The socket of a handle that `NetlinkPort.Native.open_in_netns/3` has given.
@@ -352,12 +459,12 @@ defmodule NetlinkPort do
   @spec close(Socket.t()) :: :ok
   def close(socket) do
     %Socket{handle: handle, link: link} = Options.socket!(socket)
-    _answer = Client.call(link.server, {:close, handle}, link.call_timeout)
+    _answer = Client.ask(link, {:close, handle}, link.call_timeout)
     Request.forget(socket)
   end
 
   @doc """
-  Sends one datagram, as iodata, to the kernel.
+  Sends one datagram, as iodata, to the kernel. It may have pins in it, see `NetlinkPort.Pin`.
 
       # RTM_GETLINK of interface 1, rtnetlink(7)
       request = %NetlinkPort.Message{type: 18, flags: 1, seq: 1, payload: <<0::32, 1::32-native, 0::64>>}
@@ -377,7 +484,7 @@ defmodule NetlinkPort do
     * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`; it
       waits as with `:wait`.
   """
-  @spec send(Socket.t(), iodata(),
+  @spec send(Socket.t(), Pin.payload(),
           wait: boolean(),
           timeout: timeout(),
           to: {non_neg_integer(), non_neg_integer()}
@@ -398,9 +505,13 @@ defmodule NetlinkPort do
     end
   end
 
-  defp send_to(socket, {port_id, groups}, datagram, timeout) do
-    datagram = IO.iodata_to_binary(datagram)
+  defp send_to(socket, peer, payload, timeout) do
+    with {:ok, datagram} <- Payload.resolve(payload, socket) do
+      send_binary_to(socket, peer, IO.iodata_to_binary(datagram), timeout)
+    end
+  end
 
+  defp send_binary_to(socket, {port_id, groups}, datagram, timeout) do
     if byte_size(datagram) + 64 > socket.link.max_frame do
       {:error, Error.new(:send, :emsgsize)}
     else
@@ -411,7 +522,9 @@ defmodule NetlinkPort do
 
   @doc """
   Receives one datagram from a passive socket, within `timeout` ms. Any process may call it; those who
-  wait are served in the order they came.
+  wait are served in the order they came, with whatever comes next. So of two that send requests and receive on
+  one socket at once each may get the other's answer: let one process ask on a socket, or
+  `NetlinkPort.Connection` for all.
 
   Returns `{:ok, datagram}`, or `{:ok, datagram, metadata}` where metadata was asked for.
 
@@ -424,9 +537,10 @@ defmodule NetlinkPort do
   @spec recv(Socket.t(), timeout()) :: {:ok, binary()} | {:ok, binary(), metadata()} | error()
   def recv(socket, timeout \\ :infinity) do
     %Socket{handle: handle, link: link} = Options.socket!(socket)
-    message = {:recv, handle, Options.timeout!(timeout), Client.deadline(timeout)}
+    timeout = Options.timeout!(timeout)
+    message = {:recv, handle, timeout, Client.deadline(timeout)}
 
-    case Client.call(link.server, message, timeout) do
+    case Client.ask(link, message, timeout) do
       {:ok, {datagram, nil}} -> {:ok, datagram}
       {:ok, {datagram, metadata}} -> {:ok, datagram, metadata}
       {:error, %Error{} = error} -> {:error, error}
@@ -440,8 +554,8 @@ defmodule NetlinkPort do
   Sends one request and returns its whole answer: the messages the kernel replied with, in their order;
   none where an ack was all.
 
-  `type` is that of the message, `payload` what follows `struct nlmsghdr`, as iodata; the number of the
-  request is chosen here. `NLM_F_REQUEST` and `NLM_F_ACK` are set.
+  `type` is that of the message, `payload` what follows `struct nlmsghdr`, as iodata, with pins where it names
+  namespaces (`NetlinkPort.Pin`); the number of the request is chosen here. `NLM_F_REQUEST` and `NLM_F_ACK` are set.
 
       # RTM_GETLINK of interface 1, rtnetlink(7)
       {:ok, [link]} = NetlinkPort.request(socket, 18, <<0::32, 1::32-native, 0::64>>)
@@ -476,7 +590,7 @@ defmodule NetlinkPort do
   type is `{:ok, []}`. `ETIMEDOUT`; `ENOBUFS` where the kernel dropped datagrams meanwhile, for the answer may
   not be whole; `EBADMSG` where an answer cannot be read; and those of `send/3` and `recv/2`.
   """
-  @spec request(Socket.t(), 0..0xFFFF, iodata(),
+  @spec request(Socket.t(), 0..0xFFFF, Pin.payload(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout(),
           ack: boolean(),
@@ -522,7 +636,7 @@ defmodule NetlinkPort do
 
   Errors of the whole: `EMSGSIZE` and `ENOBUFS` as above, `ETIMEDOUT`, and those of `send/3` and `recv/2`.
   """
-  @spec batch(Socket.t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}],
+  @spec batch(Socket.t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, Pin.payload()}],
           timeout: timeout(),
           ext_ack: boolean()
         ) ::
@@ -567,7 +681,7 @@ defmodule NetlinkPort do
   with a command; `EMSGSIZE` beyond `:max_bytes`; `ETIMEDOUT` where nothing came in time, or beyond
   `:total_timeout`. What was read until then is in `:messages`.
   """
-  @spec dump(Socket.t(), 0..0xFFFF, iodata(),
+  @spec dump(Socket.t(), 0..0xFFFF, Pin.payload(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout(),
           total_timeout: timeout(),
@@ -605,7 +719,7 @@ defmodule NetlinkPort do
   Options as with `dump/4`, but for `:ext_ack`. `:total_timeout` and `:max_bytes` are for what is read and not
   given out: the stream itself is bounded by who takes it.
   """
-  @spec stream(Socket.t(), 0..0xFFFF, iodata(),
+  @spec stream(Socket.t(), 0..0xFFFF, Pin.payload(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout(),
           total_timeout: timeout(),
@@ -831,9 +945,11 @@ defmodule NetlinkPort do
   `:drops`, datagrams the kernel has dropped and that were told; `:foreign`, datagrams from user
   space that were refused; `:kept`, items that wait in the VM; `:window`.
 
+  Of a pin: `:handle`, `:netns`, `:owner`, `:descriptor`, `:inode`, `:device`, `:cookie` and `:pin` itself.
+
   Of a server: `:os_pid`, `:executable`, `:program` (its version), `:protocol` (the version of the
   wire), `:capabilities`, `:may_leave` (whether it can enter other namespaces), `:home_inode` and
-  `:home_device`, `:sockets`, `:fds` (its open descriptors), `:max_fds` and `:lowest_fd`, the number from
+  `:home_device`, `:sockets`, `:pins`, `:fds` (its open descriptors), `:max_fds` and `:lowest_fd`, the number from
   which on its descriptors lie: 1024 where its limit has room for that, so that a smaller number in a
   message, as of `IFLA_NET_NS_FD`, names none of them.
 
@@ -842,9 +958,9 @@ defmodule NetlinkPort do
       {:ok, %{verified: true, drops: 0}} = NetlinkPort.info(socket)
       {:ok, %{may_leave: true}} = NetlinkPort.info(MyApp.Netlink)
 
-  Errors: `EBADF` for a closed socket, and those of `:thread`.
+  Errors: `EBADF` for a closed socket, or a pin that has ended, and those of `:thread`.
   """
-  @spec info(Socket.t() | GenServer.server()) :: {:ok, map()} | error()
+  @spec info(Socket.t() | Pin.t() | GenServer.server()) :: {:ok, map()} | error()
   def info(%Socket{handle: handle} = socket) do
     with {:ok, told} <- Client.request(socket, {:info, handle}),
          {:ok, known} <- ask_server(socket, {:vm_info, handle}) do
@@ -857,6 +973,16 @@ defmodule NetlinkPort do
        |> Map.merge(Map.delete(known, :socket))
        |> Map.merge(%{device: device, inode: inode, handle: handle})
        |> Map.merge(Map.take(socket, [:protocol, :netns]))}
+    end
+  end
+
+  def info(%Pin{handle: handle, link: link} = pin) do
+    case Client.ask(link, {:pin_info, handle}, link.call_timeout) do
+      {:ok, told} ->
+        {:ok, told}
+
+      {:error, {stage, errno, _detail}} ->
+        {:error, Error.new(stage, errno, subject: inspect(pin))}
     end
   end
 
@@ -923,6 +1049,7 @@ defmodule NetlinkPort do
     * `:frames` - what the server has read from it, `:outgoing` - commands of the server that wait until it
       reads, `:malformed` - commands it could not read (0, or there is a bug).
     * `:sockets` - `t:socket_stats/0` of each.
+    * `:pins` - `t:pin_info/0` of each.
   """
   @type server_stats :: %{
           server: pid(),
@@ -937,7 +1064,20 @@ defmodule NetlinkPort do
           frames: non_neg_integer(),
           outgoing: non_neg_integer(),
           malformed: non_neg_integer(),
-          sockets: [socket_stats()]
+          sockets: [socket_stats()],
+          pins: [pin_info()]
+        }
+
+  @typedoc "What is known of a pin: its fields, see `NetlinkPort.Pin`, its owner, and the pin itself."
+  @type pin_info :: %{
+          pin: Pin.t(),
+          handle: Socket.handle(),
+          netns: netns(),
+          descriptor: non_neg_integer(),
+          inode: pos_integer(),
+          device: non_neg_integer(),
+          cookie: non_neg_integer() | nil,
+          owner: pid()
         }
 
   @doc """
@@ -1036,7 +1176,7 @@ defmodule NetlinkPort do
   end
 
   defp ask_server(%Socket{link: link} = socket, message) do
-    Client.explain(Client.call(link.server, message, link.call_timeout), socket)
+    Client.explain(Client.ask(link, message, link.call_timeout), socket)
   end
 
   defp done({:ok, _value}), do: :ok

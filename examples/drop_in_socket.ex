@@ -1,72 +1,131 @@
 defmodule Examples.DropInSocket do
   @moduledoc """
-  The functions that a netlink codec library expects of a socket, on `NetlinkPort`: with its server
-  started under the name `NetlinkPort`, hand this module to the library in place of its own.
+  The socket module of a netlink codec library that uses a NIF and `:socket`, on `NetlinkPort`: with its server
+  started under the name `NetlinkPort`, put this module in the place of the library's own.
 
-  Errors are POSIX atoms, as `:gen_udp` has them; the sentence is in the log of whoever wants it, with
-  `NetlinkPort.open/3` itself.
+  Results are those of such modules: atoms as `:socket` has them, `:timeout` and `:closed` among them, and of `open/2`
+  the step with it. The sentence that says what to do is `Exception.message/1` of what `NetlinkPort.open/3` returns.
   """
 
-  @enforce_keys [:socket, :sequence]
-  defstruct [:socket, :sequence]
+  import Kernel, except: [send: 2]
 
-  @opaque t :: %__MODULE__{socket: NetlinkPort.Socket.t(), sequence: :atomics.atomics_ref()}
+  @enforce_keys [:socket, :netns, :protocol, :seq]
+  defstruct [:socket, :netns, :protocol, :seq]
+
   @type netns :: :host | {:pid, pos_integer()} | {:path, Path.t()}
-  @type result(value) :: {:ok, value} | {:error, atom()}
+  @type t :: %__MODULE__{
+          socket: NetlinkPort.Socket.t(),
+          netns: netns(),
+          protocol: NetlinkPort.protocol(),
+          seq: :atomics.atomics_ref()
+        }
+  @type open_error ::
+          {:socket, atom()}
+          | {:bind, atom()}
+          | {:open | :setns | :socket | :thread, pos_integer()}
 
-  @doc "Opens a bound, passive socket of a protocol, a number or a name, in a namespace."
-  @spec open(NetlinkPort.protocol(), netns()) :: result(t())
-  def open(protocol, netns \\ :host) do
-    with {:ok, socket} <- NetlinkPort.open(protocol, netns: netns, active: false) |> posix() do
-      {:ok, %__MODULE__{socket: socket, sequence: :atomics.new(1, signed: false)}}
+  # As much as the kernel puts into a datagram of a dump, and twice that.
+  @recv_size 65_536
+
+  @doc """
+  Opens a bound, passive socket of a protocol, a number or a name, in a namespace.
+
+  Options: `:owner` - the process whose end closes the socket. Defaults to the caller. The owner is sent no
+  messages, so that any process will do. `:server` - the `NetlinkPort` to open it with. Defaults to `NetlinkPort`.
+
+  Errors: `{:socket, reason}` of `:host`, `{stage, errno}` of the others, and `{:bind, reason}`.
+  """
+  @spec open(NetlinkPort.protocol(), netns(), owner: pid(), server: GenServer.server()) ::
+          {:ok, t()} | {:error, open_error()}
+  def open(protocol, netns \\ :host, opts \\ []) do
+    {server, opts} = Keyword.pop(opts, :server, NetlinkPort)
+    opts = [netns: netns, active: false, closed_message: false] ++ opts
+
+    case NetlinkPort.open(server, protocol, opts) do
+      {:ok, socket} ->
+        # It starts at 0, and the first number is 1.
+        seq = :atomics.new(1, signed: false)
+        {:ok, %__MODULE__{socket: socket, netns: netns, protocol: protocol, seq: seq}}
+
+      {:error, error} ->
+        {:error, not_opened(error, netns)}
     end
   end
 
-  @doc "Closes it."
+  defp not_opened(%{stage: :bind, reason: reason}, _netns), do: {:bind, reason}
+  defp not_opened(%{reason: reason}, :host), do: {:socket, reason}
+
+  defp not_opened(%{stage: stage, errno: errno}, _netns)
+       when stage in [:open, :setns, :socket, :thread],
+       do: {stage, errno}
+
+  defp not_opened(%{errno: errno}, _netns), do: {:socket, errno}
+
+  @doc "Closes it, from any process; whoever waits in `recv_datagram/2` gets `:closed`."
   @spec close(t()) :: :ok
   def close(%__MODULE__{socket: socket}), do: NetlinkPort.close(socket)
 
-  @doc "The next sequence number, 1 to 2^32 - 1, from any process."
-  @spec next_seq(t()) :: 1..0xFFFFFFFF
-  def next_seq(%__MODULE__{sequence: sequence}) do
-    rem(:atomics.add_get(sequence, 1, 1) - 1, 0xFFFFFFFF) + 1
+  @doc "Closes it where the result of a further step is an error, and returns that result."
+  @spec close_on_error(result, t()) :: result when result: term()
+  def close_on_error({:error, _reason} = error, %__MODULE__{} = socket) do
+    :ok = close(socket)
+    error
   end
 
-  @doc "Sends a datagram, and waits until the kernel has taken it."
+  def close_on_error(result, %__MODULE__{}), do: result
+
+  @doc "The next sequence number, 1 to 2^32 - 1 and then 1 again, from any process."
+  @spec next_seq(t()) :: 1..0xFFFFFFFF
+  def next_seq(%__MODULE__{seq: seq} = socket) do
+    case rem(:atomics.add_get(seq, 1, 1), 0x100000000) do
+      0 -> next_seq(socket)
+      number -> number
+    end
+  end
+
+  @doc "Sends a datagram, and waits until the kernel has taken it: `:socket.send/2`."
   @spec send(t(), iodata()) :: :ok | {:error, atom()}
   def send(%__MODULE__{socket: socket}, datagram) do
-    socket |> NetlinkPort.send(datagram, wait: true) |> posix()
+    socket |> NetlinkPort.send(datagram, wait: true) |> told()
   end
 
   @doc """
-  Receives one datagram, whole: a size is of no use, since no datagram is ever cut, and is taken for the
-  sake of those who give one. `timeout:` in ms, 5 000 unless told otherwise.
+  Receives one datagram, whole. A datagram longer than `:size` is `:truncated`, and gone. `:size` defaults to 65_536
+  bytes, `:timeout`, in ms, to `:infinity`.
   """
   @spec recv_datagram(t(), pos_integer() | [size: pos_integer(), timeout: timeout()]) ::
-          result(binary())
+          {:ok, binary()} | {:error, atom()}
   def recv_datagram(socket, size_or_opts \\ [])
   def recv_datagram(socket, size) when is_integer(size), do: recv_datagram(socket, size: size)
 
   def recv_datagram(%__MODULE__{socket: socket}, opts) do
-    socket |> NetlinkPort.recv(Keyword.get(opts, :timeout, 5_000)) |> posix()
+    size = Keyword.get(opts, :size, @recv_size)
+
+    case NetlinkPort.recv(socket, Keyword.get(opts, :timeout, :infinity)) do
+      {:ok, datagram} when byte_size(datagram) > size -> {:error, :truncated}
+      result -> told(result)
+    end
   end
 
   @doc "Joins a multicast group, by number."
   @spec add_membership(t(), pos_integer()) :: :ok | {:error, atom()}
   def add_membership(%__MODULE__{socket: socket}, group),
-    do: posix(NetlinkPort.join(socket, group))
+    do: socket |> NetlinkPort.join(group) |> told()
 
   @doc "Leaves it."
   @spec drop_membership(t(), pos_integer()) :: :ok | {:error, atom()}
   def drop_membership(%__MODULE__{socket: socket}, group),
-    do: posix(NetlinkPort.leave(socket, group))
+    do: socket |> NetlinkPort.leave(group) |> told()
 
   @doc "Sets the size of the receive buffer, in bytes."
   @spec set_rcvbuf(t(), pos_integer()) :: :ok | {:error, atom()}
-  def set_rcvbuf(%__MODULE__{socket: socket}, bytes) do
-    posix(NetlinkPort.setopts(socket, rcvbuf: bytes))
-  end
+  def set_rcvbuf(%__MODULE__{socket: socket}, bytes),
+    do: socket |> NetlinkPort.setopts(rcvbuf: bytes) |> told()
 
-  defp posix({:error, %NetlinkPort.Error{reason: reason}}), do: {:error, reason}
-  defp posix(ok), do: ok
+  defp told({:error, %{stage: :recv, reason: :etimedout}}), do: {:error, :timeout}
+  # Closed here, or with its helper.
+  defp told({:error, %{reason: :ebadf}}), do: {:error, :closed}
+  defp told({:error, %{stage: :thread, reason: :epipe}}), do: {:error, :closed}
+  defp told({:error, %{reason: reason}}), do: {:error, reason}
+  defp told(done), do: done
 end

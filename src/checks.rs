@@ -248,6 +248,7 @@ mod tests {
         let word = any::<u32>;
         prop_oneof![
             (handle(), spec(), any::<u64>()).prop_map(|(h, s, w)| Command::Open(h, Box::new(s), w)),
+            (handle(), spec()).prop_map(|(h, s)| Command::Pin(h, s.target)),
             handle().prop_map(Command::Close),
             (handle(), word(), word()).prop_map(|(h, p, g)| Command::Bind(h, p, g)),
             (handle(), name(), value()).prop_map(|(h, n, v)| Command::Set(h, n, v)),

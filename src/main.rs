@@ -15,6 +15,7 @@ mod mirror;
 mod netlink;
 mod netns;
 mod options;
+mod pins;
 mod privileges;
 mod process;
 mod protocol;

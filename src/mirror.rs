@@ -16,6 +16,7 @@ pub fn encode(reference: Reference, command: &Command<'_>) -> Vec<u8> {
         }
         Command::GrantAll(bytes) => return named("grant", vec![etf::integer(*bytes)]),
         Command::Open(handle, spec, window) => ("open", open(*handle, spec, *window)),
+        Command::Pin(handle, target) => ("pin", vec![of(*handle), place(target)]),
         Command::Close(handle) => ("close", vec![of(*handle)]),
         Command::Bind(handle, port_id, groups) => {
             let words = [*port_id, *groups].map(etf::integer);
@@ -61,15 +62,21 @@ fn send(reference: Reference, handle: Handle, datagram: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn open(handle: Handle, spec: &Spec, window: u64) -> Vec<Term> {
-    let target = match &spec.target {
+fn place(target: &Target) -> Term {
+    match target {
         Target::Host => etf::atom("host"),
         Target::Path(path) => etf::tuple(vec![etf::atom("path"), etf::binary(path)]),
         Target::Pid(pid) => etf::tuple(vec![etf::atom("pid"), etf::integer(*pid)]),
-    };
+    }
+}
+
+fn open(handle: Handle, spec: &Spec, window: u64) -> Vec<Term> {
     let target = match spec.known.as_slice() {
-        [] => target,
-        known => etf::tuple(vec![etf::atom("known"), target, protocol::processes(known)]),
+        [] => place(&spec.target),
+        known => {
+            let known = protocol::processes(known);
+            etf::tuple(vec![etf::atom("known"), place(&spec.target), known])
+        }
     };
     let target = match spec.watched {
         true => etf::tuple(vec![etf::atom("watched"), target]),

@@ -347,13 +347,16 @@ fn prove(fd: &OwnedFd, wanted: Identity) -> Result<Place, Failure> {
         Err(Errno::EPERM | Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP) => false,
         Err(errno) => return Err(Failure::new(Stage::Socket, errno)),
     };
-    let mut cookie = [0; 8];
-    let cookie = sys::getsockopt(fd, libc::SOL_SOCKET, sys::SO_NETNS_COOKIE, &mut cookie)
-        .ok()
-        .map(|_| NativeEndian::read_u64(&cookie));
     Ok(Place {
         identity: wanted,
-        cookie,
+        cookie: cookie(fd),
         verified,
     })
+}
+
+/// The cookie of the namespace a socket is in (`SO_NETNS_COOKIE`), where the kernel has it.
+pub fn cookie(socket: &OwnedFd) -> Option<u64> {
+    let mut cookie = [0; 8];
+    sys::getsockopt(socket, libc::SOL_SOCKET, sys::SO_NETNS_COOKIE, &mut cookie).ok()?;
+    Some(NativeEndian::read_u64(&cookie))
 }

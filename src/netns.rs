@@ -137,7 +137,8 @@ impl Home {
         })
     }
 
-    fn enter(
+    /// Makes a socket by `work` in an opened namespace, and comes home.
+    pub fn enter(
         &self,
         namespace: &Namespace,
         work: impl FnOnce() -> Result<OwnedFd, Failure>,

@@ -20,6 +20,7 @@ use crate::process::Process;
 use crate::sys::Received;
 use byteorder::{BigEndian, ByteOrder};
 use std::mem::take;
+use std::os::fd::RawFd;
 
 /// Version of the protocol; `hello` names it.
 pub const VERSION: u8 = 4;
@@ -41,7 +42,9 @@ pub struct Reference(pub u32);
 pub enum Command<'a> {
     /// Open a socket, with its first window in bytes.
     Open(Handle, Box<Spec>, u64),
-    /// Close a socket.
+    /// Hold a namespace, for messages that name it by a descriptor.
+    Pin(Handle, Target),
+    /// Close a socket, or end a pin.
     Close(Handle),
     /// Bind a socket to a port id and a mask of groups.
     Bind(Handle, u32, u32),
@@ -112,6 +115,9 @@ fn command<'a>(elements: &mut [Term]) -> Result<Command<'a>, Failure> {
     let parsed = match (name, arguments) {
         ("open", [_, handle, target, protocol, bind, user_peers, window, options]) => {
             open(handle, target, protocol, bind, user_peers, window, options)
+        }
+        ("pin", [_, handle, target]) => {
+            (|| Some(Command::Pin(handle_of(handle)?, target_of(target)?)))()
         }
         ("close", [_, handle]) => handle_of(handle).map(Command::Close),
         ("bind", [_, handle, port_id, groups]) => (|| {
@@ -388,12 +394,25 @@ pub fn identity(identity: Identity) -> Term {
 
 /// Where a socket is, as properties.
 pub fn place(place: Place) -> Vec<Term> {
-    let cookie = place.cookie.map_or_else(|| etf::atom("nil"), etf::integer);
+    let mut told = namespace(place.identity, place.cookie);
+    told.push(property("verified", etf::boolean(place.verified)));
+    told
+}
+
+/// A namespace and its cookie, where the kernel tells that, as properties.
+fn namespace(of: Identity, cookie: Option<u64>) -> Vec<Term> {
+    let cookie = cookie.map_or_else(|| etf::atom("nil"), etf::integer);
     vec![
-        property("namespace", identity(place.identity)),
+        property("namespace", identity(of)),
         property("cookie", cookie),
-        property("verified", etf::boolean(place.verified)),
     ]
+}
+
+/// The answer that tells of a new pin.
+pub fn pin(descriptor: RawFd, of: Identity, cookie: Option<u64>) -> Term {
+    let mut told = namespace(of, cookie);
+    told.push(property("descriptor", etf::integer(descriptor)));
+    etf::list(told)
 }
 
 /// Processes that a target has led through, as `{known, Target, Processes}` takes them.
@@ -632,6 +651,10 @@ mod tests {
             ..spec
         };
         parsed("open host", 3, Command::Open(Handle(9), Box::new(spec), 0));
+        let target = Target::Path(b"/run/netns/blue".to_vec());
+        parsed("pin", 14, Command::Pin(Handle(11), target));
+        parsed("pin pid", 15, Command::Pin(Handle(12), Target::Pid(4242)));
+        parsed("pin host", 16, Command::Pin(Handle(13), Target::Host));
         parsed("close", 4, Command::Close(Handle(7)));
         parsed("bind", 5, Command::Bind(Handle(7), 0, 0x8000_0001));
         parsed(
@@ -699,6 +722,12 @@ mod tests {
             charged: 440,
         });
         assert_eq!(ok(reference, Some(told)), vector("ok socket"));
+        let home = Identity {
+            device: 4,
+            inode: 4_026_531_840,
+        };
+        let told = pin(4096, home, Some(1 << 40));
+        assert_eq!(ok(reference, Some(told)), vector("ok pin"));
         let failure = Failure::new(Stage::Recv, Errno::EMSGSIZE);
         assert_eq!(failed(Handle(7), &failure, 5_000_000), vector("failed"));
         assert_eq!(overrun(Handle(7), 3_000_000_000), vector("overrun"));
@@ -778,6 +807,9 @@ mod tests {
             refused(named("close", vec![])),
             (5, "unknown command".into())
         );
+        let watched = etf::tuple(vec![etf::atom("watched"), etf::atom("host")]);
+        let pin = vec![etf::integer(7), watched];
+        assert_eq!(refused(named("pin", pin)), (5, "wrong argument".into()));
         let too_large = vec![etf::integer(1_u64 << 31)];
         assert_eq!(
             refused(named("close", too_large)),

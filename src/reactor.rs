@@ -8,10 +8,12 @@
 use crate::error::{At, Exit, Failure, Fatal, Stage};
 use crate::etf;
 use crate::frame::{Inbox, Outbox, MAX_FRAME};
-use crate::netlink::{Arrival, Socket, Spec};
-use crate::netns::Home;
+use crate::netlink::{self, Arrival, Socket, Spec};
+use crate::netns::{self, Home, Target};
+use crate::pins::Pins;
 use crate::protocol::{self, Command, Form, Handle, Prefix, Reference, SocketInfo};
 use crate::sockets::{Entry, Sockets, Window};
+use crate::sys;
 use crate::wake::{pipes, Ready, Wake, Wire};
 use crate::watch::Watches;
 use nix::errno::Errno;
@@ -39,6 +41,7 @@ pub struct Reactor {
 struct State {
     home: Home,
     sockets: Sockets,
+    pins: Pins,
     watches: Watches,
     window: Window,
     outbox: Outbox,
@@ -51,7 +54,13 @@ struct State {
 
 impl Reactor {
     /// Sets up the loop. `hello` is the first frame.
-    pub fn new(wire: Wire, home: Home, spin: Duration, hello: &[u8]) -> Result<Self, Fatal> {
+    pub fn new(
+        wire: Wire,
+        home: Home,
+        pins: Pins,
+        spin: Duration,
+        hello: &[u8],
+    ) -> Result<Self, Fatal> {
         let watches = Watches::new()?;
         let wake = Wake::new(&wire, &watches, spin)?;
         let mut outbox = Outbox::new(DATAGRAM);
@@ -64,6 +73,7 @@ impl Reactor {
             state: State {
                 home,
                 sockets: Sockets::default(),
+                pins,
                 watches,
                 window: Window::default(),
                 outbox,
@@ -207,10 +217,7 @@ impl State {
             }
             Command::GrantAll(bytes) => self.window.grant(bytes),
             Command::Open(handle, spec, window) => {
-                if !self.sockets.is_fresh(handle) {
-                    return Err(Failure::protocol("handle used before"));
-                }
-                self.sockets.reserve(handle);
+                self.reserve(handle)?;
                 if spec.watched {
                     let privileges = self.home.privileges();
                     self.watches.begin(handle, &spec.target, privileges)?;
@@ -221,6 +228,11 @@ impl State {
                 }
                 return opened.map(Some);
             }
+            Command::Pin(handle, target) => {
+                self.reserve(handle)?;
+                return self.pin(handle, &target).map(Some);
+            }
+            Command::Close(handle) if self.pins.end(handle) => {}
             Command::Close(handle) => {
                 self.watches.end(handle);
                 drop(self.sockets.remove(handle).ok_or_else(closed)?);
@@ -275,6 +287,27 @@ impl State {
         Ok(etf::list(told))
     }
 
+    /// Marks a handle as used: each is that of one socket, or of one pin.
+    fn reserve(&mut self, handle: Handle) -> Result<(), Failure> {
+        if !self.sockets.is_fresh(handle) {
+            return Err(Failure::protocol("handle used before"));
+        }
+        self.sockets.reserve(handle);
+        Ok(())
+    }
+
+    fn pin(&mut self, handle: Handle, target: &Target) -> Result<etf::Term, Failure> {
+        let namespace = netns::open(target, &[], self.home.privileges())?;
+        // The kernel tells it of a socket alone. Where this program may not make one in there it can
+        // hold the namespace all the same.
+        let probe = || sys::netlink_socket(libc::NETLINK_ROUTE).at(Stage::Socket);
+        let socket = self.home.enter(&namespace, probe);
+        let cookie = socket.ok().and_then(|socket| netlink::cookie(&socket));
+        let identity = namespace.identity;
+        let descriptor = self.pins.hold(handle, namespace.file).at(Stage::Open)?;
+        Ok(protocol::pin(descriptor, identity, cookie))
+    }
+
     fn socket(&mut self, handle: Handle) -> Result<&mut Socket, Failure> {
         let entry = self.sockets.get_mut(handle).ok_or_else(closed)?;
         Ok(&mut entry.socket)
@@ -303,6 +336,7 @@ impl State {
             number("os_pid", std::process::id().into()),
             protocol::property("home", protocol::identity(self.home.identity())),
             number("sockets", self.sockets.len() as u64),
+            number("pins", self.pins.len() as u64),
             number("fds", fds as u64),
             number("granted", self.window.granted()),
             number("charged", self.window.charged()),

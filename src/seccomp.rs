@@ -167,7 +167,7 @@ fn conditional() -> [Condition; 10] {
         libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     [
         (libc::SYS_socket, 0, Eq, libc::AF_NETLINK as u64),
-        // Away from small numbers.
+        // Away from small numbers, and pins to numbers that only go up.
         (libc::SYS_fcntl, 1, Eq, libc::F_DUPFD_CLOEXEC as u64),
         (libc::SYS_setns, 1, Eq, libc::CLONE_NEWNET as u64),
         (libc::SYS_ioctl, 1, Eq, SIOCGSKNS),
@@ -287,6 +287,10 @@ mod tests {
             (libc::SYS_openat, opening(libc::O_TRUNC)),
             (libc::SYS_openat, opening(libc::O_TMPFILE)),
             (libc::SYS_openat2, [0; 5]),
+            // Whoever would be told of signals, or of locks, is none of its business.
+            (libc::SYS_fcntl, flag(libc::F_SETOWN)),
+            (libc::SYS_fcntl, flag(libc::F_DUPFD)),
+            (libc::SYS_fcntl, flag(libc::F_SETFL)),
             (libc::SYS_execve, [0; 5]),
             (libc::SYS_execveat, [0; 5]),
             (libc::SYS_clone3, [0; 5]),

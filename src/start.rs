@@ -7,6 +7,7 @@ use crate::error::{Exit, Fatal, EXIT_CODES};
 use crate::frame::MAX_FRAME;
 use crate::kill;
 use crate::netns::Home;
+use crate::pins::Pins;
 use crate::privileges::{self, KEEPABLE};
 use crate::protocol::{self, Hello};
 use crate::reactor::Reactor;
@@ -210,7 +211,8 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
         user_namespace: home.user_namespace(),
         inherited,
     });
-    let reactor = Reactor::new(wire, home, spin(arguments.spin), &hello)?;
+    let pins = Pins::new(max_fds);
+    let reactor = Reactor::new(wire, home, pins, spin(arguments.spin), &hello)?;
     seccomp::install(needs, inherited.seccomp)?;
     Ok(reactor)
 }

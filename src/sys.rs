@@ -102,6 +102,13 @@ pub fn namespace_owner(namespace: impl AsFd) -> Result<OwnedFd, Errno> {
     owned(fd.into())
 }
 
+/// `fcntl(fd, F_DUPFD_CLOEXEC, least)`, fcntl(2): the same file by the lowest free number from `least` on.
+pub fn duplicate(file: impl AsFd, least: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: this command of fcntl(2) takes integers alone.
+    let fd = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) };
+    owned(fd.into())
+}
+
 /// `fork(2)`.
 pub fn fork() -> Result<ForkResult, Errno> {
     // SAFETY: this program has one thread, so that its child may do whatever it could.

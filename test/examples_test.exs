@@ -44,4 +44,35 @@ defmodule NetlinkPort.ExamplesTest do
     assert output =~ "Local address is not supplied"
     refute output =~ "taken"
   end
+
+  # What ip(8) says, as JSON that this Elixir cannot read: fields of a link.
+  defp shown(arguments) do
+    {output, 0} = as_root("ip", ["-j" | arguments])
+    output
+  end
+
+  for {how, options} <- [{"a socket", []}, {"a connection", ["--connection"]}] do
+    test "move_link.exs moves a veth's peer by a pin, and back, over #{how}" do
+      {blue, red} = {netns!(), netns!()}
+      ip!(["-n", blue, "link", "add", "v0", "type", "veth", "peer", "name", "v1"])
+      move = &run("move_link.exs", &1 ++ unquote(options) ++ ["v1"])
+      assert {output, 0} = move.(["--netns", blue, "--to", red, "--nsid", "7"])
+      assert output =~ "v1 is in #{red}, which is nsid 7 in #{blue}"
+      assert shown(["-n", red, "link", "show", "v1"]) =~ ~s("ifname":"v1")
+      assert shown(["-n", blue, "link", "show", "v0"]) =~ ~s("link_netnsid":7)
+      assert shown(["-n", blue, "link", "show"]) =~ ~r/"ifname":"v0"/
+      refute shown(["-n", blue, "link", "show"]) =~ ~r/"ifname":"v1"/
+      assert shown(["-n", blue, "netns", "list-id"]) =~ ~r/"nsid":7,"name":"#{red}"/
+
+      # It is there no more.
+      assert {output, 1} = move.(["--netns", blue, "--to", red, "--nsid", "8"])
+      assert output =~ "ENODEV"
+
+      assert {output, 0} = move.(["--netns", red, "--to", blue])
+      assert output =~ ~r/v1 is in #{blue}, which is nsid \d+ in #{red}/
+      assert shown(["-n", blue, "link", "show", "v1"]) =~ ~s("ifname":"v1")
+      refute shown(["-n", red, "link", "show"]) =~ ~s("ifname":"v1")
+      refute shown(["-n", blue, "link", "show", "v0"]) =~ "link_netnsid"
+    end
+  end
 end

@@ -23,7 +23,7 @@ defmodule NetlinkPort.Attr do
       {:ok, "veth"}
   """
 
-  alias NetlinkPort.DecodeError
+  alias NetlinkPort.{DecodeError, Payload, Pin}
 
   import Bitwise
 
@@ -41,11 +41,17 @@ defmodule NetlinkPort.Attr do
 
   @typedoc """
   An attribute to encode: its bytes; more attributes, nested with `NLA_F_NESTED`; the same without
-  that flag (`:plain`), as some older families want it; bytes with `NLA_F_NET_BYTEORDER`; or `true`,
-  one that says what it says by being there.
+  that flag (`:plain`), as some older families want it; bytes with `NLA_F_NET_BYTEORDER`; `true`,
+  one that says what it says by being there; or a `NetlinkPort.Pin`, the descriptor of a namespace.
   """
   @type input ::
-          {type(), binary() | [input()] | {:plain, [input()]} | {:net_byteorder, binary()} | true}
+          {type(),
+           binary()
+           | [input()]
+           | {:plain, [input()]}
+           | {:net_byteorder, binary()}
+           | true
+           | Pin.t()}
 
   @typedoc "What a getter returns: the first attribute of the type, read."
   @type got(value) :: {:ok, value} | :missing | {:error, DecodeError.t()}
@@ -60,12 +66,18 @@ defmodule NetlinkPort.Attr do
       iex> <<7::16-native, 3::16-native, "lo", 0, 0, 4::16-native, 25::16-native>> = bytes
       iex> byte_size(bytes)
       12
+
+  A pin stays in what is returned, which is then no iodata, until it is sent: `NetlinkPort.send/3` and all that
+  makes requests put its number there. Code that makes bytes itself takes `s32(pin.descriptor)`, which nobody
+  checks.
   """
-  @spec encode([input()]) :: iodata()
+  @spec encode([input()]) :: Pin.payload()
   def encode(attrs) when is_list(attrs), do: Enum.map(attrs, &encode_one/1)
 
   defp encode_one({type, true}) when type in 0..@type_mask, do: put(type, <<>>)
   defp encode_one({type, v}) when type in 0..@type_mask and is_binary(v), do: put(type, v)
+
+  defp encode_one({type, %Pin{} = pin}) when type in 0..@type_mask, do: put(type, pin)
 
   defp encode_one({type, nested}) when type in 0..@type_mask and is_list(nested) do
     put(type ||| @nested, encode(nested))
@@ -85,7 +97,7 @@ defmodule NetlinkPort.Attr do
   end
 
   defp put(type, value) do
-    size = IO.iodata_length(value)
+    size = Payload.size(value)
 
     if size > @longest do
       raise ArgumentError,

@@ -5,7 +5,8 @@ defmodule NetlinkPort.Client do
   #
   # Nothing here crashes the caller or suspends it for good, whatever becomes of server and helper.
 
-  alias NetlinkPort.{Errno, Error, Link, Options, Protocol, Refusal, Socket, Soon, Tap}
+  alias NetlinkPort.{Errno, Error, Link, Options, Payload, Pin, Protocol, Refusal, Socket, Soon}
+  alias NetlinkPort.Tap
 
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
 
@@ -40,16 +41,26 @@ defmodule NetlinkPort.Client do
         pass(socket, command)
         direct(link, &Protocol.command(&1, command), timeout)
       else
-        call(link.server, {:request, command}, timeout)
+        ask(link, {:request, command}, timeout)
       end
 
     explain(answer, socket)
   end
 
   @doc "Sends a datagram to the kernel: at once, or waiting for sendmsg(2) to be done."
-  @spec send(Socket.t(), iodata(), boolean(), timeout()) :: :ok | {:error, Error.t()}
-  def send(%Socket{link: link, handle: handle} = socket, datagram, wait?, timeout) do
-    size = IO.iodata_length(datagram)
+  @spec send(Socket.t(), Pin.payload(), boolean(), timeout()) :: :ok | {:error, Error.t()}
+  def send(socket, payload, wait?, timeout) do
+    case Payload.iodata_size(payload) do
+      nil ->
+        with {:ok, datagram} <- Payload.resolve(payload, socket),
+             do: send(socket, datagram, IO.iodata_length(datagram), wait?, timeout)
+
+      size ->
+        send(socket, payload, size, wait?, timeout)
+    end
+  end
+
+  defp send(%Socket{link: link, handle: handle} = socket, datagram, size, wait?, timeout) do
     # The prefix counts, too.
     fits? = size + 64 <= link.max_frame
 
@@ -58,8 +69,8 @@ defmodule NetlinkPort.Client do
         {:error, Error.new(:send, :emsgsize)}
 
       not Link.local?(link) ->
-        link.server
-        |> call({:send, handle, IO.iodata_to_binary(datagram), wait?}, timeout)
+        link
+        |> ask({:send, handle, IO.iodata_to_binary(datagram), wait?}, timeout)
         |> done(socket)
 
       wait? ->
@@ -107,39 +118,62 @@ defmodule NetlinkPort.Client do
   defp stage(:eagain), do: :send
   defp stage(:epipe), do: :thread
 
+  @doc """
+  Calls the server of a socket or a pin. That this server is not there is the end of what it held, and not that
+  there is none of its name.
+  """
+  @spec ask(Link.t(), term(), timeout()) :: term()
+  def ask(%{server: server}, message, timeout) do
+    if self?(server), do: deadlock(), else: called(server, message, timeout, :epipe)
+  end
+
   @doc "Calls the server. Every way it can end becomes a value."
   @spec call(GenServer.server(), term(), timeout()) :: term()
   def call(server, message, timeout) do
     server = Options.server!(server)
 
-    if self?(server),
-      do: {:error, {:thread, Errno.number(:edeadlk), ""}},
-      else: called(server, message, timeout)
+    if self?(server), do: deadlock(), else: called(server, message, timeout, :esrch)
   end
+
+  defp deadlock, do: {:error, {:thread, Errno.number(:edeadlk), ""}}
 
   # A handler of telemetry may run in the server.
   defp self?(name) when is_atom(name), do: name != nil and Process.whereis(name) == self()
   defp self?(server), do: server == self()
 
-  defp called(server, message, timeout) do
-    request = :gen_server.send_request(server, message)
-
-    case :gen_server.receive_response(request, plus_grace(timeout)) do
-      {:reply, answer} -> answer
-      {:error, {reason, _server}} -> {:error, {:thread, Errno.number(gone(reason)), ""}}
-      :timeout -> {:error, {:thread, Errno.number(:etimedout), ""}}
+  # By gen_server:call/3, whose wait looks at nothing that was in the mailbox before: the VM marks the place where
+  # request and receive are in one function. A late reply goes to an alias that is no more.
+  defp called({:via, registry, name}, message, timeout, noproc) do
+    case whereis(registry, name) do
+      :undefined -> failed_call(:noproc, noproc)
+      pid -> called(pid, message, timeout, noproc)
     end
   end
+
+  defp called(server, message, timeout, noproc) do
+    :gen_server.call(server, message, plus_grace(timeout))
+  catch
+    :exit, {reason, {:gen_server, :call, _arguments}} -> failed_call(reason, noproc)
+  end
+
+  # A registry that is not there raises, but for a PartitionSupervisor.
+  defp whereis(registry, name) do
+    registry.whereis_name(name)
+  catch
+    :exit, _noproc -> :undefined
+  end
+
+  defp failed_call(:timeout, _noproc), do: {:error, {:thread, Errno.number(:etimedout), ""}}
+  defp failed_call(:noproc, noproc), do: {:error, {:thread, Errno.number(noproc), ""}}
+  defp failed_call(reason, _noproc), do: {:error, {:thread, Errno.number(gone(reason)), ""}}
 
   defp plus_grace(:infinity), do: :infinity
   defp plus_grace(timeout), do: timeout + @grace
 
   # What the end of the server means to a caller.
-  defp gone(reason) when reason in [:noproc, :noconnection], do: :esrch
+  defp gone(:noconnection), do: :esrch
   # This VM is no node.
   defp gone({:nodedown, _node}), do: :esrch
-  # There is no PartitionSupervisor of that name.
-  defp gone({:noproc, _call}), do: :esrch
   defp gone(:stuck), do: :etimedout
   defp gone(_reason), do: :epipe
 

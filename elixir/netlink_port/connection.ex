@@ -60,7 +60,8 @@ defmodule NetlinkPort.Connection do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Link, Message, Opening, Options, Relay}
+  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Link, Message, Opening, Options, Payload}
+  alias NetlinkPort.{Pin, Relay}
   alias NetlinkPort.{Shown, Socket, Telemetry}
   alias NetlinkPort.Connection.{Calls, Transmit}
 
@@ -71,7 +72,7 @@ defmodule NetlinkPort.Connection do
   # How long what is under way may keep others waiting, in ms: the kernel answers at once.
   @patience 5_000
   # What a connection decides itself.
-  @fixed [:active, :owner, :groups, :user_peers]
+  @fixed [:active, :owner, :groups, :user_peers, :closed_message]
 
   # Without a `socket`, `error` says why. `fresh` is a socket that takes its place as soon as nothing is under
   # way on it. Calls are known by the monitor of their caller. `senders` are
@@ -164,7 +165,7 @@ defmodule NetlinkPort.Connection do
 
   Errors are those of `NetlinkPort.request/4`; without a socket, why there is none.
   """
-  @spec request(t(), 0..0xFFFF, iodata(),
+  @spec request(t(), 0..0xFFFF, Pin.payload(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout(),
           ack: boolean(),
@@ -172,7 +173,7 @@ defmodule NetlinkPort.Connection do
         ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def request(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :ack, :ext_ack])
-    question = {:request, Options.type!(type), IO.iodata_to_binary(payload), opts}
+    question = {:request, Options.type!(type), Payload.compact(payload), opts}
     call(connection, {:request, type}, question, opts, opts.timeout)
   end
 
@@ -189,7 +190,7 @@ defmodule NetlinkPort.Connection do
 
   Errors are those of `NetlinkPort.batch/3`; without a socket, why there is none.
   """
-  @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, iodata()}],
+  @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, Pin.payload()}],
           timeout: timeout(),
           ext_ack: boolean()
         ) ::
@@ -201,7 +202,7 @@ defmodule NetlinkPort.Connection do
 
     requests =
       for {type, flags, payload} <- Options.batch!(requests),
-          do: {type, flags, IO.iodata_to_binary(payload)}
+          do: {type, flags, Payload.compact(payload)}
 
     if requests == [],
       do: {:ok, []},
@@ -215,7 +216,7 @@ defmodule NetlinkPort.Connection do
 
   Errors are those of `NetlinkPort.dump/4`; without a socket, why there is none.
   """
-  @spec dump(t(), 0..0xFFFF, iodata(),
+  @spec dump(t(), 0..0xFFFF, Pin.payload(),
           flags: [Message.flag()] | 0..0xFFFF,
           timeout: timeout(),
           total_timeout: timeout(),
@@ -224,7 +225,7 @@ defmodule NetlinkPort.Connection do
         ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def dump(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
-    question = {:dump, Options.type!(type), IO.iodata_to_binary(payload), opts}
+    question = {:dump, Options.type!(type), Payload.compact(payload), opts}
     # The connection ends it, however long it goes on.
     call(connection, {:dump, type}, question, opts, :infinity)
   end
@@ -352,7 +353,12 @@ defmodule NetlinkPort.Connection do
   def handle_call({:exchange, question, {timeout, _total} = timeouts, deadline}, from, state) do
     left = Client.time_left(deadline, timeout)
 
-    case Exchange.new(state.protocol, question) do
+    # Pins are resolved first: whatever waits here goes when the socket of this helper does.
+    made =
+      with {:ok, question} <- Payload.resolve_question(question, state.socket),
+           do: Exchange.new(state.protocol, question)
+
+    case made do
       {:ok, exchange} when is_integer(left) and left <= 0 and timeout > 0 ->
         answer(from, Exchange.cut(exchange, Exchange.overdue(:silent)), state)
 

@@ -45,7 +45,7 @@ defmodule NetlinkPort.Error do
   server (`ESRCH`), a dead helper (`EPIPE`), one that does not answer (`ETIMEDOUT`), one that cannot be
   started (`ENOENT`, `EACCES`, `EPROTO`). `:info` is a
   question about a socket, closed ones included (`EBADF`), `:watch` the inotify(7) or the pidfd_open(2)
-  that `close_on: :namespace_gone` takes, and `:protocol` a command that the helper did not understand.
+  that `close_on: :namespace_gone` takes, `:pin` a pin that cannot be sent, and `:protocol` a command that the helper did not understand.
   `:request` is the kernel's answer to a request, or the lack of one (`ETIMEDOUT`), and `:capture` the
   file of a capture.
   """
@@ -61,6 +61,7 @@ defmodule NetlinkPort.Error do
           | :recv
           | :info
           | :watch
+          | :pin
           | :thread
           | :protocol
           | :request
@@ -173,7 +174,7 @@ defmodule NetlinkPort.Error do
   end
 
   defp explanation(%{stage: stage, reason: :emfile}) when stage in [:open, :socket] do
-    "the helper has no descriptor left; close sockets or raise its RLIMIT_NOFILE"
+    "the helper has no descriptor left; close sockets, end pins or raise its RLIMIT_NOFILE"
   end
 
   defp explanation(%{stage: :socket, reason: :enospc}) do
@@ -204,6 +205,16 @@ defmodule NetlinkPort.Error do
     "of files in /proc nothing is told but the end of a process; " <>
       "name it by {:pid, pid} or a path to /proc/<pid>/ns/net"
   end
+
+  defp explanation(%{stage: :pin, reason: :exdev}) do
+    "its descriptor is right in messages of its own helper alone; pin the namespace by the socket's server"
+  end
+
+  defp explanation(%{stage: :pin, reason: :epipe}) do
+    "the helper that held it has ended; pin the namespace again"
+  end
+
+  defp explanation(%{stage: :pin, reason: :ebadf}), do: "it has ended, by unpin or with its owner"
 
   defp explanation(%{stage: :capture, reason: :ebusy}), do: "the server has a capture already"
   defp explanation(%{stage: :capture, reason: :esrch}), do: "it has ended"

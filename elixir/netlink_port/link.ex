@@ -3,13 +3,15 @@ defmodule NetlinkPort.Link do
   # What a process needs to reach one helper without asking its server: part of every socket, and so
   # of every message about one; that is why it is small.
   #
-  # The board is a public table of the server's, with four kinds of rows:
+  # The board is a public table of the server's, with five kinds of rows:
   #
   #     {:reference, last, privileges}           the references given to commands; what the helper may do
   #     {reference, who_waits}                   commands that are not answered yet
   #     {{:socket, handle}, owner, socket, tap}  open sockets; only the server writes these
+  #                                              (`nil` for an owner that is not to be told of the end)
   #     {{:gone, handle}, owner, socket, nil}    those that the helper has closed by itself, and whose
   #                                              owner has not been told yet
+  #     {{:pin, handle}, owner, pin, nil}        pins
   #
   # A link is only of use on the node of its server; elsewhere the server is asked to do the work.
 
@@ -85,13 +87,13 @@ defmodule NetlinkPort.Link do
   end
 
   @doc "Puts a socket on the board, or changes its owner or its tap."
-  @spec put_socket(t(), NetlinkPort.Socket.t(), pid(), NetlinkPort.Tap.t() | nil) :: true
+  @spec put_socket(t(), NetlinkPort.Socket.t(), pid() | nil, NetlinkPort.Tap.t() | nil) :: true
   def put_socket(%__MODULE__{board: board}, socket, owner, tap) do
     :ets.insert(board, {{:socket, NetlinkPort.Socket.handle(socket)}, owner, socket, tap})
   end
 
   @doc "Puts a socket on the board as gone: its owner is still to be told, but nobody may use it."
-  @spec retire_socket(t(), NetlinkPort.Socket.t(), pid()) :: true
+  @spec retire_socket(t(), NetlinkPort.Socket.t(), pid() | nil) :: true
   def retire_socket(%__MODULE__{board: board}, socket, owner) do
     handle = NetlinkPort.Socket.handle(socket)
     # In this order: whoever ends in between has not forgotten anybody.
@@ -106,10 +108,29 @@ defmodule NetlinkPort.Link do
     :ets.delete(board, {:gone, handle})
   end
 
-  @doc "Owners and sockets on a board, each once."
-  @spec sockets(:ets.tid()) :: [{pid(), NetlinkPort.Socket.t()}]
-  def sockets(board) do
+  @doc "Puts a pin on the board."
+  @spec put_pin(t(), NetlinkPort.Pin.t(), pid()) :: true
+  def put_pin(%__MODULE__{board: board}, pin, owner) do
+    :ets.insert(board, {{:pin, pin.handle}, owner, pin, nil})
+  end
+
+  @doc "Takes a pin off the board."
+  @spec delete_pin(t(), NetlinkPort.Socket.handle()) :: true
+  def delete_pin(%__MODULE__{board: board}, handle), do: :ets.delete(board, {:pin, handle})
+
+  @doc "Whether a pin is on the board."
+  @spec pin?(t(), NetlinkPort.Socket.handle()) :: boolean()
+  def pin?(%__MODULE__{board: board}, handle) do
+    :ets.member(board, {:pin, handle})
+  rescue
+    # The board went with its server.
+    ArgumentError -> false
+  end
+
+  @doc "Owners that are to be told of the end, with their sockets and pins on a board, each once."
+  @spec to_tell(:ets.tid()) :: [{pid(), NetlinkPort.Socket.t() | NetlinkPort.Pin.t()}]
+  def to_tell(board) do
     rows = :ets.match(board, {{:_, :_}, :"$1", :"$2", :_})
-    for [owner, socket] <- rows, uniq: true, do: {owner, socket}
+    for [owner, held] <- rows, owner != nil, uniq: true, do: {owner, held}
   end
 end

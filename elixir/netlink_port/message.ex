@@ -19,7 +19,7 @@ defmodule NetlinkPort.Message do
       true
   """
 
-  alias NetlinkPort.DecodeError
+  alias NetlinkPort.{DecodeError, Payload, Pin}
 
   import Bitwise
 
@@ -34,7 +34,7 @@ defmodule NetlinkPort.Message do
           flags: 0..0xFFFF,
           seq: 0..0xFFFFFFFF,
           pid: 0..0xFFFFFFFF,
-          payload: iodata()
+          payload: Pin.payload()
         }
 
   @typedoc "`NLMSG_NOOP` 1, `NLMSG_ERROR` 2 (also an ack), `NLMSG_DONE` 3, `NLMSG_OVERRUN` 4."
@@ -148,12 +148,12 @@ defmodule NetlinkPort.Message do
       iex> IO.iodata_length(datagram)
       24
   """
-  @spec encode(t() | [t()]) :: iodata()
+  @spec encode(t() | [t()]) :: Pin.payload()
   def encode(messages) when is_list(messages), do: Enum.map(messages, &encode/1)
 
   def encode(%__MODULE__{} = message) do
     %{type: type, flags: flags, seq: seq, pid: pid, payload: payload} = message
-    length = @header + IO.iodata_length(payload)
+    length = @header + Payload.size(payload)
 
     header =
       <<length::32-native, type::16-native, flags::16-native, seq::32-native, pid::32-native>>

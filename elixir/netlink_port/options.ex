@@ -2,7 +2,7 @@ defmodule NetlinkPort.Options do
   @moduledoc false
   # Checks arguments in the caller: what is wrong raises ArgumentError, before anything is sent.
 
-  alias NetlinkPort.{Error, Message, Socket}
+  alias NetlinkPort.{Error, Message, Pin, Shown, Socket}
 
   # include/uapi/linux/netlink.h
   @protocols %{
@@ -51,7 +51,8 @@ defmodule NetlinkPort.Options do
     :max_queue,
     :user_peers,
     :timeout,
-    :close_on
+    :close_on,
+    :closed_message
   ]
   @max_path 4096
   # The helper takes no command with more terms than 16 384, of which a group needs three.
@@ -72,7 +73,15 @@ defmodule NetlinkPort.Options do
   @max_gathered 268_435_456
   @total 20
 
+  @type pin :: %{
+          kind: :pin,
+          netns: NetlinkPort.netns(),
+          target: NetlinkPort.Protocol.target(),
+          owner: pid(),
+          timeout: timeout()
+        }
   @type open :: %{
+          kind: :socket,
           protocol: NetlinkPort.protocol(),
           number: integer(),
           netns: NetlinkPort.netns(),
@@ -84,6 +93,7 @@ defmodule NetlinkPort.Options do
           window: pos_integer(),
           max_queue: pos_integer() | :infinity,
           timeout: timeout(),
+          closed_message: boolean(),
           options: [{atom(), term()}]
         }
 
@@ -97,17 +107,20 @@ defmodule NetlinkPort.Options do
     keyword!(opts)
     known!(opts, @open_only ++ names())
     netns = Keyword.get(opts, :netns, :host)
-
+    active = active!(Keyword.get(opts, :active, true))
     close_on = close_on!(Keyword.get(opts, :close_on))
 
-    with {:ok, target} <- target(netns) do
+    with {:ok, netns} <- from_here(netns),
+         {:ok, target} <- target(netns) do
       {:ok,
        %{
+         kind: :socket,
          protocol: protocol,
          number: protocol!(protocol),
          netns: netns,
          target: watched(target, close_on),
-         active: active!(Keyword.get(opts, :active, true)),
+         active: active,
+         closed_message: closed_message!(Keyword.get(opts, :closed_message, true), active),
          bind: bind!(Keyword.get(opts, :bind, 0)),
          user_peers: boolean!(:user_peers, Keyword.get(opts, :user_peers, false)),
          owner: pid!(:owner, Keyword.get(opts, :owner, self())),
@@ -116,6 +129,20 @@ defmodule NetlinkPort.Options do
          timeout: timeout!(Keyword.get(opts, :timeout, 15_000)),
          options: socket_options(opts) ++ memberships(Keyword.get(opts, :groups, []))
        }}
+    end
+  end
+
+  @doc "Everything `pin/3` takes, checked, with defaults filled in."
+  @spec pin(NetlinkPort.netns(), keyword()) :: {:ok, pin()} | {:error, Error.t()}
+  def pin(netns, opts) do
+    keyword!(opts)
+    known!(opts, [:owner, :timeout])
+    owner = pid!(:owner, Keyword.get(opts, :owner, self()))
+    timeout = timeout!(Keyword.get(opts, :timeout, 15_000))
+
+    with {:ok, netns} <- from_here(netns),
+         {:ok, target} <- target(netns) do
+      {:ok, %{kind: :pin, netns: netns, target: target, owner: owner, timeout: timeout}}
     end
   end
 
@@ -141,6 +168,20 @@ defmodule NetlinkPort.Options do
           "expected a netlink protocol, an integer or one of " <>
             "#{inspect(Map.keys(@protocols))}, got: #{inspect(other)}"
   end
+
+  @doc """
+  The namespace with its path from the root on: the helper's working directory is not the caller's. Nothing of
+  the path is worked out, since `..` behind a symbolic link leads elsewhere than it looks.
+  """
+  @spec from_here(NetlinkPort.netns()) :: {:ok, NetlinkPort.netns()} | {:error, Error.t()}
+  def from_here({:path, <<first, _rest::binary>> = path}) when first != ?/ do
+    case File.cwd() do
+      {:ok, folder} -> {:ok, {:path, folder <> "/" <> path}}
+      {:error, reason} -> {:error, Error.new(:open, reason, subject: Shown.plain(path))}
+    end
+  end
+
+  def from_here(netns), do: {:ok, netns}
 
   @doc "Where a namespace is to be found by the helper."
   @spec target(NetlinkPort.netns()) ::
@@ -248,10 +289,10 @@ defmodule NetlinkPort.Options do
     raise ArgumentError, "expected to: {port_id, groups}, got: #{inspect(other)}"
   end
 
-  @doc "A timeout in milliseconds."
+  @doc "A timeout in milliseconds; one beyond what a timer takes, 49 days, is cut to that."
   @spec timeout!(term()) :: timeout()
   def timeout!(:infinity), do: :infinity
-  def timeout!(timeout) when is_integer(timeout) and timeout in 0..@max_timeout, do: timeout
+  def timeout!(timeout) when is_integer(timeout) and timeout >= 0, do: min(timeout, @max_timeout)
 
   def timeout!(other) do
     raise ArgumentError, "expected a timeout in ms or :infinity, got: #{inspect(other)}"
@@ -292,7 +333,7 @@ defmodule NetlinkPort.Options do
   end
 
   @doc "The requests of a batch."
-  @spec batch!(term()) :: [{0..0xFFFF, 0..0xFFFF, iodata()}]
+  @spec batch!(term()) :: [{0..0xFFFF, 0..0xFFFF, Pin.payload()}]
   def batch!(requests) do
     if not is_list(requests) or List.improper?(requests) do
       raise ArgumentError,
@@ -303,7 +344,7 @@ defmodule NetlinkPort.Options do
   end
 
   @doc "One request of a batch."
-  @spec batched!(term()) :: {0..0xFFFF, 0..0xFFFF, iodata()}
+  @spec batched!(term()) :: {0..0xFFFF, 0..0xFFFF, Pin.payload()}
   def batched!({type, flags, payload}), do: {type!(type), Message.flags(flags), payload}
 
   def batched!(other) do
@@ -379,6 +420,14 @@ defmodule NetlinkPort.Options do
 
   def socket!(other) do
     raise ArgumentError, "expected a NetlinkPort.Socket, got: #{inspect(other)}"
+  end
+
+  @doc "A pin."
+  @spec pin!(term()) :: Pin.t()
+  def pin!(%Pin{} = pin), do: pin
+
+  def pin!(other) do
+    raise ArgumentError, "expected a NetlinkPort.Pin, got: #{inspect(other)}"
   end
 
   @doc "What a GenServer can be called by."
@@ -470,6 +519,17 @@ defmodule NetlinkPort.Options do
     raise ArgumentError,
           "expected close_on: to be :namespace_gone or nil, got: #{inspect(other)}"
   end
+
+  defp closed_message!(true, _active), do: true
+  defp closed_message!(false, false), do: false
+
+  defp closed_message!(false, active) do
+    raise ArgumentError,
+          "closed_message: false is for passive sockets, and this is active: #{inspect(active)}; " <>
+            "nothing else tells the owner of an active socket that it is closed"
+  end
+
+  defp closed_message!(other, _active), do: boolean!(:closed_message, other)
 
   defp bind!(false), do: false
   defp bind!(port_id), do: uint32!(:bind, port_id)

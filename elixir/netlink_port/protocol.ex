@@ -12,6 +12,7 @@ defmodule NetlinkPort.Protocol do
   @type command ::
           {:open, NetlinkPort.Socket.handle(), target(), integer(), non_neg_integer() | false,
            boolean(), non_neg_integer(), [{atom(), term()}]}
+          | {:pin, NetlinkPort.Socket.handle(), :host | place()}
           | {:close, NetlinkPort.Socket.handle()}
           | {:bind, NetlinkPort.Socket.handle(), non_neg_integer(), non_neg_integer()}
           | {:set, NetlinkPort.Socket.handle(), atom(), term()}
@@ -126,7 +127,7 @@ defmodule NetlinkPort.Protocol do
        program os_pid home may_leave capabilities max_frame max_fds lowest_fd user_namespace
        bounding no_new_privs seccomp processes
        namespace cookie verified port_id drops foreign received received_bytes sent sent_bytes
-       queued_bytes queue_limit granted charged sockets fds
+       queued_bytes queue_limit granted charged sockets pins fds descriptor
        empty version truncated tag depth count atom integer improper trailing nil true false)a
   end
 

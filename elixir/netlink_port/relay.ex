@@ -17,7 +17,7 @@ defmodule NetlinkPort.Relay do
   #
   # The two are linked: a principal whose relay is killed ends, rather than leave out what that held.
 
-  alias NetlinkPort.{Gauge, RemoteWitness, Socket}
+  alias NetlinkPort.{Gauge, Pin, RemoteWitness, Socket}
 
   @enforce_keys [:principal, :node]
   # `witness` is that of the present connection, `:none` where there can be none; each watch has its own.
@@ -33,10 +33,10 @@ defmodule NetlinkPort.Relay do
   def reply({pid, _tag} = from, answer), do: post(node(pid), {:reply, from, answer})
 
   @doc """
-  As `Process.monitor/1`. The owner of a socket is told `:netlink_closed` if the principal ends or
+  As `Process.monitor/1`. The owner of a socket, or of a pin, is told `:netlink_closed` if the principal ends or
   the connection is lost before `demonitor/2`.
   """
-  @spec monitor(pid(), Socket.t() | nil) :: reference()
+  @spec monitor(pid(), Socket.t() | Pin.t() | nil) :: reference()
   def monitor(pid, socket \\ nil)
   def monitor(pid, _socket) when node(pid) == node(), do: Process.monitor(pid)
 

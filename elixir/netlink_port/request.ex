@@ -7,7 +7,7 @@ defmodule NetlinkPort.Request do
   # socket, and sent there from a passive one. What is kept of a socket between requests, and how a dump
   # that was left is read to its end, is NetlinkPort.Request.Remains.
 
-  alias NetlinkPort.{Answer, Error, Exchange, Message, Socket}
+  alias NetlinkPort.{Answer, Error, Exchange, Message, Payload, Pin, Socket}
   alias NetlinkPort.Request.Remains
 
   import NetlinkPort.Answer, only: [is_answer: 4]
@@ -36,10 +36,9 @@ defmodule NetlinkPort.Request do
   end
 
   defp new!(socket, question) do
-    case Exchange.new(socket.protocol, question) do
-      {:wrong, sentence} -> raise ArgumentError, sentence
-      made -> made
-    end
+    with {:ok, question} <- Payload.resolve_question(question, socket),
+         {:wrong, sentence} <- Exchange.new(socket.protocol, question),
+         do: raise(ArgumentError, sentence)
   end
 
   defp outcome(socket, exchange, opts, limit) do
@@ -54,7 +53,7 @@ defmodule NetlinkPort.Request do
 
   ## Streams
 
-  @spec stream(Socket.t(), 0..0xFFFF, iodata(), map()) :: Enumerable.t()
+  @spec stream(Socket.t(), 0..0xFFFF, Pin.payload(), map()) :: Enumerable.t()
   def stream(socket, type, payload, opts) do
     Stream.resource(fn -> begin!(socket, type, payload, opts) end, &next!/1, &finish/1)
   end

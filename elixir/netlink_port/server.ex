@@ -26,6 +26,7 @@ defmodule NetlinkPort.Server do
   alias NetlinkPort.{
     OsProcess,
     Outgoing,
+    Pins,
     Privileges,
     Protocol,
     Refusal,
@@ -61,6 +62,7 @@ defmodule NetlinkPort.Server do
     :ping_interval,
     :executable,
     :sockets,
+    :pins,
     :outgoing,
     :status
   ]
@@ -81,7 +83,8 @@ defmodule NetlinkPort.Server do
     Options.known!(opts, [:name, :executable | Keyword.keys(@defaults)])
     {name, opts} = Keyword.pop(opts, :name, NetlinkPort)
     opts = Keyword.merge(@defaults, opts)
-    Enum.each(@timeouts, fn {key, _default} -> _ms = Options.timeout!(opts[key]) end)
+    timeouts = for {key, _default} <- @timeouts, do: {key, Options.timeout!(opts[key])}
+    opts = Keyword.merge(opts, timeouts)
     opts = Keyword.put(opts, :executable, opts[:executable] || Helper.executable())
     _path = Options.executable!(opts[:executable])
     _capabilities = Options.keep!(opts[:keep])
@@ -157,6 +160,7 @@ defmodule NetlinkPort.Server do
       ping_interval: opts[:ping_interval],
       executable: executable,
       sockets: Sockets.new(link),
+      pins: Pins.new(link),
       outgoing: Outgoing.new(port),
       status: Status.started(opts[:status], hello, executable),
       look: Look.new(opts[:spin])
@@ -236,11 +240,7 @@ defmodule NetlinkPort.Server do
     case Handle.new() do
       {:ok, handle} ->
         options = Map.put(options, :deadline, deadline)
-        %{number: number, bind: bind, user_peers: peers} = options
-        %{window: window, options: settings} = options
-        target = Opening.target(options)
-        command = {:open, handle, target, number, bind, peers, window, settings}
-        frame = &Protocol.command(&1, command)
+        frame = &Protocol.command(&1, opening(options, handle))
         timeout = min(options.timeout, state.link.call_timeout)
         answer_soon(ask_with(state, frame, {:open, from, handle, options}, timeout))
 
@@ -255,6 +255,19 @@ defmodule NetlinkPort.Server do
     else
       answer(from, {:ok, nil}, state)
     end
+  end
+
+  def handle_call({:unpin, handle}, from, state) do
+    if Pins.known?(state.pins, handle) do
+      answer_soon(unpin(state, handle, {:server, from}, :unpinned))
+    else
+      answer(from, {:ok, nil}, state)
+    end
+  end
+
+  def handle_call({:pin_info, handle}, from, state) do
+    told = Pins.info(state.pins, handle)
+    answer(from, if(told, do: {:ok, told}, else: Pins.ended()), state)
   end
 
   def handle_call({:request, command}, from, state) do
@@ -332,6 +345,13 @@ defmodule NetlinkPort.Server do
 
   @impl true
   def handle_cast(_unknown, state), do: {:noreply, state}
+
+  defp opening(%{kind: :pin, target: target}, handle), do: {:pin, handle, target}
+
+  defp opening(%{kind: :socket, number: number} = options, handle) do
+    %{bind: bind, user_peers: peers, window: window, options: settings} = options
+    {:open, handle, Opening.target(options), number, bind, peers, window, settings}
+  end
 
   # Not by the value of the callback: GenServer would be suspended with who is on a node that is.
   defp answer(from, answer, state) do
@@ -480,7 +500,8 @@ defmodule NetlinkPort.Server do
         {:noreply, update(state, Sockets.withdraw(state.sockets, handle, monitor))}
 
       nil ->
-        {:noreply, state}
+        pin = Pins.watched(state.pins, monitor)
+        {:noreply, if(pin, do: unpin(state, pin, :ping, :owner_down), else: state)}
     end
   end
 
@@ -570,7 +591,7 @@ defmodule NetlinkPort.Server do
   end
 
   defp answered(state, {:open, from, handle, options}, {:ok, place}) do
-    # A caller that has given up, or died, would never know of its socket.
+    # A caller that has given up, or died, would never know of its socket, or its pin.
     if Client.time_left(options.deadline, :infinity) < 0 or dead?(from) do
       Relay.reply(from, {:error, Error.new(:thread, :etimedout)})
       ask(state, {:close, handle}, :ping)
@@ -580,7 +601,7 @@ defmodule NetlinkPort.Server do
   end
 
   defp answered(state, {:open, from, _handle, options}, {:error, failure}) do
-    place = {options.protocol, options.netns}
+    place = {Map.get(options, :protocol), options.netns}
     Relay.reply(from, {:error, Refusal.error(failure, place, Link.privileges(state.link))})
     state
   end
@@ -651,6 +672,13 @@ defmodule NetlinkPort.Server do
 
   ## Sockets
 
+  defp opened(state, from, handle, %{kind: :pin, netns: netns, owner: owner}, place) do
+    pin = Pins.pin(handle, netns, place, state.link)
+    pins = Pins.add(state.pins, pin, owner)
+    Relay.reply(from, {:ok, pin})
+    %{state | pins: pins}
+  end
+
   defp opened(state, from, handle, options, place) do
     %{protocol: protocol, netns: netns} = options
     socket = %Socket{handle: handle, protocol: protocol, netns: netns, link: state.link}
@@ -664,6 +692,10 @@ defmodule NetlinkPort.Server do
   defp close(state, handle, purpose, reason) do
     state = update(state, Sockets.remove(state.sockets, handle, reason))
     ask(state, {:close, handle}, purpose)
+  end
+
+  defp unpin(state, handle, purpose, reason) do
+    ask(%{state | pins: Pins.remove(state.pins, handle, reason)}, {:close, handle}, purpose)
   end
 
   defp arrive(state, handle, item), do: update(state, Sockets.arrive(state.sockets, handle, item))

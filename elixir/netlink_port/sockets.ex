@@ -13,7 +13,8 @@ defmodule NetlinkPort.Sockets do
     # `resume` is the mode to go back to, while controlling_process/2 has the socket paused.
     # `gauge` measures the mailbox of an owner that has a bound.
     # `gone?`: the helper has closed it, and what is kept is all that will ever be there.
-    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, gone?: false]
+    # `tell?`: the owner is to be told when it is closed.
+    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, gone?: false, tell?: true]
   end
 
   @type t :: %__MODULE__{
@@ -57,13 +58,15 @@ defmodule NetlinkPort.Sockets do
 
   @doc "Adds a socket that the helper has opened."
   @spec add(t(), Socket.t(), map()) :: t()
-  def add(sockets, socket, %{owner: owner, active: active, window: window, max_queue: bound}) do
-    Link.put_socket(sockets.link, socket, owner, sockets.tap)
-    monitor = Relay.monitor(owner, socket)
+  def add(sockets, socket, options) do
+    %{owner: owner, active: active, window: window, max_queue: bound} = options
+    tell? = options.closed_message
+    Link.put_socket(sockets.link, socket, if(tell?, do: owner), sockets.tap)
+    monitor = Relay.monitor(owner, if(tell?, do: socket))
     gauge = Gauge.new(bound)
     delivery = Delivery.new(active, window, credit(gauge), elsewhere?(owner))
     fields = [socket: socket, owner: owner, monitor: monitor, delivery: delivery, gauge: gauge]
-    entry = struct!(Entry, fields)
+    entry = struct!(Entry, [tell?: tell?] ++ fields)
     monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(socket)})
     put(%{sockets | monitors: monitors}, entry)
   end
@@ -92,7 +95,7 @@ defmodule NetlinkPort.Sockets do
   def gone(sockets, handle) do
     case sockets.entries do
       %{^handle => entry} ->
-        Link.retire_socket(sockets.link, entry.socket, entry.owner)
+        Link.retire_socket(sockets.link, entry.socket, told_of_end(entry, entry.owner))
         put(sockets, %{entry | gone?: true})
 
       # Closed meanwhile.
@@ -102,8 +105,8 @@ defmodule NetlinkPort.Sockets do
   end
 
   # What ends between the two is told again by the witness, rather than by nobody.
-  defp finish(sockets, %{owner: owner, socket: socket, monitor: monitor}) do
-    Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
+  defp finish(sockets, %{owner: owner, socket: socket, monitor: monitor, tell?: tell?}) do
+    if tell?, do: Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
     remove(sockets, Socket.handle(socket), :namespace_gone)
   end
 
@@ -135,7 +138,7 @@ defmodule NetlinkPort.Sockets do
   def give(sockets, handle, owner) do
     with_entry(sockets, handle, fn entry ->
       register(sockets, entry, owner)
-      monitor = Relay.monitor(owner, entry.socket)
+      monitor = Relay.monitor(owner, if(entry.tell?, do: entry.socket))
       sockets = forget(sockets, entry.monitor, entry.owner)
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
       # The new owner's mailbox has not been looked at yet.
@@ -148,13 +151,15 @@ defmodule NetlinkPort.Sockets do
     end)
   end
 
-  defp register(sockets, %{gone?: true, socket: socket}, owner) do
-    Link.retire_socket(sockets.link, socket, owner)
+  defp register(sockets, %{gone?: true, socket: socket} = entry, owner) do
+    Link.retire_socket(sockets.link, socket, told_of_end(entry, owner))
   end
 
-  defp register(sockets, %{socket: socket}, owner) do
-    Link.put_socket(sockets.link, socket, owner, sockets.tap)
+  defp register(sockets, %{socket: socket} = entry, owner) do
+    Link.put_socket(sockets.link, socket, told_of_end(entry, owner), sockets.tap)
   end
+
+  defp told_of_end(%{tell?: tell?}, owner), do: if(tell?, do: owner)
 
   ## What passes
 

@@ -14,7 +14,7 @@ defmodule NetlinkPort.Telemetry do
   | --- | --- | --- |
   | `[:netlink_port, :helper, :start]` | `duration`: from the start of the server to the helper's first word | `server`, `name`, `os_pid`, `executable`, `restarts` |
   | `[:netlink_port, :helper, :failure]` | `duration` | `server`, `name`, `error`, `restarts`: it could not be started |
-  | `[:netlink_port, :helper, :stop]` | `uptime`; `sockets`: how many are closed by it | `server`, `name`, `os_pid`, `reason`, that of `:netlink_closed`. Not where the server is killed with `:kill` |
+  | `[:netlink_port, :helper, :stop]` | `uptime`; `sockets`, `pins`: how many are closed by it | `server`, `name`, `os_pid`, `reason`, that of `:netlink_closed`. Not where the server is killed with `:kill` |
   | `[:netlink_port, :helper, :busy]` | `count`: 1 | `server`: the helper does not read as fast as the server writes, which keeps commands from now on |
 
   ## Sockets
@@ -33,6 +33,14 @@ defmodule NetlinkPort.Telemetry do
   `NetlinkPort.stats/1`. An owner that is slow is no event before the kernel drops: `:queued_bytes` beside
   `:queue_limit` and `:window_left` of `NetlinkPort.stats/1` show it, and `:broadcast_error` whether that
   can fill a conntrack table (`NetlinkPort.setopts/2`).
+
+  ## Pins
+
+  | event | measurements | metadata |
+  | --- | --- | --- |
+  | `[:netlink_port, :pin, :stop]` | `duration` | `server` as it was named, `netns`, `pin` |
+  | `[:netlink_port, :pin, :exception]` | `duration` | `server`, `netns`, `kind`: `:error`, `reason`: the `NetlinkPort.Error` that was returned |
+  | `[:netlink_port, :pin, :close]` | `count`: 1 | `server`, `pin`, `owner`, `reason`: `:unpinned`, `:owner_down`. Those that a helper's end closes are in `pins` of its `:stop` |
 
   ## Requests
 
@@ -71,7 +79,7 @@ defmodule NetlinkPort.Telemetry do
         Logger.warning("\#{inspect(socket)} lost \#{dropped} datagrams: give it a larger rcvbuf")
       end
 
-  Handlers run in the process that the event is about: `:open` and `:request` in the caller, the others in
+  Handlers run in the process that the event is about: `:open`, `:pin` and `:request` in the caller, the others in
   the server, the monitor, the connection or the capture. One that is slow holds that process up, and with
   a server all of its sockets: keep them short, or let them send a message. One that raises is detached by
   `:telemetry`, and hurts nobody.

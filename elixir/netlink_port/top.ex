@@ -15,6 +15,8 @@ defmodule NetlinkPort.Top do
   (`KEPT`). See `t:NetlinkPort.socket_stats/0`. A window of 100% is an owner that does not take what is
   there; what then fills is the queue, and what the queue has no room for is dropped.
 
+  Pins (`NetlinkPort.Pin`) come behind the sockets, with `pin` for a protocol.
+
   Each look asks every socket once; that is all it costs.
   """
 
@@ -69,7 +71,8 @@ defmodule NetlinkPort.Top do
       else: live(node, interval, Keyword.get(opts, :size, &size/0))
   end
 
-  defp interval!(interval) when is_integer(interval) and interval >= 100, do: interval
+  defp interval!(interval) when is_integer(interval) and interval >= 100,
+    do: Options.timeout!(interval)
 
   defp interval!(other) do
     raise ArgumentError, "expected interval: ms, at least 100, got: #{inspect(other)}"
@@ -173,7 +176,9 @@ defmodule NetlinkPort.Top do
 
   # Elsewhere a pid is shown otherwise.
   defp names(told) do
-    owners = for {_pid, %{sockets: sockets}} <- told, socket <- sockets, do: socket.owner
+    owners =
+      for {_pid, %{sockets: sockets, pins: pins}} <- told, held <- sockets ++ pins, do: held.owner
+
     Shown.names(owners ++ for({pid, _stats} <- told, do: pid))
   end
 end

@@ -109,7 +109,7 @@ defmodule NetlinkPort.Witness do
   end
 
   defp tell_owners(board, reason) do
-    for {owner, socket} <- Link.sockets(board), node(owner) == node() do
+    for {owner, socket} <- Link.to_tell(board), node(owner) == node() do
       Kernel.send(owner, {:netlink_closed, socket, plain(reason)})
     end
 

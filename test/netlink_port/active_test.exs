@@ -210,7 +210,7 @@ defmodule NetlinkPort.ActiveTest do
           fn -> NetlinkPort.send(socket, ["x" | 1]) end,
           fn -> NetlinkPort.send(nil, "x") end,
           fn -> NetlinkPort.close(nil) end,
-          fn -> NetlinkPort.recv(socket, 0xFFFFFFFF) end,
+          fn -> NetlinkPort.recv(socket, -1) end,
           fn -> NetlinkPort.memberships(:socket) end,
           fn -> NetlinkPort.controlling_process(socket, nil) end,
           fn -> NetlinkPort.batch(socket, :requests) end,

@@ -4,7 +4,7 @@ defmodule NetlinkPort.DistributionTest do
 
   import NetlinkPort.Nodes
 
-  alias NetlinkPort.{Connection, Message, Monitor, Remote}
+  alias NetlinkPort.{Attr, Connection, Message, Monitor, Pin, Remote}
 
   @moduletag :root
 
@@ -75,6 +75,76 @@ defmodule NetlinkPort.DistributionTest do
       kept = fn -> :peer.call(context.peer, Remote, :kept, [:waited]) end
       eventually!(fn -> kept.() != nil end)
       assert {:error, %Error{stage: :thread, reason: :esrch}} = kept.()
+    end
+  end
+
+  describe "a pin" do
+    defp pins(server) do
+      {:ok, %{pins: pins}} = NetlinkPort.info(server)
+      pins
+    end
+
+    defp pin!(server, netns, opts) do
+      {:ok, pin} = NetlinkPort.pin(server, netns, opts)
+      pin
+    end
+
+    test "serves requests of another node, and is refused there as here", context do
+      server = start_server!()
+
+      call = fn function, arguments ->
+        :erpc.call(context.node, NetlinkPort, function, arguments)
+      end
+
+      {:ok, socket} = NetlinkPort.open(server, :route, active: false)
+      place = {:name, context.netns}
+      assert {:ok, %Pin{} = pin} = call.(:pin, [server, place, [owner: self()]])
+      assert {:ok, %{pin: ^pin, owner: owner}} = call.(:info, [pin])
+      assert owner == self()
+      # RTM_GETNSID of NETNSA_FD
+      asked = fn pin -> [socket, 90, [<<0::32>>, Attr.encode([{3, pin}])]] end
+      assert {:ok, [_nsid]} = call.(:request, asked.(pin))
+      assert {:ok, [_nsid]} = apply(NetlinkPort, :request, asked.(pin))
+      foreign = pin!(start_server!(), :host, [])
+      refused = call.(:request, asked.(foreign))
+      assert {:error, %Error{stage: :pin, reason: :exdev}} = refused
+      assert :ok = call.(:unpin, [pin])
+      assert pins(server) == 0
+      # Past the check it is the kernel that refuses it.
+      assert {:error, %Error{}} = call.(:request, asked.(pin))
+    end
+
+    test "ends with an owner on another node, and with that node", context do
+      server = start_server!()
+      owner = Remote.recorder(context.node)
+      _pin = pin!(server, :host, owner: owner)
+      assert pins(server) == 1
+      Process.exit(owner, :kill)
+      eventually!(fn -> pins(server) == 0 end)
+      _pin = pin!(server, :host, owner: Remote.recorder(context.node))
+      signal!(vm_pid(context.peer), "KILL")
+      eventually!(fn -> pins(server) == 0 end)
+      eventually!(fn -> relays(server) == [] end)
+    end
+
+    test "of an owner on another node: that is told once of a lost connection, or of the end",
+         context do
+      server = start_server!()
+      owner = Remote.recorder(context.node)
+      {:ok, lost} = Remote.ask(owner, :pin, [server, :host])
+      Node.disconnect(context.node)
+      eventually!(fn -> pins(server) == 0 end)
+      {:ok, kept} = Remote.ask(owner, :pin, [server, :host])
+      monitor = Process.monitor(server)
+      signal!(os_pid(server), "KILL")
+      assert_receive {:DOWN, ^monitor, :process, ^server, _reason}
+
+      closed = [
+        {:netlink_closed, lost, :noconnection},
+        {:netlink_closed, kept, {:helper_exit, 137}}
+      ]
+
+      eventually!(fn -> Remote.read(owner) == closed end)
     end
   end
 

@@ -390,6 +390,21 @@ defmodule NetlinkPort.DoctorTest do
       assert said(inode) == []
     end
 
+    test "that a pin keeps alive is named, with the pin and its owner, beside sockets or alone" do
+      {netns, inode, socket} = doomed!()
+      {:ok, pin} = NetlinkPort.pin(socket.link.server, {:name, netns}, [])
+      ip!(["netns", "del", netns])
+      assert [{:warn, line, remedy}] = said(inode)
+      assert line =~ "#{inode} is alive by our sockets and pins alone: "
+      assert line =~ "#{inspect(pin)} of #{inspect(self())}"
+      assert remedy =~ "unpin"
+      NetlinkPort.close(socket)
+      assert [{:warn, line, _remedy}] = said(inode)
+      assert line =~ "#{inode} is alive by our pins alone: #{inspect(pin)} of #{inspect(self())}"
+      NetlinkPort.unpin(pin)
+      assert said(inode) == []
+    end
+
     # What held it has ended.
     defp alone_without!(pid, inode) do
       signal!(pid, :KILL)

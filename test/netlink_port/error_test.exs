@@ -79,7 +79,7 @@ defmodule NetlinkPort.ErrorTest do
          @install <> " with --capability sys_ptrace"},
       {{:open, :emfile, []},
        "open: EMFILE: the helper has no descriptor left; " <>
-         "close sockets or raise its RLIMIT_NOFILE"},
+         "close sockets, end pins or raise its RLIMIT_NOFILE"},
       {{:setns, :einval, subject: "/dev/null"},
        "setns into /dev/null: EINVAL: it is not a network namespace"},
       {{:setns, :eperm, subject: "/run/netns/blue", lacks: :sys_admin},
@@ -89,7 +89,7 @@ defmodule NetlinkPort.ErrorTest do
          "namespace and in the one that owns the target"},
       {{:socket, :emfile, []},
        "socket: EMFILE: the helper has no descriptor left; " <>
-         "close sockets or raise its RLIMIT_NOFILE"},
+         "close sockets, end pins or raise its RLIMIT_NOFILE"},
       {{:socket, :eprotonosupport, []},
        "socket: EPROTONOSUPPORT: this kernel does not have the protocol"},
       {{:bind, :eaddrinuse, []}, "bind: EADDRINUSE: another socket has this port id"},

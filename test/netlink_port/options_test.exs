@@ -26,6 +26,8 @@ defmodule NetlinkPort.OptionsTest do
   describe "open" do
     test "has defaults for everything" do
       assert open!([]) == %{
+               kind: :socket,
+               closed_message: true,
                protocol: :route,
                number: 0,
                netns: :host,
@@ -55,7 +57,8 @@ defmodule NetlinkPort.OptionsTest do
         timeout: :infinity
       ]
 
-      expected = Map.new(opts) |> Map.merge(%{protocol: 16, number: 16, target: {:pid, 1}})
+      fixed = %{kind: :socket, closed_message: true, protocol: 16, number: 16, target: {:pid, 1}}
+      expected = opts |> Map.new() |> Map.merge(fixed)
       assert open!(opts, 16) == Map.put(expected, :options, ext_ack: true)
     end
 
@@ -156,8 +159,11 @@ defmodule NetlinkPort.OptionsTest do
       for right <- [0, 4_294_957_295, :infinity],
           do: assert(open!(timeout: right).timeout == right)
 
-      # The largest ones leave no room for the grace that callers add.
-      for wrong <- [-1, 0xFFFFFFFF, 0x100000000, 1.5, nil, :never] do
+      # What leaves no room for the grace that callers add, or no timer takes, is cut.
+      for long <- [4_294_957_296, 0xFFFFFFFF, 0x100000000, 1 <<< 70],
+          do: assert(open!(timeout: long).timeout == 4_294_957_295)
+
+      for wrong <- [-1, 1.5, nil, :never] do
         refused([timeout: wrong], ["timeout", ":infinity", inspect(wrong)])
       end
     end
@@ -258,7 +264,12 @@ defmodule NetlinkPort.OptionsTest do
     end
 
     test "of a path that is too long are ENAMETOOLONG" do
-      assert {:ok, _options} = Options.open(:route, netns: {:path, String.duplicate("a", 4_095)})
+      assert {:ok, _options} =
+               Options.open(:route, netns: {:path, "/" <> String.duplicate("a", 4_094)})
+
+      # From the root on.
+      assert {:error, %Error{reason: :enametoolong}} =
+               Options.open(:route, netns: {:path, String.duplicate("a", 4_095)})
 
       for size <- [4_096, 100_000] do
         assert {:error, %Error{stage: :open, reason: :enametoolong, errno: 36}} =

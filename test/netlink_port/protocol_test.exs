@@ -29,6 +29,9 @@ defmodule NetlinkPort.ProtocolTest do
            false, true, 1_048_576, []}
         ),
       "open host" => Protocol.command(3, {:open, 9, :host, -1, 0xFFFFFFFF, false, 0, []}),
+      "pin" => Protocol.command(14, {:pin, 11, path}),
+      "pin pid" => Protocol.command(15, {:pin, 12, {:pid, 4242}}),
+      "pin host" => Protocol.command(16, {:pin, 13, :host}),
       "close" => Protocol.command(4, {:close, 7}),
       "bind" => Protocol.command(5, {:bind, 7, 0, 0x80000001}),
       "set" => Protocol.command(6, {:set, 7, :rcvbuf, 1_048_576}),
@@ -78,6 +81,7 @@ defmodule NetlinkPort.ProtocolTest do
       charged: 440
     ]
 
+    pin = [namespace: {4, 4_026_531_840}, cookie: 1 <<< 40, descriptor: 4096]
     denied = {:setsockopt, 1, "listen_all_nsid"}
     datagram = <<0, 1, 2, 255>>
 
@@ -85,6 +89,7 @@ defmodule NetlinkPort.ProtocolTest do
       "hello" => {:hello, 4, hello},
       "ok" => {:reply, 300, {:ok, nil}},
       "ok socket" => {:reply, 300, {:ok, socket}},
+      "ok pin" => {:reply, 300, {:ok, pin}},
       "ok groups" => {:reply, 300, {:ok, [1, 33, 70_000]}},
       "error" => {:reply, 300, {:error, denied}},
       "failed" => {:failed, 7, :recv, 90, 5_000_000},

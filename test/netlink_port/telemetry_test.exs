@@ -135,6 +135,39 @@ defmodule NetlinkPort.TelemetryTest do
       told([:socket, :close], _, %{socket: ^socket, reason: :owner_down})
     end
 
+    test "pins that begin and end, and those that cannot be had" do
+      server = start_server!()
+      test = self()
+      {:ok, pin} = NetlinkPort.pin(server, :host)
+      told([:pin, :stop], %{duration: duration}, %{server: ^server, netns: :host, pin: ^pin})
+      assert duration > 0
+      {:error, error} = NetlinkPort.pin(server, {:name, "nowhere"})
+
+      told([:pin, :exception], %{duration: _}, %{
+        server: ^server,
+        kind: :error,
+        reason: ^error,
+        netns: {:name, "nowhere"}
+      })
+
+      NetlinkPort.unpin(pin)
+
+      told([:pin, :close], %{count: 1}, %{
+        server: ^server,
+        pin: ^pin,
+        owner: ^test,
+        reason: :unpinned
+      })
+
+      owner = idle_process()
+      {:ok, pin} = NetlinkPort.pin(server, :host, owner: owner)
+      send(owner, :stop)
+      told([:pin, :close], _, %{pin: ^pin, reason: :owner_down})
+      {:ok, _pin} = NetlinkPort.pin(server, :host)
+      GenServer.stop(server)
+      told([:helper, :stop], %{sockets: 0, pins: 1}, %{server: ^server})
+    end
+
     test "overruns and errors of sockets" do
       netns = netns!()
       server = start_server!()

@@ -102,6 +102,18 @@ defmodule NetlinkPort.TopTest do
       assert for([n | _] <- Enum.map(lines, &words/1), n =~ ~r/^\d+$/, do: n) == ~w(3 2 1 4)
     end
 
+    test "shows pins behind the sockets, and how many there are" do
+      pid = idle_process()
+      pin = %{handle: 9, netns: {:name, "blue"}, owner: self()}
+      known = [sockets: [socket(7, [])], pins: [pin, %{pin | handle: 10, netns: :host}]]
+      lines = Screen.lines(nil, sample(1_000, [{pid, server([], known)}]), :infinity)
+      assert hd(lines) =~ "servers 1, sockets 1, pins 2, in "
+      assert words(line!(lines, "9")) == ~w(9 pin blue MyApp.Owner)
+
+      assert ["10 pin host MyApp.Owner"] =
+               lines |> Enum.take(-1) |> Enum.map(&Enum.join(words(&1), " "))
+    end
+
     test "has no rates before the second look, nor of a socket that is new" do
       pid = idle_process()
       one = sample(0, [{pid, server([socket(1, received: 5)])}])

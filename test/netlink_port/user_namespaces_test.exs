@@ -79,6 +79,21 @@ defmodule NetlinkPort.UserNamespacesTest do
     assert Exception.message(error) =~ "user_namespaces: true"
   end
 
+  test "one that may not be entered is pinned all the same; its cookie is told where it may" do
+    container = {:pid, container!()}
+    other = {:name, netns!()}
+    entering = start_as_nobody!()
+    {:ok, socket} = NetlinkPort.open(entering, :route, netns: container, active: false)
+    {:ok, %{cookie: cookie, inode: inode}} = NetlinkPort.info(socket)
+    assert {:ok, %{cookie: ^cookie, inode: ^inode}} = NetlinkPort.pin(entering, container)
+    assert {:ok, %{cookie: nil}} = NetlinkPort.pin(entering, other)
+    staying = start_as_nobody!([])
+    assert {:ok, %{cookie: nil, inode: ^inode}} = NetlinkPort.pin(staying, container)
+    # A file that the user may not open is refused as ever.
+    root = {:pid, os_process!("sleep", ["600"])}
+    assert {:error, %Error{stage: :open, reason: :eacces}} = NetlinkPort.pin(staying, root)
+  end
+
   test "neither a descriptor nor a child is left behind" do
     server = start_as_nobody!()
     netns = {:pid, container!()}
@@ -89,6 +104,8 @@ defmodule NetlinkPort.UserNamespacesTest do
       {:ok, socket} = NetlinkPort.open(server, :route, netns: netns)
       :ok = NetlinkPort.close(socket)
       {:error, %{stage: :socket}} = NetlinkPort.open(server, 250, netns: netns)
+      {:ok, pin} = NetlinkPort.pin(server, netns)
+      :ok = NetlinkPort.unpin(pin)
     end
 
     assert fds(server) == before

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Doctor.Kept do
   @moduledoc false
-  # Namespaces that are there only because sockets of ours are: no process is in them, no mount and no
+  # Namespaces that are there only because sockets or pins of ours are: no process is in them, no mount and no
   # descriptor of anybody stands for them. proc(5), namespaces(7).
   #
   # Two things hold a namespace that /proc does not show: sockets that somebody else has there and has
@@ -12,11 +12,11 @@ defmodule NetlinkPort.Doctor.Kept do
   @spec checks([Survey.told()], pid() | nil) :: [Doctor.check()]
   def checks(servers, own) do
     told = for {_server, {:ok, stats}} <- servers, do: stats
-    sockets = for stats <- told, socket <- stats.sockets, do: socket
-    spaces = Enum.group_by(sockets, & &1.inode)
+    held = for stats <- told, held <- stats.sockets ++ stats.pins, do: held
+    spaces = Enum.group_by(held, & &1.inode)
 
     if spaces == %{} do
-      [{:ok, "no server of this node has a socket", nil}]
+      [{:ok, "no server of this node has a socket or a pin", nil}]
     else
       # All helpers, of which some may not have answered.
       helpers = MapSet.new(for stats <- told, do: "#{stats.os_pid}")
@@ -151,7 +151,9 @@ defmodule NetlinkPort.Doctor.Kept do
   end
 
   defp verdict(spaces, [], _unseen, silent) do
-    line = "none: each of the #{map_size(spaces)} that our sockets are in is held by others, too"
+    line =
+      "none: each of the #{map_size(spaces)} that our sockets are in, or that we have pinned, is held by others, too"
+
     [{:ok, line, nil} | silent(silent)]
   end
 
@@ -160,13 +162,13 @@ defmodule NetlinkPort.Doctor.Kept do
   end
 
   # Whoever else is there would not be seen.
-  defp alone(inode, users, %{why: why}) when why != nil do
+  defp alone(inode, {_kinds, users}, %{why: why}) when why != nil do
     {:warn,
      "#{inode}, where #{users} is open: #{why}; so it cannot tell whether anything else keeps it alive",
      "look from the first pid namespace of the machine, as root: there all who may hold it are seen"}
   end
 
-  defp alone(inode, users, %{places: [_ | _] = pids}) do
+  defp alone(inode, {_kinds, users}, %{places: [_ | _] = pids}) do
     {:warn,
      "#{inode}, where #{users} is open: #{processes(pids)} may be there, which this VM may not look at; " <>
        "so it cannot tell whether anything else keeps it alive",
@@ -174,14 +176,14 @@ defmodule NetlinkPort.Doctor.Kept do
        "that is the application's"}
   end
 
-  defp alone(inode, users, %{descriptors: pids}) do
+  defp alone(inode, {kinds, users}, %{descriptors: pids}) do
     unless_held =
       if pids == [],
         do: "",
         else: "; unless #{processes(pids)} hold it open, which cannot be seen"
 
-    {:warn, "#{inode} is alive by our sockets alone: #{users}#{unless_held}",
-     "close them, or open them with close_on: :namespace_gone, which does it"}
+    {:warn, "#{inode} is alive by our #{kinds} alone: #{users}#{unless_held}",
+     "close sockets, or open them with close_on: :namespace_gone, which does it; end pins by unpin"}
   end
 
   defp processes([pid]), do: "process #{pid}"
@@ -195,14 +197,24 @@ defmodule NetlinkPort.Doctor.Kept do
 
   @shown 4
 
-  defp users(sockets) do
-    names = Shown.names(for socket <- sockets, do: socket.owner)
+  defp users(all) do
+    names = Shown.names(for held <- all, do: held.owner)
 
     shown =
-      for socket <- Enum.take(sockets, @shown),
-          do: "#{inspect(socket.socket)} of #{names[socket.owner]}"
+      for held <- Enum.take(all, @shown), do: "#{inspect(what(held))} of #{names[held.owner]}"
 
-    more = if length(sockets) > @shown, do: ["#{length(sockets) - @shown} more"], else: []
-    Enum.join(shown ++ more, ", ")
+    more = if length(all) > @shown, do: ["#{length(all) - @shown} more"], else: []
+    {kinds(all), Enum.join(shown ++ more, ", ")}
   end
+
+  defp kinds(all) do
+    case Enum.split_with(all, &is_map_key(&1, :pin)) do
+      {[], _sockets} -> "sockets"
+      {_pins, []} -> "pins"
+      _both -> "sockets and pins"
+    end
+  end
+
+  defp what(%{pin: pin}), do: pin
+  defp what(%{socket: socket}), do: socket
 end

@@ -72,12 +72,12 @@ defmodule NetlinkPort.Doctor.Limits do
   end
 
   defp fds(count) when count < @few_fds do
-    {:warn, "#{count} descriptors: a socket takes one",
+    {:warn, "#{count} descriptors: a socket takes one, and a pin",
      "raise those of the VM: ulimit -n 65536, or LimitNOFILE=65536"}
   end
 
   defp fds(count),
-    do: {:ok, "#{count} descriptors of the helper, one a socket (RLIMIT_NOFILE)", nil}
+    do: {:ok, "#{count} descriptors of the helper, one a socket or pin (RLIMIT_NOFILE)", nil}
 
   # The kernel looks descriptors that a message names up in the table of the helper, its sender.
   defp low_fds(%{lowest_fd: lowest}) when lowest >= @few_fds do

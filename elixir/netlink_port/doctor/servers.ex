@@ -39,7 +39,7 @@ defmodule NetlinkPort.Doctor.Servers do
 
     line =
       "#{name}: helper #{stats.os_pid}, up #{div(stats.uptime, 1_000)} s, #{kb(stats.rss)}, " <>
-        "sockets: #{length(stats.sockets)}, descriptors: #{stats.fds} of #{stats.max_fds}, " <>
+        "sockets: #{length(stats.sockets)}, pins: #{length(stats.pins)}, descriptors: #{stats.fds} of #{stats.max_fds}, " <>
         "restarts: #{stats.restarts}, datagrams dropped: #{dropped}"
 
     cond do
@@ -58,7 +58,7 @@ defmodule NetlinkPort.Doctor.Servers do
       2 * stats.fds > stats.max_fds ->
         [
           {:warn, line,
-           "close sockets, or raise the descriptors of the VM: ulimit -n, LimitNOFILE="}
+           "close sockets, end pins, or raise the descriptors of the VM: ulimit -n, LimitNOFILE="}
         ]
 
       dropped > 0 ->

@@ -58,12 +58,15 @@ defmodule NetlinkPort.Monitor.Config do
       |> Keyword.put(:groups, groups)
       |> Keyword.merge(close_on: :namespace_gone, max_queue: @max_queue)
 
-    with {:ok, _checked} <- Options.open(protocol, open) do
+    with {:ok, %{netns: netns}} <- Options.open(protocol, open) do
+      # That of now, whatever the working directory is when it is opened again.
+      opts = Keyword.put(opts, :netns, netns)
+
       {:ok,
        %__MODULE__{
          server: Options.server!(Keyword.get(opts, :server, NetlinkPort)),
          protocol: protocol,
-         open: open,
+         open: Keyword.put(open, :netns, netns),
          dump_open: Keyword.take(opts, [:netns, :get_strict_chk]),
          dumps: dumps,
          subscription: subscription,

@@ -9,6 +9,7 @@ defmodule NetlinkPort.Server.Status do
     Helper,
     OsProcess,
     Outgoing,
+    Pins,
     Protocol,
     Restarts,
     Shown,
@@ -64,12 +65,14 @@ defmodule NetlinkPort.Server.Status do
     os_pid = state.hello.os_pid
     sockets = Sockets.count(state.sockets)
     uptime = System.monotonic_time() - status.started
+    pins = Pins.count(state.pins)
     metadata = metadata(status, %{os_pid: os_pid, reason: Shown.brief(reason)})
-    Telemetry.execute([:helper, :stop], %{uptime: uptime, sockets: sockets}, metadata)
+    measurements = %{uptime: uptime, sockets: sockets, pins: pins}
+    Telemetry.execute([:helper, :stop], measurements, metadata)
 
     case words(reason, seen) do
       nil -> :ok
-      words -> log(status, os_pid, "helper #{os_pid} #{words}; #{closed(sockets)}")
+      words -> log(status, os_pid, "helper #{os_pid} #{words}; #{closed(sockets)}#{gone(pins)}")
     end
   end
 
@@ -91,6 +94,10 @@ defmodule NetlinkPort.Server.Status do
   defp closed(0), do: "it had no sockets"
   defp closed(1), do: "its socket is closed"
   defp closed(count), do: "its #{count} sockets are closed"
+
+  defp gone(0), do: ""
+  defp gone(1), do: ", and its pin is gone"
+  defp gone(count), do: ", and its #{count} pins are gone"
 
   # An orderly end is not worth a line.
   defp words({:helper_exit, code}, _seen) when is_integer(code),
@@ -172,7 +179,8 @@ defmodule NetlinkPort.Server.Status do
       outgoing: Outgoing.kept(state.outgoing),
       malformed: status.malformed,
       max_fds: state.hello.max_fds,
-      sockets: Sockets.list(state.sockets)
+      sockets: Sockets.list(state.sockets),
+      pins: Pins.list(state.pins)
     }
 
     os_pid = state.hello.os_pid
@@ -198,6 +206,7 @@ defmodule NetlinkPort.Server.Status do
       executable: state.executable,
       restarts: state.status.restarts,
       sockets: Sockets.count(state.sockets),
+      pins: Pins.count(state.pins),
       outgoing: Outgoing.kept(state.outgoing),
       capture: state.sockets.tap != nil,
       suspect?: state.suspect?,

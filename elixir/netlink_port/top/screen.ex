@@ -44,6 +44,7 @@ defmodule NetlinkPort.Top.Screen do
     |> Enum.concat(before |> servers(now) |> some(size))
     |> Enum.concat(["", row(@sockets, Enum.map(@sockets, &elem(&1, 0)))])
     |> Enum.concat(Enum.map(sockets, &socket(&1, now.names)))
+    |> Enum.concat(pins(now))
     |> fit(size)
   end
 
@@ -69,6 +70,7 @@ defmodule NetlinkPort.Top.Screen do
     sum = fn key -> sockets |> Enum.map(& &1[key]) |> Enum.reject(&is_nil/1) |> Enum.sum() end
 
     "netlink_port on #{now.node}: servers #{length(now.servers)}, sockets #{length(sockets)}, " <>
+      pinned(now) <>
       "in #{count(sum.(:in))}/s #{bytes(sum.(:in_bytes))}/s, " <>
       "out #{count(sum.(:out))}/s #{bytes(sum.(:out_bytes))}/s, " <>
       "dropped #{sum.(:drops)}#{more(sum.(:dropped))}"
@@ -176,6 +178,25 @@ defmodule NetlinkPort.Top.Screen do
       stats.kept
     ])
   end
+
+  defp pinned(now) do
+    case Enum.sum(for {_pid, stats} <- now.servers, do: length(pins_of(stats))) do
+      0 -> ""
+      count -> "pins #{count}, "
+    end
+  end
+
+  # Nothing passes through a pin: a line says that it is there.
+  defp pins(now) do
+    for {_pid, stats} <- now.servers, pin <- pins_of(stats) do
+      owner = Map.get(now.names, pin.owner) || inspect(pin.owner)
+      @sockets |> Enum.take(4) |> row([pin.handle, "pin", plain(Socket.place(pin.netns)), owner])
+    end
+  end
+
+  # A node with an older version has none, and a server that does not answer.
+  defp pins_of(%{pins: pins}), do: pins
+  defp pins_of(_stats), do: []
 
   # A path can hold any byte, and a terminal obeys some.
   defp plain(place), do: place |> inspect() |> String.trim("\"")
