@@ -74,12 +74,21 @@ pub const MPROTECT: Option<c_long> = None;
 /// What fork(3) calls beside clone(2).
 #[cfg(not(target_env = "musl"))]
 pub const FORK: &[c_long] = &[libc::SYS_set_robust_list, libc::SYS_rt_sigprocmask];
-/// musl looks its thread's number up, and calls fork(2) where there is one.
+/// musl looks its thread's number up, by set_tid_address(2) since 1.2.4, and calls fork(2) where there is one.
 #[cfg(all(target_env = "musl", any(target_arch = "x86_64", target_arch = "arm")))]
-pub const FORK: &[c_long] = &[libc::SYS_rt_sigprocmask, libc::SYS_gettid, libc::SYS_fork];
+pub const FORK: &[c_long] = &[
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_gettid,
+    libc::SYS_set_tid_address,
+    libc::SYS_fork,
+];
 /// musl on newer machines.
 #[cfg(all(
     target_env = "musl",
     not(any(target_arch = "x86_64", target_arch = "arm"))
 ))]
-pub const FORK: &[c_long] = &[libc::SYS_rt_sigprocmask, libc::SYS_gettid];
+pub const FORK: &[c_long] = &[
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_gettid,
+    libc::SYS_set_tid_address,
+];

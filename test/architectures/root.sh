@@ -21,7 +21,7 @@ if [ ! -e "$dir/ready" ]; then
     --include="base-files base-passwd bash coreutils dash debianutils diffutils findutils grep gzip hostname libc-bin
       login mawk mount passwd sed tar util-linux elixir erlang-nox erlang-proper erlang-eunit iproute2 libcap2-bin
       procps nftables conntrack iputils-ping busybox-static git $kernel" \
-    "$suite" "$root" >"$dir/log" 2>&1 || {
+    "$suite" "$root" http://deb.debian.org/debian >"$dir/log" 2>&1 || {
     tail -20 "$dir/log" >&2
     exit 1
   }
