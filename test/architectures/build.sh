@@ -1,6 +1,6 @@
 #!/bin/sh
 # build.sh ARCH FOLDER: the helper, its Rust tests and the programs of test/fixtures/ for another machine, by Debian's cross
-# compiler and the Rust standard library of rustup.
+# compiler and Rust's standard library for it: of rustup, or on Debian 13 of libstd-rust-dev:ARCH.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -9,7 +9,7 @@ out=$2
 upper=$(echo "$triple" | tr 'a-z-' 'A-Z_')
 export "CARGO_TARGET_${upper}_LINKER=$gcc-gcc"
 cd "$top"
-rustup target list --installed | grep -qx "$triple" || rustup target add "$triple"
+[ -d "$(rustc --print target-libdir --target "$triple")" ] || rustup target add "$triple"
 cross() { nice -n 19 cargo "$@" --release --locked --target "$triple" --target-dir target/cross; }
 cross build --bins --examples
 mkdir -p "$out/examples"

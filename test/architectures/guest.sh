@@ -2,6 +2,9 @@
 # guest.sh: the tests, in the machine. Lines that begin with @@ are for run.sh: "@@ step NAME", "@@ pass NAME TESTS" and
 # "@@ fail NAME". What is left to be done is in /work/steps, a line each.
 cd /work/src || exit 1
+# What was built outside knows its folder there.
+mkdir -p "$(dirname "$(cat /work/top)")"
+ln -s /work/src "$(cat /work/top)"
 export PATH="/work/bin:$PATH" MIX_ENV=test
 echo "@@ machine $(uname -m), Linux $(uname -r)"
 
@@ -23,3 +26,5 @@ if [ -n "$files" ]; then
   echo "@@ step ExUnit"
   mix run --no-compile test/architectures/suite.exs $files </dev/null
 fi
+# What a filter has ended a program for, with the number of the call; tests provoke some.
+dmesg | sed -nE 's/.*type=1326.*comm="([^"]*)".*syscall=([0-9]+).*/@@ sigsys \1 \2/p' | sort | uniq -c | sed 's/^ *\([0-9]*\) \(.*\)/\2 (\1 times)/'

@@ -16,9 +16,7 @@ dir=$ARCHITECTURES_DIR
 [ $# -gt 0 ] || set -- aarch64 riscv64 armhf s390x
 [ "$(id -u)" = 0 ] || { echo "make architectures makes file systems and machines: run it as root" >&2; exit 1; }
 # Namespaces, delivery and protocol.
-FILES=${FILES:-namespaces process_namespaces namespace_gone user_namespaces access capabilities attacker
-  delivery flow_control dumps exchange active socket options attach ext_ack native generic handle
-  message attr protocol wire helper}
+FILES=${FILES:-namespaces process_namespaces user_namespaces namespace_gone delivery protocol wire options native}
 # An hour a place, whatever happens in it.
 LIMIT=${LIMIT:-3600}
 
@@ -48,7 +46,6 @@ modules() {
 }
 
 place() { # ARCH
-  . "$here/machine.sh" "$1" 2>/dev/null || true
   arch=$1
   . "$here/machine.sh"
   begin=$(date +%s)
@@ -86,6 +83,7 @@ place() { # ARCH
   printf '#!/bin/sh\nexit 0\n' >"$work/bin/cargo"
   chmod 755 "$work/bin/cargo"
   cp "$here/guest.sh" "$work/guest.sh"
+  echo "$top" >"$work/top"
   disk=$dir/$arch.work.ext4
   rm -f "$disk" && mke2fs -q -t ext4 -L work -d "$work" "$disk" 600M
 
@@ -99,7 +97,9 @@ place() { # ARCH
     -drive "if=none,id=work,format=raw,file=$disk" -device "$blk,drive=work" \
     </dev/null 2>&1 | tee "$dir/$arch.log" | {
     sum=0 done=0
-    tr -d '\r' | while IFS= read -r line; do
+    return=$(printf '\r')
+    while IFS= read -r line; do
+      line=${line%"$return"}
       case $line in
         "@@ pass "*)
           set -- $line

@@ -7,7 +7,7 @@ set -eu
 
 cd "$(dirname "$0")/../.."
 triple=$(uname -m)-unknown-linux-musl
-rustup target list --installed | grep -qx "$triple" || rustup target add "$triple"
+[ -d "$(rustc --print target-libdir --target "$triple")" ] || rustup target add "$triple"
 built=$PWD/target/musl/$triple/release
 
 cross() { cargo "$@" --release --locked --quiet --target "$triple" --target-dir target/musl; }
