@@ -13,7 +13,13 @@ defmodule NetlinkPort.MixProject do
       # Tests use applications that nothing here depends on, where they are installed: PropEr, EUnit.
       prune_code_paths: Mix.env() != :test,
       test_ignore_filters: [
-        &String.starts_with?(&1, ["test/architectures/", "test/dist/", "test/matrix/", "test/sample/", "test/soak/"])
+        &String.starts_with?(&1, [
+          "test/architectures/",
+          "test/dist/",
+          "test/matrix/",
+          "test/sample/",
+          "test/soak/"
+        ])
       ],
       compilers: [:netlink_port] ++ Mix.compilers(),
       start_permanent: Mix.env() == :prod,

@@ -1,5 +1,5 @@
 #!/bin/sh
-# root.sh ARCH: prints the folder with a Debian 13 of another machine: root.ext4, vmlinuz and initrd, made on the first
+# root.sh ARCH: prints the folder with a Debian of another machine: root.ext4, vmlinuz and initrd, made on the first
 # call and kept in $ARCHITECTURES_DIR (.architectures). Root only.
 #
 # Packages are unpacked and not configured: nothing of the other machine has to run here. What their scripts would have
@@ -9,13 +9,12 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/machine.sh"
 dir=${ARCHITECTURES_DIR:-$here/../../.architectures}/$arch
-suite=trixie
 
 if [ ! -e "$dir/ready" ]; then
   rm -rf --one-file-system "$dir"
   mkdir -p "$dir/initrd"
   root=$dir/root
-  echo "root.sh: making a Debian 13 for $arch, once; the log is $dir/log" >&2
+  echo "root.sh: making a Debian $suite for $arch, once; the log is $dir/log" >&2
   nice -n 19 mmdebstrap --mode=root --variant=extract --architectures="$debian" --components=main \
     --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Check-Valid-Until "false"' \
     --include="base-files base-passwd bash coreutils dash debianutils diffutils findutils grep gzip hostname libc-bin

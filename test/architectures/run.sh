@@ -24,12 +24,12 @@ LIMIT=${LIMIT:-3600}
 tree() { git -C "$top" ls-files -co --exclude-standard -- Cargo.toml Cargo.lock build.exs mix.exs src elixir test |
   (cd "$top" && xargs -d '\n' sha256sum 2>/dev/null) | sha256sum | cut -c1-16; }
 
-# The modules, by the Elixir and OTP that the machines have: Debian 13's. They are the same for all machines.
-modules() {
+# The modules, by the Elixir and OTP of that Debian. They are the same for all machines.
+modules() { # SUITE
   (
     flock 9
-    work=$("$top/test/matrix/copy.sh" trixie)
-    "$top/test/matrix/enter.sh" trixie env -i HOME=/root LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -euc '
+    work=$("$top/test/matrix/copy.sh" "$1")
+    "$top/test/matrix/enter.sh" "$1" env -i HOME=/root LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -euc '
       command -v mix >/dev/null || {
         apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq elixir erlang-nox >/dev/null
       } </dev/null
@@ -41,7 +41,7 @@ modules() {
       tail -20 "$dir/modules.log" >&2
       exit 1
     }
-    echo "$MATRIX_DIR/trixie$work"
+    echo "$MATRIX_DIR/$1$work"
   ) 9>"$dir/modules.lock"
 }
 
@@ -70,7 +70,7 @@ place() { # ARCH
   say "cross-building"
   "$here/build.sh" "$arch" "$work/bin" >"$dir/$arch.build.log" 2>&1 || { tail -30 "$dir/$arch.build.log"; return 1; }
   say "modules"
-  modules=$(modules)
+  modules=$(modules "$suite")
   mkdir -p "$work/src"
   cp -a "$modules/." "$work/src/"
   rm -rf "$work/src/target" "$work/src/_build/dev" "$work/src/doc"

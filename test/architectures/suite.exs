@@ -7,7 +7,9 @@ defmodule Lines do
   def init(_options), do: {:ok, nil}
 
   def handle_cast({:module_finished, %ExUnit.TestModule{} = module}, state) do
-    tests = Enum.reject(module.tests, &match?({kind, _} when kind in [:skipped, :excluded], &1.state))
+    tests =
+      Enum.reject(module.tests, &match?({kind, _} when kind in [:skipped, :excluded], &1.state))
+
     bad? = module.state != nil or Enum.any?(tests, & &1.state)
     file = Path.basename(module.file)
     # A file can have more than one module: run.sh adds them up.

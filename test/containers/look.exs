@@ -39,7 +39,10 @@ with {:ok, server} <- NetlinkPort.start_link(name: nil) do
     case NetlinkPort.open(server, :route, netns: target.(place), active: false) do
       {:ok, socket} ->
         {:ok, %{verified: verified}} = NetlinkPort.info(socket)
-        IO.puts("#{place}: opened, verified: #{verified}, links: #{Enum.join(links.(socket), " ")}")
+
+        IO.puts(
+          "#{place}: opened, verified: #{verified}, links: #{Enum.join(links.(socket), " ")}"
+        )
 
       {:error, error} ->
         IO.puts("#{place}: #{error.stage} #{error.reason}: #{Exception.message(error)}")

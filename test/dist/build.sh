@@ -1,6 +1,7 @@
 #!/bin/sh
-# build.sh ARCH...: for each machine (x86_64 aarch64 armhf riscv64) one static executable, dist/netlink_port-VERSION-ARCH-linux,
-# with its checksum and an SBOM; it is started once, by qemu-user where it is another machine's. `make dist` calls it.
+# build.sh [--executable] ARCH...: for each machine (x86_64 aarch64 armhf riscv64) one static executable, dist/netlink_port-VERSION-ARCH-linux,
+# with its checksum and an SBOM; it is started once, by qemu-user where it is another machine's. With --executable there is
+neither SBOM nor start. `make dist` calls it.
 #
 # The same bytes from any folder, by the same Rust and C library; the target directory is its own, so that the ordinary
 # build stays as it is. The SBOM names what it is made of, without time, serial number and folder.
@@ -12,7 +13,9 @@ cyclonedx=0.5.9
 cd "$top"
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 mkdir -p dist
-target/tools/bin/cargo-cyclonedx cyclonedx --version 2>/dev/null | grep -q " $cyclonedx\$" ||
+only=
+if [ "$1" = --executable ]; then only=yes; shift; fi
+[ -n "$only" ] || target/tools/bin/cargo-cyclonedx cyclonedx --version 2>/dev/null | grep -q " $cyclonedx\$" ||
   cargo install --locked --force --quiet --root target/tools cargo-cyclonedx --version "$cyclonedx"
 
 for arch; do
@@ -31,12 +34,13 @@ for arch; do
     cargo build --release --locked --quiet --bin netlink_port --target "$triple" --target-dir target/dist
   install -m 0755 "target/dist/$triple/release/netlink_port" "dist/$name"
   (cd dist && sha256sum "$name" >"$name.sha256")
+  if readelf --program-headers "dist/$name" | grep -q INTERP; then echo "dist/$name is not static" >&2; exit 1; fi
+  [ -z "$only" ] || continue
   SOURCE_DATE_EPOCH=0 target/tools/bin/cargo-cyclonedx cyclonedx --quiet --describe binaries --format json \
     --spec-version 1.5 --target "$triple" --no-build-deps
   sed -e 's|path+file://[^#"]*#|path+file:///netlink_port#|' -e 's|?download_url=file:[^"]*||' netlink_port_bin.cdx.json \
     >"dist/$name.cdx.json"
   rm netlink_port_bin.cdx.json
-  if readelf --program-headers "dist/$name" | grep -q INTERP; then echo "dist/$name is not static" >&2; exit 1; fi
   says=$($emulator "dist/$name" --version)
   [ "$says" = "netlink_port $version" ] || { echo "dist/$name says: $says" >&2; exit 1; }
   echo "dist/$name: $says${emulator:+ (by $emulator)}"
