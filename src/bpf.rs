@@ -24,6 +24,19 @@ compile_error!(
      takes its number in src/bpf.rs, and in src/calls.rs the calls that its C library makes"
 );
 
+#[cfg(all(
+    target_env = "musl",
+    not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64"
+    ))
+))]
+compile_error!(
+    "what musl calls on this machine has not been tried with the system call filter; take the static \
+     executable that `make dist` makes, which needs no C library, by NETLINK_PORT_EXECUTABLE"
+);
+
 /// `EM_*` of include/uapi/linux/elf-em.h.
 const MACHINE: u32 = if cfg!(target_arch = "x86_64") {
     62

@@ -1,11 +1,12 @@
 # machine.sh: what is known of each machine, by the name that make dist has for it: for scripts, with $arch or their first
 # argument (dash gives what it sources none of its own).
 arch=${arch:-${1:?ARCH is missing: aarch64, armhf, riscv64, s390x}}
-suite=trixie
+suite=trixie musl=
 case $arch in
   aarch64)
     debian=arm64 kernel=linux-image-arm64 triple=aarch64-unknown-linux-gnu gcc=aarch64-linux-gnu
     qemu='qemu-system-aarch64 -M virt -cpu cortex-a57' blk=virtio-blk-pci console=ttyAMA0 package=qemu-system-arm user=aarch64
+    musl=aarch64-unknown-linux-musl
     ;;
   armhf)
     debian=armhf kernel=linux-image-armmp-lpae triple=armv7-unknown-linux-gnueabihf gcc=arm-linux-gnueabihf

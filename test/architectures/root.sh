@@ -15,7 +15,7 @@ if [ ! -e "$dir/ready" ]; then
   mkdir -p "$dir/initrd"
   root=$dir/root
   echo "root.sh: making a Debian $suite for $arch, once; the log is $dir/log" >&2
-  nice -n 19 mmdebstrap --mode=root --variant=extract --architectures="$debian" --components=main \
+  nice -n 19 mmdebstrap --mode=root --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr --variant=extract --architectures="$debian" --components=main \
     --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Check-Valid-Until "false"' \
     --include="base-files base-passwd bash coreutils dash debianutils diffutils findutils grep gzip hostname libc-bin
       login mawk mount passwd sed tar util-linux elixir erlang-nox erlang-proper erlang-eunit iproute2 libcap2-bin

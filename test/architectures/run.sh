@@ -3,8 +3,8 @@
 # under Debian's kernel of that machine, in qemu-system without hardware virtualisation. `make architectures` calls it.
 # Root only.
 #
-# In each: the static executable says its version, the Rust tests, and the files of the ExUnit suite below, with the
-# helper's filter on. What has passed is not run again while nothing has changed: an interrupted run goes on. All that is
+# In each: the static executable of make dist says its version, then the Rust tests (against musl, too, where rustup has
+# that), and the files of the ExUnit suite below with that executable, its filter on. What has passed is not run again while nothing has changed: an interrupted run goes on. All that is
 # kept is in $ARCHITECTURES_DIR (.architectures): ARCH.log is the machine's console.
 set -eu
 
@@ -23,6 +23,11 @@ LIMIT=${LIMIT:-3600}
 # What is tested: all files, but for documents.
 tree() { git -C "$top" ls-files -co --exclude-standard -- Cargo.toml Cargo.lock build.exs mix.exs src elixir test |
   (cd "$top" && xargs -d '\n' sha256sum 2>/dev/null) | sha256sum | cut -c1-16; }
+
+steps() { # of the machine whose machine.sh was read
+  echo "version rust ${musl:+musl}"
+  for file in $FILES; do echo "${file}_test.exs"; done
+}
 
 # The modules, by the Elixir and OTP of that Debian. They are the same for all machines.
 modules() { # SUITE
@@ -57,10 +62,7 @@ place() { # ARCH
 
   work=$dir/$arch.work
   rm -rf "$work" && mkdir -p "$work/bin"
-  for step in version rust $FILES; do
-    case $step in version | rust) ;; *) step=${step}_test.exs ;; esac
-    grep -q "^$step " "$state" || echo "$step"
-  done >"$work/steps"
+  for step in $(steps); do grep -q "^$step " "$state" || echo "$step"; done >"$work/steps"
   steps=$(wc -l <"$work/steps")
   [ "$steps" != 0 ] || { say "all passed before, and nothing has changed since"; return 0; }
   say "$steps steps to do; the last whole run took: $last"
@@ -128,8 +130,7 @@ for place in "$@"; do
       "$state.bad" "$state.new" 2>/dev/null >>"$state" || awk '{ s[$1] += $2 } END { for (f in s) print f, s[f] }' "$state.new" >>"$state"
   fi
   missing=
-  for step in version rust $FILES; do
-    case $step in version | rust) ;; *) step=${step}_test.exs ;; esac
+  for step in $(arch=$place; . "$here/machine.sh"; steps); do
     grep -q "^$step " "$state" || missing="$missing $step"
   done
   if [ -z "$missing" ] && [ "$ok" = yes ]; then

@@ -14,7 +14,8 @@ end
 
 # RTM_GETLINK of all; behind the header of 16 bytes IFLA_IFNAME is attribute 3.
 links = fn socket ->
-  {:ok, messages} = NetlinkPort.dump(socket, 18, <<0::128>>)
+  # A busy machine may take its time.
+  {:ok, messages} = NetlinkPort.dump(socket, 18, <<0::128>>, timeout: 60_000)
 
   for %{payload: <<_header::binary-16, attributes::binary>>} <- messages do
     {:ok, attributes} = NetlinkPort.Attr.decode(attributes)

@@ -5,21 +5,30 @@
 #
 # Limits stay as they are: setting them takes CAP_SYS_RESOURCE, which not every machine's root has.
 set -eu
-bundle=
+bundle=.
 previous=
 command=
 for argument in "$@"; do
-  case $previous in --bundle | -b) bundle=$argument ;; esac
-  case $argument in create | run) command=$argument ;; esac
+  case $previous in
+    --bundle | -b) bundle=$argument ;;
+    --process) process=$argument ;;
+  esac
+  case $argument in create | run | exec) command=$argument ;; esac
   previous=$argument
 done
-if [ -n "$command" ]; then
-  filter='del(.process.rlimits)'
-  case $0 in
-    *docker-like*) filter="$filter | if .process.user.uid == 0 then del(.process.capabilities.ambient) else
-      .process.capabilities |= {bounding} end" ;;
-  esac
-  jq "$filter" "${bundle:-.}/config.json" >"${bundle:-.}/config.json.new"
-  mv "${bundle:-.}/config.json.new" "${bundle:-.}/config.json"
+
+edit() { # FILE FILTER
+  jq "$2" "$1" >"$1.new"
+  mv "$1.new" "$1"
+}
+user='if .user.uid == 0 then del(.capabilities.ambient) else .capabilities |= {bounding} end'
+case $command in
+  create | run) file=$bundle/config.json in=.process ;;
+  exec) file=${process:-} in=. ;;
+  *) file= ;;
+esac
+if [ -n "$file" ]; then
+  edit "$file" "$in |= del(.rlimits)"
+  case $0 in *docker-like*) edit "$file" "$in |= ($user)" ;; esac
 fi
 exec runc "$@"
