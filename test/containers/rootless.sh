@@ -26,5 +26,8 @@ set -- setpriv --reuid "$user" --regid "$user" --init-groups --reset-env env HOM
   podman() { command podman --runtime /mnt/runtime.sh --cgroup-manager cgroupfs "$@"; }
   podman image exists localhost/netlink_port/sample || podman load --quiet --input /mnt/run/sample.tar >/dev/null
   podman run --rm --network none "$@" localhost/netlink_port/sample \
-    /app/bin/sample eval '"'"'Code.eval_file("/app/look.exs")'"'"'' rootless "$@"
+    /app/bin/sample eval '"'"'Code.eval_file("/app/look.exs")'"'"' && status=0 || status=$?
+  # What keeps the namespaces of an ordinary user for the next call would keep the mounts of this one.
+  podman system migrate
+  exit "$status"'' rootless "$@"
 exec "$@"

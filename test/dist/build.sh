@@ -1,7 +1,7 @@
 #!/bin/sh
 # build.sh [--executable] ARCH...: for each machine (x86_64 aarch64 armhf riscv64) one static executable, dist/netlink_port-VERSION-ARCH-linux,
 # with its checksum and an SBOM; it is started once, by qemu-user where it is another machine's. With --executable there is
-neither SBOM nor start. `make dist` calls it.
+# neither SBOM nor start. `make dist` calls it.
 #
 # The same bytes from any folder, by the same Rust and C library; the target directory is its own, so that the ordinary
 # build stays as it is. The SBOM names what it is made of, without time, serial number and folder.
