@@ -29,5 +29,5 @@ set -- setpriv --reuid "$user" --regid "$user" --init-groups --reset-env env HOM
     /app/bin/sample eval '"'"'Code.eval_file("/app/look.exs")'"'"' && status=0 || status=$?
   # What keeps the namespaces of an ordinary user for the next call would keep the mounts of this one.
   podman system migrate
-  exit "$status"'' rootless "$@"
+  exit "$status"' rootless "$@"
 exec "$@"
