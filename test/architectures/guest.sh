@@ -20,6 +20,7 @@ step() { # NAME COMMAND...
 }
 
 step version sh -c '/work/bin/netlink_port --version | tee /dev/stderr | grep -q "^netlink_port [0-9]"'
+step converse /work/bin/converse.sh
 step rust /work/bin/rust_tests
 step musl /work/bin/musl_tests
 files=$(grep '\.exs$' /work/steps | sed 's|^|test/netlink_port/|')

@@ -1,7 +1,7 @@
 # machine.sh: what is known of each machine, by the name that make dist has for it: for scripts, with $arch or their first
 # argument (dash gives what it sources none of its own).
 arch=${arch:-${1:?ARCH is missing: aarch64, armhf, riscv64, s390x}}
-suite=trixie musl=
+suite=trixie musl= order=little
 case $arch in
   aarch64)
     debian=arm64 kernel=linux-image-arm64 triple=aarch64-unknown-linux-gnu gcc=aarch64-linux-gnu
@@ -20,7 +20,7 @@ case $arch in
     debian=s390x kernel=linux-image-s390x triple=s390x-unknown-linux-gnu gcc=s390x-linux-gnu
     qemu='qemu-system-s390x -M s390-ccw-virtio' blk=virtio-blk-ccw console=ttysclp0 package=qemu-system-misc user=s390x
     # The mirrors lack some of trixie's last packages for it.
-    suite=bookworm
+    suite=bookworm order=big
     ;;
   *) echo "no machine is named $arch: aarch64, armhf, riscv64, s390x" >&2; exit 64 ;;
 esac

@@ -25,7 +25,7 @@ tree() { git -C "$top" ls-files -co --exclude-standard -- Cargo.toml Cargo.lock 
   (cd "$top" && xargs -d '\n' sha256sum 2>/dev/null) | sha256sum | cut -c1-16; }
 
 steps() { # of the machine whose machine.sh was read
-  echo "version rust ${musl:+musl}"
+  echo "version converse rust ${musl:+musl}" | tr " " "\n" | grep .
   for file in $FILES; do echo "${file}_test.exs"; done
 }
 
@@ -86,6 +86,9 @@ place() { # ARCH
   chmod 755 "$work/bin/cargo"
   cp "$here/guest.sh" "$work/guest.sh"
   echo "$top" >"$work/top"
+  install -m 0755 "$here/converse.sh" "$work/bin/"
+  mkdir "$work/frames"
+  (cd "$top" && MIX_ENV=dev mix run test/architectures/frames.exs "$order" "$work/frames") >"$dir/$arch.frames.log" 2>&1
   disk=$dir/$arch.work.ext4
   rm -f "$disk" && mke2fs -q -t ext4 -L work -d "$work" "$disk" 600M
 
