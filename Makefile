@@ -4,13 +4,17 @@
 # make check   formatting, lints, warnings as errors, Dialyzer
 # make soak    random operations, storms and kills for SOAK_SECONDS (300; root)
 # make bench   what the way through the helper costs beside OTP's own socket (root)
-# make dist    one static executable with checksum and SBOM, shown to run in an empty root and on Debian's releases
+# make dist    static executables for MACHINES with checksum and SBOM; this machine's is shown to run in an empty root and
+#              on Debian's releases
+# make architectures  namespaces, delivery and protocol on ARCHITECTURES, in emulated machines (root)
+# make containers  the sample's release under podman and runc (root)
+# make musl    the suite with a helper that is built against musl, the C library of Alpine (root)
 # make matrix  the whole suite on Debian bookworm, trixie and sid: SUITES (root)
 # make kernels the doctor, the suites and a soak on Debian's kernels under emulation: KERNELS (root)
 # make docs    the documentation, into doc/ (root)
 # make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
 # make recording  docs/demo.svg, the demo as it runs (root, npx)
-# make clean   what was built, but for the chroots of matrix
+# make clean   what was built, but for roots and images
 #
 # Each installs what it lacks from Debian's packages first.
 
@@ -21,7 +25,7 @@ PACKAGES := elixir git erlang-nox erlang-dev erlang-dialyzer erlang-proper iprou
 # What the tests compare with. Those tests say so where one is missing, and the rest go on.
 COUNTERPARTS := nftables conntrack iputils-ping tshark
 
-.PHONY: demo test test-unprivileged check matrix kernels docs soak bench dist fuzz recording dialyzer setup counterparts clean
+.PHONY: demo test test-unprivileged check matrix kernels architectures containers musl docs soak bench dist fuzz recording dialyzer setup counterparts clean
 
 demo: setup
 	@mix compile
@@ -90,31 +94,39 @@ bench: setup
 	@mix compile
 	@nice -n -20 mix run bench/bench.exs
 
-# The same bytes from any folder, by the same Rust and C library; the target directory is its own, so that the
-# ordinary build stays as it is. The SBOM names what it is made of, without time, serial number and folder.
+# Of other machines than this one the static C library and the emulator that starts them are Debian's.
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
-TRIPLE = x86_64-unknown-linux-gnu
-DIST = netlink_port-$(VERSION)-x86_64-linux
-CYCLONEDX = 0.5.9
+MACHINES ?= x86_64 aarch64 armhf riscv64
 
-# Separated by a byte that no folder has in its name; Cargo takes these and looks at no RUSTFLAGS.
-STATIC = $$(printf '%s\037' -Ctarget-feature=+crt-static \
-  "--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo"; printf '%s' "--remap-path-prefix=$(CURDIR)=/netlink_port")
-
+dist: PACKAGES += binutils qemu-user-static $(foreach machine,$(MACHINES),$(CROSS_$(machine)))
 dist: setup
-	@mkdir -p dist
-	CARGO_ENCODED_RUSTFLAGS="$(STATIC)" cargo build --release --locked --quiet --bin netlink_port --target $(TRIPLE) --target-dir target/dist
-	install -m 0755 target/dist/$(TRIPLE)/release/netlink_port dist/$(DIST)
-	cd dist && sha256sum $(DIST) >$(DIST).sha256
-	@target/tools/bin/cargo-cyclonedx cyclonedx --version 2>/dev/null | grep -q ' $(CYCLONEDX)$$' || \
-	  cargo install --locked --force --quiet --root target/tools cargo-cyclonedx --version $(CYCLONEDX)
-	SOURCE_DATE_EPOCH=0 target/tools/bin/cargo-cyclonedx cyclonedx --quiet --describe binaries --format json \
-	  --spec-version 1.5 --target $(TRIPLE) --no-build-deps
-	@sed -e 's|path+file://[^#"]*#|path+file:///netlink_port#|' -e 's|?download_url=file:[^"]*||' netlink_port_bin.cdx.json >dist/$(DIST).cdx.json && rm netlink_port_bin.cdx.json
+	@test/dist/build.sh $(MACHINES)
 	@if [ "$$(id -u)" = 0 ]; then \
 	  roots=$$(for suite in bookworm trixie sid; do test/matrix/chroot.sh $$suite || exit 1; done) && \
-	  mix compile && test/dist/check.sh dist/$(DIST) $$roots; \
+	  mix compile && test/dist/check.sh dist/netlink_port-$(VERSION)-x86_64-linux $$roots; \
 	else echo "not root: not shown to run in other roots" >&2; fi
+
+CROSS_aarch64 = gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+CROSS_armhf = gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
+CROSS_riscv64 = gcc-riscv64-linux-gnu libc6-dev-riscv64-cross
+CROSS_s390x = gcc-s390x-linux-gnu libc6-dev-s390x-cross
+
+# Roots, kernels and what has passed are kept in ARCHITECTURES_DIR (.architectures).
+ARCHITECTURES ?= aarch64 riscv64 armhf s390x
+
+architectures: PACKAGES += mmdebstrap debian-archive-keyring qemu-system-arm qemu-system-misc e2fsprogs cpio kmod xz-utils \
+  $(foreach machine,$(ARCHITECTURES),$(CROSS_$(machine)))
+architectures: setup
+	@test/architectures/run.sh $(ARCHITECTURES)
+
+# The image is kept in CONTAINERS_DIR (.containers).
+containers: PACKAGES += podman runc conmon jq mmdebstrap debian-archive-keyring uidmap slirp4netns fuse-overlayfs
+containers: setup
+	@test/containers/run.sh
+
+# MUSL_TESTS are files of the suite; all of them by default.
+musl: setup
+	@test/musl/run.sh $(MUSL_TESTS)
 
 # The PLT of OTP, Elixir and Mix is built once and kept, by version.
 ELIXIR_EBIN = $(shell elixir -e 'IO.puts(:code.lib_dir(:elixir))')/ebin

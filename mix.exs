@@ -14,6 +14,7 @@ defmodule NetlinkPort.MixProject do
       prune_code_paths: Mix.env() != :test,
       test_ignore_filters: [
         &String.starts_with?(&1, [
+          "test/architectures/",
           "test/dist/",
           "test/kernels/",
           "test/matrix/",

@@ -2,6 +2,8 @@
 //! namespaces and forwards their datagrams. It speaks `<packet,4>` External Term Format on
 //! standard input and output; docs/protocol.md is the specification.
 
+mod bpf;
+mod calls;
 #[cfg(test)]
 mod checks;
 mod child;

@@ -50,10 +50,12 @@ impl Identity {
 }
 
 impl From<FileStat> for Identity {
+    // Inode numbers have 32 bits on some machines.
+    #[allow(clippy::useless_conversion)]
     fn from(stat: FileStat) -> Self {
         Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
+            device: u64::from(stat.st_dev),
+            inode: u64::from(stat.st_ino),
         }
     }
 }

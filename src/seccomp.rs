@@ -4,14 +4,13 @@
 //! The filter sees numbers and not what pointers point to: neither paths nor socket addresses. What
 //! can be said about the arguments that are numbers is said.
 
+use crate::bpf::{Rules, Test};
+use crate::calls;
 use crate::error::Fatal;
-use crate::sys::{NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
+use crate::sys::{self, NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
 use crate::watch;
+use libc::c_long;
 use nix::errno::Errno;
-use seccompiler::SeccompCmpOp::{self, Eq, MaskedEq};
-use seccompiler::{apply_filter, BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen};
-use seccompiler::{SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
-use std::collections::BTreeMap;
 
 /// What this run of the program may need beyond the loop.
 #[derive(Debug, Clone, Copy)]
@@ -22,94 +21,60 @@ pub struct Needs {
     pub user_namespaces: bool,
 }
 
-#[cfg(not(any(
-    target_arch = "x86_64",
-    target_arch = "aarch64",
-    target_arch = "riscv64"
-)))]
-compile_error!("the system call filter is written for x86_64, aarch64 and riscv64");
-
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
 /// Installs the filter. There is no way to take it off again. `outer` is the mode of one from outside.
 pub fn install(needs: Needs, outer: u8) -> Result<(), Fatal> {
-    let program = program(needs).map_err(|_| Fatal::at_start("the seccomp filter is malformed"))?;
-    apply_filter(&program).map_err(|error| refused(&error, outer))
+    let mut program = rules(needs).assemble();
+    sys::install_filter(&mut program).map_err(|errno| refused(errno, outer))
 }
 
 /// An errno that the kernel does not give here is another filter's, or an emulator's.
-fn refused(error: &seccompiler::Error, outer: u8) -> Fatal {
-    use seccompiler::Error::{Prctl, Seccomp};
-    let errno = match error {
-        Prctl(error) | Seccomp(error) => error.raw_os_error().map(Errno::from_raw),
-        _ => None,
-    };
+fn refused(errno: Errno, outer: u8) -> Fatal {
     let doing = match (errno, outer) {
-        (Some(Errno::ENOMEM), _) => "seccomp(2)",
+        (Errno::ENOMEM, _) => "seccomp(2)",
         (_, 1..) => {
             "seccomp(2) was refused: the seccomp profile of the container, or SystemCallFilter= of the \
              systemd unit, has to allow it"
         }
-        (Some(Errno::EINVAL | Errno::ENOSYS), _) => {
+        (Errno::EINVAL | Errno::ENOSYS, _) => {
             "seccomp(2) was refused: the kernel needs CONFIG_SECCOMP_FILTER, and an emulator of another \
              machine (qemu-user) has no seccomp(2)"
         }
         _ => "seccomp(2) was refused",
     };
     Fatal {
-        source: errno,
+        source: Some(errno),
         ..Fatal::at_start(doing)
     }
 }
 
-fn program(needs: Needs) -> Result<BpfProgram, BackendError> {
-    let mut rules = Rules::new();
+fn rules(needs: Needs) -> Rules {
+    let mut rules = Rules::default();
     for call in plain() {
-        // Without conditions it is allowed whatever its arguments are.
-        rules.insert(call, Vec::new());
+        rules.allow(call);
     }
-    for (call, argument, operator, value) in conditional() {
-        allow(&mut rules, call, argument, operator, value)?;
+    for (call, argument, test) in conditional() {
+        rules.allow_if(call, argument, test);
     }
     if needs.capset {
-        rules.insert(libc::SYS_capget, Vec::new());
-        rules.insert(libc::SYS_capset, Vec::new());
+        rules.allow(libc::SYS_capget);
+        rules.allow(libc::SYS_capset);
     }
     if needs.user_namespaces {
-        for call in [
-            libc::SYS_wait4,
-            libc::SYS_sendmsg,
-            libc::SYS_set_robust_list,
-            // fork(3) of newer glibcs blocks signals meanwhile (seen: 2.43).
-            libc::SYS_rt_sigprocmask,
-        ] {
-            rules.insert(call, Vec::new());
+        for call in [libc::SYS_wait4, libc::SYS_sendmsg] {
+            rules.allow(call);
         }
-        for (call, argument, operator, value) in child() {
-            allow(&mut rules, call, argument, operator, value)?;
+        for call in calls::FORK {
+            rules.allow(*call);
+        }
+        for (call, argument, test) in child() {
+            rules.allow_if(call, argument, test);
         }
     }
-    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    let (otherwise, listed) = (SeccompAction::KillProcess, SeccompAction::Allow);
-    SeccompFilter::new(rules, otherwise, listed, arch)?.try_into()
-}
-
-fn allow(
-    rules: &mut Rules,
-    call: i64,
-    argument: u8,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<(), BackendError> {
-    let length = SeccompCmpArgLen::Dword;
-    let condition = SeccompCondition::new(argument, length, operator, value)?;
-    let rule = SeccompRule::new(vec![condition])?;
-    rules.entry(call).or_default().push(rule);
-    Ok(())
+    rules
 }
 
 /// Calls that are allowed whatever their arguments are.
-fn plain() -> Vec<i64> {
+fn plain() -> Vec<c_long> {
     let mut calls = vec![
         // The wire.
         libc::SYS_read,
@@ -130,9 +95,6 @@ fn plain() -> Vec<i64> {
         libc::SYS_recvmsg,
         // Namespace files, and /proc/self/fd, which is counted.
         libc::SYS_close,
-        libc::SYS_fstat,
-        libc::SYS_newfstatat,
-        libc::SYS_fstatfs,
         libc::SYS_getdents64,
         libc::SYS_pidfd_open,
         libc::SYS_getpid,
@@ -148,48 +110,52 @@ fn plain() -> Vec<i64> {
         // The end.
         libc::SYS_exit_group,
     ];
-    calls.extend(OLDER);
+    calls.extend(calls::OWN);
+    if !calls::MMAP_IS_SEEN {
+        calls.push(calls::MMAP);
+    }
     calls
 }
 
-/// Calls that the older of the architectures alone has, beside their successors.
-#[cfg(target_arch = "x86_64")]
-const OLDER: [i64; 1] = [libc::SYS_epoll_wait];
-#[cfg(not(target_arch = "x86_64"))]
-const OLDER: [i64; 0] = [];
-
-type Condition = (i64, u8, SeccompCmpOp, u64);
+type Condition = (c_long, u8, Test);
 
 /// Calls with an argument that must be this.
-fn conditional() -> [Condition; 10] {
-    // No bit of these means to write, or to make a file.
-    let open_flags =
-        libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_NOFOLLOW;
-    [
-        (libc::SYS_socket, 0, Eq, libc::AF_NETLINK as u64),
+fn conditional() -> Vec<Condition> {
+    let mut conditions = vec![
+        (libc::SYS_socket, 0, Test::Equal(libc::AF_NETLINK as u32)),
         // Away from small numbers, and pins to numbers that only go up.
-        (libc::SYS_fcntl, 1, Eq, libc::F_DUPFD_CLOEXEC as u64),
-        (libc::SYS_setns, 1, Eq, libc::CLONE_NEWNET as u64),
-        (libc::SYS_ioctl, 1, Eq, SIOCGSKNS),
-        (libc::SYS_ioctl, 1, Eq, NS_GET_NSTYPE),
+        (calls::FCNTL, 1, Test::Equal(libc::F_DUPFD_CLOEXEC as u32)),
+        (libc::SYS_setns, 1, Test::Equal(libc::CLONE_NEWNET as u32)),
+        (libc::SYS_ioctl, 1, Test::Equal(SIOCGSKNS as u32)),
+        (libc::SYS_ioctl, 1, Test::Equal(NS_GET_NSTYPE as u32)),
         // Whose user namespace refuses, for the error; and whose a child has to join.
-        (libc::SYS_ioctl, 1, Eq, NS_GET_USERNS),
-        (libc::SYS_openat, 2, none_but(open_flags), 0),
+        (libc::SYS_ioctl, 1, Test::Equal(NS_GET_USERNS as u32)),
         (
             libc::SYS_inotify_init1,
             0,
-            Eq,
-            watch::INSTANCE.bits() as u64,
+            Test::Equal(watch::INSTANCE.bits() as u32),
         ),
         (
             libc::SYS_inotify_add_watch,
             2,
-            Eq,
-            watch::FOLDER.bits().into(),
+            Test::Equal(watch::FOLDER.bits()),
         ),
-        // PROT_EXEC would be code from outside.
-        (libc::SYS_mmap, 2, MaskedEq(libc::PROT_EXEC as u64), 0),
-    ]
+    ];
+    // No bit of these means to write, or to make a file. O_LARGEFILE is of the C library.
+    let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
+    let open_flags = none_but(open_flags | libc::O_NOFOLLOW | libc::O_LARGEFILE);
+    let opening = calls::OPEN.iter();
+    conditions.extend(opening.map(|(call, argument)| (*call, *argument, open_flags)));
+    // PROT_EXEC would be code from outside.
+    let data = Test::NoneOf(libc::PROT_EXEC as u32);
+    if calls::MMAP_IS_SEEN {
+        conditions.push((calls::MMAP, 2, data));
+    }
+    conditions.extend(calls::MPROTECT.map(|call| (call, 2, data)));
+    if calls::OPEN_SETS_CLOEXEC {
+        conditions.push((calls::FCNTL, 1, Test::Equal(libc::F_SETFD as u32)));
+    }
+    conditions
 }
 
 /// What the child that enters another user namespace takes: fork(2), and its way to hand the socket
@@ -197,23 +163,25 @@ fn conditional() -> [Condition; 10] {
 fn child() -> [Condition; 4] {
     let fork_flags = libc::CLONE_CHILD_CLEARTID | libc::CLONE_CHILD_SETTID | 0xff;
     [
-        (libc::SYS_clone, 0, none_but(fork_flags), 0),
-        (libc::SYS_prctl, 0, Eq, libc::PR_SET_PDEATHSIG as u64),
-        (libc::SYS_socketpair, 0, Eq, libc::AF_UNIX as u64),
-        (libc::SYS_setns, 1, Eq, libc::CLONE_NEWUSER as u64),
+        (libc::SYS_clone, calls::CLONE_FLAGS, none_but(fork_flags)),
+        (
+            libc::SYS_prctl,
+            0,
+            Test::Equal(libc::PR_SET_PDEATHSIG as u32),
+        ),
+        (libc::SYS_socketpair, 0, Test::Equal(libc::AF_UNIX as u32)),
+        (libc::SYS_setns, 1, Test::Equal(libc::CLONE_NEWUSER as u32)),
     ]
 }
 
-/// No bit but these is set, in 32 bits.
-fn none_but(bits: i32) -> SeccompCmpOp {
-    MaskedEq(u64::from(!(bits as u32)))
+/// No bit but these is set.
+fn none_but(bits: i32) -> Test {
+    Test::NoneOf(!(bits as u32))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys;
-    use libc::c_long;
     use nix::sys::signal::Signal;
     use nix::sys::wait::{waitpid, WaitStatus};
     use nix::unistd::ForkResult;
@@ -250,14 +218,14 @@ mod tests {
     #[test]
     fn what_the_loop_does_is_let_through() {
         let instance = [watch::INSTANCE.bits().into(), 0, 0, 0, 0];
-        let folder = [-1, 0, watch::FOLDER.bits().into(), 0, 0];
+        let folder = [-1, 0, watch::FOLDER.bits() as c_long, 0, 0];
         let netlink = [libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), 0, 0, 0];
         for (number, arguments) in [
             (libc::SYS_socket, netlink),
             (libc::SYS_setns, [-1, libc::CLONE_NEWNET.into(), 0, 0, 0]),
             (libc::SYS_ioctl, [-1, SIOCGSKNS as c_long, 0, 0, 0]),
             (libc::SYS_ioctl, [-1, NS_GET_USERNS as c_long, 0, 0, 0]),
-            (libc::SYS_fcntl, [-1, libc::F_DUPFD_CLOEXEC.into(), 0, 0, 0]),
+            (calls::FCNTL, [-1, libc::F_DUPFD_CLOEXEC.into(), 0, 0, 0]),
             (libc::SYS_openat, opening(libc::O_PATH | libc::O_CLOEXEC)),
             (libc::SYS_openat, opening(libc::O_PATH | libc::O_NOFOLLOW)),
             (libc::SYS_openat, opening(libc::O_RDONLY | libc::O_NONBLOCK)),
@@ -287,10 +255,6 @@ mod tests {
             (libc::SYS_openat, opening(libc::O_TRUNC)),
             (libc::SYS_openat, opening(libc::O_TMPFILE)),
             (libc::SYS_openat2, [0; 5]),
-            // Whoever would be told of signals, or of locks, is none of its business.
-            (libc::SYS_fcntl, flag(libc::F_SETOWN)),
-            (libc::SYS_fcntl, flag(libc::F_DUPFD)),
-            (libc::SYS_fcntl, flag(libc::F_SETFL)),
             (libc::SYS_execve, [0; 5]),
             (libc::SYS_execveat, [0; 5]),
             (libc::SYS_clone3, [0; 5]),
@@ -308,15 +272,19 @@ mod tests {
             // What others read and write is none of its business.
             (
                 libc::SYS_inotify_add_watch,
-                [-1, 0, libc::IN_ALL_EVENTS.into(), 0, 0],
+                [-1, 0, libc::IN_ALL_EVENTS as c_long, 0, 0],
             ),
             (libc::SYS_fanotify_init, [0; 5]),
             (libc::SYS_io_uring_setup, [0; 5]),
             (libc::SYS_ioctl, [-1, libc::TIOCSTI as c_long, 0, 0, 0]),
-            (libc::SYS_fcntl, flag(libc::F_SETFL)),
-            (libc::SYS_fcntl, flag(libc::F_SETOWN)),
-            (libc::SYS_mmap, [0, 4096, libc::PROT_EXEC.into(), 0, 0]),
-            (libc::SYS_mprotect, [0; 5]),
+            // Whoever would be told of signals, or of locks, is none of its business.
+            (calls::FCNTL, flag(libc::F_SETOWN)),
+            (calls::FCNTL, flag(libc::F_DUPFD)),
+            (calls::FCNTL, flag(libc::F_SETFL)),
+            (
+                libc::SYS_mprotect,
+                [0, 0, (libc::PROT_READ | libc::PROT_EXEC).into(), 0, 0],
+            ),
             (libc::SYS_kill, [0; 5]),
             (libc::SYS_prctl, [0; 5]),
             (libc::SYS_setuid, [0; 5]),
@@ -332,10 +300,51 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_for_data() {
+        let mapping = |protection: i32| [0, 4096, protection.into(), 0, 0];
+        for needs in [LOOP, EVERYTHING] {
+            assert!(may(needs, calls::MMAP, mapping(libc::PROT_READ)));
+            let code = mapping(libc::PROT_READ | libc::PROT_EXEC);
+            assert_eq!(may(needs, calls::MMAP, code), !calls::MMAP_IS_SEEN);
+            let data = mapping(libc::PROT_READ);
+            assert_eq!(
+                may(needs, libc::SYS_mprotect, data),
+                calls::MPROTECT.is_some()
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_c_library_adds_is_let_through() {
+        for (call, flags_at) in calls::OPEN {
+            for (flags, expected) in [
+                (libc::O_RDONLY | libc::O_LARGEFILE, true),
+                (libc::O_RDWR | libc::O_LARGEFILE, false),
+                (libc::O_CREAT | libc::O_LARGEFILE, false),
+            ] {
+                let mut arguments = [0; 5];
+                arguments[usize::from(*flags_at)] = flags.into();
+                assert_eq!(
+                    may(EVERYTHING, *call, arguments),
+                    expected,
+                    "{call} {flags:#x}"
+                );
+            }
+        }
+        let set_fd = [-1, libc::F_SETFD.into(), 1, 0, 0];
+        assert_eq!(may(LOOP, calls::FCNTL, set_fd), calls::OPEN_SETS_CLOEXEC);
+    }
+
+    #[test]
     fn options_let_through_what_they_take_and_no_more() {
-        let fork = [libc::SIGCHLD.into(), 0, 0, 0, 0];
-        let thread = [(libc::CLONE_VM | libc::CLONE_THREAD).into(), 0, 0, 0, 0];
-        let namespace = [libc::CLONE_NEWUSER.into(), 0, 0, 0, 0];
+        let clone = |flags: i32| {
+            let mut arguments = [0; 5];
+            arguments[usize::from(calls::CLONE_FLAGS)] = flags.into();
+            arguments
+        };
+        let fork = clone(libc::SIGCHLD);
+        let thread = clone(libc::CLONE_VM | libc::CLONE_THREAD);
+        let namespace = clone(libc::CLONE_NEWUSER);
         for needs in [LOOP, EVERYTHING] {
             let user = [-1, libc::CLONE_NEWUSER.into(), 0, 0, 0];
             let unix = [libc::AF_UNIX.into(), libc::SOCK_SEQPACKET.into(), 0, 0, 0];

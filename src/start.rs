@@ -172,11 +172,14 @@ fn refuser(fatal: &Fatal) -> &'static str {
 /// A panic is a bug. It ends the program by a named exit code, after one line to standard error
 /// if that takes it without waiting.
 fn end_on_panic() {
-    use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+    use nix::poll::{ppoll, PollFd, PollFlags};
+    use nix::sys::time::TimeSpec;
     std::panic::set_hook(Box::new(|info| {
         let stderr = stderr();
         let mut writable = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        if poll(&mut writable, PollTimeout::ZERO) == Ok(1) {
+        // poll(2) is another call on some machines, and the filter may be on.
+        let at_once = Some(TimeSpec::new(0, 0));
+        if ppoll(&mut writable, at_once, None) == Ok(1) {
             let _ = writeln!(stderr.lock(), "netlink_port: bug: {info}");
         }
         sys::exit_now(Exit::Software as i32);
@@ -280,8 +283,37 @@ fn nothing() -> Result<OwnedFd, Errno> {
 }
 
 /// Raises the soft limit of descriptors to the hard one.
+// Limits have 32 bits on some machines.
+#[allow(clippy::useless_conversion)]
 fn raise_fd_limit() -> Result<u64, Errno> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok(hard)
+    Ok(u64::from(hard))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::wait::{waitpid, WaitStatus};
+    use nix::unistd::{dup2_stderr, ForkResult};
+
+    #[test]
+    fn a_panic_under_the_filter_ends_by_its_exit_code() {
+        match sys::fork().unwrap() {
+            ForkResult::Child => {
+                dup2_stderr(nothing().unwrap()).unwrap();
+                end_on_panic();
+                let needs = seccomp::Needs {
+                    capset: false,
+                    user_namespaces: false,
+                };
+                seccomp::install(needs, 0).unwrap();
+                panic!("a bug")
+            }
+            ForkResult::Parent { child } => {
+                let ended = WaitStatus::Exited(child, Exit::Software as i32);
+                assert_eq!(waitpid(child, None), Ok(ended));
+            }
+        }
+    }
 }

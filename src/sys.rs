@@ -153,6 +153,19 @@ pub fn getsockopt(
     Ok(length as usize)
 }
 
+/// `seccomp(SECCOMP_SET_MODE_FILTER, 0, …)` with a classic BPF program, seccomp(2).
+pub fn install_filter(program: &mut [libc::sock_filter]) -> Result<(), Errno> {
+    let prog = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?,
+        filter: program.as_mut_ptr(),
+    };
+    let (mode, pointer) = (libc::SECCOMP_SET_MODE_FILTER, ptr::from_ref(&prog));
+    // SAFETY: `prog` points to `prog.len` instructions of `program`, which outlives the call; the
+    // kernel copies them.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, pointer) };
+    Errno::result(done).map(drop)
+}
+
 /// `setsockopt(SOL_SOCKET, SO_ATTACH_FILTER)` with a classic BPF program, socket(7).
 pub fn attach_filter(socket: impl AsFd, program: &mut [libc::sock_filter]) -> Result<(), Errno> {
     let prog = libc::sock_fprog {

@@ -273,6 +273,7 @@ defmodule NetlinkPort.FaultsTest do
   end
 
   describe "a helper that was taken over" do
+    @tag :preload
     test "is ended by its first system call that is not of its work" do
       marker = tmp_path!("marker")
       preload = "LD_PRELOAD=#{fixture!("libtakeover.so")} TAKEOVER=#{marker}"
@@ -288,7 +289,7 @@ defmodule NetlinkPort.FaultsTest do
 
   describe "memory" do
     test "that the system refuses ends the helper and not the VM" do
-      script = script!("ulimit -v 20000; exec #{helper()} \"$@\" 2> /dev/null")
+      script = script!("ulimit -v 16000; exec #{helper()} \"$@\" 2> /dev/null")
       server = start_server!(executable: script)
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       large = :binary.copy(<<0>>, 16_000_000)
