@@ -15,7 +15,7 @@ grep -v '^#' ../docs/vectors.txt | while IFS=: read -r name hex; do
   hex=${hex# }
   file=seed-$(printf %s "$name" | tr ' ' -)
   bytes "$hex" | tee "corpus/term/$file" >"corpus/command/$file"
-  # One chunk of a script (src/checks.rs): how long it is but one, the header, the frame.
+  # One chunk of a script (src/testing/properties.rs): how long it is but one, the header, the frame.
   length=$((${#hex} / 2))
   bytes "$(printf '%02x%08x' $((length + 3)) $length)$hex" >"corpus/frame/$file"
 done

@@ -4,20 +4,16 @@
 
 mod bpf;
 mod calls;
-#[cfg(test)]
-mod checks;
-mod child;
+mod coalesce;
 mod error;
 mod etf;
 mod frame;
-mod gather;
 mod kill;
-#[cfg(test)]
-mod mirror;
 mod netlink;
 mod netns;
 mod options;
 mod pins;
+mod poller;
 mod privileges;
 mod process;
 mod protocol;
@@ -28,7 +24,9 @@ mod sockets;
 mod spin;
 mod start;
 mod sys;
-mod wake;
+#[cfg(test)]
+mod testing;
+mod userns;
 mod watch;
 
 use std::process::ExitCode;

@@ -3,12 +3,12 @@
 //! Invariant: outside [`Home::visit`] the one thread of this program is in its home namespace. A
 //! visit that cannot return ends the program, since every later socket would be in the wrong place.
 
-use crate::child;
 use crate::error::{At, Exit, Failure, Stage};
 use crate::privileges::Privileges;
 use crate::process::{self, Process};
 use crate::resolve;
 use crate::sys;
+use crate::userns;
 use nix::errno::Errno;
 use nix::fcntl::{self, OFlag};
 use nix::sched::{setns, CloneFlags};
@@ -179,7 +179,7 @@ impl Home {
             Owner::Own => (None, "own"),
         };
         if self.by_child {
-            let opened = child::open(file, owner.as_ref(), work);
+            let opened = userns::open(file, owner.as_ref(), work);
             return opened.map_err(|failure| match failure == refused {
                 true => failure.because(word),
                 false => failure,

@@ -560,7 +560,7 @@ impl Prefix {
 mod tests {
     use super::*;
     use crate::error::Stage;
-    use crate::mirror;
+    use crate::testing::commands;
     use nix::errno::Errno;
 
     /// The vectors of docs/vectors.txt: `name: hex`, one a line.
@@ -581,7 +581,7 @@ mod tests {
         assert_eq!(answer, (reference, Ok(expected.clone())), "{name}");
         // That one has a `true`, which is a 1 once it is read.
         if name != "open path" {
-            assert_eq!(mirror::encode(reference, &expected), frame, "{name}");
+            assert_eq!(commands::encode(reference, &expected), frame, "{name}");
         }
     }
 

@@ -11,10 +11,10 @@ use crate::frame::{Inbox, Outbox, MAX_FRAME};
 use crate::netlink::{self, Arrival, Socket, Spec};
 use crate::netns::{self, Home, Target};
 use crate::pins::Pins;
+use crate::poller::{pipes, Poller, Ready, Wire};
 use crate::protocol::{self, Command, Form, Handle, Prefix, Reference, SocketInfo};
 use crate::sockets::{Entry, Sockets, Window};
 use crate::sys;
-use crate::wake::{pipes, Ready, Wake, Wire};
 use crate::watch::Watches;
 use nix::errno::Errno;
 use std::time::Duration;
@@ -29,7 +29,7 @@ const TURN: usize = 64;
 #[derive(Debug)]
 pub struct Reactor {
     wire: Wire,
-    wake: Wake,
+    poller: Poller,
     inbox: Inbox,
     /// Whole frames wait in the inbox for room for their answers.
     stalled: bool,
@@ -62,12 +62,12 @@ impl Reactor {
         hello: &[u8],
     ) -> Result<Self, Fatal> {
         let watches = Watches::new()?;
-        let wake = Wake::new(&wire, &watches, spin)?;
+        let poller = Poller::new(&wire, &watches, spin)?;
         let mut outbox = Outbox::new(DATAGRAM);
         outbox.push(hello);
         Ok(Self {
             wire,
-            wake,
+            poller,
             inbox: Inbox::new(),
             stalled: false,
             state: State {
@@ -107,7 +107,7 @@ impl Reactor {
         if ready.input && !self.stalled {
             match self.inbox.fill(&self.wire.input) {
                 Ok(0) => return Err(Exit::Done),
-                Ok(_) => self.wake.commanded(),
+                Ok(_) => self.poller.commanded(),
                 Err(Errno::EAGAIN) => {}
                 Err(_) => return Err(Exit::System),
             }
@@ -121,7 +121,7 @@ impl Reactor {
             if !self.state.may_read() {
                 self.flush()?;
             }
-            self.state.pump(&self.wake, handle);
+            self.state.pump(&self.poller, handle);
         }
         self.state.spare = due;
         Ok(())
@@ -132,7 +132,7 @@ impl Reactor {
         self.stalled = true;
         while self.state.outbox.has_room_for_reply() && !self.state.stopping {
             match self.inbox.next() {
-                Ok(Some(frame)) => self.state.command(&self.wake, frame),
+                Ok(Some(frame)) => self.state.command(&self.poller, frame),
                 Ok(None) => {
                     self.stalled = false;
                     break;
@@ -157,7 +157,7 @@ impl Reactor {
             return Ok(Ready::default());
         }
         if self.state.may_read() {
-            self.wake
+            self.poller
                 .all(&self.wire, reading, writing, &mut self.state.due)
         } else {
             pipes(&self.wire, reading, writing, None)
@@ -173,14 +173,14 @@ impl State {
     }
 
     /// Carries out one frame.
-    fn command(&mut self, wake: &Wake, frame: &[u8]) {
+    fn command(&mut self, poller: &Poller, frame: &[u8]) {
         let (reference, outcome) = match protocol::parse(frame) {
             Ok((reference, Ok(command))) => {
                 let handle = match command {
                     Command::Send(handle, _) | Command::SendTo(handle, ..) => Some(handle),
                     _ => None,
                 };
-                let outcome = self.perform(wake, command);
+                let outcome = self.perform(poller, command);
                 // Nobody waits for the answer of this one: its failure is an event.
                 if let (Reference(0), Some(handle), Err(failure)) = (reference, handle, &outcome) {
                     self.outbox.push(&protocol::failed(handle, failure, 0));
@@ -198,7 +198,11 @@ impl State {
         }
     }
 
-    fn perform(&mut self, wake: &Wake, command: Command<'_>) -> Result<Option<etf::Term>, Failure> {
+    fn perform(
+        &mut self,
+        poller: &Poller,
+        command: Command<'_>,
+    ) -> Result<Option<etf::Term>, Failure> {
         match command {
             Command::Send(handle, datagram) => {
                 self.socket(handle)?.send(datagram, None)?;
@@ -211,7 +215,7 @@ impl State {
             Command::Grant(handle, bytes) => {
                 if let Some(entry) = self.sockets.get_mut(handle) {
                     entry.window.grant(bytes);
-                    wake.watch(handle, entry);
+                    poller.watch(handle, entry);
                     self.read_again(handle);
                 }
             }
@@ -222,7 +226,7 @@ impl State {
                     let privileges = self.home.privileges();
                     self.watches.begin(handle, &spec.target, privileges)?;
                 }
-                let opened = self.open(wake, handle, &spec, window);
+                let opened = self.open(poller, handle, &spec, window);
                 if opened.is_err() {
                     self.watches.end(handle);
                 }
@@ -255,7 +259,7 @@ impl State {
 
     fn open(
         &mut self,
-        wake: &Wake,
+        poller: &Poller,
         handle: Handle,
         spec: &Spec,
         window: u64,
@@ -271,7 +275,7 @@ impl State {
             leaving: false,
             due: false,
         };
-        wake.add(handle, &entry).at(Stage::Socket)?;
+        poller.add(handle, &entry).at(Stage::Socket)?;
         let place = entry.socket.place();
         self.watches.entered(handle, place.identity);
         let mut told = protocol::place(place);
@@ -344,7 +348,7 @@ impl State {
     }
 
     /// Reads one socket until it is drained, has had its turn, or may not be read any more.
-    fn pump(&mut self, wake: &Wake, handle: Handle) {
+    fn pump(&mut self, poller: &Poller, handle: Handle) {
         for _ in 0..TURN {
             if !self.may_read() {
                 break;
@@ -355,7 +359,7 @@ impl State {
             if !entry.window.is_open() {
                 return match entry.leaving {
                     true => self.close_gone(handle),
-                    false => wake.watch(handle, entry),
+                    false => poller.watch(handle, entry),
                 };
             }
             let form = match (entry.socket.metadata(), entry.asked) {
@@ -375,7 +379,7 @@ impl State {
                     let asked = std::mem::take(&mut entry.asked);
                     if asked && !entry.socket.in_doubt() && !entry.leaving {
                         entry.undrained = false;
-                        return wake.watch(handle, entry);
+                        return poller.watch(handle, entry);
                     }
                 }
                 Arrival::Foreign | Arrival::Overrun => {}

@@ -2,10 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use netlink_port_fuzz::{checks, frame, heap};
+use netlink_port_fuzz::testing::properties;
+use netlink_port_fuzz::{frame, heap};
 
 fuzz_target!(|script: &[u8]| {
     // The inbox, and the stream the check compares it with, in a growing vector.
-    let limit = frame::HEADER + checks::LONGEST + 2 * script.len() + 64;
-    heap::within(limit, || checks::frames(script));
+    let limit = frame::HEADER + properties::LONGEST + 2 * script.len() + 64;
+    heap::within(limit, || properties::frames(script));
 });

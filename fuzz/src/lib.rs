@@ -2,18 +2,12 @@
 
 pub mod heap;
 
-#[path = "../../src/checks.rs"]
-pub mod checks;
-#[path = "../../src/child.rs"]
-pub mod child;
 #[path = "../../src/error.rs"]
 pub mod error;
 #[path = "../../src/etf.rs"]
 pub mod etf;
 #[path = "../../src/frame.rs"]
 pub mod frame;
-#[path = "../../src/mirror.rs"]
-pub mod mirror;
 #[path = "../../src/netlink.rs"]
 pub mod netlink;
 #[path = "../../src/netns.rs"]
@@ -30,3 +24,7 @@ pub mod protocol;
 pub mod resolve;
 #[path = "../../src/sys.rs"]
 pub mod sys;
+#[path = "../../src/testing/mod.rs"]
+pub mod testing;
+#[path = "../../src/userns.rs"]
+pub mod userns;

@@ -4,8 +4,8 @@
 use crate::error::Stage;
 use crate::etf::{self, Malformed, Term, MAX_DEPTH, MAX_TERMS};
 use crate::frame::{Inbox, TooLong, HEADER, MAX_REPLY};
-use crate::mirror;
 use crate::protocol::{self, Command, Handle, Reference};
+use crate::testing::commands;
 use nix::fcntl::OFlag;
 use nix::unistd::{pipe2, write};
 
@@ -110,7 +110,7 @@ pub fn command(frame: &[u8]) {
             if let Command::Send(handle, datagram) = command {
                 assert_eq!(etf::decode(frame), Ok(send(reference, handle, datagram)));
             }
-            let again = mirror::encode(reference, &command);
+            let again = commands::encode(reference, &command);
             assert_eq!(
                 protocol::parse(&again),
                 Ok((reference, Ok(command.clone())))
@@ -270,7 +270,7 @@ mod tests {
     }
 
     fn assert_read_back(reference: Reference, command: Command<'_>) {
-        let frame = mirror::encode(reference, &command);
+        let frame = commands::encode(reference, &command);
         assert_eq!(protocol::parse(&frame), Ok((reference, Ok(command))));
     }
 
@@ -343,7 +343,7 @@ mod tests {
             changes in vec((any::<prop::sample::Index>(), tag_or_byte()), 1..5),
             cut in proptest::option::of(any::<prop::sample::Index>()),
         ) {
-            let mut frame = mirror::encode(reference, &original);
+            let mut frame = commands::encode(reference, &original);
             for (at, byte) in changes {
                 let at = at.index(frame.len());
                 frame[at] = byte;

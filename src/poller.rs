@@ -1,8 +1,8 @@
 //! What wakes the loop: one epoll over standard input, standard output and every socket, and how it
-//! waits, by looking ([`crate::spin`]), by letting events gather ([`crate::gather`]), and asleep.
+//! waits, by looking ([`crate::spin`]), by letting events gather ([`crate::coalesce`]), and asleep.
 
+use crate::coalesce::{Coalesce, PAUSE};
 use crate::error::Fatal;
-use crate::gather::{Gather, PAUSE};
 use crate::protocol::Handle;
 use crate::sockets::Entry;
 use crate::spin::Spin;
@@ -69,16 +69,16 @@ pub struct Ready {
 
 /// epoll, and what it is told to look for on the two pipes.
 #[derive(Debug)]
-pub struct Wake {
+pub struct Poller {
     epoll: Epoll,
     events: Vec<EpollEvent>,
     spin: Spin,
-    gather: Gather,
+    coalesce: Coalesce,
     reading: bool,
     writing: bool,
 }
 
-impl Wake {
+impl Poller {
     /// Looks for what the two pipes and `watches` bring; for commands again for up to `spin`.
     pub fn new(wire: &Wire, watches: impl AsFd, spin: Duration) -> Result<Self, Fatal> {
         let epoll =
@@ -99,7 +99,7 @@ impl Wake {
             epoll,
             events: vec![EpollEvent::empty(); EVENTS],
             spin: Spin::new(spin),
-            gather: Gather::default(),
+            coalesce: Coalesce::default(),
             reading: true,
             writing: false,
         })
@@ -139,7 +139,7 @@ impl Wake {
         if !due.is_empty() {
             return self.look(wire, reading, writing, due);
         }
-        if self.gather.is_on() {
+        if self.coalesce.is_on() {
             let ready = pipes(wire, reading, writing, Some(PAUSE))?;
             if ready.input || ready.hangup {
                 return Ok(ready);
@@ -148,7 +148,7 @@ impl Wake {
         let start = Instant::now();
         let ready = self.look(wire, reading, writing, due)?;
         let events = !due.is_empty() && !ready.input;
-        self.gather.waited(start.elapsed(), events);
+        self.coalesce.waited(start.elapsed(), events);
         Ok(ready)
     }
 

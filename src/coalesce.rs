@@ -13,11 +13,11 @@ const BEGIN: u32 = 8;
 
 /// Decides it for one loop.
 #[derive(Debug, Default)]
-pub struct Gather {
+pub struct Coalesce {
     short: u32,
 }
 
-impl Gather {
+impl Coalesce {
     /// A wait is over. `events` is whether it has brought datagrams, and nothing else.
     pub fn waited(&mut self, time: Duration, events: bool) {
         self.short = match events && time < PAUSE {
@@ -39,16 +39,16 @@ mod tests {
     #[test]
     fn short_waits_for_datagrams_begin_it_and_any_other_ends_it() {
         for (time, events) in [(PAUSE, true), (Duration::ZERO, false)] {
-            let mut gather = Gather::default();
+            let mut coalesce = Coalesce::default();
             for _ in 0..BEGIN {
-                assert!(!gather.is_on());
-                gather.waited(Duration::ZERO, true);
+                assert!(!coalesce.is_on());
+                coalesce.waited(Duration::ZERO, true);
             }
-            assert!(gather.is_on());
-            gather.waited(Duration::ZERO, true);
-            assert!(gather.is_on());
-            gather.waited(time, events);
-            assert!(!gather.is_on());
+            assert!(coalesce.is_on());
+            coalesce.waited(Duration::ZERO, true);
+            assert!(coalesce.is_on());
+            coalesce.waited(time, events);
+            assert!(!coalesce.is_on());
         }
     }
 }
