@@ -106,8 +106,11 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Message, Opening, Options, Payload, Pin}
-  alias NetlinkPort.{Request, Server, Socket, Stats, Telemetry}
+  alias NetlinkPort.{Error, ExtAck, Message, Options, Payload, Pin}
+  alias NetlinkPort.Request.Exchange
+  alias NetlinkPort.Server.{Client, Opening}
+  alias NetlinkPort.{Request, Server, Socket, Telemetry}
+  alias NetlinkPort.Server.Stats
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::

@@ -6,7 +6,7 @@ defmodule NetlinkPort.HostileFramesTest do
   import Bitwise, only: [<<<: 2]
   import NetlinkPort.Program
 
-  alias NetlinkPort.Protocol
+  alias NetlinkPort.Helper.Protocol
 
   @max_frame 16_777_280
   # The tags that a command may have, as docs/protocol.md lists them.

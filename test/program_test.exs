@@ -6,7 +6,7 @@ defmodule NetlinkPort.ProgramTest do
   import Bitwise, only: [<<<: 2, &&&: 2]
   import NetlinkPort.Program
 
-  alias NetlinkPort.Protocol
+  alias NetlinkPort.Helper.Protocol
 
   @max_frame 16_777_280
 

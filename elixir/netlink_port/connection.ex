@@ -60,9 +60,13 @@ defmodule NetlinkPort.Connection do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Error, Exchange, ExtAck, Link, Message, Opening, Options, Payload}
-  alias NetlinkPort.{Pin, Relay}
-  alias NetlinkPort.{Shown, Socket, Telemetry}
+  alias NetlinkPort.{Error, ExtAck, Message, Options, Payload}
+  alias NetlinkPort.Helper.Reference
+  alias NetlinkPort.Request.Exchange
+  alias NetlinkPort.Server.{Client, Opening}
+  alias NetlinkPort.Pin
+  alias NetlinkPort.Nodes.Relay
+  alias NetlinkPort.{Redaction, Socket, Telemetry}
   alias NetlinkPort.Connection.{Calls, Transmit}
 
   # How long to wait before the socket is opened again, in ms.
@@ -273,7 +277,7 @@ defmodule NetlinkPort.Connection do
 
   defp opened(state, {:ok, %Socket{link: link} = socket, known}) do
     # The word of the end of one elsewhere comes by way of its node.
-    monitor = if Link.local?(link), do: Process.monitor(link.server)
+    monitor = if Reference.local?(link), do: Process.monitor(link.server)
     Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
     state = %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
     %{state | known: known}
@@ -544,7 +548,7 @@ defmodule NetlinkPort.Connection do
   end
 
   @impl true
-  def terminate(_reason, _state), do: Shown.forget_mailbox()
+  def terminate(_reason, _state), do: Redaction.forget_mailbox()
 
   # What crash reports and :sys.get_status/1 show: no payloads, which may hold keys. A callback of
   # GenServer since Elixir 1.17.
@@ -552,7 +556,7 @@ defmodule NetlinkPort.Connection do
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
   def format_status(%{state: %__MODULE__{} = state} = status) do
-    Shown.status(status,
+    Redaction.status(status,
       server: state.server,
       protocol: state.protocol,
       netns: Keyword.get(state.opts, :netns, :host),
@@ -563,5 +567,6 @@ defmodule NetlinkPort.Connection do
     )
   end
 
-  def format_status(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
+  def format_status(status),
+    do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
 end

@@ -32,7 +32,7 @@ defmodule NetlinkPort.Doctor do
   """
 
   alias NetlinkPort.{Error, FileName, Helper, Options, Server}
-  alias NetlinkPort.Doctor.{Capabilities, Executable, Kernel, Kept, Limits, Namespaces}
+  alias NetlinkPort.Doctor.{Capabilities, Executable, Kernel, Limits, Namespaces, Pinned}
   alias NetlinkPort.Doctor.{RoundTrip, Servers}
 
   # How much of what has failed unexpectedly is told.
@@ -174,7 +174,7 @@ defmodule NetlinkPort.Doctor do
 
     [
       section("servers", fn -> Servers.checks(servers) end),
-      section("namespaces kept alive", fn -> Kept.checks(servers, own) end)
+      section("namespaces kept alive", fn -> Pinned.checks(servers, own) end)
     ]
   end
 

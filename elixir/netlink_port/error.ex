@@ -121,7 +121,7 @@ defmodule NetlinkPort.Error do
   defp name(%{reason: :unknown, errno: errno}), do: "errno #{errno}"
   defp name(%{reason: reason}), do: reason |> Atom.to_string() |> String.upcase()
 
-  # What is true where the helper runs, by `NetlinkPort.Refusal`, or of its file.
+  # What is true where the helper runs, by `NetlinkPort.Server.Refusal`, or of its file.
   defp explanation(%{hint: hint}) when hint != nil, do: hint
 
   defp explanation(%{lacks: lacks}) when lacks != nil do

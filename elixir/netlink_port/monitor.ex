@@ -210,7 +210,9 @@ defmodule NetlinkPort.Monitor do
 
   use GenServer
 
-  alias NetlinkPort.{Client, Errno, Error, Options, Relay, Shown, Telemetry}
+  alias NetlinkPort.{Errno, Error, Options, Redaction, Telemetry}
+  alias NetlinkPort.Nodes.Relay
+  alias NetlinkPort.Server.Client
   alias NetlinkPort.Generic.Follow
   alias NetlinkPort.Monitor.{Config, Opening, Snapshot, Subscriber, Subscribers, Subscription}
 
@@ -456,7 +458,7 @@ defmodule NetlinkPort.Monitor do
   def terminate(_reason, state) do
     tasks = Enum.filter([state.opening, state.run], & &1)
     Enum.each(tasks, &Task.shutdown(&1, :brutal_kill))
-    Shown.forget_mailbox()
+    Redaction.forget_mailbox()
   end
 
   ## The socket
@@ -594,17 +596,18 @@ defmodule NetlinkPort.Monitor do
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 
   def format_status(%{state: %State{} = state} = status) do
-    Shown.status(
+    Redaction.status(
       status,
       [
         server: state.config.server,
         protocol: state.config.protocol,
         netns: Keyword.get(state.config.open, :netns, :host),
-        place: Shown.brief(state.place),
+        place: Redaction.brief(state.place),
         dumping?: state.run != nil
       ] ++ Subscribers.shown(state.subscribers)
     )
   end
 
-  def format_status(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
+  def format_status(status),
+    do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
 end

@@ -123,7 +123,7 @@ defmodule NetlinkPort.Telemetry do
   # Of a request, batch or dump on `place`, a socket or a connection.
   @spec request(:request | :batch | :dump, integer() | nil, {atom(), term()}, (() -> outcome)) ::
           outcome
-        when outcome: NetlinkPort.Exchange.outcome()
+        when outcome: NetlinkPort.Request.Exchange.outcome()
   def request(kind, type, {key, place}, fun) do
     timed(fun, fn result ->
       {messages, outcome, ext_acks} = asked(result)

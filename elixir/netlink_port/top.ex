@@ -20,8 +20,9 @@ defmodule NetlinkPort.Top do
   Each look asks every socket once; that is all it costs.
   """
 
-  alias NetlinkPort.{Attach, Error, Options, Shown}
-  alias NetlinkPort.Server.Survey
+  alias NetlinkPort.{Error, Options, Redaction}
+  alias NetlinkPort.Operations.Attach
+  alias NetlinkPort.Operations.Survey
   alias NetlinkPort.Top.Screen
 
   # How long a server may take to tell, in ms: one that does not answer is shown as such.
@@ -179,6 +180,6 @@ defmodule NetlinkPort.Top do
     owners =
       for {_pid, %{sockets: sockets, pins: pins}} <- told, held <- sockets ++ pins, do: held.owner
 
-    Shown.names(owners ++ for({pid, _stats} <- told, do: pid))
+    Redaction.names(owners ++ for({pid, _stats} <- told, do: pid))
   end
 end

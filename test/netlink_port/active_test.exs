@@ -233,7 +233,7 @@ defmodule NetlinkPort.ActiveTest do
 
   defp waiting(server, socket) do
     entry = :sys.get_state(server).sockets.entries[Socket.handle(socket)]
-    length(NetlinkPort.Delivery.waiters(entry.delivery))
+    length(NetlinkPort.Server.Delivery.waiters(entry.delivery))
   end
 
   test "a send that fails later is told to the owner, or to the next recv", context do

@@ -303,7 +303,7 @@ defmodule NetlinkPort.ConnectionTest do
 
   describe "calls" do
     alias NetlinkPort.Connection.Calls
-    alias NetlinkPort.Exchange
+    alias NetlinkPort.Request.Exchange
 
     # A dump under way, whose caller has given up.
     defp left do

@@ -40,7 +40,7 @@ defmodule NetlinkPort.DistributionTest do
 
   defp relays(pid) do
     {:dictionary, dictionary} = Process.info(pid, :dictionary)
-    for {{NetlinkPort.Relay, _node}, {relay, _sent}} <- dictionary, do: relay
+    for {{NetlinkPort.Nodes.Relay, _node}, {relay, _sent}} <- dictionary, do: relay
   end
 
   describe "a process of another node" do

@@ -7,7 +7,7 @@ defmodule NetlinkPort.DoctorTest do
 
   alias Mix.Tasks.NetlinkPort.Doctor, as: Task
   alias NetlinkPort.Doctor
-  alias NetlinkPort.Doctor.{Capabilities, Kept, Remedy}
+  alias NetlinkPort.Doctor.{Capabilities, Pinned, Remedy}
 
   @moduletag :root
 
@@ -96,7 +96,7 @@ defmodule NetlinkPort.DoctorTest do
   end
 
   defp only_servers({:links, links}) do
-    {:links, for(pid <- links, is_pid(pid), pid in NetlinkPort.Witness.servers(), do: pid)}
+    {:links, for(pid <- links, is_pid(pid), pid in NetlinkPort.Server.Witness.servers(), do: pid)}
   end
 
   describe "an executable that" do
@@ -455,15 +455,15 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     test "is not said to be held by nobody where a descriptor cannot be told, as before Linux 5.14" do
-      assert Kept.holds("net:[4026532179]", "pos:\t0\n") == {:link, "net:[4026532179]"}
+      assert Pinned.holds("net:[4026532179]", "pos:\t0\n") == {:link, "net:[4026532179]"}
 
-      assert Kept.holds("/run/netns/blue", "pos:\t0\nmnt_id:\t9\nino:\t4026532179\n") ==
+      assert Pinned.holds("/run/netns/blue", "pos:\t0\nmnt_id:\t9\nino:\t4026532179\n") ==
                {:stat, "4026532179"}
 
-      assert Kept.holds("/", "pos:\t0\nmnt_id:\t9\nino:\t4026532179\n") == {:stat, "4026532179"}
-      assert Kept.holds("/", "pos:\t0\nino:\t2\n") == nil
-      assert Kept.holds("/", "pos:\t0\nflags:\t02100000\nmnt_id:\t9\n") == :untold
-      assert Kept.holds("/dev/null", "pos:\t0\nmnt_id:\t9\n") == nil
+      assert Pinned.holds("/", "pos:\t0\nmnt_id:\t9\nino:\t4026532179\n") == {:stat, "4026532179"}
+      assert Pinned.holds("/", "pos:\t0\nino:\t2\n") == nil
+      assert Pinned.holds("/", "pos:\t0\nflags:\t02100000\nmnt_id:\t9\n") == :untold
+      assert Pinned.holds("/dev/null", "pos:\t0\nmnt_id:\t9\n") == nil
     end
 
     @tag :init_user_namespace
@@ -478,7 +478,7 @@ defmodule NetlinkPort.DoctorTest do
       {_output, 0} = System.cmd("chown", ["-R", "65534:65534", home])
 
       code =
-        "#{inspect(Kept)}.unheld([1], MapSet.new()) |> elem(1) |> Map.get(:places) |> IO.inspect(limit: :infinity)"
+        "#{inspect(Pinned)}.unheld([1], MapSet.new()) |> elem(1) |> Map.get(:places) |> IO.inspect(limit: :infinity)"
 
       nobody = ~w(--reuid 65534 --regid 65534 --clear-groups)
       elixir = [System.find_executable("elixir"), "-pa", ebin, "-e", code]

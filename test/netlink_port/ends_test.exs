@@ -4,7 +4,7 @@ defmodule NetlinkPort.EndsTest do
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Attr, Connection, Generic, Message}
-  alias NetlinkPort.Request.Remains
+  alias NetlinkPort.Request.SocketState
 
   @moduletag :root
 
@@ -304,7 +304,7 @@ defmodule NetlinkPort.EndsTest do
   defp flood!(context, socket) do
     {:ok, %{port_id: port_id}} = NetlinkPort.info(socket)
     peer = open!(context, :route, user_peers: true)
-    Remains.number(socket, 77)
+    SocketState.number(socket, 77)
 
     message = %Message{type: @newlink, flags: 2, seq: 77, payload: :binary.copy(<<0>>, 1_000)}
     datagram = IO.iodata_to_binary(Message.encode(message))

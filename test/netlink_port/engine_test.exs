@@ -2,7 +2,8 @@ defmodule NetlinkPort.EngineTest do
   # Requests, batches, dumps and streams against the kernel, on passive and on active sockets.
   use NetlinkPort.Case, async: true
 
-  alias NetlinkPort.{Attr, Exchange, Message}
+  alias NetlinkPort.{Attr, Message}
+  alias NetlinkPort.Request.Exchange
 
   @newlink 16
   @getlink 18

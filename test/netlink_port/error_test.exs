@@ -4,7 +4,9 @@ defmodule NetlinkPort.ErrorTest do
 
   import Bitwise, only: [<<<: 2]
 
-  alias NetlinkPort.{Errno, Privileges, Refusal}
+  alias NetlinkPort.Errno
+  alias NetlinkPort.Helper.Privileges
+  alias NetlinkPort.Server.Refusal
 
   doctest NetlinkPort.Error
 

@@ -4,7 +4,8 @@ defmodule NetlinkPort.ProcessNamespacesTest do
 
   @moduletag :root
 
-  alias NetlinkPort.{Connection, Monitor, Opening}
+  alias NetlinkPort.{Connection, Monitor}
+  alias NetlinkPort.Server.Opening
   alias NetlinkPort.Monitor.Snapshot
 
   # A server whose helper can be held where it has found a process, before it opens its namespace; and

@@ -2,7 +2,9 @@ defmodule NetlinkPort.RefusalsTest do
   # Each open that can be refused, in each place: the sentence has to be true there.
   use NetlinkPort.Case, async: true
 
-  alias NetlinkPort.{Places, Privileges, Refusal, RefusalFaults}
+  alias NetlinkPort.{Places, RefusalFaults}
+  alias NetlinkPort.Helper.Privileges
+  alias NetlinkPort.Server.Refusal
 
   @moduletag root: true, userns: true
 

@@ -38,7 +38,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
 
   defp relays(server) do
     {:dictionary, dictionary} = server |> GenServer.whereis() |> Process.info(:dictionary)
-    for {{NetlinkPort.Relay, _node}, {relay, _sent}} <- dictionary, do: relay
+    for {{NetlinkPort.Nodes.Relay, _node}, {relay, _sent}} <- dictionary, do: relay
   end
 
   defp relay(server) do

@@ -5,7 +5,7 @@ defmodule NetlinkPort.WireTest do
 
   import Bitwise, only: [<<<: 2]
 
-  alias NetlinkPort.Protocol
+  alias NetlinkPort.Helper.Protocol
 
   @options ~w(add_membership drop_membership memberships pktinfo broadcast_error no_enobufs
               listen_all_nsid ext_ack cap_ack get_strict_chk rcvbuf sndbuf filter)a

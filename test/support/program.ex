@@ -3,7 +3,8 @@ defmodule NetlinkPort.Program do
   # The built executable by itself, as a test speaks to it: frames out, events in. Tests own its port.
 
   import ExUnit.Assertions
-  alias NetlinkPort.{Helper, Pace, Protocol}
+  alias NetlinkPort.{Helper, Pace}
+  alias NetlinkPort.Helper.Protocol
 
   # What the program may take at rest, in kB.
   @rest 8 * 1024

@@ -85,7 +85,7 @@ defmodule NetlinkPort.Remote do
 
   @doc "The witnesses of other nodes' servers on this one."
   def witnesses do
-    loop = {:current_function, {NetlinkPort.RemoteWitness, :loop, 3}}
+    loop = {:current_function, {NetlinkPort.Nodes.RemoteWitness, :loop, 3}}
     for pid <- Process.list(), Process.info(pid, :current_function) == loop, do: pid
   end
 

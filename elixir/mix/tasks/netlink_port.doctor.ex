@@ -22,7 +22,8 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
 
   use Mix.Task
 
-  alias NetlinkPort.{Attach, Doctor, FileName}
+  alias NetlinkPort.{Doctor, FileName}
+  alias NetlinkPort.Operations.Attach
 
   @switches [executable: :string, netns: :keep, node: :string, cookie: :string]
 

@@ -33,7 +33,8 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   import Bitwise, only: [&&&: 2]
 
-  alias NetlinkPort.{Access, FileName, Helper, Install}
+  alias NetlinkPort.{FileName, Helper}
+  alias NetlinkPort.Helper.{ExecutableAccess, Install}
 
   @switches [to: :string, group: :string, capability: :keep]
 
@@ -64,7 +65,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
          {:ok, done} <- Install.run(plan) do
       Mix.shell().info(report(done, plan))
       if gid = another(before, plan), do: Mix.shell().error(taken(gid, plan))
-      if user = Access.outsider(plan.gid), do: Mix.shell().error(outside(user, plan))
+      if user = ExecutableAccess.outsider(plan.gid), do: Mix.shell().error(outside(user, plan))
     else
       {:error, reason} -> Mix.raise(reason)
     end
@@ -106,7 +107,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
   defp another(_none_or_the_same, _plan), do: nil
 
   defp taken(gid, plan) do
-    "Warning: it was for the group #{Access.group(gid)}, whose members cannot run it any more. Give each group " <>
+    "Warning: it was for the group #{ExecutableAccess.group(gid)}, whose members cannot run it any more. Give each group " <>
       "a path of its own, or have both in #{plan.group}."
   end
 

@@ -20,7 +20,8 @@ defmodule Mix.Tasks.NetlinkPort.Top do
 
   use Mix.Task
 
-  alias NetlinkPort.{Attach, Top}
+  alias NetlinkPort.Top
+  alias NetlinkPort.Operations.Attach
 
   @switches [node: :string, cookie: :string, interval: :integer, once: :boolean]
 

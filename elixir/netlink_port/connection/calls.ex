@@ -7,7 +7,8 @@ defmodule NetlinkPort.Connection.Calls do
   # of every message under way is in `seqs`; a call that was sent keeps its place until it is answered,
   # whether or not anybody still waits. One without `from` was given up.
 
-  alias NetlinkPort.{Answer, Error, Exchange, Message}
+  alias NetlinkPort.{Error, Message}
+  alias NetlinkPort.Request.{Exchange, Reply}
 
   # How many requests may be under way. The helper sends what it has read from its pipe before it receives
   # again, and answers, of some kB as the kernel counts them, are dropped beyond rmem_default.
@@ -32,9 +33,9 @@ defmodule NetlinkPort.Connection.Calls do
            weight: non_neg_integer()
          }
   @type t :: %__MODULE__{
-          next: Answer.sequence(),
+          next: Reply.sequence(),
           calls: %{id() => call()},
-          seqs: %{Answer.sequence() => id()},
+          seqs: %{Reply.sequence() => id()},
           dump: id() | nil,
           dumps: :queue.queue(id()),
           requests: :queue.queue(id()),
@@ -126,7 +127,7 @@ defmodule NetlinkPort.Connection.Calls do
   @spec unanswered(t(), id()) :: t()
   def unanswered(state, id) do
     case state.calls do
-      %{^id => %{weight: weight, exchange: %{kind: kind, answer: %Answer{}}}}
+      %{^id => %{weight: weight, exchange: %{kind: kind, answer: %Reply{}}}}
       when kind != :dump ->
         state = put_in(state.calls[id].weight, 0)
         %{state | room: state.room + weight}
@@ -166,7 +167,7 @@ defmodule NetlinkPort.Connection.Calls do
   defp answered(state, [%{seq: seq} | _] = messages, group, size) do
     with %{^seq => id} <- state.seqs,
          call = state.calls[id],
-         [_ | _] = mine <- Enum.filter(messages, &Answer.mine?(call.exchange.answer, &1, group)) do
+         [_ | _] = mine <- Enum.filter(messages, &Reply.mine?(call.exchange.answer, &1, group)) do
       call = take(call, mine, size)
       state = put_in(state.calls[id], call)
 
@@ -205,7 +206,7 @@ defmodule NetlinkPort.Connection.Calls do
 
   defp take(%{from: nil} = call, messages, size) do
     %{answer: answer} = exchange = Exchange.add(call.exchange, messages, size)
-    {_unwanted, answer} = Answer.take(answer)
+    {_unwanted, answer} = Reply.take(answer)
     %{call | exchange: %{exchange | answer: answer}, deadline: deadline(call, @patience)}
   end
 
@@ -315,9 +316,9 @@ defmodule NetlinkPort.Connection.Calls do
   @spec give_up(t(), id()) :: t()
   def give_up(state, id) do
     case state.calls[id] do
-      %{exchange: %{answer: %Answer{}, kind: kind, reads: reads} = exchange} = call
+      %{exchange: %{answer: %Reply{}, kind: kind, reads: reads} = exchange} = call
       when kind == :dump or reads != :plain ->
-        {_unwanted, answer} = Answer.take(exchange.answer)
+        {_unwanted, answer} = Reply.take(exchange.answer)
         exchange = %{exchange | answer: answer, bytes: 0, max_bytes: @unwanted}
         call = %{call | from: nil, exchange: exchange, limit: deadline(@whole)}
         put_in(state.calls[id], %{call | deadline: deadline(call, @patience)})

@@ -2,7 +2,8 @@ defmodule NetlinkPort.Connection.Transmit do
   @moduledoc false
   # Sends the datagrams of a call, one after the other, without holding the connection up.
 
-  alias NetlinkPort.{Error, Link, Socket}
+  alias NetlinkPort.{Error, Socket}
+  alias NetlinkPort.Helper.Reference
 
   import Kernel, except: [send: 2]
 
@@ -25,7 +26,7 @@ defmodule NetlinkPort.Connection.Transmit do
   end
 
   defp now(socket, datagram) do
-    if Link.local?(socket.link) and IO.iodata_length(datagram) <= @small do
+    if Reference.local?(socket.link) and IO.iodata_length(datagram) <= @small do
       with {:error, %{reason: :eagain}} <- NetlinkPort.send(socket, datagram, timeout: 0),
            do: :later
     else

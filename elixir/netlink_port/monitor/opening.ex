@@ -9,7 +9,8 @@ defmodule NetlinkPort.Monitor.Opening do
   alias NetlinkPort.Monitor.{Config, Subscription}
 
   @type result ::
-          {:ok, Socket.t(), NetlinkPort.Opening.known(), Follow.t() | nil} | {:error, Error.t()}
+          {:ok, Socket.t(), NetlinkPort.Server.Opening.known(), Follow.t() | nil}
+          | {:error, Error.t()}
 
   @doc """
   Opens it for `monitor`, after closing the socket `old`; `known` are the processes that its namespace was found
@@ -20,7 +21,7 @@ defmodule NetlinkPort.Monitor.Opening do
           Config.t(),
           pid(),
           Socket.t() | nil,
-          NetlinkPort.Opening.known(),
+          NetlinkPort.Server.Opening.known(),
           (Error.t() ->
              term())
         ) ::
@@ -46,7 +47,7 @@ defmodule NetlinkPort.Monitor.Opening do
   end
 
   defp open(config, opts, known),
-    do: NetlinkPort.Opening.again(config.server, config.protocol, opts, known)
+    do: NetlinkPort.Server.Opening.again(config.server, config.protocol, opts, known)
 
   # What comes before the socket is the monitor's is older than the resync that follows.
   defp subscribe(config, socket, monitor, tell) do

@@ -2,7 +2,8 @@ defmodule NetlinkPort.Monitor.Snapshot do
   @moduledoc false
   # The dumps of a monitor: read over a socket of their own, and made into messages for subscribers.
 
-  alias NetlinkPort.{Error, Message, Opening}
+  alias NetlinkPort.{Error, Message}
+  alias NetlinkPort.Server.Opening
 
   # How many messages of the kernel's there are in one for a subscriber.
   @piece 100

@@ -8,10 +8,10 @@ defmodule NetlinkPort.Monitor.Subscriber do
   #
   # Invariants: after a gap nothing is sent before its resync. What comes while a dump runs is sent
   # behind it, whatever had come before the dump began is not. Credit is how many messages the
-  # subscriber's mailbox may still be sent (NetlinkPort.Gauge); nothing is sent without. What waits
+  # subscriber's mailbox may still be sent (NetlinkPort.Server.MailboxGauge); nothing is sent without. What waits
   # here are at most `bound` events and the pieces of one snapshot.
 
-  alias NetlinkPort.Gauge
+  alias NetlinkPort.Server.MailboxGauge
 
   @type place :: :opening | {:joined, NetlinkPort.Socket.t()} | {:down, term()}
   @type message :: tuple()
@@ -19,7 +19,7 @@ defmodule NetlinkPort.Monitor.Subscriber do
   @type t :: %__MODULE__{
           pid: pid(),
           bound: pos_integer(),
-          gauge: Gauge.t(),
+          gauge: MailboxGauge.t(),
           credit: non_neg_integer(),
           phase: phase(),
           queue: :queue.queue(message()),
@@ -39,7 +39,7 @@ defmodule NetlinkPort.Monitor.Subscriber do
 
   @doc "A subscriber whose mailbox may hold `bound` messages."
   @spec new(pid(), pos_integer()) :: t()
-  def new(pid, bound), do: %__MODULE__{pid: pid, bound: bound, gauge: Gauge.new(bound)}
+  def new(pid, bound), do: %__MODULE__{pid: pid, bound: bound, gauge: MailboxGauge.new(bound)}
 
   @doc "Something was lost. Gaps that come before the first of them could be told are one."
   @spec gap(t(), reason :: term()) :: t()

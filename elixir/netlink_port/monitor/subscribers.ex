@@ -3,7 +3,9 @@ defmodule NetlinkPort.Monitor.Subscribers do
   # All subscribers of a monitor, by the reference that watches each: sends each what
   # NetlinkPort.Monitor.Subscriber says is to be sent now. Runs in the monitor.
 
-  alias NetlinkPort.{Error, Gauge, Relay, Telemetry}
+  alias NetlinkPort.{Error, Telemetry}
+  alias NetlinkPort.Nodes.Relay
+  alias NetlinkPort.Server.MailboxGauge
   alias NetlinkPort.Monitor.Subscriber
 
   @type t :: %{reference() => Subscriber.t()}
@@ -36,11 +38,11 @@ defmodule NetlinkPort.Monitor.Subscribers do
   end
 
   @doc "The gauge of a mailbox has something to say; its subscriber may be forgotten by now."
-  @spec gauged(t(), reference(), Gauge.report(), ways()) :: t()
+  @spec gauged(t(), reference(), MailboxGauge.report(), ways()) :: t()
   def gauged(subscribers, ref, report, ways) do
     case subscribers do
       %{^ref => one} ->
-        {credit, gauge} = Gauge.read(one.gauge, ref, report, one.credit)
+        {credit, gauge} = MailboxGauge.read(one.gauge, ref, report, one.credit)
         advance_one(subscribers, ref, %{one | credit: credit, gauge: gauge}, ways)
 
       _forgotten ->
@@ -52,7 +54,7 @@ defmodule NetlinkPort.Monitor.Subscribers do
     {messages, one} = Subscriber.advance(one, place, dumps?)
     tell(one, ref, messages)
     waiting? = Subscriber.waiting?(one, place)
-    gauge = Gauge.watch(one.gauge, ref, one.pid, one.credit, waiting?)
+    gauge = MailboxGauge.watch(one.gauge, ref, one.pid, one.credit, waiting?)
     Map.put(subscribers, ref, %{one | gauge: gauge})
   end
 

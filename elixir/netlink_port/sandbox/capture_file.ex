@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Sandbox.CaptureFile do
   @moduledoc false
-  # The netlink datagrams of a capture. Pure. pcapng (draft-ietf-opsawg-pcapng, as `NetlinkPort.Pcapng` writes it)
+  # The netlink datagrams of a capture. Pure. pcapng (draft-ietf-opsawg-pcapng, as `NetlinkPort.Capture.Pcapng` writes it)
   # and pcap (draft-ietf-opsawg-pcap), of either byte order:
   #
   #     pcap     magic:32 | major:16 | minor:16 | 0:64 | snaplen:32 | link type:32

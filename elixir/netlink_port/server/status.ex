@@ -3,19 +3,9 @@ defmodule NetlinkPort.Server.Status do
   # What a server tells of itself and of its helper: to those who ask, in status and crash reports, in
   # the log, and as telemetry of how it begins and ends.
 
-  alias NetlinkPort.{
-    Capability,
-    Error,
-    Helper,
-    OsProcess,
-    Outgoing,
-    Pins,
-    Protocol,
-    Restarts,
-    Shown,
-    Sockets,
-    Telemetry
-  }
+  alias NetlinkPort.{Capability, Error, Helper, Redaction, Telemetry}
+  alias NetlinkPort.Helper.{OsProcess, Protocol, Restarts}
+  alias NetlinkPort.Server.{Pins, Sockets, WriteQueue}
 
   require Logger
 
@@ -66,7 +56,7 @@ defmodule NetlinkPort.Server.Status do
     sockets = Sockets.count(state.sockets)
     uptime = System.monotonic_time() - status.started
     pins = Pins.count(state.pins)
-    metadata = metadata(status, %{os_pid: os_pid, reason: Shown.brief(reason)})
+    metadata = metadata(status, %{os_pid: os_pid, reason: Redaction.brief(reason)})
     measurements = %{uptime: uptime, sockets: sockets, pins: pins}
     Telemetry.execute([:helper, :stop], measurements, metadata)
 
@@ -112,7 +102,7 @@ defmodule NetlinkPort.Server.Status do
     do: "did not answer, and could not be killed yet: #{why}; its witness goes on trying"
 
   defp words({:protocol_error, term}, _seen),
-    do: "sent what is no frame: #{inspect(Shown.brief(term))}"
+    do: "sent what is no frame: #{inspect(Redaction.brief(term))}"
 
   defp words(_reason, {:error, why}),
     do:
@@ -176,7 +166,7 @@ defmodule NetlinkPort.Server.Status do
       uptime: System.convert_time_unit(uptime, :native, :millisecond),
       restarts: status.restarts,
       frames: state.frames,
-      outgoing: Outgoing.kept(state.outgoing),
+      outgoing: WriteQueue.kept(state.outgoing),
       malformed: status.malformed,
       max_fds: state.hello.max_fds,
       sockets: Sockets.list(state.sockets),
@@ -200,14 +190,14 @@ defmodule NetlinkPort.Server.Status do
   @doc "What crash reports and :sys.get_status/1 show."
   @spec format(map()) :: map()
   def format(%{state: %{status: %__MODULE__{}} = state} = status) do
-    Shown.status(status,
+    Redaction.status(status,
       name: state.status.name,
       helper: state.process && state.process.os_pid,
       executable: state.executable,
       restarts: state.status.restarts,
       sockets: Sockets.count(state.sockets),
       pins: Pins.count(state.pins),
-      outgoing: Outgoing.kept(state.outgoing),
+      outgoing: WriteQueue.kept(state.outgoing),
       capture: state.sockets.tap != nil,
       suspect?: state.suspect?,
       may_leave_home: state.hello.may_leave
@@ -215,5 +205,5 @@ defmodule NetlinkPort.Server.Status do
   end
 
   # A start that has failed, with options for a state.
-  def format(status), do: Shown.status(status, Shown.brief(Map.get(status, :state)))
+  def format(status), do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
 end

@@ -5,7 +5,8 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
 
   import NetlinkPort.Case, only: [tmp_path!: 1]
 
-  alias NetlinkPort.{DecodeError, Error, Message, Pcapng, Rtnl, Sandbox}
+  alias NetlinkPort.{DecodeError, Error, Message, Rtnl, Sandbox}
+  alias NetlinkPort.Capture.Pcapng
 
   @getlink 18
   @kernel 7

@@ -1,0 +1,71 @@
+defmodule NetlinkPort.Capture.Tap do
+  @moduledoc false
+  # Where a capture gets its datagrams from: those who send them, and the server that receives them.
+  # A tap is on the row of each socket on the board (NetlinkPort.Helper.Reference), which a sender reads anyway, and
+  # in the server's table; `nil` is none.
+  #
+  # Invariants: nobody waits for a capture; what is on its way to one, and not yet written, costs at most
+  # `@room` bytes. What does not fit is dropped, and counted.
+
+  alias NetlinkPort.Socket
+  alias NetlinkPort.Capture.Pcapng
+  alias NetlinkPort.Server.Delivery
+
+  @room 8_388_608
+  # Indices of the counters.
+  @queued 1
+  @dropped 2
+
+  @type t :: {pid(), counters()}
+
+  @typedoc "A datagram: the monotonic time, its socket, its first bytes and its length, how many were dropped before it."
+  @type passed ::
+          {:passed, Pcapng.direction(), integer(), socket(), {binary(), non_neg_integer()},
+           non_neg_integer()}
+  @type socket :: {Socket.handle(), NetlinkPort.protocol(), NetlinkPort.netns()}
+
+  @type counters :: :atomics.atomics_ref()
+
+  @doc "Counters of a tap: it leads to the process that was given them."
+  @spec counters() :: counters()
+  def counters, do: :atomics.new(2, [])
+
+  @doc "A datagram passes: a message `t:passed/0`, if there is room."
+  @spec pass(t() | nil, Pcapng.direction(), Socket.t(), iodata()) :: :ok
+  def pass(nil, _direction, _socket, _datagram), do: :ok
+
+  def pass({pid, counters}, direction, socket, datagram) do
+    stamp = System.monotonic_time()
+    size = IO.iodata_length(datagram)
+    cost = cost(min(size, Pcapng.longest()))
+
+    if :atomics.add_get(counters, @queued, cost) <= @room do
+      dropped = :atomics.get(counters, @dropped)
+      source = {socket.handle, socket.protocol, socket.netns}
+      send(pid, {:passed, direction, stamp, source, {start(datagram, size), size}, dropped})
+      :ok
+    else
+      :atomics.sub(counters, @queued, cost)
+      :atomics.add(counters, @dropped, 1)
+    end
+  end
+
+  # A copy, where it is cut: the rest would be kept as well.
+  defp start(datagram, size) do
+    bytes = IO.iodata_to_binary(datagram)
+    longest = Pcapng.longest()
+    if size > longest, do: :binary.copy(binary_part(bytes, 0, longest)), else: bytes
+  end
+
+  @doc "What so many bytes of a datagram cost on their way."
+  @spec cost(non_neg_integer()) :: pos_integer()
+  def cost(size), do: Delivery.cost(size)
+
+  @doc "What has cost so much is written."
+  @spec done(counters(), non_neg_integer()) :: :ok
+  def done(counters, cost), do: :atomics.sub(counters, @queued, cost)
+
+  @doc "How many were dropped."
+  @spec dropped(counters()) :: non_neg_integer()
+  def dropped(counters), do: :atomics.get(counters, @dropped)
+end

@@ -1,0 +1,102 @@
+defmodule NetlinkPort.Redaction do
+  @moduledoc false
+  # What :sys.get_status/1 and crash reports show of a process: its state in a few words, and nothing
+  # that can be large. A datagram can be 16 MiB long, and can hold keys.
+
+  @binary 64
+  @first 16
+  @items 16
+  @depth 6
+
+  @doc "For a callback format_status/1: `state` instead of the state, and the rest made short."
+  @spec status(map(), term()) :: map()
+  def status(status, state) do
+    status
+    |> Map.take([:message, :reason, :log, :queue])
+    |> Enum.reduce(%{status | state: state}, fn {key, term}, status ->
+      Map.replace!(status, key, brief(term))
+    end)
+  end
+
+  @doc """
+  Forgets what waits in the mailbox of a process that ends: the crash report of proc_lib(3) would show all
+  of it. Who waits for an answer is told of the end by their monitor.
+  """
+  @spec forget_mailbox() :: :ok
+  def forget_mailbox do
+    {:message_queue_len, length} = Process.info(self(), :message_queue_len)
+    forget(length)
+  end
+
+  # What is still sent meanwhile may be without end.
+  defp forget(0), do: :ok
+
+  defp forget(left) do
+    receive do
+      _message -> forget(left - 1)
+    after
+      0 -> :ok
+    end
+  end
+
+  @doc """
+  What processes are called here. To ask one of them for its name could take as long as it is suspended.
+  """
+  @spec names([pid()]) :: %{pid() => String.t()}
+  def names(pids) do
+    names =
+      for name <- Process.registered(), pid = Process.whereis(name), into: %{}, do: {pid, name}
+
+    for pid <- pids, into: %{}, do: {pid, name(Map.get(names, pid), pid)}
+  end
+
+  defp name(nil, pid), do: inspect(pid)
+  defp name(name, _pid), do: inspect(name)
+
+  @doc """
+  A path or a name as it is, if it can be shown so, or as a term: it can hold any byte, and a terminal obeys
+  some, which `String.printable?/1` takes for printable.
+  """
+  @spec plain(String.t()) :: String.t()
+  def plain(text) do
+    term = inspect(text, printable_limit: :infinity)
+    if term == "\"" <> text <> "\"", do: text, else: term
+  end
+
+  @doc "A term, with what is large cut: `{:cut, size, the_beginning}`."
+  @spec brief(term()) :: term()
+  def brief(term), do: brief(term, @depth)
+
+  defp brief(binary, _depth) when is_binary(binary) and byte_size(binary) > @binary do
+    {:cut, byte_size(binary), binary_part(binary, 0, @first)}
+  end
+
+  defp brief(%NetlinkPort.Socket{} = socket, _depth), do: socket
+  defp brief(term, 0) when is_tuple(term) or is_list(term) or is_map(term), do: :...
+  defp brief([], _depth), do: []
+  defp brief(list, depth) when is_list(list), do: list(list, @items, depth - 1)
+
+  defp brief(tuple, depth) when is_tuple(tuple) do
+    if tuple_size(tuple) > @items,
+      do: {:cut, tuple_size(tuple), brief(elem(tuple, 0), depth - 1)},
+      else: List.to_tuple(for element <- Tuple.to_list(tuple), do: brief(element, depth - 1))
+  end
+
+  defp brief(map, _depth) when is_map(map) and not is_struct(map) and map_size(map) > @items,
+    do: {:cut, map_size(map), :map}
+
+  defp brief(map, depth) when is_map(map) do
+    # Of a struct, too: its name is a key of it.
+    :maps.map(fn _key, value -> brief(value, depth - 1) end, map)
+  end
+
+  defp brief(term, _depth), do: term
+
+  # One may be improper, as iodata is.
+  defp list([_ | _] = more, 0, _depth), do: [{:cut, :list, cost(more)}]
+  defp list([head | tail], left, depth), do: [brief(head, depth) | list(tail, left - 1, depth)]
+  defp list([], _left, _depth), do: []
+  defp list(tail, _left, depth), do: brief(tail, depth)
+
+  defp cost(list), do: if(List.improper?(list), do: :improper, else: length(list))
+end

@@ -1,0 +1,88 @@
+defmodule NetlinkPort.Helper.Elf do
+  @moduledoc false
+  # As much of the header of an executable as says why a machine does not run it. elf(5).
+
+  @typedoc "The machine it is for, and the dynamic loader that it names; `nil` for a static one."
+  @type t :: %{machine: String.t(), loader: Path.t() | nil}
+
+  # EM_* of include/uapi/linux/elf-em.h, by the names that uname(1) has.
+  @machines %{
+    3 => "i386",
+    8 => "mips",
+    20 => "ppc",
+    21 => "ppc64",
+    22 => "s390x",
+    40 => "arm",
+    62 => "x86_64",
+    183 => "aarch64",
+    243 => "riscv",
+    258 => "loongarch64"
+  }
+
+  # More than the headers and the name of a loader take.
+  @head 65_536
+  @pt_interp 3
+
+  @doc "What the file says, or that it is none."
+  @spec read(Path.t()) :: {:ok, t()} | :error
+  def read(path) do
+    with {:ok, head} <- head(path), do: parse(head)
+  end
+
+  defp head(path) do
+    with {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
+      head = :file.read(file, @head)
+      _closed = :file.close(file)
+      head
+    end
+    |> case do
+      {:ok, head} -> {:ok, head}
+      _not_read -> :error
+    end
+  end
+
+  @doc "The same, of the beginning of a file."
+  @spec parse(binary()) :: {:ok, t()} | :error
+  # Class 2 is 64 bits, data 1 little-endian.
+  def parse(<<0x7F, "ELF", class, data, _::binary>> = head) when class in 1..2 and data in 1..2 do
+    endianness = if data == 1, do: :little, else: :big
+    number = fn at, size -> number(head, at, size, endianness) end
+    machine = number.(18, 2)
+
+    {:ok,
+     %{
+       machine: Map.get(@machines, machine, "machine #{machine} of elf(5)"),
+       loader: loader(head, class, number)
+     }}
+  end
+
+  def parse(_no_elf), do: :error
+
+  defp loader(head, class, number) do
+    # e_phoff, e_phentsize and e_phnum; p_offset and p_filesz of a program header.
+    {phoff, phentsize, phnum, offset, filesz, word} =
+      if class == 2, do: {32, 54, 56, 8, 32, 8}, else: {28, 42, 44, 4, 16, 4}
+
+    first = number.(phoff, word)
+    step = number.(phentsize, 2)
+
+    Enum.find_value(0..max(number.(phnum, 2) - 1, 0), fn index ->
+      at = first + index * step
+
+      if number.(at, 4) == @pt_interp,
+        do: name(head, number.(at + offset, word), number.(at + filesz, word))
+    end)
+  end
+
+  # Up to its NUL.
+  defp name(head, at, size) when at + size <= byte_size(head) and size > 0,
+    do: head |> binary_part(at, size) |> String.split(<<0>>) |> hd()
+
+  defp name(_head, _at, _size), do: nil
+
+  # 0 beyond the end: a file that is cut is no reason to fail.
+  defp number(head, at, size, endianness) when at + size <= byte_size(head),
+    do: head |> binary_part(at, size) |> :binary.decode_unsigned(endianness)
+
+  defp number(_head, _at, _size, _endianness), do: 0
+end

@@ -1,0 +1,327 @@
+defmodule NetlinkPort.Helper.Execve do
+  @moduledoc false
+  # What execve(2) makes of an executable: why it was not run, why it ended before it could say anything, and
+  # what takes its capabilities away.
+  #
+  # The VM tells of an execve(2) that failed by an exit status, which is the errno: so it may as well be a
+  # program's own. The file says which.
+
+  alias NetlinkPort.{Capability, Environment, Errno, Helper}
+  alias NetlinkPort.Helper.{Elf, ExecutableAccess, OsProcess}
+
+  @version Mix.Project.config()[:version]
+
+  # How long a program may take to say its version, or why it ends, in ms; and how much of that is told.
+  @patience 5_000
+  @words 2_000
+
+  @typedoc "What was found, and what to do."
+  @type told :: {found :: String.t(), remedy :: String.t() | nil}
+
+  @doc "The version of this library."
+  @spec version() :: String.t()
+  def version, do: @version
+
+  @doc "What an executable says to `--version`: that of a helper, or what is wrong with it."
+  @spec version(Path.t()) ::
+          {:ok, String.t()}
+          | {:error,
+             told() | :eacces | {:another, output :: String.t(), status :: non_neg_integer()}}
+  def version(path) do
+    case run(path, ["--version"]) do
+      {"netlink_port " <> version, 0} -> {:ok, String.trim(version)}
+      {:error, :eacces} -> {:error, :eacces}
+      {:error, reason} -> {:error, {"cannot be run: #{Errno.text(Errno.number(reason))}", nil}}
+      :silent -> {:error, {"did not answer to --version within #{@patience} ms", nil}}
+      {output, status} -> {:error, answered(path, output, status)}
+    end
+  end
+
+  defp answered(path, output, status),
+    do: unrun(path, output, status) || {:another, String.slice(output, 0, 80), status}
+
+  @doc """
+  Why a helper has ended with a status before its first frame, where that can be told: what keeps it from being
+  run, or what it says when it is run once more. Its words went to standard error, where nobody may see them.
+  """
+  @spec ended(Path.t(), [String.t()], non_neg_integer()) :: told() | nil
+  # 0, and ends by a signal, have no words.
+  def ended(_path, _arguments, status) when status == 0 or status >= 128, do: nil
+
+  def ended(path, arguments, status) do
+    output = with {output, ^status} <- run(path, arguments), do: output, else: (_another -> "")
+    unrun(path, output, status) || words(output)
+  end
+
+  defp words(output) do
+    case shown(output) do
+      "" -> nil
+      words -> {"it says: #{words}", nil}
+    end
+  end
+
+  # Lines of a terminal, in one.
+  defp shown(output) do
+    output
+    |> String.split(~r/[\r\n]+/, trim: true)
+    |> Enum.map_join("; ", &String.trim/1)
+    |> String.replace(~r/[^[:print:]]/u, "?")
+    |> String.slice(0, @words)
+  end
+
+  ## Why it was not run
+
+  @doc """
+  Why a file was not run, or not linked, from its exit status and what was printed; `nil` where it ran.
+  """
+  @spec unrun(Path.t(), String.t(), non_neg_integer()) :: told() | nil
+  def unrun(path, output, status) do
+    cond do
+      output == "" and status in [1, 2, 8, 13] -> refused(path, status)
+      linked?(output) -> nil
+      true -> {"its dynamic loader says: #{shown(output)}", built_elsewhere()}
+    end
+  end
+
+  # As glibc's and musl's say it.
+  @unlinked ~r/error while loading shared libraries|: version `.*' not found|symbol lookup error|Error loading shared library|Error relocating/
+
+  defp linked?(output), do: not (output =~ @unlinked)
+
+  defp refused(path, 1) do
+    case unbounded(path) do
+      [] ->
+        nil
+
+      names ->
+        {"was not run, execve(2) says EPERM: a capability of the file is not in the bounding set " <>
+           "of this VM: #{names}", allow(names)}
+    end
+  end
+
+  defp refused(path, 2) do
+    with :error <- missing_loader(path), :error <- missing_interpreter(path), do: nil
+  end
+
+  defp refused(path, 8) do
+    case {Elf.read(path), Elf.read("/proc/self/exe")} do
+      {{:ok, %{machine: machine}}, {:ok, %{machine: machine}}} ->
+        {"was not run, execve(2) says ENOEXEC: the file is damaged", "install or build it again"}
+
+      {{:ok, %{machine: theirs}}, ours} ->
+        here = with {:ok, %{machine: machine}} <- ours, do: machine, else: (_ -> "another")
+
+        {"was not run, execve(2) says ENOEXEC: it is built for #{theirs}, and this machine is #{here}",
+         built_elsewhere()}
+
+      _no_elf ->
+        {"was not run, execve(2) says ENOEXEC: it is no program that a kernel runs",
+         "name the helper's own file"}
+    end
+  end
+
+  defp refused(path, 13) do
+    {found, remedy} = ExecutableAccess.refused(path)
+    {"was not run, execve(2) says EACCES: #{found}", remedy}
+  end
+
+  defp missing_loader(path) do
+    with {:ok, %{loader: "/" <> _ = loader}} <- Elf.read(path),
+         false <- File.exists?(loader) do
+      {"was not run, execve(2) says ENOENT: its dynamic loader #{loader} is not on this machine: it is built " <>
+         "for another C library, or machine", built_elsewhere()}
+    else
+      _there -> :error
+    end
+  end
+
+  defp missing_interpreter(path) do
+    with {:ok, "#!" <> line} <- first_line(path),
+         [interpreter | _] <- String.split(line),
+         false <- File.exists?(interpreter) do
+      {"was not run, execve(2) says ENOENT: it is a script for #{interpreter}, which is not on this machine",
+       "name the helper's own file"}
+    else
+      _there -> :error
+    end
+  end
+
+  defp first_line(path) do
+    with {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
+      line = :file.read_line(file)
+      _closed = :file.close(file)
+      line
+    end
+  end
+
+  defp built_elsewhere do
+    "build it on this machine or one like it, or take the static executable that `make dist` makes, " <>
+      "see docs/deployment.md"
+  end
+
+  ## Capabilities of its file
+
+  @doc """
+  What takes the capabilities of an executable away where it is started by this VM, and what to do; `nil` where
+  nothing is known to. For one capability, or for those of the file.
+  """
+  @spec powerless(Path.t(), atom(), Environment.t()) :: told() | nil
+  def powerless(path, capability, environment \\ Environment.look()) do
+    cond do
+      not Environment.bounded?(environment, capability) ->
+        name = Capability.shown(capability)
+
+        {"#{name} is not in the bounding set of this VM (CapBnd of /proc/self/status)",
+         allow(name)}
+
+      Environment.capable?(environment, capability) ->
+        nil
+
+      environment.no_new_privs ->
+        {"this VM runs under no_new_privs, so that file capabilities do not count",
+         "start it without: NoNewPrivileges=no and nothing that implies it in a systemd unit, no " <>
+           "--security-opt no-new-privileges for a container; or have the VM hold the capabilities itself " <>
+           "(AmbientCapabilities=)"}
+
+      true ->
+        unheeded(path, capability, environment)
+    end
+  end
+
+  # Of the file itself, where it has the capability or nobody can tell.
+  defp unheeded(path, capability, environment) do
+    mount = Environment.mount(environment, path)
+
+    case file_capabilities(path) do
+      {:ok, %{names: names, rootid: rootid}} ->
+        cond do
+          capability not in names -> nil
+          Environment.mounted?(mount, "nosuid") -> nosuid(mount)
+          rootid != nil -> foreign(rootid)
+          true -> nil
+        end
+
+      :unknown ->
+        if Environment.mounted?(mount, "nosuid"), do: nosuid(mount)
+    end
+  end
+
+  defp nosuid(mount) do
+    {"it lies on #{mount.point}, which is mounted nosuid, so that file capabilities do not count",
+     "install it on another file system, or mount that one without nosuid"}
+  end
+
+  @doc "What is said of file capabilities that belong to another user namespace."
+  @spec foreign(String.t()) :: told()
+  def foreign(rootid) do
+    {"its file capabilities were made inside a user namespace, and count only where user #{rootid} is root",
+     "install it from outside, as root of the machine"}
+  end
+
+  defp allow(names) do
+    words = names |> String.split(", ") |> Enum.map(&String.replace_prefix(&1, "CAP_", ""))
+
+    "the container has to allow it (#{Enum.map_join(words, " ", &"--cap-add #{&1}")}), or the systemd unit " <>
+      "(CapabilityBoundingSet=); `netns: :host` needs no capability, and works with the helper of the build#{build()}"
+  end
+
+  defp build, do: if(path = Helper.built(), do: ", #{path}", else: "")
+
+  # Those of the file, or where there is no getcap(8) those that an installed one has.
+  defp unbounded(path) do
+    environment = Environment.look()
+
+    names =
+      case file_capabilities(path) do
+        {:ok, %{names: names}} -> names
+        :unknown -> [:sys_admin, :net_admin]
+      end
+
+    names
+    |> Enum.reject(&Environment.bounded?(environment, &1))
+    |> Enum.map_join(", ", &Capability.shown/1)
+    |> case do
+      "" -> []
+      shown -> shown
+    end
+  end
+
+  @doc """
+  The capabilities of a file, as getcap(8) tells and in names; none is `%{text: "", names: []}`. Where there is
+  no getcap(8) they are not known.
+  """
+  @spec file_capabilities(Path.t()) ::
+          {:ok, %{text: String.t(), names: [atom()], rootid: String.t() | nil}} | :unknown
+  def file_capabilities(path) do
+    # In a directory that users often do not have in their path.
+    getcap =
+      System.find_executable("getcap") ||
+        Enum.find(["/usr/sbin/getcap", "/sbin/getcap"], &File.exists?/1)
+
+    with true <- getcap != nil,
+         # Older ones know no -n.
+         {output, 0} <- getcap(getcap, ["-n", path]) || getcap(getcap, [path]) do
+      {:ok, capabilities(output |> String.replace_prefix(path, "") |> String.trim())}
+    else
+      _not_told -> :unknown
+    end
+  end
+
+  defp getcap(getcap, arguments) do
+    with {_output, status} when status != 0 <-
+           System.cmd(getcap, arguments, stderr_to_stdout: true),
+         do: nil
+  end
+
+  # `cap_a,cap_b=ep [rootid=1000]`; older ones begin with `= ` and write `+ep`.
+  defp capabilities(text) do
+    text = String.replace_prefix(text, "= ", "")
+    names = for [_, name] <- Regex.scan(~r/cap_([a-z_]+)/, text), do: Capability.named(name)
+
+    rootid =
+      with [_, id] <- Regex.run(~r/\[rootid=(\d+)\]/, text),
+           do: if(id != "0", do: id),
+           else: (_ -> nil)
+
+    %{text: text, names: Enum.reject(names, &is_nil/1), rootid: rootid}
+  end
+
+  ## Running it
+
+  # In a process of its own, whose mailbox the port has to itself. What does not end is killed.
+  defp run(path, arguments) do
+    fn ->
+      path |> open(arguments) |> collect("", System.monotonic_time(:millisecond) + @patience)
+    end
+    |> Task.async()
+    |> Task.await(:infinity)
+  end
+
+  defp open(path, arguments) do
+    Port.open({:spawn_executable, path}, [
+      :binary,
+      :exit_status,
+      :stderr_to_stdout,
+      args: arguments,
+      env: Helper.environment()
+    ])
+  rescue
+    error in ErlangError -> error.original
+    _error in ArgumentError -> :einval
+  end
+
+  defp collect(reason, _output, _deadline) when is_atom(reason), do: {:error, reason}
+
+  defp collect(port, output, deadline) do
+    receive do
+      {^port, {:data, data}} -> collect(port, cut(output <> data), deadline)
+      {^port, {:exit_status, status}} -> {output, status}
+    after
+      max(deadline - System.monotonic_time(:millisecond), 0) ->
+        _as_far_as_can_be = port |> OsProcess.of_port() |> OsProcess.kill(port)
+        :silent
+    end
+  end
+
+  defp cut(output), do: binary_part(output, 0, min(byte_size(output), 2 * @words))
+end

@@ -1,0 +1,273 @@
+defmodule NetlinkPort.Helper do
+  @moduledoc false
+  # The helper: which executable it is, starting it, and hearing its first word.
+
+  alias NetlinkPort.{Capability, Error, FileName}
+  alias NetlinkPort.Helper.{ExecutableAccess, Execve, OsProcess, Protocol}
+
+  # 73 kB in the port's queue make it busy by default; a batch of routes is more than that.
+  @busy_limits {1_048_576, 4_194_304}
+
+  @type hello :: %{
+          program: String.t(),
+          os_pid: pos_integer(),
+          home: {non_neg_integer(), pos_integer()},
+          may_leave: boolean(),
+          capabilities: non_neg_integer(),
+          max_frame: pos_integer(),
+          max_fds: pos_integer(),
+          lowest_fd: pos_integer(),
+          user_namespace: non_neg_integer(),
+          bounding: Capability.set(),
+          no_new_privs: boolean(),
+          seccomp: 0..2
+        }
+
+  @doc """
+  The executable of a server that is told of none, see `NetlinkPort.start_link/1`. An empty variable is
+  none. What the configuration says is not checked here. `nil` where there is none of these.
+  """
+  @spec executable() :: Path.t() | nil
+  def executable do
+    variable() || configured() || built()
+  end
+
+  @doc "What NETLINK_PORT_EXECUTABLE names; `nil` where it is not set, or empty."
+  @spec variable() :: Path.t() | nil
+  def variable do
+    case :os.getenv(~c"NETLINK_PORT_EXECUTABLE", []) do
+      [] -> nil
+      # System.get_env/1 would encode twice what is beyond ASCII, under LC_ALL=C.
+      value -> FileName.bytes(value)
+    end
+  end
+
+  @doc """
+  Where the build puts it, whatever servers are told to take. `nil` where this code is in no folder of an
+  application: in an escript, or anywhere else.
+  """
+  @spec built() :: Path.t() | nil
+  def built do
+    with folder when is_list(folder) <- :code.lib_dir(:netlink_port),
+         library = FileName.bytes(folder),
+         true <- File.dir?(library) do
+      library |> Path.join("priv/netlink_port") |> Path.expand()
+    else
+      _none -> nil
+    end
+  end
+
+  @doc "Starts the helper."
+  @spec start(Path.t() | nil, [String.t()], {atom(), atom()}) ::
+          {:ok, port(), OsProcess.t() | nil} | {:error, Error.t()}
+  def start(executable, arguments, os \\ :os.type())
+
+  def start(executable, _arguments, os) when os != {:unix, :linux} do
+    hint =
+      "netlink(7) is Linux's: the library can be compiled on #{elem(os, 1)}, and the helper runs on Linux alone"
+
+    {:error, Error.new(:thread, :eopnotsupp, subject: executable, hint: hint)}
+  end
+
+  def start(nil, _arguments, _linux) do
+    hint =
+      "this code lies in no folder of an application (an escript has none), and so there is no priv/netlink_port: " <>
+        "`executable:`, `config :netlink_port, executable:` or NETLINK_PORT_EXECUTABLE has to name the helper; " <>
+        "`mix netlink_port.install` installs one"
+
+    {:error, Error.new(:thread, :enoent, hint: hint)}
+  end
+
+  def start(executable, arguments, _linux) do
+    # execve(2) of a directory would fail in the child, where nobody can see why.
+    if File.dir?(executable) do
+      {:error, refused(:eacces, executable)}
+    else
+      spawn_executable(executable, arguments)
+    end
+  end
+
+  @doc "The arguments of the helper, from the options of its server."
+  @spec arguments(keyword()) :: [String.t()]
+  def arguments(opts) do
+    keep = Enum.flat_map(opts[:keep], &["--keep", Atom.to_string(&1)])
+    rootless = if opts[:user_namespaces], do: ["--user-namespaces"], else: []
+    ["--spin", Integer.to_string(opts[:spin])] ++ keep ++ rootless
+  end
+
+  # What makes another program of it: libraries, audit modules and tunables of the C library (those that
+  # ld.so(8) itself takes from programs with more privileges than their caller), and of sanitizers and of Rust.
+  # The filter of system calls is for the program as it was built.
+  @foreign ~r/^(LD_|GLIBC_|MALLOC_|RUST_|[A-Z]+SAN_OPTIONS$|GCONV_PATH$|LOCPATH$|NLSPATH$|GETCONF_DIR$|LLVM_PROFILE_FILE$)/
+
+  @doc """
+  What is taken out of the environment that a helper inherits, as `open_port/2` takes it. Who wants
+  one of these names a script as the executable, which sets it.
+  """
+  @spec environment() :: [{charlist(), false}]
+  def environment do
+    for {name, _value} <- :os.env(), List.to_string(name) =~ @foreign, do: {name, false}
+  end
+
+  defp spawn_executable(executable, arguments) do
+    port =
+      Port.open({:spawn_executable, executable}, [
+        :binary,
+        :exit_status,
+        :use_stdio,
+        packet: 4,
+        args: arguments,
+        env: environment(),
+        busy_limits_port: @busy_limits,
+        busy_limits_msgq: @busy_limits
+      ])
+
+    {:ok, port, OsProcess.of_port(port)}
+  rescue
+    # The VM has as many ports as it may have (+Q of erl).
+    _error in SystemLimitError -> {:error, refused(:emfile, executable)}
+    error in ErlangError -> {:error, refused(posix(error), executable)}
+    _error in ArgumentError -> {:error, refused(:einval, executable)}
+  end
+
+  defp refused(reason, executable) do
+    Error.new(:thread, reason, subject: executable, hint: hint(reason, executable))
+  end
+
+  defp hint(reason, executable) when reason in [:enoent, :enotdir] do
+    if executable == built() do
+      "the build has not made it; run `mix compile`, and see that a release holds priv/netlink_port"
+    else
+      "there is no such file, which #{named_by(executable)} names; `mix netlink_port.install` installs one"
+    end
+  end
+
+  defp hint(:eacces, executable) do
+    {found, remedy} = ExecutableAccess.refused(executable)
+    named_by = if executable == built(), do: "", else: ", which #{named_by(executable)} names"
+    "this user may not run it#{named_by}: #{found}; #{remedy}"
+  end
+
+  defp hint(:einval, executable), do: "that is no path; #{named_by(executable)} has to name one"
+  defp hint(_reason, _executable), do: nil
+
+  # In the order of `executable/0`. An option that says the same as one of these is no matter.
+  defp named_by(executable) do
+    cond do
+      same?(variable(), executable) -> "NETLINK_PORT_EXECUTABLE"
+      same?(configured(), executable) -> "`config :netlink_port, executable:`"
+      true -> "`executable:`"
+    end
+  end
+
+  defp same?(path, executable),
+    do: is_binary(path) and path != "" and FileName.expand(path) == executable
+
+  defp configured, do: Application.get_env(:netlink_port, :executable)
+
+  defp posix(%ErlangError{original: reason}) when is_atom(reason) do
+    _number = NetlinkPort.Errno.number(reason)
+    reason
+  rescue
+    FunctionClauseError -> :eio
+  end
+
+  defp posix(_error), do: :eio
+
+  @doc """
+  Waits for the first frame. What is wrong is told as a term that `format_error/1` puts in words.
+  """
+  @spec await_hello(port(), timeout()) :: {:ok, hello()} | {:error, term()}
+  def await_hello(port, timeout) do
+    receive do
+      {^port, {:data, frame}} -> greeting(frame)
+      {^port, {:exit_status, status}} -> {:error, {:helper_exit, status}}
+      {:EXIT, ^port, reason} -> {:error, {:helper_exit, reason}}
+    after
+      timeout -> {:error, {:no_hello, timeout}}
+    end
+  end
+
+  defp greeting(frame) do
+    case Protocol.decode(frame) do
+      {:hello, version, properties} ->
+        if version == Protocol.version() do
+          complete(Map.new(properties), frame)
+        else
+          {:error, {:protocol_version, version, Protocol.version()}}
+        end
+
+      _other ->
+        {:error, no_greeting(frame)}
+    end
+  rescue
+    # Properties that are no pairs.
+    ArgumentError -> {:error, no_greeting(frame)}
+  end
+
+  defp complete(hello, frame) do
+    case hello do
+      %{
+        program: _,
+        os_pid: _,
+        home: _,
+        may_leave: _,
+        lowest_fd: _,
+        user_namespace: _,
+        bounding: _,
+        no_new_privs: _,
+        seccomp: _,
+        capabilities: capabilities
+      }
+      when is_integer(hello.max_frame) and is_integer(hello.max_fds) and is_list(capabilities) ->
+        mask = Enum.reduce(capabilities, 0, &Bitwise.bor(&2, Bitwise.bsl(1, &1)))
+        {:ok, %{hello | capabilities: mask}}
+
+      _other ->
+        {:error, no_greeting(frame)}
+    end
+  end
+
+  defp no_greeting(frame), do: {:no_greeting, binary_part(frame, 0, min(byte_size(frame), 64))}
+
+  @doc """
+  The error of a start whose helper is not usable, as `await_hello/2` tells it. Where the helper has ended it is
+  asked once more what for.
+  """
+  @spec unusable(Path.t(), [String.t()], term()) :: Error.t()
+  def unusable(executable, arguments, {:helper_exit, status} = reason) when is_integer(status) do
+    case Execve.ended(executable, arguments, status) do
+      nil ->
+        Error.new(:thread, :eproto, subject: "#{executable} #{format_error(reason)}")
+
+      # No exit status of a program's.
+      {"was not run, execve(2) says EPERM" <> _ = found, remedy} ->
+        Error.new(:thread, :eproto, subject: "#{executable} #{found}", hint: remedy)
+
+      {found, remedy} ->
+        found = if String.starts_with?(found, "was "), do: "it " <> found, else: found
+        hint = Enum.join([found | List.wrap(remedy)], "; ")
+        Error.new(:thread, :eproto, subject: "#{executable} #{format_error(reason)}", hint: hint)
+    end
+  end
+
+  def unusable(executable, _arguments, reason) do
+    errno = if match?({:no_hello, _timeout}, reason), do: :etimedout, else: :eproto
+    Error.new(:thread, errno, subject: "#{executable} #{format_error(reason)}")
+  end
+
+  @doc "In words, why a helper is not usable."
+  @spec format_error(term()) :: String.t()
+  def format_error({:helper_exit, status}) do
+    "ended with exit status #{inspect(status)} before its first frame"
+  end
+
+  def format_error({:no_hello, timeout}), do: "sent no first frame within #{timeout} ms"
+
+  def format_error({:protocol_version, theirs, ours}) do
+    "speaks protocol version #{theirs}, this library speaks #{ours}: build both from one source"
+  end
+
+  def format_error({:no_greeting, bytes}),
+    do: "is not netlink_port: it began with #{inspect(bytes)}"
+end

@@ -1,0 +1,408 @@
+defmodule NetlinkPort.Helper.Install do
+  @moduledoc false
+  # Installs the helper with file capabilities, for `mix netlink_port.install`. What takes root is a few
+  # programs, which sudo may run; all else is looked at first, as the user.
+  #
+  # Whoever could write into the folder could put another file under the temporary name before setcap(8)
+  # comes to it, and would have the capabilities. So nobody but root may, and what is used from there on
+  # is the folder itself: a link to it may lie where others could turn it meanwhile.
+
+  import Bitwise, only: [&&&: 2]
+
+  alias NetlinkPort.Environment
+  alias NetlinkPort.Helper.{ExecutableAccess, Execve}
+
+  @enforce_keys [:source, :to, :group, :gid, :capabilities, :tools, :prefix]
+  defstruct @enforce_keys
+
+  @type t :: %__MODULE__{
+          source: Path.t(),
+          to: Path.t(),
+          group: String.t(),
+          gid: non_neg_integer(),
+          capabilities: [String.t()],
+          tools: %{String.t() => Path.t()},
+          prefix: [String.t()]
+        }
+
+  @always ~w(cap_sys_admin cap_net_admin)
+  @more ~w(sys_ptrace net_broadcast audit_read audit_control dac_read_search)
+  @version Mix.Project.config()[:version]
+  # Users often lack the folders of root's programs.
+  @tools ~w(setcap getcap getent install chmod mv rm readlink id)
+  @root_path ~w(/usr/local/sbin /usr/sbin /sbin)
+
+  ## What is to be done
+
+  @doc "Looks at all that can be looked at before anything is done."
+  @spec plan(Path.t(), Path.t(), String.t(), [String.t()]) :: {:ok, t()} | {:error, String.t()}
+  def plan(source, to, group, more) do
+    source = Path.expand(source)
+
+    with {:ok, to} <- target(to),
+         {:ok, capabilities} <- capabilities(more),
+         {:ok, tools} <- tools(),
+         {:ok, gid} <- gid(group),
+         :ok <- version(source),
+         {:ok, directory} <- real_path(Path.dirname(to)),
+         :ok <- closed(directory, 0),
+         :ok <- honours_capabilities(directory) do
+      plan = %__MODULE__{
+        source: source,
+        to: Path.join(directory, Path.basename(to)),
+        group: group,
+        gid: gid,
+        capabilities: capabilities,
+        tools: tools,
+        prefix: prefix()
+      }
+
+      {:ok, plan}
+    end
+  end
+
+  # With a slash at its end it is a directory, there or not.
+  defp target(to) do
+    path = Path.expand(to)
+
+    case {File.stat(path), String.ends_with?(to, "/")} do
+      {_any, _directory?} when path != to and path <> "/" != to -> {:error, relative(to, path)}
+      {{:ok, %{type: :directory}}, _directory?} -> {:ok, Path.join(path, "netlink_port")}
+      {{:ok, _file}, true} -> {:error, "#{path} is not a directory"}
+      {{:error, :eacces}, _directory?} -> {:error, unseen(path)}
+      {{:error, _reason}, true} -> {:error, absent(path)}
+      {_file_or_none, false} -> {:ok, path}
+    end
+  end
+
+  defp relative("", _path), do: "--to is empty: name the file, or a directory that is there"
+
+  defp relative(to, path),
+    do: "--to #{to}: expected an absolute path without . and ..; from here that is #{path}"
+
+  defp unseen(path) do
+    "#{path} cannot be seen: a directory above it is closed to this user, as it would be to a VM of " <>
+      "this user; choose another, such as /usr/local/lib, or run the task as root"
+  end
+
+  defp absent(path), do: "there is no directory #{path}; `install -d #{path}` as root makes it"
+
+  defp capabilities(more) do
+    case Enum.reject(more, &(&1 in @more)) do
+      [] -> {:ok, Enum.uniq(@always ++ Enum.map(more, &("cap_" <> &1)))}
+      [name | _] -> {:error, "--capability #{name}: expected one of #{Enum.join(@more, ", ")}"}
+    end
+  end
+
+  defp gid(""), do: {:error, "--group is empty: name the group that may run it"}
+
+  defp gid(group) do
+    with {line, 0} <- System.cmd("getent", ["group", "--", group]),
+         [^group, _password, gid | _members] <- String.split(line, ":") do
+      {:ok, String.to_integer(gid)}
+    else
+      _none -> {:error, "there is no group #{group}; `groupadd --system #{group}` makes one"}
+    end
+  end
+
+  defp tools do
+    tools = Map.new(@tools, &{&1, find(&1)})
+
+    case for {name, nil} <- tools, do: name do
+      [] ->
+        {:ok, tools}
+
+      names ->
+        {:error,
+         "there is no #{Enum.join(names, ", no ")}; Debian's packages are libcap2-bin for setcap and " <>
+           "getcap, libc-bin for getent, and coreutils"}
+    end
+  end
+
+  defp find(name) do
+    System.find_executable(name) ||
+      Enum.find(Enum.map(@root_path, &Path.join(&1, name)), &File.regular?/1)
+  end
+
+  defp version(source) do
+    ours = Execve.version()
+
+    case Execve.version(source) do
+      {:ok, ^ours} ->
+        :ok
+
+      {:ok, other} ->
+        {:error, "#{source} is version #{other}, and the library #{ours}"}
+
+      {:error, :eacces} ->
+        {:error, unbuilt(source, "EACCES: " <> elem(ExecutableAccess.refused(source), 0))}
+
+      {:error, {:another, said, _}} ->
+        {:error, "#{source} is not netlink_port, it says #{inspect(said)}"}
+
+      {:error, {"cannot be run: " <> why, _remedy}} ->
+        {:error, unbuilt(source, why)}
+
+      {:error, {found, remedy}} ->
+        {:error, Enum.join(["#{source} #{found}" | List.wrap(remedy)], "; ")}
+    end
+  end
+
+  defp unbuilt(source, why) do
+    "#{source} cannot be run: #{why}; build it first, or name one " <>
+      "by NETLINK_PORT_EXECUTABLE (with `config :netlink_port, executable:` none is built)"
+  end
+
+  defp prefix do
+    cond do
+      System.cmd("id", ["-u"]) == {"0\n", 0} -> []
+      sudo = System.find_executable("sudo") -> [sudo, "-n"]
+      true -> :root_has_to
+    end
+  end
+
+  ## The folder
+
+  # Who may write to a folder may replace what is in it, also another folder; where that is sticky, as
+  # /tmp is, only what is their own. Where there is an access control list the group's bits are the most
+  # that anybody named in it has, so that they count for root's group, too.
+  @doc "Whether nobody but root can put a file into a directory, or another directory in its place."
+  @spec closed(Path.t()) :: :ok | {:error, String.t()}
+  def closed(directory) do
+    with {:ok, path} <- real_path(directory), do: closed(path, 0)
+  end
+
+  # `sticky` is the bit of the mode that makes up for others who may write.
+  defp closed(path, sticky) do
+    %{uid: uid, mode: mode, type: type} = File.stat!(path)
+
+    cond do
+      type != :directory ->
+        {:error, "#{path} is not a directory"}
+
+      uid != 0 ->
+        {:error, open(path, "belongs to user #{uid}")}
+
+      (mode &&& 0o022) != 0 and (mode &&& sticky) == 0 ->
+        {:error, open(path, "is not root's alone")}
+
+      path == "/" ->
+        :ok
+
+      true ->
+        closed(Path.dirname(path), 0o1000)
+    end
+  end
+
+  defp open(path, why) do
+    "#{path} #{why}: others could replace the helper by a program of their own; choose a directory " <>
+      "that only root can write to, such as /usr/local/lib"
+  end
+
+  defp real_path(path) do
+    case System.cmd("readlink", ["-e", "--", path]) do
+      {output, 0} ->
+        {:ok, String.replace_suffix(output, "\n", "")}
+
+      {_output, _status} ->
+        {:error, absent(path)}
+    end
+  end
+
+  defp honours_capabilities(path) do
+    mount = Environment.mount(Environment.look(), path)
+
+    case Enum.filter(~w(nosuid noexec ro), &Environment.mounted?(mount, &1)) do
+      [] ->
+        :ok
+
+      wrong ->
+        {:error,
+         "#{path} is on #{mount.point}, which is mounted #{Enum.join(wrong, ", ")}: there a helper " <>
+           "cannot be installed, or is run without capabilities; choose another directory"}
+    end
+  end
+
+  ## What takes root
+
+  @doc "Does it, unless it has been done."
+  @spec run(t()) :: {:ok, :installed | :there} | {:error, String.t()}
+  def run(plan) do
+    cond do
+      there?(plan) ->
+        {:ok, :there}
+
+      plan.prefix == :root_has_to ->
+        {:error, by_hand(plan, "this takes root, and there is no sudo")}
+
+      true ->
+        install(plan)
+    end
+  end
+
+  # What cannot be read is not known to be the same.
+  defp there?(plan) do
+    with {:ok, %{type: :regular}} <- File.lstat(plan.to),
+         {:ok, bytes} <- File.read(plan.source),
+         {:ok, ^bytes} <- File.read(plan.to) do
+      check(%{plan | prefix: []}, plan.to, 0o750) == :ok
+    else
+      _other -> false
+    end
+  end
+
+  # chown(2) takes capabilities away, so owner and group come first; the mode is the group's at last.
+  defp install(plan) do
+    _swept = sweep(plan)
+    temporary = "#{plan.to}.tmp#{System.pid()}"
+    owned = ["-o", "root", "-g", Integer.to_string(plan.gid), "-m", "0700", "-T", "--"]
+
+    with :ok <- root(plan, "install", owned ++ [plan.source, temporary]),
+         :ok <- root(plan, "setcap", [setcap(plan), temporary]),
+         :ok <- check(plan, temporary, 0o700),
+         :ok <- check_version(plan, temporary),
+         :ok <- root(plan, "chmod", ["0750", "--", temporary]),
+         :ok <- root(plan, "mv", ["-f", "-T", "--", temporary, plan.to]),
+         :ok <- check(plan, plan.to, 0o750) do
+      {:ok, :installed}
+    else
+      {:error, reason} ->
+        _result = root(plan, "rm", ["-f", "--", temporary])
+        {:error, reason}
+    end
+  end
+
+  # Of tasks that were killed.
+  defp sweep(plan) do
+    directory = Path.dirname(plan.to)
+    temporary = Path.basename(plan.to) <> ".tmp"
+    # A user who has sudo may be one who cannot look into the folder.
+    names = with {:error, _reason} <- File.ls(directory), do: {:ok, []}
+
+    for name <- elem(names, 1),
+        pid = String.replace_prefix(name, temporary, ""),
+        name == temporary <> pid and pid =~ ~r/^\d+$/ and not File.exists?("/proc/" <> pid) do
+      _left = root(plan, "rm", ["-f", "--", Path.join(directory, name)])
+    end
+  end
+
+  defp setcap(plan), do: Enum.join(plan.capabilities, ",") <> "+ep"
+
+  defp root(plan, tool, arguments) do
+    case command(plan, plan.tools[tool], arguments, stderr_to_stdout: true) do
+      {_output, 0} -> :ok
+      {output, _status} -> {:error, failed(plan, tool, String.trim(output))}
+    end
+  end
+
+  # Where the output is read, sudo(8) may have said something beside it, of a host name say.
+  defp command(plan, program, arguments, opts \\ []) do
+    [program | arguments] = plan.prefix ++ [program | arguments]
+    System.cmd(program, arguments, [env: [{"LC_ALL", "C"}]] ++ opts)
+  end
+
+  defp failed(plan, tool, output) do
+    cond do
+      tool == "setcap" and output =~ "not supported" ->
+        "the file system of #{Path.dirname(plan.to)} keeps no extended attributes, and so no file " <>
+          "capabilities (#{output}); choose another directory"
+
+      # At the end: it may also have said something, of a host name say, before the tool did.
+      plan.prefix != [] and output =~ ~r/^sudo: .*\z/m ->
+        by_hand(plan, "this takes root, and #{output}")
+
+      true ->
+        "#{tool} has failed: #{output}"
+    end
+  end
+
+  defp by_hand(plan, why) do
+    """
+    #{why}. What root has to run:
+
+        #{shell(["install", "-o", "root", "-g", plan.group, "-m", "0750", "-T", plan.source, plan.to])}
+        #{shell(["setcap", setcap(plan), plan.to])}
+
+    Then run this task again, as a member of the group: it checks what is there.\
+    """
+  end
+
+  defp shell(words) do
+    Enum.map_join(words, " ", fn word ->
+      if word =~ ~r"^[\w/.,+=:@-]+$",
+        do: word,
+        else: "'" <> String.replace(word, "'", "'\\''") <> "'"
+    end)
+  end
+
+  ## What has been done
+
+  defp check(plan, path, mode) do
+    with {:ok, stat} <- File.lstat(path),
+         {:owned, true} <- {:owned, owned?(stat, plan, mode)},
+         {:getcap, {output, 0}} <- {:getcap, command(plan, plan.tools["getcap"], [path])},
+         {:capable, true} <- {:capable, capable?(output, path, plan)} do
+      :ok
+    else
+      {:error, reason} -> {:error, "#{path}: #{:file.format_error(reason)}"}
+      {:owned, false} -> {:error, "#{path} has not got the owner, group or mode it should have"}
+      {:capable, false} -> {:error, "#{path} has not got the capabilities it should have"}
+      {:getcap, {output, _status}} -> {:error, "getcap has failed: #{output}"}
+    end
+  end
+
+  defp owned?(stat, plan, mode) do
+    {stat.type, stat.uid, stat.gid, stat.mode &&& 0o7777} == {:regular, 0, plan.gid, mode}
+  end
+
+  # `PATH cap_a,cap_b=ep`; older ones write `PATH = cap_a,cap_b+ep`.
+  defp capable?(output, path, plan) do
+    rest = output |> String.trim() |> String.replace_prefix(path, "")
+
+    with [_, names] <- Regex.run(~r/^ (?:= )?([a-z_,]+)[=+]ep$/, rest) do
+      Enum.sort(String.split(names, ",")) == Enum.sort(plan.capabilities)
+    else
+      _other -> false
+    end
+  end
+
+  # By root, since the mode is root's alone as yet.
+  defp check_version(%{prefix: []} = plan, path) do
+    case version(path) do
+      {:error, reason} ->
+        {:error, if(reason =~ "EPERM", do: by_hand(plan, unbounded(plan, path)), else: reason)}
+
+      :ok ->
+        :ok
+    end
+  end
+
+  # sudo(8) says of execve(2) what strerror(3) says.
+  defp check_version(plan, path) do
+    {output, status} = command(plan, path, ["--version"], stderr_to_stdout: true)
+
+    cond do
+      output =~ ~r/^netlink_port #{Regex.escape(@version)}$/m and status == 0 ->
+        :ok
+
+      output == "" or output =~ ~r/Operation not permitted/ ->
+        {:error, by_hand(plan, unbounded(plan, path))}
+
+      true ->
+        {:error, "#{path} does not run with its capabilities, it says #{inspect(output)}"}
+    end
+  end
+
+  defp unbounded(plan, path) do
+    case Execve.unrun(path, "", 1) do
+      {found, _remedy} ->
+        "#{plan.to} #{found}. The bounding set of this build or container (CapBnd of /proc/self/status) does not " <>
+          "have it: run the task where it does, and nothing else is to be done. Where that cannot be, as in the " <>
+          "build of an image, the file can be made without being run; the container that runs it has to allow " <>
+          "these capabilities (--cap-add), or execve(2) refuses it there, too"
+
+      nil ->
+        "#{plan.to} was not run, execve(2) says EPERM: a security module, or a filter of system calls, forbids it"
+    end
+  end
+end

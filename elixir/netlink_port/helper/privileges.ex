@@ -1,0 +1,108 @@
+defmodule NetlinkPort.Helper.Privileges do
+  @moduledoc false
+  # What a helper may do, and what it was started with: what a refusal is explained by. Helpers tell it
+  # themselves, since a program between them and the VM can have changed it.
+  #
+  # What is not known, as on another node, is `nil`.
+
+  alias NetlinkPort.{Capability, Environment}
+
+  @typedoc """
+  `capabilities` are those that the helper uses, `keep` those it was told not to give up. It was started with
+  `bounding`, `no_new_privs` and the mode `seccomp` of a filter, from a file that is mounted `nosuid`.
+  `user_namespace` is whether it is in the first one, `children` whether it may enter others in a child.
+  """
+  @type t :: %__MODULE__{
+          capabilities: Capability.set(),
+          keep: [atom()],
+          bounding: Capability.set() | nil,
+          no_new_privs: boolean() | nil,
+          nosuid: boolean() | nil,
+          seccomp: 0..2 | nil,
+          user_namespace: Environment.namespace(),
+          children: boolean() | nil
+        }
+
+  @enforce_keys [:capabilities]
+  defstruct @enforce_keys ++
+              [:bounding, :no_new_privs, :nosuid, :seccomp, :user_namespace, :children, keep: []]
+
+  # PROC_USER_INIT_INO, include/linux/proc_ns.h
+  @first 0xEFFFFFFD
+
+  @doc "Those of a helper that has said hello."
+  @spec new(NetlinkPort.Helper.hello(), keyword(), Path.t()) :: t()
+  def new(hello, opts, executable) do
+    mount = Environment.mount(Environment.look(), executable)
+
+    %__MODULE__{
+      capabilities: hello.capabilities,
+      keep: opts[:keep],
+      bounding: hello.bounding,
+      no_new_privs: hello.no_new_privs,
+      nosuid: Environment.mounted?(mount, "nosuid"),
+      seccomp: hello.seccomp,
+      user_namespace: if(hello.user_namespace in [0, @first], do: :initial, else: :other),
+      children: opts[:user_namespaces]
+    }
+  end
+
+  @doc "Whether the helper has a capability."
+  @spec capable?(t(), atom()) :: boolean()
+  def capable?(privileges, name), do: Capability.in?(privileges.capabilities, name)
+
+  @doc "How the helper can get a capability that it lacks, where it runs."
+  @spec remedy(t(), atom()) :: String.t()
+  def remedy(%{bounding: bounding} = privileges, name) do
+    cond do
+      bounding != nil and not Capability.in?(bounding, name) ->
+        "its bounding set does not hold it, so that neither root nor the capabilities of a file give " <>
+          "it: the container (--cap-add #{bare(name)}) or the systemd unit (CapabilityBoundingSet=) has " <>
+          "to allow it" <> also_keep(privileges, name) <> without(name)
+
+      keepable?(name) and name not in privileges.keep ->
+        "start its server with keep: [#{inspect(name)}], and the helper with that capability"
+
+      privileges.no_new_privs ->
+        "it was started under no_new_privs, so that the capabilities of its file do not count: " <>
+          "NoNewPrivileges= of the systemd unit, --security-opt=no-new-privileges of the container; " <>
+          "AmbientCapabilities= of the unit counts all the same"
+
+      privileges.nosuid ->
+        "its file lies on a file system mounted nosuid, where the capabilities of a file do not count; " <>
+          "install it elsewhere by `mix netlink_port.install`" <> flag(name)
+
+      true ->
+        "start it as root, or install it with capabilities by `mix netlink_port.install`" <>
+          flag(name)
+    end
+  end
+
+  defp bare(name), do: name |> Atom.to_string() |> String.upcase()
+
+  defp keepable?(name), do: name not in [:sys_admin, :net_admin, :sys_ptrace]
+
+  defp also_keep(privileges, name) do
+    if keepable?(name) and name not in privileges.keep,
+      do: ", and its server is started with keep: [#{inspect(name)}]",
+      else: ""
+  end
+
+  defp without(:sys_admin), do: "; sockets in its own namespace (netns: :host) need no capability"
+  defp without(_other), do: ""
+
+  # Those two are installed unless told otherwise.
+  defp flag(name) when name in [:sys_admin, :net_admin], do: ""
+  defp flag(name), do: " with --capability #{name}"
+
+  @doc "What can refuse a system call that nothing is missing for."
+  @spec refuser(t()) :: String.t()
+  def refuser(%{seccomp: 0}) do
+    "a security module (AppArmor, SELinux) can be what refuses it"
+  end
+
+  def refuser(_filtered) do
+    "a seccomp profile can be what refuses it, that of the container (--security-opt seccomp=) or " <>
+      "SystemCallFilter= of the systemd unit, or a security module (AppArmor, SELinux)"
+  end
+end

@@ -1,0 +1,137 @@
+defmodule NetlinkPort.Helper.Reference do
+  @moduledoc false
+  # What a process needs to reach one helper without asking its server: part of every socket, and so
+  # of every message about one; that is why it is small.
+  #
+  # The board is a public table of the server's, with five kinds of rows:
+  #
+  #     {:reference, last, privileges}           the references given to commands; what the helper may do
+  #     {reference, who_waits}                   commands that are not answered yet
+  #     {{:socket, handle}, owner, socket, tap}  open sockets; only the server writes these
+  #                                              (`nil` for an owner that is not to be told of the end)
+  #     {{:gone, handle}, owner, socket, nil}    those that the helper has closed by itself, and whose
+  #                                              owner has not been told yet
+  #     {{:pin, handle}, owner, pin, nil}        pins
+  #
+  # A link is only of use on the node of its server; elsewhere the server is asked to do the work.
+
+  alias NetlinkPort.Helper.Privileges
+
+  @type t :: %__MODULE__{
+          server: pid(),
+          port: port(),
+          board: :ets.tid(),
+          max_frame: pos_integer(),
+          call_timeout: timeout(),
+          capabilities: non_neg_integer()
+        }
+
+  @enforce_keys [:server, :port, :board, :max_frame, :call_timeout, :capabilities]
+  defstruct @enforce_keys
+
+  @doc "A new board of the calling server; `heir` gets it when the server ends, however it ends."
+  @spec board(pid()) :: :ets.tid()
+  def board(heir) do
+    board = :ets.new(:netlink_port, [:public, {:heir, heir, :board}, write_concurrency: true])
+    :ets.insert(board, {:reference, 0, nil})
+    board
+  end
+
+  @doc "Puts what the helper may do on the board."
+  @spec put_privileges(t(), Privileges.t()) :: true
+  def put_privileges(%__MODULE__{board: board}, privileges),
+    do: :ets.update_element(board, :reference, {3, privileges})
+
+  @doc "What the helper may do, as far as is known here."
+  @spec privileges(t()) :: Privileges.t()
+  def privileges(%__MODULE__{board: board, capabilities: capabilities}) do
+    :ets.lookup_element(board, :reference, 3) || %Privileges{capabilities: capabilities}
+  rescue
+    # The board went with its server, or is another node's.
+    ArgumentError -> %Privileges{capabilities: capabilities}
+  end
+
+  @doc "Whether this process may command the port itself."
+  @spec local?(t()) :: boolean()
+  def local?(%__MODULE__{server: server}), do: node(server) == node()
+
+  @doc "A reference for a command: 1 to 2^31 - 1, then 1 again. Writes down who waits."
+  @spec expect(t(), term()) :: pos_integer()
+  def expect(%__MODULE__{board: board}, who_waits) do
+    reference = :ets.update_counter(board, :reference, {2, 1, 0x7FFFFFFF, 1})
+    :ets.insert(board, {reference, who_waits})
+    reference
+  end
+
+  @doc "Who waits for an answer; they wait no more."
+  @spec settle(t(), pos_integer()) :: {:ok, term()} | :error
+  def settle(%__MODULE__{board: board}, reference) do
+    case :ets.take(board, reference) do
+      [{^reference, who_waits}] -> {:ok, who_waits}
+      [] -> :error
+    end
+  end
+
+  @doc """
+  The tap of a socket, or that it is closed, as far as is known here. This one look is what every send
+  costs, captured or not.
+  """
+  @spec tap(t(), NetlinkPort.Socket.handle()) :: NetlinkPort.Capture.Tap.t() | nil | :closed
+  def tap(%__MODULE__{board: board}, handle) do
+    :ets.lookup_element(board, {:socket, handle}, 4)
+  rescue
+    # There is no such row; or no board, and then this raises.
+    ArgumentError ->
+      _row? = :ets.member(board, {:socket, handle})
+      :closed
+  end
+
+  @doc "Puts a socket on the board, or changes its owner or its tap."
+  @spec put_socket(t(), NetlinkPort.Socket.t(), pid() | nil, NetlinkPort.Capture.Tap.t() | nil) ::
+          true
+  def put_socket(%__MODULE__{board: board}, socket, owner, tap) do
+    :ets.insert(board, {{:socket, NetlinkPort.Socket.handle(socket)}, owner, socket, tap})
+  end
+
+  @doc "Puts a socket on the board as gone: its owner is still to be told, but nobody may use it."
+  @spec retire_socket(t(), NetlinkPort.Socket.t(), pid() | nil) :: true
+  def retire_socket(%__MODULE__{board: board}, socket, owner) do
+    handle = NetlinkPort.Socket.handle(socket)
+    # In this order: whoever ends in between has not forgotten anybody.
+    :ets.insert(board, {{:gone, handle}, owner, socket, nil})
+    :ets.delete(board, {:socket, handle})
+  end
+
+  @doc "Takes a socket off the board."
+  @spec delete_socket(t(), NetlinkPort.Socket.handle()) :: true
+  def delete_socket(%__MODULE__{board: board}, handle) do
+    :ets.delete(board, {:socket, handle})
+    :ets.delete(board, {:gone, handle})
+  end
+
+  @doc "Puts a pin on the board."
+  @spec put_pin(t(), NetlinkPort.Pin.t(), pid()) :: true
+  def put_pin(%__MODULE__{board: board}, pin, owner) do
+    :ets.insert(board, {{:pin, pin.handle}, owner, pin, nil})
+  end
+
+  @doc "Takes a pin off the board."
+  @spec delete_pin(t(), NetlinkPort.Socket.handle()) :: true
+  def delete_pin(%__MODULE__{board: board}, handle), do: :ets.delete(board, {:pin, handle})
+
+  @doc "Whether a pin is on the board."
+  @spec pin?(t(), NetlinkPort.Socket.handle()) :: boolean()
+  def pin?(%__MODULE__{board: board}, handle) do
+    :ets.member(board, {:pin, handle})
+  rescue
+    # The board went with its server.
+    ArgumentError -> false
+  end
+
+  @doc "Owners that are to be told of the end, with their sockets and pins on a board, each once."
+  @spec to_tell(:ets.tid()) :: [{pid(), NetlinkPort.Socket.t() | NetlinkPort.Pin.t()}]
+  def to_tell(board) do
+    rows = :ets.match(board, {{:_, :_}, :"$1", :"$2", :_})
+    for [owner, held] <- rows, owner != nil, uniq: true, do: {owner, held}
+  end
+end

@@ -1,0 +1,304 @@
+defmodule NetlinkPort.Nodes.Relay do
+  @moduledoc false
+  # Sends to other nodes in the place of a process that must not be suspended: of a server, a monitor, a
+  # connection, its principal. Whoever sends to a node that takes nothing is suspended when a megabyte
+  # waits for it, whoever monitors or demonitors there, too; and whoever sends to one that is gone connects
+  # to it first. So there is one relay for each node, which is suspended instead, and which the principal
+  # reaches by functions that leave everything on its own node as it is.
+  #
+  # Invariants:
+  #
+  #   * What goes to one node leaves in the order the principal gave it, replies among it.
+  #   * A datagram is reported to the principal when it has left: until then it counts as not taken, so
+  #     that what waits here is bounded by the windows of the sockets.
+  #   * What was meant for a connection does not pass on the next one: all goes by way of a process on
+  #     the other node (NetlinkPort.Nodes.RemoteWitness), which ends with the connection.
+  #   * However the principal ends, what it gave before comes before the word of its end.
+  #
+  # The two are linked: a principal whose relay is killed ends, rather than leave out what that held.
+
+  alias NetlinkPort.{Pin, Socket}
+  alias NetlinkPort.Nodes.RemoteWitness
+  alias NetlinkPort.Server.MailboxGauge
+
+  @enforce_keys [:principal, :node]
+  # `witness` is that of the present connection, `:none` where there can be none; each watch has its own.
+  defstruct @enforce_keys ++ [:witness, handled: 0, watches: %{}, monitors: %{}]
+
+  ## For the principal
+
+  @doc "As `GenServer.reply/2`."
+  @spec reply(GenServer.from(), term()) :: :ok
+  def reply({pid, _tag} = from, answer) when node(pid) == node(),
+    do: GenServer.reply(from, answer)
+
+  def reply({pid, _tag} = from, answer), do: post(node(pid), {:reply, from, answer})
+
+  @doc """
+  As `Process.monitor/1`. The owner of a socket, or of a pin, is told `:netlink_closed` if the principal ends or
+  the connection is lost before `demonitor/2`.
+  """
+  @spec monitor(pid(), Socket.t() | Pin.t() | nil) :: reference()
+  def monitor(pid, socket \\ nil)
+  def monitor(pid, _socket) when node(pid) == node(), do: Process.monitor(pid)
+
+  def monitor(pid, socket) do
+    reference = make_ref()
+    post(node(pid), {:watch, reference, pid, socket})
+    reference
+  end
+
+  @doc "As `Process.demonitor/2` with `:flush`."
+  @spec demonitor(reference(), pid()) :: :ok
+  def demonitor(reference, pid) do
+    # Flushes what a relay has sent in the place of a monitor, too.
+    Process.demonitor(reference, [:flush])
+    if node(pid) == node(), do: :ok, else: post(node(pid), {:forget, reference})
+  end
+
+  @doc """
+  As `send/2`, to a process that is monitored by `reference`. When a message of a `{handle, cost}` has
+  left, the principal gets `{:relayed, handle, cost}`.
+  """
+  @spec deliver(pid(), reference(), term(), {Socket.handle(), pos_integer()} | nil) :: :ok
+  def deliver(pid, reference, message, charge \\ nil)
+
+  def deliver(pid, _reference, message, _charge) when node(pid) == node() do
+    send(pid, message)
+    :ok
+  end
+
+  def deliver(pid, reference, message, charge) do
+    post(node(pid), {:deliver, reference, pid, message, charge})
+  end
+
+  @doc "Sends a report to a gauge of the principal's, when all that was sent before has left."
+  @spec measure(MailboxGauge.key(), pid()) :: :ok
+  def measure(key, pid), do: post(node(pid), {:measure, key, pid})
+
+  @doc "Answers `{:relay_idle, node, relay, handled}`: a relay goes when its node has gone."
+  @spec idle(node(), pid(), non_neg_integer()) :: :ok
+  def idle(node, relay, handled) do
+    if Process.get({__MODULE__, node}) == {relay, handled} do
+      _relay = Process.delete({__MODULE__, node})
+      send(relay, :stop)
+    else
+      send(relay, :stay)
+    end
+
+    :ok
+  end
+
+  @doc "Whether a process is a relay of the calling process."
+  @spec mine?(pid()) :: boolean()
+  def mine?(pid) do
+    Enum.any?(Process.get(), &match?({{__MODULE__, _node}, {^pid, _sent}}, &1))
+  end
+
+  # In the dictionary of the process, since every reply would have to carry it otherwise. It is counted
+  # what was given to a relay, so that none ends that has something left to do.
+  defp post(node, item) do
+    {relay, sent} = Process.get({__MODULE__, node}) || {start(node), 0}
+    Process.put({__MODULE__, node}, {relay, sent + 1})
+    send(relay, {__MODULE__, item})
+    :ok
+  end
+
+  ## The process
+
+  defp start(node) do
+    state = %__MODULE__{principal: self(), node: node}
+    :proc_lib.spawn_opt(fn -> init(state) end, [:link, message_queue_data: :off_heap])
+  end
+
+  defp init(state) do
+    Process.flag(:trap_exit, true)
+    loop(attend(state))
+  end
+
+  # Of a node that is not there it is told at once, and so it is in a VM that is no node itself.
+  defp attend(%{node: node} = state) do
+    true = :erlang.monitor_node(node, true)
+    state
+  catch
+    :error, :notalive ->
+      send(self(), {:nodedown, node})
+      state
+  end
+
+  defp loop(%{principal: principal, node: node} = state) do
+    receive do
+      {__MODULE__, item} -> loop(handle(%{state | handled: state.handled + 1}, item))
+      {:DOWN, monitor, :process, _pid, reason} -> loop(down(state, monitor, reason))
+      {:EXIT, ^principal, reason} -> finish(state, reason)
+      {:nodedown, ^node} -> loop(ask_to_go(state))
+      :stay -> loop(attend(state))
+      :stop -> lose(state, Map.keys(state.watches), :noconnection)
+      _stray -> loop(state)
+    end
+  end
+
+  defp ask_to_go(state) do
+    send(state.principal, {:relay_idle, state.node, self(), state.handled})
+    # The next node of this name may know the library.
+    if state.witness == :none, do: %{state | witness: nil}, else: state
+  end
+
+  defp handle(state, {:watch, reference, pid, socket}) do
+    # First of all: whatever is lost from here on is noticed.
+    {monitor, state} = monitored(state, pid, reference)
+    {witness, state} = if socket, do: enrol(state, {reference, pid, socket}), else: {nil, state}
+    put_in(state.watches[reference], {pid, monitor, socket, witness})
+  end
+
+  defp handle(state, {:forget, reference}) do
+    tell(state, reference, {:forget, reference})
+    forget(state, reference)
+  end
+
+  defp handle(state, {:deliver, reference, pid, message, charge}) do
+    case state.watches do
+      %{^reference => {_pid, _monitor, _socket, witness}} when is_pid(witness) ->
+        :erlang.send(witness, {:deliver, pid, message}, [:noconnect])
+        left(state, charge)
+
+      %{^reference => _watch} ->
+        :erlang.send(pid, message, [:noconnect])
+        left(state, charge)
+
+      _lost ->
+        state
+    end
+  end
+
+  defp handle(%{witness: witness} = state, {:reply, _from, _answer} = reply)
+       when is_pid(witness) do
+    :erlang.send(witness, reply, [:noconnect])
+    state
+  end
+
+  # A reply to a node that is gone would connect to it first.
+  defp handle(%{node: node} = state, {:reply, from, answer}) do
+    if node in Node.list(:connected), do: GenServer.reply(from, answer)
+    state
+  end
+
+  defp handle(%{principal: principal} = state, {:measure, key, pid}) do
+    _measurer = spawn(fn -> MailboxGauge.report(principal, key, pid) end)
+    state
+  end
+
+  defp left(state, nil), do: state
+
+  defp left(state, {handle, cost}) do
+    send(state.principal, {:relayed, handle, cost})
+    state
+  end
+
+  defp monitored(state, pid, purpose) do
+    monitor = Process.monitor(pid)
+    {monitor, put_in(state.monitors[monitor], purpose)}
+  end
+
+  ## The witness
+
+  # It is sure of a watch when it has said so, for the one that is known here may be of a connection that is
+  # lost, and whose end is yet to be heard of. The relay waits as long as the other node does, with all
+  # that goes there, and with nothing else.
+  defp enrol(state, {reference, pid, socket} = watch) do
+    case found(state) do
+      %{witness: witness} = state when is_pid(witness) ->
+        monitor = :erlang.monitor(:process, witness, alias: :reply_demonitor)
+        :erlang.send(witness, {:watch, monitor, reference, pid, socket}, [:noconnect])
+
+        receive do
+          {^monitor, :watching} -> {witness, state}
+          {:DOWN, ^monitor, :process, _witness, _reason} -> enrol(%{state | witness: nil}, watch)
+        end
+
+      %{witness: witness} = state ->
+        {witness, state}
+    end
+  end
+
+  defp found(%{witness: nil} = state) do
+    witness = :erpc.call(state.node, RemoteWitness, :start, [self()], :infinity)
+    {_monitor, state} = monitored(state, witness, {:witness, witness})
+    %{state | witness: witness}
+  catch
+    # The monitors of the owners tell of it.
+    :error, {:erpc, :noconnection} -> state
+    # A node without the library, or with another version of it, is none that could be told.
+    _kind, _reason -> %{state | witness: :none}
+  end
+
+  defp found(state), do: state
+
+  defp tell(state, reference, message) do
+    with {_pid, _monitor, _socket, witness} when is_pid(witness) <- state.watches[reference] do
+      :erlang.send(witness, message, [:noconnect])
+    end
+  end
+
+  ## Ends
+
+  defp down(state, monitor, reason) do
+    case Map.pop(state.monitors, monitor) do
+      {{:witness, witness}, monitors} ->
+        state = %{state | monitors: monitors}
+
+        # It has told its owners, if the connection is lost; else it was killed, and they hear it here.
+        its = for {reference, {_, _, _, ^witness}} <- state.watches, do: reference
+        if reason != :noconnection, do: Enum.each(its, &close(state, &1, reason))
+        state = if state.witness == witness, do: %{state | witness: nil}, else: state
+        lose(state, its, reason)
+
+      {nil, _monitors} ->
+        state
+
+      {reference, _monitors} ->
+        # Where the witness is of a later connection than the owner was.
+        lost? = reason == :noconnection
+        word = if lost?, do: {:closed, reference, reason}, else: {:forget, reference}
+        tell(state, reference, word)
+        lose(state, [reference], reason)
+    end
+  end
+
+  defp lose(state, references, reason) do
+    Enum.reduce(references, state, fn reference, state ->
+      {pid, _monitor, _socket, _witness} = state.watches[reference]
+      send(state.principal, {:DOWN, reference, :process, pid, reason})
+      forget(state, reference)
+    end)
+  end
+
+  defp forget(state, reference) do
+    case Map.pop(state.watches, reference) do
+      {{_pid, monitor, _socket, _witness}, watches} ->
+        Process.demonitor(monitor, [:flush])
+        %{state | watches: watches, monitors: Map.delete(state.monitors, monitor)}
+
+      {nil, _watches} ->
+        state
+    end
+  end
+
+  defp finish(%{witness: witness} = state, reason) do
+    if is_pid(witness), do: :erlang.send(witness, {:closed, plain(reason)}, [:noconnect])
+
+    for {reference, {_pid, _monitor, _socket, :none}} <- state.watches do
+      close(state, reference, plain(reason))
+    end
+
+    state
+  end
+
+  defp close(state, reference, reason) do
+    {pid, _monitor, socket, _witness} = state.watches[reference]
+    :erlang.send(pid, {:netlink_closed, socket, reason}, [:noconnect])
+  end
+
+  defp plain({:shutdown, reason}), do: reason
+  defp plain(reason), do: reason
+end

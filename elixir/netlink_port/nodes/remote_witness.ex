@@ -1,0 +1,50 @@
+defmodule NetlinkPort.Nodes.RemoteWitness do
+  @moduledoc false
+  # Stands on the node of owners whose server is on another one, for all of them: hands on what the
+  # server's relay (NetlinkPort.Nodes.Relay) sends, and tells each owner once that its socket is closed, when
+  # the relay says so, and when the relay is gone: with its node, its connection or by itself.
+  #
+  # Invariant: it belongs to one connection. When that is lost it ends, and what comes for it
+  # later, on another, reaches nobody: `:netlink_closed` is the last word of a socket.
+
+  @doc "Starts one; called by a relay, from its own node."
+  @spec start(pid()) :: pid()
+  def start(relay), do: spawn(fn -> loop(relay, Process.monitor(relay), %{}) end)
+
+  defp loop(relay, monitor, watches) do
+    receive do
+      {:deliver, pid, message} ->
+        send(pid, message)
+        loop(relay, monitor, watches)
+
+      {:reply, from, answer} ->
+        GenServer.reply(from, answer)
+        loop(relay, monitor, watches)
+
+      {:watch, from, reference, pid, socket} ->
+        send(from, {from, :watching})
+        loop(relay, monitor, Map.put(watches, reference, {pid, socket}))
+
+      {:forget, reference} ->
+        loop(relay, monitor, Map.delete(watches, reference))
+
+      {:closed, reference, reason} ->
+        testify(Map.take(watches, [reference]), reason)
+        loop(relay, monitor, Map.delete(watches, reference))
+
+      {:closed, reason} ->
+        testify(watches, reason)
+
+      {:DOWN, ^monitor, :process, ^relay, reason} ->
+        testify(watches, reason)
+
+      _stray ->
+        loop(relay, monitor, watches)
+    end
+  end
+
+  defp testify(watches, reason) do
+    for {_reference, {pid, socket}} <- watches, do: send(pid, {:netlink_closed, socket, reason})
+    :ok
+  end
+end

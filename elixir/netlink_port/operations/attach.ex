@@ -1,0 +1,55 @@
+defmodule NetlinkPort.Operations.Attach do
+  @moduledoc false
+  # For the Mix tasks: reaching a running application, by distribution.
+
+  @doc """
+  Connects to a node, as a hidden one that nobody can connect to and whose name that node chooses. Says in
+  words what is wrong.
+  """
+  @spec node(String.t(), String.t() | nil) :: {:ok, node()} | {:error, String.t()}
+  def node(name, cookie) do
+    with :ok <- named(name),
+         node = String.to_atom(name),
+         :ok <- start(name) do
+      if cookie, do: Node.set_cookie(node, String.to_atom(cookie))
+
+      if Node.connect(node) == true,
+        do: {:ok, node},
+        else:
+          {:error,
+           "cannot reach #{name}: is it running, by that name, and is the cookie its own?"}
+    end
+  end
+
+  defp named(name) do
+    if name =~ ~r/^[^@]+@[^@]+$/,
+      do: :ok,
+      else: {:error, "expected --node NAME@HOST, got: #{inspect(name)}"}
+  end
+
+  defp start(name) do
+    [_name, host] = String.split(name, "@")
+    names = if String.contains?(host, "."), do: :longnames, else: :shortnames
+    options = %{name_domain: names, hidden: true, dist_listen: false}
+
+    case if(Node.alive?(), do: {:ok, self()}, else: :net_kernel.start(:undefined, options)) do
+      {:ok, _pid} -> :ok
+      {:error, reason} -> {:error, "cannot start distribution: #{inspect(reason, limit: 5)}"}
+    end
+  end
+
+  @doc "Calls a function of this library there."
+  @spec call(node(), module(), atom(), [term()]) :: {:ok, term()} | {:error, String.t()}
+  def call(node, module, function, arguments) do
+    {:ok, :erpc.call(node, module, function, arguments, 60_000)}
+  rescue
+    error in ErlangError -> {:error, "#{node} cannot say: #{words(error)}"}
+    error in UndefinedFunctionError -> {:error, "#{node} cannot say: #{Exception.message(error)}"}
+  end
+
+  defp words(%{original: {:exception, :undef, _stack}}),
+    do: "it has no netlink_port, or an older one"
+
+  defp words(%{original: {:erpc, reason}}), do: "#{reason}"
+  defp words(error), do: error |> Exception.message() |> String.slice(0, 200)
+end

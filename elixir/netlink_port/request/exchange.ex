@@ -1,0 +1,450 @@
+defmodule NetlinkPort.Request.Exchange do
+  @moduledoc false
+  # One request, batch or dump, whoever carries it out: the messages it is sent as, the answer they
+  # get, what was lost meanwhile, and what it comes to. Pure.
+
+  alias NetlinkPort.{Error, ExtAck, Message}
+  alias NetlinkPort.Request.{Family, Reply}
+
+  import Bitwise
+  import NetlinkPort.Message, only: [is_control: 1]
+
+  # How often a dump is tried before its inconsistency is told.
+  @attempts 5
+  @last_sequence 0xFFFFFFFF
+  # What a datagram counts beside its length, as in a window.
+  @datagram 300
+
+  @request Message.flags([:request])
+  @ack Message.flags([:ack])
+  @dump Message.flags([:dump])
+  # A batch of nf_tables begins and ends with one of these, include/uapi/linux/netfilter/nfnetlink.h.
+  @batch_begin 16
+  @batch_end 17
+  # sizeof(struct nfgenmsg)
+  @nfgenmsg 4
+  @noop 1
+
+  @typedoc "What is asked, of checked options, before the protocol is known."
+  @type question ::
+          {:request | :dump, 0..0xFFFF, iodata(), map()}
+          | {:batch, [{0..0xFFFF, 0..0xFFFF, iodata()}, ...]}
+
+  @typedoc "With each success what the kernel said with it, or `nil`."
+  @type success :: {:ok, [Message.t()], ExtAck.t() | nil}
+  @type outcome :: success() | {:ok, [success() | {:error, Error.t()}]} | {:error, Error.t()}
+
+  @type t :: %__MODULE__{
+          kind: :request | :batch | :dump,
+          reads: Reply.kind(),
+          protocol: NetlinkPort.protocol(),
+          messages: [Message.t()],
+          last: non_neg_integer(),
+          transaction?: boolean(),
+          look?: boolean(),
+          attempts: pos_integer(),
+          answer: Reply.t() | nil,
+          lost: Error.t() | nil,
+          bytes: non_neg_integer(),
+          max_bytes: pos_integer() | :infinity
+        }
+
+  # `reads` is how the answer is read. `last` is the index of the message that ends it; a `transaction?` is a
+  # batch of nf_tables, which an error of its first message ends, too; with `look?` the last message goes in
+  # a datagram of its own. `lost` is an error of the transport, after which the answer is read to its end all
+  # the same. `bytes` have been gathered of `max_bytes`. There is an `answer` once the messages are numbered.
+  @enforce_keys [:kind, :reads, :protocol, :messages]
+  defstruct [
+    :kind,
+    :reads,
+    :protocol,
+    :messages,
+    :answer,
+    :lost,
+    last: 0,
+    transaction?: false,
+    look?: false,
+    attempts: @attempts,
+    bytes: 0,
+    max_bytes: :infinity
+  ]
+
+  ## What is asked
+
+  @doc """
+  An exchange for a socket of this protocol; the error of one that the kernel would not answer; or what is
+  wrong with the arguments.
+  """
+  @spec new(NetlinkPort.protocol(), question()) ::
+          {:ok, t()} | {:error, Error.t()} | {:wrong, String.t()}
+  def new(protocol, {:request, type, payload, %{flags: flags, ack: ack?}}) do
+    ack? = ack? and Family.acks?(protocol, type)
+
+    with :ok <- heard(protocol, type, payload, ack?) do
+      flags = @request ||| flags ||| if(ack?, do: @ack, else: 0)
+      message = %Message{type: type, flags: flags, payload: payload}
+      reads = if ack?, do: :acked, else: :plain
+      {:ok, %__MODULE__{kind: :request, reads: reads, protocol: protocol, messages: [message]}}
+    end
+  end
+
+  # A dump is asked for with an ack: it ends with NLMSG_DONE, and is not acked; what is no dump is.
+  def new(protocol, {:dump, type, payload, %{flags: flags, max_bytes: max_bytes}}) do
+    ack? = Family.acks?(protocol, type)
+
+    with :ok <- heard(protocol, type, payload, ack?) do
+      flags = @request ||| @dump ||| flags ||| if(ack?, do: @ack, else: 0)
+      message = %Message{type: type, flags: flags, payload: payload}
+      reads = if ack?, do: :dump, else: :plain
+      exchange = %__MODULE__{kind: :dump, reads: reads, protocol: protocol, messages: [message]}
+      {:ok, %{exchange | max_bytes: max_bytes}}
+    end
+  end
+
+  def new(protocol, {:batch, requests}) do
+    types = Enum.map(requests, &elem(&1, 0))
+
+    if Family.first_only?(protocol),
+      do: netfilter(protocol, requests, types),
+      else: {:ok, batch(protocol, requests, length(requests) - 1)}
+  end
+
+  # Without an ack it would be waited for in vain; the ack of others is looked at in the end, since another
+  # error may come in its place.
+  defp heard(_protocol, _type, _payload, true), do: :ok
+
+  defp heard(protocol, type, payload, false) do
+    case ignored(protocol, %Message{type: type, payload: payload}) do
+      nil -> :ok
+      error -> {:error, error}
+    end
+  end
+
+  defp ignored(protocol, %{type: type, payload: payload, flags: flags}) do
+    ack? = (flags &&& @ack) != 0
+    why = Family.ignored(protocol, type, IO.iodata_length(payload), ack?)
+    if why, do: Error.new(:request, :einval, hint: why)
+  end
+
+  defp netfilter(protocol, requests, [@batch_begin | types]) do
+    case unfinished(types, requests) do
+      nil ->
+        # The end itself is acked by later kernels alone.
+        exchange = batch(protocol, requests, max(length(requests) - 2, 0))
+        {:ok, %{exchange | transaction?: true}}
+
+      wrong ->
+        {:wrong, wrong}
+    end
+  end
+
+  defp netfilter(protocol, [request], [type]) when type not in [@batch_begin, @batch_end] do
+    {:ok, batch(protocol, [request], 0)}
+  end
+
+  # Without CAP_NET_ADMIN nothing behind the first message is looked at. So another datagram comes behind,
+  # with a message that does nothing: it is always answered, and once it is all others are.
+  defp netfilter(protocol, requests, types) do
+    if Enum.any?(types, &(&1 in [@batch_begin, @batch_end])) do
+      {:wrong,
+       "expected NFNL_MSG_BATCH_BEGIN (16) as the first message of a batch of nf_tables, " <>
+         "and NFNL_MSG_BATCH_END (17) as its last, got types: #{shown(types)}"}
+    else
+      exchange = batch(protocol, requests ++ [{@noop, 0, ""}], length(requests))
+      {:ok, acked(%{exchange | look?: true}, length(requests) - 1)}
+    end
+  end
+
+  # All of it the kernel throws away without a word.
+  defp unfinished(types, requests) do
+    short = Enum.find_index(requests, &(IO.iodata_length(elem(&1, 2)) < @nfgenmsg))
+
+    cond do
+      short ->
+        "expected messages of nf_tables that begin with struct nfgenmsg, 4 bytes; " <>
+          "that at index #{short} has #{IO.iodata_length(elem(Enum.at(requests, short), 2))}"
+
+      List.last(types) != @batch_end ->
+        "expected NFNL_MSG_BATCH_END (17) as the last message of a batch of nf_tables: without it the " <>
+          "kernel acknowledges the changes and throws them away; got types: #{shown([@batch_begin | types])}"
+
+      Enum.count(types, &(&1 in [@batch_begin, @batch_end])) > 1 ->
+        "expected one batch of nf_tables: the kernel drops what is behind the first " <>
+          "NFNL_MSG_BATCH_END (17); call batch/3 once for each; got types: #{shown([@batch_begin | types])}"
+
+      true ->
+        nil
+    end
+  end
+
+  defp shown(types), do: inspect(types, limit: 20)
+
+  defp batch(protocol, requests, last) do
+    messages =
+      for {type, flags, payload} <- requests,
+          do: %Message{type: type, flags: @request ||| flags, payload: payload}
+
+    exchange = %__MODULE__{kind: :batch, reads: :batch, protocol: protocol, messages: messages}
+    acked(%{exchange | last: last}, last)
+  end
+
+  defp acked(exchange, index) do
+    ask = &%{&1 | flags: &1.flags ||| @ack}
+    %{exchange | messages: List.update_at(exchange.messages, index, ask)}
+  end
+
+  @doc "What is left of a dump that nobody wants any more, by its number."
+  @spec rest(NetlinkPort.protocol(), Reply.sequence(), pos_integer()) :: t()
+  def rest(protocol, seq, max_bytes) do
+    answer = Reply.new(:dump, %{seq => ""}, %{seq => :answers}, seq)
+    exchange = %__MODULE__{kind: :dump, reads: :dump, protocol: protocol, messages: []}
+    %{exchange | answer: answer, max_bytes: max_bytes}
+  end
+
+  @doc "Numbers the messages from `next` on: the datagrams to send, and the next number."
+  @spec number(t(), Reply.sequence()) :: {t(), [iodata(), ...], Reply.sequence()}
+  def number(%{messages: messages, protocol: protocol} = exchange, next) do
+    {first, next} = sequence(next, length(messages))
+    numbered = for {message, seq} <- Enum.with_index(messages, first), do: %{message | seq: seq}
+    requests = for m <- numbered, do: {m.seq, IO.iodata_to_binary(Message.encode(m))}
+
+    classes =
+      if exchange.kind == :dump,
+        do: %{first => :answers},
+        else: Map.new(numbered, &{&1.seq, Family.class(protocol, &1.type, &1.flags)})
+
+    answer = Reply.new(exchange.reads, Map.new(requests), classes, first + exchange.last)
+    %{type: type, flags: flags} = hd(messages)
+
+    answer = %{
+      answer
+      | begin: if(exchange.transaction?, do: first),
+        alone?: Family.alone?(protocol, type, flags),
+        control?: exchange.kind == :dump and is_control(type)
+    }
+
+    {%{exchange | answer: answer}, datagrams(exchange, Enum.map(requests, &elem(&1, 1))), next}
+  end
+
+  defp datagrams(%{look?: true}, requests) do
+    {requests, look} = Enum.split(requests, -1)
+    [requests, look]
+  end
+
+  defp datagrams(_exchange, requests), do: [requests]
+
+  @doc """
+  The first of `count` numbers in a row, and the next after them: never 0, and never across the end.
+
+      iex> NetlinkPort.Request.Exchange.sequence(0xFFFFFFFF, 1)
+      {0xFFFFFFFF, 1}
+      iex> NetlinkPort.Request.Exchange.sequence(0xFFFFFFFF, 2)
+      {1, 3}
+  """
+  @spec sequence(pos_integer(), pos_integer()) :: {pos_integer(), pos_integer()}
+  def sequence(next, count) when next + count - 1 > @last_sequence, do: sequence(1, count)
+  def sequence(next, count) when next + count > @last_sequence, do: {next, 1}
+  def sequence(next, count), do: {next, next + count}
+
+  ## What comes
+
+  @doc "Messages that belong to it, in their order, of a datagram of so many bytes."
+  @spec add(t(), [Message.t()], non_neg_integer()) :: t()
+  def add(exchange, messages, size \\ 0) do
+    answer = Enum.reduce(messages, exchange.answer, &Reply.add(&2, &1))
+    %{exchange | answer: answer, bytes: exchange.bytes + size + @datagram}
+  end
+
+  @doc "Something was lost, which may have been a part of the answer. The first such error counts."
+  @spec lose(t(), Error.t()) :: t()
+  def lose(exchange, error), do: %{exchange | lost: exchange.lost || error}
+
+  @doc "The error of a datagram that cannot be read."
+  @spec malformed(NetlinkPort.DecodeError.t()) :: Error.t()
+  def malformed(error), do: Error.new(:recv, :ebadmsg, subject: Exception.message(error))
+
+  @doc "Whether the answer is whole."
+  @spec done?(t()) :: boolean()
+  def done?(%{answer: answer}), do: Reply.done?(answer)
+
+  @doc "Whether something may still come with a number of an answer that is whole."
+  @spec more?(t()) :: boolean()
+  def more?(%{reads: :acked, answer: answer}), do: answer.ended == :done
+  def more?(_exchange), do: true
+
+  @doc "The error of one of which more has come than is gathered; `nil` below that."
+  @spec excess(t()) :: Error.t() | nil
+  def excess(%{bytes: bytes, max_bytes: max_bytes}) when bytes <= max_bytes, do: nil
+
+  def excess(%{max_bytes: max_bytes}) do
+    Error.new(:request, :emsgsize,
+      hint:
+        "the dump is larger than max_bytes: #{max_bytes}; raise that, or use stream/4, which keeps " <>
+          "one datagram at a time"
+    )
+  end
+
+  @doc "The error of an answer that did not come, or of a dump that goes on for too long."
+  @spec overdue(:silent | {:total, timeout()}) :: Error.t()
+  def overdue(:silent), do: Error.new(:request, :etimedout, hint: "no answer came in time")
+
+  def overdue({:total, ms}) do
+    Error.new(:request, :etimedout,
+      hint: "the dump still went on after total_timeout: #{ms} ms; raise that, or use stream/4"
+    )
+  end
+
+  ## What it comes to
+
+  @doc "The outcome of an exchange that is done; or the same, to be numbered and sent once more."
+  @spec outcome(t()) :: outcome() | {:again, t()}
+  def outcome(%{kind: :batch, lost: nil} = exchange), do: {:ok, told(exchange)}
+  def outcome(%{kind: :batch, lost: error}), do: {:error, error}
+
+  def outcome(%{kind: :dump, attempts: attempts, answer: answer} = exchange) do
+    case whole(exchange) do
+      :ok -> success(answer)
+      {:again, _error} when attempts > 1 -> {:again, again(exchange)}
+      {_again, error} -> {:error, %{error | messages: Reply.messages(answer)}}
+    end
+  end
+
+  def outcome(%{answer: answer, lost: lost} = exchange) do
+    case lost || Reply.error(answer) || unheard(exchange) do
+      nil -> success(answer)
+      error -> {:error, error}
+    end
+  end
+
+  defp success(answer), do: {:ok, Reply.messages(answer), answer.acks[answer.last]}
+
+  # What was acked, and nothing else.
+  defp unheard(%{answer: %{ended: :ack, count: 0}, messages: [message], protocol: protocol}),
+    do: ignored(protocol, message)
+
+  defp unheard(_exchange), do: nil
+
+  @doc "Whether a dump that is done is whole, and else whether it may be tried again."
+  @spec whole(t()) :: :ok | {:failed, Error.t()} | {:again, Error.t()}
+  def whole(%{answer: answer, lost: lost} = exchange) do
+    error = Reply.error(answer)
+
+    cond do
+      error -> {:failed, error}
+      lost -> {:again, lost}
+      answer.interrupted? -> {:again, interrupted()}
+      answer.ended == :ack and answer.count == 0 -> {:failed, unheard(exchange) || no_dump()}
+      true -> :ok
+    end
+  end
+
+  defp interrupted do
+    Error.new(:request, :eintr,
+      hint:
+        "the tables changed while they were dumped, each time; try again when fewer changes are made"
+    )
+  end
+
+  defp no_dump do
+    Error.new(:request, :eopnotsupp,
+      hint:
+        "the kernel acknowledged it and sent nothing, so that there is no such dump: a command has " <>
+          "been carried out, and a control message, of a type below 16, skipped"
+    )
+  end
+
+  defp again(exchange) do
+    %{exchange | attempts: exchange.attempts - 1, answer: nil, lost: nil, bytes: 0}
+  end
+
+  defp told(%{answer: answer, messages: messages} = exchange) do
+    replies = answer |> Reply.messages() |> Enum.group_by(& &1.seq)
+    messages = if exchange.look?, do: Enum.drop(messages, -1), else: messages
+    first = answer.last - exchange.last
+    refusal = refusal(exchange, first, length(messages))
+
+    for {message, seq} <- Enum.with_index(messages, first) do
+      case answer.errors do
+        %{^seq => error} -> {:error, restartable(exchange, error)}
+        _none -> refusal || done(exchange, message, Map.get(replies, seq, []), answer.acks[seq])
+      end
+    end
+  end
+
+  defp restartable(%{transaction?: true}, %{reason: :erestart} = error) do
+    %{
+      error
+      | hint: "the rules are of another generation than NFTA_BATCH_GENID; read them and try again"
+    }
+  end
+
+  defp restartable(_exchange, error), do: error
+
+  defp done(%{protocol: protocol}, message, replies, ext_ack) do
+    # Its place in the datagram is acked with others, whatever its flags.
+    case ignored(protocol, %{message | flags: message.flags ||| @ack}) do
+      nil -> {:ok, replies, ext_ack}
+      error -> {:error, error}
+    end
+  end
+
+  # What becomes of those that have no error of their own: of a transaction nothing is made when one is
+  # refused, and without CAP_NET_ADMIN nothing behind the first message is looked at.
+  defp refusal(%{transaction?: true, answer: answer}, first, _count) do
+    if answer.errors != %{} do
+      index = Enum.min(Map.keys(answer.errors)) - first
+
+      {:error,
+       Error.new(:request, :ecanceled,
+         hint:
+           "undone: the batch is all or nothing, and its message at index #{index} was refused"
+       )}
+    end
+  end
+
+  defp refusal(%{look?: true, answer: %{errors: errors, acks: acks}}, first, count) do
+    last = first + count - 1
+
+    case errors do
+      %{^first => %{reason: :eperm} = error} when not is_map_key(errors, last) ->
+        if not is_map_key(acks, last), do: {:error, error}
+
+      _answered ->
+        nil
+    end
+  end
+
+  defp refusal(_exchange, _first, _count), do: nil
+
+  @doc "The outcome of an exchange that is given up for an error before its answer is whole."
+  @spec cut(t(), Error.t()) :: {:error, Error.t()}
+  def cut(%{lost: %Error{} = lost} = exchange, %{reason: :etimedout}) do
+    cut(%{exchange | lost: nil}, lost)
+  end
+
+  def cut(%{answer: %{delayed: %Error{} = delayed} = answer} = exchange, %{reason: :etimedout}) do
+    cut(%{exchange | answer: %{answer | delayed: nil}}, delayed)
+  end
+
+  def cut(%{kind: :dump, answer: nil}, error), do: {:error, %{error | messages: []}}
+
+  def cut(%{kind: :dump, answer: answer}, error) do
+    {:error, %{error | messages: Reply.messages(answer)}}
+  end
+
+  def cut(_exchange, error), do: {:error, error}
+
+  @doc """
+  An outcome as callers get it: with what the kernel said with a success (`ext_ack: true`), or without.
+
+      iex> NetlinkPort.Request.Exchange.face({:ok, [], nil}, %{ext_ack: false})
+      {:ok, []}
+      iex> NetlinkPort.Request.Exchange.face({:ok, [{:ok, [], nil}]}, %{ext_ack: true})
+      {:ok, [{:ok, [], nil}]}
+  """
+  @spec face(outcome(), map()) :: tuple()
+  def face(outcome, %{ext_ack: true}), do: outcome
+  def face({:ok, messages, _ext_ack}, _opts), do: {:ok, messages}
+  def face({:ok, outcomes}, opts), do: {:ok, Enum.map(outcomes, &face(&1, opts))}
+  def face({:error, error}, _opts), do: {:error, error}
+end

@@ -1,0 +1,127 @@
+defmodule NetlinkPort.Request.Family do
+  @moduledoc false
+  # What is known of the kernel's families that their messages do not say: docs/concepts.md, "What ends an
+  # answer", names the kernel's source for each. Everything here is a table.
+
+  import Bitwise
+
+  alias NetlinkPort.Options
+
+  @route 0
+  @sock_diag 4
+  @xfrm 6
+  @audit 9
+  @fib_lookup 10
+  @netfilter 12
+  @kobject_uevent 15
+  @generic 16
+  @rdma 20
+  @crypto 21
+
+  @echo 0x8
+  @dump 0x300
+  # NLMSG_MIN_TYPE: types below it are control messages.
+  @min_type 16
+
+  @typedoc """
+  What a message with a request's own number may be, where it is no control message: an answer; an event
+  that the request has caused, since such requests are answered by acks alone; or, of a request with
+  NLM_F_ECHO, the echo, which names a group although it is unicast.
+  """
+  @type class :: :answers | :changes | :echoes
+
+  # AUDIT_GET, AUDIT_SIGNAL_INFO, AUDIT_LIST_RULES, AUDIT_TTY_GET, AUDIT_GET_FEATURE
+  @audit_queries [1000, 1010, 1013, 1016, 1019]
+  # XFRM_MSG_GETSA, GETPOLICY, ALLOCSPI, GETAE, GETSADINFO, GETSPDINFO, GETDEFAULT
+  @xfrm_queries [0x12, 0x15, 0x16, 0x1F, 0x23, 0x25, 0x28]
+  # RTM_SETDCB is answered like RTM_GETDCB.
+  @setdcb 79
+  # NFNL_SUBSYS_NFTABLES, and its messages that make, change or delete something, or begin and end a batch.
+  @nf_tables 10
+  @nf_tables_changes [0, 2, 3, 5, 6, 8, 9, 11, 12, 14, 18, 20, 22, 24] ++ Enum.to_list(26..32)
+  @batch_limits [16, 17]
+  # NFNL_SUBSYS_CTNETLINK, CTNETLINK_EXP, ACCT, CTNETLINK_TIMEOUT, CTHELPER
+  @flagged_alone [1, 2, 7, 8, 9]
+
+  @doc "Whether an ack comes last: where it is asked for, and no NLMSG_DONE comes."
+  @spec acks?(NetlinkPort.protocol(), 0..0xFFFF) :: boolean()
+  def acks?(protocol, type) do
+    case Options.protocol!(protocol) do
+      # The ack of a query comes before its answer, which a thread of the kernel sends.
+      @audit -> type not in @audit_queries
+      @fib_lookup -> false
+      _other -> true
+    end
+  end
+
+  @doc "Whether a message that is one of many (NLM_F_MULTI) is all the same all there is."
+  @spec alone?(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: boolean()
+  def alone?(protocol, type, flags) do
+    Options.protocol!(protocol) == @netfilter and (flags &&& @dump) == 0 and
+      Enum.member?(@flagged_alone, type >>> 8)
+  end
+
+  @doc "Whether a datagram of several requests may be answered for its first message alone."
+  @spec first_only?(NetlinkPort.protocol()) :: boolean()
+  def first_only?(protocol), do: Options.protocol!(protocol) == @netfilter
+
+  @doc "What a message with the number of such a request may be."
+  @spec class(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: class()
+  def class(protocol, type, flags) do
+    case {Options.protocol!(protocol), type} do
+      {@xfrm, type} -> if type in @xfrm_queries, do: :answers, else: :changes
+      {_protocol, _type} when (flags &&& @echo) != 0 -> :echoes
+      {@route, type} when type >= @min_type and type != @setdcb -> route(type)
+      {@netfilter, type} when type in @batch_limits -> :changes
+      {@netfilter, type} when type >>> 8 == @nf_tables -> nf_tables(type &&& 0xFF)
+      _other -> :answers
+    end
+  end
+
+  # The two lowest bits of rtnetlink's types: NEW, DEL, GET, SET.
+  defp route(type) when (type &&& 3) == 2, do: :answers
+  defp route(_type), do: :changes
+
+  defp nf_tables(message) when message in @nf_tables_changes, do: :changes
+  defp nf_tables(_message), do: :answers
+
+  @doc """
+  Why the kernel ignores a message without a word, if it does; with an ack asked for it acks it all the
+  same, as if it had been carried out.
+
+      iex> NetlinkPort.Request.Family.ignored(:netfilter, 0xA01, 2, true)
+      "the kernel ignores it: its payload has 2 bytes, and struct nfgenmsg, which it begins with, has 4"
+      iex> NetlinkPort.Request.Family.ignored(:netfilter, 0xA01, 4, true)
+      nil
+  """
+  @spec ignored(NetlinkPort.protocol(), 0..0xFFFF, non_neg_integer(), boolean()) ::
+          String.t() | nil
+  def ignored(protocol, type, size, ack?) do
+    number = Options.protocol!(protocol)
+
+    cond do
+      type < @min_type and number != @fib_lookup -> skipped(number, ack?)
+      true -> short(least(number), size)
+    end
+  end
+
+  @skipping [@route, @sock_diag, @xfrm, @netfilter, @kobject_uevent, @generic, @rdma, @crypto]
+
+  defp skipped(number, false) when number in @skipping do
+    "the kernel skips types below 16, control messages, and acks them only where it is asked to"
+  end
+
+  defp skipped(_number, _ack?), do: nil
+
+  defp least(@route), do: {1, "struct rtgenmsg"}
+  defp least(@netfilter), do: {4, "struct nfgenmsg"}
+  defp least(@fib_lookup), do: {20, "struct fib_result_nl"}
+  defp least(_other), do: {0, ""}
+
+  defp short({least, _name}, size) when size >= least, do: nil
+
+  defp short({least, name}, size) do
+    "the kernel ignores it: its payload has #{size} bytes, and #{name}, which it begins with, " <>
+      "has #{least}"
+  end
+end

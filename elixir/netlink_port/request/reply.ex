@@ -1,0 +1,166 @@
+defmodule NetlinkPort.Request.Reply do
+  @moduledoc false
+  # What the kernel has answered to one datagram of requests so far, and whether that is all. Pure;
+  # docs/concepts.md, "What ends an answer", is the table that this follows.
+  #
+  #   acked   an ack or an error; NLMSG_DONE
+  #   plain   an error; NLMSG_DONE; a message that is not one of many, or is alone all the same (`alone?`)
+  #   dump    NLMSG_DONE; an error; an ack, of a command that has no dump
+  #   batch   the ack, the error or the NLMSG_DONE of `last`; an error of `begin`
+  #
+  # No message ends a dump by its flags: that of a command has no NLM_F_MULTI, and neither have those of
+  # some families' dumps (netdev).
+
+  alias NetlinkPort.{Error, ExtAck, Message}
+  alias NetlinkPort.Request.Family
+
+  import NetlinkPort.Message, only: [is_control: 1]
+
+  @type kind :: :acked | :plain | :dump | :batch
+  @type sequence :: 1..0xFFFFFFFF
+  @type ended :: :ack | :error | :done | :message
+
+  @type t :: %__MODULE__{
+          kind: kind(),
+          requests: %{sequence() => binary()},
+          classes: %{sequence() => Family.class()},
+          last: sequence(),
+          begin: sequence() | nil,
+          alone?: boolean(),
+          control?: boolean(),
+          messages: [Message.t()],
+          count: non_neg_integer(),
+          errors: %{sequence() => Error.t()},
+          acks: %{sequence() => ExtAck.t() | nil},
+          ended: ended() | nil,
+          delayed: Error.t() | nil,
+          interrupted?: boolean()
+        }
+
+  @enobufs 105
+
+  # A `control?` dump is of a type that the kernel does not answer. `delayed` is why a dump has not begun yet.
+  # `count` is that of all messages, also of those that were taken; `acks` has what came with each success.
+  @enforce_keys [:kind, :requests, :classes, :last]
+  defstruct [
+    :kind,
+    :requests,
+    :classes,
+    :last,
+    :begin,
+    :ended,
+    :delayed,
+    alone?: false,
+    control?: false,
+    messages: [],
+    count: 0,
+    errors: %{},
+    acks: %{},
+    interrupted?: false
+  ]
+
+  @doc """
+  Whether a message of this number and type, sent to `group`, answers one of the requests with these
+  numbers. A control message always does; what was sent to a group is an event, but for an echo.
+
+      iex> import NetlinkPort.Request.Reply
+      iex> for class <- [:answers, :changes, :echoes],
+      ...>     do: for(group <- [nil, 0, 7], do: is_answer(%{1 => class}, 1, 16, group))
+      [[true, true, false], [false, true, false], [true, true, true]]
+  """
+  defguard is_answer(classes, seq, type, group)
+           when is_map_key(classes, seq) and
+                  (is_control(type) or group == 0 or :erlang.map_get(seq, classes) == :echoes or
+                     (group == nil and :erlang.map_get(seq, classes) == :answers))
+
+  @doc """
+  Nothing yet. `requests` are the bytes that were sent, `classes` says what a message with the number of
+  each may be, and `last` ends the answer.
+  """
+  @spec new(kind(), %{sequence() => binary()}, %{sequence() => Family.class()}, sequence()) :: t()
+  def new(kind, requests, classes, last) do
+    %__MODULE__{kind: kind, requests: requests, classes: classes, last: last}
+  end
+
+  @doc "Whether it is whole."
+  @spec done?(t()) :: boolean()
+  def done?(%{ended: ended}), do: ended != nil
+
+  @doc "Whether a message that was sent to `group` belongs to it; `nil` is a group that is not told."
+  @spec mine?(t(), Message.t(), non_neg_integer() | nil) :: boolean()
+  def mine?(%{classes: classes}, message, group), do: answers?(classes, message, group)
+
+  @doc "Whether a message answers one of the requests with these numbers."
+  @spec answers?(%{sequence() => Family.class()}, Message.t(), non_neg_integer() | nil) ::
+          boolean()
+  def answers?(classes, %Message{seq: seq, type: type}, group),
+    do: is_answer(classes, seq, type, group)
+
+  @doc "One more message that belongs to it."
+  @spec add(t(), Message.t()) :: t()
+  def add(answer, message) do
+    answer = %{
+      answer
+      | interrupted?: answer.interrupted? or (multi?(message) and intr?(message))
+    }
+
+    case Message.control(message.type) do
+      :noop -> answer
+      :error -> judged(answer, message, :ack)
+      :done -> judged(answer, message, :done)
+      :overrun -> failed(answer, message.seq, Error.new(:recv, :enobufs))
+      nil -> replied(answer, message)
+    end
+  end
+
+  defp multi?(message), do: Message.flag?(message, :multi)
+  defp intr?(message), do: Message.flag?(message, :dump_intr)
+
+  defp judged(answer, %{seq: seq} = message, how) do
+    case ExtAck.read(message, Map.fetch!(answer.requests, seq)) do
+      # The kernel skips a control message; a peer in user space has answered it.
+      {0, _ext_ack} when answer.control? and answer.count > 0 and how == :ack ->
+        answer
+
+      {0, ext_ack} ->
+        answer = %{answer | acks: Map.put_new(answer.acks, seq, ext_ack)}
+        if seq == answer.last, do: ended(answer, how), else: answer
+
+      # The kernel found no room for the first datagram of a dump: it begins with it when there is some.
+      {@enobufs, ext_ack} when answer.kind == :dump and how == :ack ->
+        %{answer | delayed: Error.new(:request, @enobufs, ext_ack: ext_ack)}
+
+      {errno, ext_ack} ->
+        error = Error.new(:request, errno, ext_ack: ext_ack)
+        answer = failed(answer, seq, error)
+        if seq in [answer.last, answer.begin], do: ended(answer, :error), else: answer
+    end
+  end
+
+  defp ended(answer, how), do: %{answer | ended: answer.ended || how}
+
+  defp failed(answer, seq, error) do
+    %{answer | errors: Map.put_new(answer.errors, seq, error)}
+  end
+
+  defp replied(answer, message) do
+    answer = %{answer | messages: [message | answer.messages], count: answer.count + 1}
+
+    if answer.kind == :plain and (answer.alone? or not multi?(message)),
+      do: ended(answer, :message),
+      else: answer
+  end
+
+  @doc "What was read, in its order."
+  @spec messages(t()) :: [Message.t()]
+  def messages(%{messages: messages}), do: Enum.reverse(messages)
+
+  @doc "Takes what was read, for those who do not wait for the rest."
+  @spec take(t()) :: {[Message.t()], t()}
+  def take(answer), do: {messages(answer), %{answer | messages: []}}
+
+  @doc "The first error, by sequence of the requests."
+  @spec error(t()) :: Error.t() | nil
+  def error(%{errors: errors}) when errors == %{}, do: nil
+  def error(%{errors: errors}), do: errors |> Enum.min_by(&elem(&1, 0)) |> elem(1)
+end

@@ -1,0 +1,403 @@
+defmodule NetlinkPort.Request do
+  @moduledoc false
+  # Requests, batches and dumps, in the process that owns the socket: numbers them, sends them, reads
+  # until the answer is whole (NetlinkPort.Request.Exchange), and tries a dump again that was not.
+  #
+  # What comes on the socket and belongs to no request is left to the owner: in the mailbox of an active
+  # socket, and sent there from a passive one. What is kept of a socket between requests, and how a dump
+  # that was left is read to its end, is NetlinkPort.Request.SocketState.
+
+  alias NetlinkPort.{Error, Message, Payload, Pin, Socket}
+  alias NetlinkPort.Request.{Exchange, Reply}
+  alias NetlinkPort.Request.SocketState
+
+  import NetlinkPort.Request.Reply, only: [is_answer: 4]
+
+  # How long the rest of a dump that was left may be silent, in ms.
+  @patience 5_000
+
+  defmodule Reader do
+    @moduledoc false
+    # `deadline` is that of the next datagram, and `limit` that of the whole, `total` ms after the start.
+    # `overdue?` is whether the deadline has passed once: what waits then is still looked at, once.
+    @enforce_keys [:socket, :timeout, :deadline, :total, :limit, :exchange]
+    defstruct @enforce_keys ++ [active?: false, overdue?: false, passed: nil]
+  end
+
+  ## Requests
+
+  @doc "Carries out a request, a batch or a dump. What is wrong with its arguments raises."
+  @spec run(Socket.t(), Exchange.question(), map()) :: Exchange.outcome()
+  def run(_socket, {:batch, []}, _opts), do: {:ok, []}
+
+  def run(socket, question, opts) do
+    with {:ok, exchange} <- new!(socket, question) do
+      outcome(socket, exchange, opts, deadline(opts.total_timeout))
+    end
+  end
+
+  defp new!(socket, question) do
+    with {:ok, question} <- Payload.resolve_question(question, socket),
+         {:wrong, sentence} <- Exchange.new(socket.protocol, question),
+         do: raise(ArgumentError, sentence)
+  end
+
+  defp outcome(socket, exchange, opts, limit) do
+    with {:ok, reader} <- start(socket, exchange, opts, limit),
+         {:ok, reader} <- collect(reader) do
+      case Exchange.outcome(reader.exchange) do
+        {:again, exchange} -> outcome(socket, exchange, opts, limit)
+        outcome -> outcome
+      end
+    end
+  end
+
+  ## Streams
+
+  @spec stream(Socket.t(), 0..0xFFFF, Pin.payload(), map()) :: Enumerable.t()
+  def stream(socket, type, payload, opts) do
+    Stream.resource(fn -> begin!(socket, type, payload, opts) end, &next!/1, &finish/1)
+  end
+
+  # The stream itself is bounded by who takes it.
+  defp begin!(socket, type, payload, opts) do
+    with {:ok, exchange} <- new!(socket, {:dump, type, payload, %{opts | max_bytes: :infinity}}),
+         {:ok, reader} <- start(socket, exchange, opts, deadline(opts.total_timeout)) do
+      {%{reader | limit: :infinity}, opts}
+    else
+      {:error, error} -> raise error
+    end
+  end
+
+  defp next!({%{exchange: %{answer: %{messages: [], ended: nil, last: last}}} = reader, opts}) do
+    live? = SocketState.dump(reader.socket) == {:live, last}
+
+    case if(live?, do: step(reader), else: {:error, ended_by_another()}) do
+      {:ok, reader} -> next!({reader, opts})
+      {:error, error} -> raise error
+    end
+  end
+
+  defp next!({%{exchange: %{answer: %{messages: []}} = exchange} = reader, opts}) do
+    case Exchange.whole(exchange) do
+      :ok -> {:halt, {reader, opts}}
+      {_again, error} -> raise error
+    end
+  end
+
+  defp next!({reader, opts}) do
+    {messages, answer} = Reply.take(reader.exchange.answer)
+    {messages, {%{reader | exchange: %{reader.exchange | answer: answer}}, opts}}
+  end
+
+  defp ended_by_another do
+    Error.new(:request, :ebusy, subject: "a dump that another request on its socket has ended")
+  end
+
+  # One that is left early is read to its end at once: the rest would fill the socket's window.
+  defp finish({%{socket: socket, exchange: %{answer: %{last: last}}}, opts}) do
+    if SocketState.dump(socket) == {:live, last}, do: leave(socket, opts), else: :ok
+  end
+
+  defp leave(socket, opts) do
+    SocketState.leave(socket)
+    _drained = drain(socket, opts, deadline(opts.total_timeout))
+    :ok
+  end
+
+  ## One exchange
+
+  defp start(socket, %{kind: kind} = exchange, opts, limit) do
+    SocketState.leave(socket)
+
+    with {:ok, passed} <- if(kind == :dump, do: drain(socket, opts, limit), else: {:ok, nil}) do
+      {exchange, datagrams, next} = Exchange.number(exchange, SocketState.next(socket))
+      SocketState.number(socket, next)
+      reader = reader(socket, exchange, opts, limit)
+
+      with :ok <- send_all(socket, datagrams, opts.timeout) do
+        if kind == :dump, do: SocketState.live(socket, exchange.answer.last)
+        {:ok, %{reader | passed: passed}}
+      end
+    end
+  end
+
+  defp reader(socket, exchange, opts, limit) do
+    extend(%Reader{
+      socket: socket,
+      timeout: opts.timeout,
+      deadline: nil,
+      total: opts.total_timeout,
+      limit: limit,
+      exchange: exchange
+    })
+  end
+
+  defp send_all(_socket, [], _timeout), do: :ok
+
+  defp send_all(socket, [datagram | datagrams], timeout) do
+    with :ok <- NetlinkPort.send(socket, datagram, timeout: timeout),
+         do: send_all(socket, datagrams, timeout)
+  end
+
+  defp collect(reader) do
+    if Exchange.done?(reader.exchange) do
+      {:ok, reader}
+    else
+      with {:ok, reader} <- step(reader), do: collect(reader)
+    end
+  end
+
+  # One datagram, or what came in its place.
+  defp step(%{exchange: exchange, socket: socket} = reader) do
+    case read(reader) do
+      {:datagram, datagram, metadata, reader} ->
+        reader = sort(reader, datagram, metadata)
+        excess = if not Exchange.done?(reader.exchange), do: Exchange.excess(reader.exchange)
+        if excess, do: abandon(reader, excess), else: {:ok, reader}
+
+      # The rest of the answer still comes; what was lost may have been a part of it.
+      {:lost, error, reader} ->
+        {:ok, %{reader | exchange: Exchange.lose(exchange, error)}}
+
+      # It could not be sent, and is not answered.
+      {:error, %{stage: :send} = error} ->
+        if exchange.kind == :dump, do: SocketState.over(socket)
+        SocketState.late(socket, exchange.answer.classes)
+        Exchange.cut(exchange, error)
+
+      {:error, error} ->
+        abandon(reader, error)
+    end
+  end
+
+  defp abandon(%{socket: socket, exchange: exchange}, error) do
+    SocketState.leave(socket)
+    SocketState.late(socket, exchange.answer.classes)
+    Exchange.cut(exchange, error)
+  end
+
+  # A datagram holds what belongs to the exchange, or something else; a peer in user space may mix them.
+  defp sort(%{exchange: %{answer: answer}} = reader, datagram, metadata) do
+    group = group(metadata)
+
+    case Message.read(datagram) do
+      {:ok, messages} ->
+        {mine, others} = Enum.split_with(messages, &Reply.mine?(answer, &1, group))
+        SocketState.note_end(reader.socket, messages)
+        pass_on(reader.socket, if(mine == [], do: datagram, else: others), others, metadata)
+        add(reader, mine, byte_size(datagram))
+
+      {:error, messages, number, error} ->
+        mine = Enum.filter(messages, &Reply.mine?(answer, &1, group))
+
+        if mine == [] and not is_map_key(answer.classes, number) do
+          send(self(), message(reader.socket, datagram, metadata))
+          reader
+        else
+          SocketState.note_end(reader.socket, mine)
+          broken(add(reader, mine, byte_size(datagram)), error)
+        end
+    end
+  end
+
+  # Behind the end of an answer nothing of it is missing.
+  defp broken(%{exchange: exchange} = reader, error) do
+    if Exchange.done?(exchange),
+      do: reader,
+      else: %{reader | exchange: Exchange.lose(exchange, Exchange.malformed(error))}
+  end
+
+  defp add(reader, [], _size), do: reader
+
+  # A dump takes as long as it takes, as long as it goes on.
+  defp add(%{exchange: exchange} = reader, mine, size) do
+    exchange = Exchange.add(exchange, mine, size)
+    reader = %{reader | exchange: exchange}
+    _settled = if Exchange.done?(exchange), do: settle(reader)
+    if exchange.kind == :dump, do: extend(reader), else: reader
+  end
+
+  # Of some a message may still come: it is nobody's.
+  defp settle(%{exchange: exchange, socket: socket} = reader) do
+    if exchange.kind == :dump, do: SocketState.over(socket, exchange.answer.last)
+    if Exchange.more?(exchange), do: SocketState.late(socket, exchange.answer.classes)
+
+    # The one that was not waited for is under way after all.
+    case {reader.passed, Reply.error(exchange.answer)} do
+      {seq, %{reason: :ebusy}} when seq != nil -> SocketState.left(socket, seq)
+      _not_refused -> :ok
+    end
+  end
+
+  defp extend(%{limit: limit} = reader) do
+    %{reader | deadline: min(deadline(reader.timeout), limit), overdue?: left(limit) == 0}
+  end
+
+  defp pass_on(_socket, _datagram, [], _metadata), do: :ok
+
+  defp pass_on(socket, datagram, others, metadata) do
+    group = group(metadata)
+    late = SocketState.late(socket)
+
+    unless Enum.all?(others, &Reply.answers?(late, &1, group)) do
+      datagram = if is_binary(datagram), do: datagram, else: encode(datagram)
+      send(self(), message(socket, datagram, metadata))
+    end
+  end
+
+  defp encode(messages), do: messages |> Message.encode() |> IO.iodata_to_binary()
+
+  defp message(socket, datagram, nil), do: {:netlink, socket, datagram}
+  defp message(socket, datagram, metadata), do: {:netlink, socket, datagram, metadata}
+
+  defp group(%{group: group}), do: group
+  defp group(nil), do: nil
+
+  ## Reading
+
+  # What is there at the deadline is still looked at, once.
+  defp read(reader) do
+    left = left(reader.deadline)
+
+    if left == 0 and reader.overdue?,
+      do: {:error, overdue(reader)},
+      else: read(%{reader | overdue?: left == 0}, left)
+  end
+
+  defp read(%{active?: true} = reader, left) do
+    with :timeout <- take(reader, left), do: {:error, overdue(reader)}
+  end
+
+  defp read(%{socket: socket} = reader, left) do
+    case NetlinkPort.recv(socket, left) do
+      {:ok, datagram} -> {:datagram, datagram, nil, reader}
+      {:ok, datagram, metadata} -> {:datagram, datagram, metadata, reader}
+      {:error, %{stage: :recv, reason: :einval}} -> read(%{reader | active?: true}, left)
+      {:error, %{stage: :recv, reason: :etimedout}} -> {:error, overdue(reader)}
+      {:error, error} -> failed(reader, error)
+    end
+  end
+
+  defp overdue(%{limit: limit, total: total}) do
+    if limit != :infinity and left(limit) == 0,
+      do: Exchange.overdue({:total, total}),
+      else: Exchange.overdue(:silent)
+  end
+
+  defp failed(reader, %{stage: :recv} = error) do
+    if left(reader.deadline) == 0, do: {:error, error}, else: {:lost, error, reader}
+  end
+
+  defp failed(_reader, error), do: {:error, error}
+
+  # Takes only what belongs to the request, or to one that is over; an event stays where it is, among the
+  # others.
+  defp take(%{socket: socket} = reader, timeout) do
+    classes = reader.exchange.answer.classes
+    late = SocketState.late(socket)
+
+    receive do
+      {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram}
+      when is_answer(classes, seq, type, nil) or is_answer(late, seq, type, nil) ->
+        {:datagram, datagram, nil, reader}
+
+      {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram,
+       %{group: group} = metadata}
+      when is_answer(classes, seq, type, group) or is_answer(late, seq, type, group) ->
+        {:datagram, datagram, metadata, reader}
+
+      {:netlink_overrun, ^socket, dropped} ->
+        {:lost, Error.new(:recv, :enobufs, dropped: dropped), reader}
+
+      {:netlink_error, ^socket, error} ->
+        failed(reader, error)
+
+      # The owner is to see it, too.
+      {:netlink_closed, ^socket, _reason} = message ->
+        send(self(), message)
+        {:error, Error.new(:thread, :epipe)}
+    after
+      timeout -> :timeout
+    end
+  end
+
+  ## What another dump has left
+
+  # Reads it to its end. Where nothing comes of it any more it is passed over: the kernel may never have
+  # answered. One that goes on for ever costs the socket.
+  defp drain(socket, opts, limit) do
+    case SocketState.dump(socket) do
+      nil ->
+        {:ok, nil}
+
+      {_left, seq} ->
+        exchange = Exchange.rest(socket.protocol, seq, opts.max_bytes)
+        opts = %{opts | timeout: min(opts.timeout, @patience)}
+        drain_step(reader(socket, exchange, opts, limit), seq)
+    end
+  end
+
+  defp drain_step(reader, seq) do
+    if Exchange.done?(reader.exchange) do
+      {:ok, nil}
+    else
+      case step(reader) do
+        {:ok, reader} ->
+          {_unwanted, answer} = Reply.take(reader.exchange.answer)
+          drain_step(%{reader | exchange: %{reader.exchange | answer: answer}}, seq)
+
+        {:error, error} ->
+          undrained(reader, seq, %{error | messages: nil})
+      end
+    end
+  end
+
+  defp undrained(%{socket: socket, exchange: exchange} = reader, seq, error) do
+    total? = reader.limit != :infinity and left(reader.limit) == 0
+
+    cond do
+      error.stage != :request -> {:error, error}
+      error.reason == :etimedout and exchange.bytes == 0 -> passed_over(socket, seq)
+      error.reason == :etimedout and not total? -> passed_over(socket, seq)
+      true -> {:error, endless(socket, error)}
+    end
+  end
+
+  defp passed_over(socket, seq) do
+    SocketState.over(socket)
+    {:ok, seq}
+  end
+
+  defp endless(socket, error) do
+    late = SocketState.late(socket)
+    NetlinkPort.close(socket)
+    flush(socket, late)
+    send(self(), {:netlink_closed, socket, :endless_dump})
+
+    %{
+      error
+      | hint: "what an earlier dump has left on the socket did not end; the socket was closed"
+    }
+  end
+
+  defp flush(socket, late) do
+    receive do
+      {:netlink, ^socket, <<_::64, seq::32-native, _::binary>>} when is_map_key(late, seq) ->
+        flush(socket, late)
+
+      {:netlink, ^socket, <<_::64, seq::32-native, _::binary>>, _} when is_map_key(late, seq) ->
+        flush(socket, late)
+    after
+      0 -> :ok
+    end
+  end
+
+  defp deadline(:infinity), do: :infinity
+  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
+
+  defp left(:infinity), do: :infinity
+  defp left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
+
+  defdelegate forget(socket), to: SocketState
+end

@@ -1,0 +1,134 @@
+defmodule NetlinkPort.Request.SocketState do
+  @moduledoc false
+  # What a process keeps of a socket between its requests: the next number, the numbers of exchanges that
+  # are over and of which something may still come, and the dump that is under way, `{:live, seq}` as long
+  # as someone reads it, and `{:left, seq}` after that.
+  #
+  # The kernel runs one dump a socket, and refuses the next with EBUSY before that one is read to its end.
+  # So a dump begins with reading what another has left, and any request ends a stream that is not done.
+
+  alias NetlinkPort.{Message, Socket}
+  alias NetlinkPort.Request.{Family, Reply}
+
+  # How many numbers are remembered, at least those of the last exchange.
+  @late 1_024
+  @last_sequence 0xFFFFFFFF
+  @enobufs 105
+
+  # `order` has the numbers of each exchange, the oldest first.
+  defstruct [:next, :dump, late: %{}, order: :queue.new()]
+
+  @type dump :: {:live | :left, Reply.sequence()} | nil
+
+  @doc "The number of the next request."
+  @spec next(Socket.t()) :: Reply.sequence()
+  def next(socket), do: state(socket).next
+
+  @doc "Sets it."
+  @spec number(Socket.t(), Reply.sequence()) :: :ok
+  def number(socket, next), do: put(socket, %{state(socket) | next: next})
+
+  @doc "The dump under way."
+  @spec dump(Socket.t()) :: dump()
+  def dump(socket), do: state(socket).dump
+
+  @doc "A dump begins."
+  @spec live(Socket.t(), Reply.sequence()) :: :ok
+  def live(socket, seq), do: put(socket, %{state(socket) | dump: {:live, seq}})
+
+  @doc "Nobody reads the dump any more."
+  @spec leave(Socket.t()) :: :ok
+  def leave(socket) do
+    case state(socket).dump do
+      {:live, seq} -> left(socket, seq)
+      _none -> :ok
+    end
+  end
+
+  @doc "A dump is to be read to its end before the next."
+  @spec left(Socket.t(), Reply.sequence()) :: :ok
+  def left(socket, seq) do
+    put(socket, %{state(socket) | dump: {:left, seq}})
+    late(socket, %{seq => :answers})
+  end
+
+  @doc "No dump is under way, whichever was."
+  @spec over(Socket.t()) :: :ok
+  def over(socket), do: put(socket, %{state(socket) | dump: nil})
+
+  @doc "This dump is not under way any more."
+  @spec over(Socket.t(), Reply.sequence()) :: :ok
+  def over(socket, seq) do
+    case state(socket).dump do
+      {_live_or_left, ^seq} -> over(socket)
+      _another -> :ok
+    end
+  end
+
+  @doc "A dump may end while another answer is read."
+  @spec note_end(Socket.t(), [Message.t()]) :: :ok
+  def note_end(socket, messages) do
+    case state(socket).dump do
+      {_live_or_left, seq} ->
+        if Enum.any?(messages, &(&1.seq == seq and end?(&1))), do: over(socket), else: :ok
+
+      nil ->
+        :ok
+    end
+  end
+
+  # ENOBUFS is no end of a dump: see NetlinkPort.Request.Reply.
+  defp end?(%{type: type, payload: payload}) do
+    case {Message.control(type), payload} do
+      {:error, <<-@enobufs::signed-32-native, _::binary>>} -> false
+      {control, _payload} -> control in [:done, :error]
+    end
+  end
+
+  @doc "The numbers of which something may still come, and what that may be."
+  @spec late(Socket.t()) :: %{Reply.sequence() => Family.class()}
+  def late(socket), do: state(socket).late
+
+  @doc "Remembers more of them, and forgets the oldest."
+  @spec late(Socket.t(), %{Reply.sequence() => Family.class()}) :: :ok
+  def late(socket, classes) do
+    %{late: late, order: order} = state = state(socket)
+
+    if Enum.all?(classes, fn {seq, _class} -> is_map_key(late, seq) end) do
+      :ok
+    else
+      late = Map.merge(late, classes)
+      order = :queue.in(Map.keys(classes), order)
+      put(socket, forget_oldest(%{state | late: late, order: order}))
+    end
+  end
+
+  # An exchange is there once, with all its numbers.
+  defp forget_oldest(%{late: late, order: order} = state) when map_size(late) > @late do
+    {{:value, oldest}, order} = :queue.out(order)
+
+    if :queue.is_empty(order),
+      do: state,
+      else: forget_oldest(%{state | late: Map.drop(late, oldest), order: order})
+  end
+
+  defp forget_oldest(state), do: state
+
+  @doc "Forgets what the calling process keeps of a socket that it has closed."
+  @spec forget(Socket.t()) :: :ok
+  def forget(socket) do
+    _state = Process.delete(key(socket))
+    :ok
+  end
+
+  defp state(%Socket{} = socket) do
+    Process.get(key(socket)) || %__MODULE__{next: :rand.uniform(@last_sequence)}
+  end
+
+  defp put(socket, state) do
+    _old = Process.put(key(socket), state)
+    :ok
+  end
+
+  defp key(%Socket{handle: handle, link: link}), do: {__MODULE__, link.server, handle}
+end

@@ -1,0 +1,260 @@
+defmodule NetlinkPort.Server.Delivery do
+  @moduledoc false
+  # What one socket does with what arrives: deliver it to the owner, hand it to a waiting `recv`, or
+  # keep it, by the meaning that inet:setopts/2 gives `active`. And the window that follows from
+  # that: the helper may send on as much as was taken, plus the window. Pure.
+  #
+  # With `active: true` and a bound on the owner's mailbox there is credit: the number of messages the
+  # owner may still be sent, until its mailbox has been looked at again (NetlinkPort.Server.MailboxGauge).
+  #
+  # What goes to an owner on another node is taken when it has left this one (NetlinkPort.Nodes.Relay), and
+  # not when it is delivered.
+  #
+  # Invariants: items leave in the order they came; while anything is kept nobody waits; what is kept
+  # never costs more than the window plus one datagram (errors, which cost nothing, are few).
+
+  # What a datagram costs beyond its length; the helper counts the same (src/sockets.rs).
+  @overhead 300
+  # Errors of sends, kept for a passive owner: the newest are dropped beyond this.
+  @max_errors 64
+
+  @type item ::
+          {:data, binary(), map() | nil}
+          | {:overrun, non_neg_integer()}
+          | {:error, NetlinkPort.Error.t()}
+  @type waiter :: term()
+  @type credit :: non_neg_integer() | :infinity
+  @type effect :: {:deliver, item()} | :passive | {:answer, waiter(), item()}
+
+  @type t :: %__MODULE__{
+          mode: NetlinkPort.active(),
+          kept: :queue.queue(item()),
+          errors: non_neg_integer(),
+          waiters: :queue.queue(waiter()),
+          window: pos_integer(),
+          taken: non_neg_integer(),
+          granted: non_neg_integer(),
+          credit: credit(),
+          relayed?: boolean()
+        }
+
+  @enforce_keys [:mode, :window, :granted]
+  defstruct [
+    :mode,
+    :window,
+    :granted,
+    kept: :queue.new(),
+    errors: 0,
+    waiters: :queue.new(),
+    taken: 0,
+    credit: :infinity,
+    relayed?: false
+  ]
+
+  @doc "A new socket's state."
+  @spec new(NetlinkPort.active(), pos_integer(), credit(), boolean()) :: t()
+  def new(mode, window, credit \\ :infinity, relayed? \\ false) do
+    %__MODULE__{mode: mode, window: window, granted: window, credit: credit, relayed?: relayed?}
+  end
+
+  @doc "What a datagram of `size` bytes costs its window."
+  @spec cost(non_neg_integer()) :: pos_integer()
+  def cost(size), do: size + @overhead
+
+  @doc "Something has arrived."
+  @spec arrive(t(), item()) :: {[effect()], t()}
+  def arrive(state, item) do
+    case {state.mode, :queue.out(state.waiters)} do
+      {true, _nobody} when state.credit == 0 ->
+        {[], keep(state, item)}
+
+      {false, {{:value, waiter}, waiters}} ->
+        {[{:answer, waiter, item}], take(%{state | waiters: waiters}, item)}
+
+      {false, {:empty, _waiters}} ->
+        {[], keep(state, item)}
+
+      {_active, _waiters} ->
+        deliver(state, item)
+    end
+  end
+
+  @doc "An item was handed on, and costs its window nothing any more."
+  @spec take(t(), item()) :: t()
+  def take(state, {:data, datagram, _metadata}) do
+    %{state | taken: state.taken + cost(byte_size(datagram))}
+  end
+
+  def take(state, _item), do: state
+
+  @doc "What was delivered to another node has left this one."
+  @spec relayed(t(), pos_integer()) :: t()
+  def relayed(state, cost), do: %{state | taken: state.taken + cost}
+
+  @doc "The owner may be sent so many messages more: what was kept for want of credit goes first."
+  @spec credit(t(), credit()) :: {[effect()], t()}
+  def credit(state, credit) do
+    {:ok, effects, state} = drain(%{state | credit: credit}, [])
+    {effects, state}
+  end
+
+  @doc "Someone wants one item. It is there, or it is not yet; not on an active socket."
+  @spec demand(t()) :: {:item, item(), t()} | :empty | :active
+  def demand(%{mode: mode}) when mode != false, do: :active
+
+  def demand(state) do
+    case pop(state) do
+      {nil, _state} -> :empty
+      {item, state} -> {:item, item, take(state, item)}
+    end
+  end
+
+  @doc "Someone waits for one item, behind those who wait already. `demand/1` has said `:empty`."
+  @spec wait(t(), waiter()) :: t()
+  def wait(state, waiter), do: %{state | waiters: :queue.in(waiter, state.waiters)}
+
+  @doc "Takes those who wait no more out of the line, and returns them."
+  @spec withdraw(t(), (waiter() -> boolean())) :: {[waiter()], t()}
+  def withdraw(state, which) do
+    {gone, rest} = state.waiters |> :queue.to_list() |> Enum.split_with(which)
+    {gone, %{state | waiters: :queue.from_list(rest)}}
+  end
+
+  @doc "Takes those at the head of the line out of it to whom nothing shall go any more."
+  @spec skip(t(), (waiter() -> boolean())) :: {[waiter()], t()}
+  def skip(state, stale?) do
+    case :queue.out(state.waiters) do
+      {{:value, waiter}, waiters} ->
+        if stale?.(waiter) do
+          {gone, state} = skip(%{state | waiters: waiters}, stale?)
+          {[waiter | gone], state}
+        else
+          {[], state}
+        end
+
+      {:empty, _waiters} ->
+        {[], state}
+    end
+  end
+
+  @doc "Those who wait."
+  @spec waiters(t()) :: [waiter()]
+  def waiters(state), do: :queue.to_list(state.waiters)
+
+  @doc """
+  The mode that changes lead to, one after the other, and how often one of them ended a count. A count is
+  added to the present one; with a sum beyond 32767 all are refused.
+  """
+  @spec mode(NetlinkPort.active() | 0, [NetlinkPort.active() | integer()]) ::
+          {:ok, NetlinkPort.active(), ended :: non_neg_integer()} | :einval
+  def mode(present, changes) do
+    Enum.reduce_while(changes, {:ok, present, 0}, fn change, {:ok, mode, ended} ->
+      case changed(mode, change) do
+        :einval -> {:halt, :einval}
+        0 -> {:cont, {:ok, false, ended + 1}}
+        mode -> {:cont, {:ok, mode, ended}}
+      end
+    end)
+  end
+
+  defp changed(mode, change) when is_integer(change) do
+    case if(is_integer(mode), do: mode, else: 0) + change do
+      sum when sum > 32_767 -> :einval
+      sum -> max(sum, 0)
+    end
+  end
+
+  defp changed(_mode, change), do: change
+
+  @doc "Changes the mode, see `mode/2`; nothing is delivered between the changes."
+  @spec set_active(t(), [NetlinkPort.active() | integer()]) :: {:ok, [effect()], t()} | :einval
+  def set_active(state, changes) do
+    with {:ok, mode, ended} <- mode(state.mode, changes) do
+      drain(%{state | mode: mode}, List.duplicate(:passive, ended))
+    end
+  end
+
+  @doc "The cumulative grant that is due, if one is: when half the window has been taken."
+  @spec grant(t()) :: {non_neg_integer() | nil, t()}
+  def grant(%{taken: taken, window: window, granted: granted} = state) do
+    due = taken + window
+
+    if 2 * (due - granted) >= window do
+      {due, %{state | granted: due}}
+    else
+      {nil, state}
+    end
+  end
+
+  @doc "Whether anything is kept."
+  @spec kept?(t()) :: boolean()
+  def kept?(state), do: not :queue.is_empty(state.kept)
+
+  @doc "How many items are kept."
+  @spec kept(t()) :: non_neg_integer()
+  def kept(state), do: :queue.len(state.kept)
+
+  defp drain(%{mode: false} = state, effects), do: {:ok, Enum.reverse(effects), state}
+  defp drain(%{mode: true, credit: 0} = state, effects), do: {:ok, Enum.reverse(effects), state}
+
+  defp drain(state, effects) do
+    case pop(state) do
+      {nil, state} ->
+        {:ok, Enum.reverse(effects), state}
+
+      {item, state} ->
+        {new, state} = deliver(state, item)
+        drain(state, Enum.reverse(new, effects))
+    end
+  end
+
+  # Only datagrams count: an error or an overrun is told without using up `:once` or a count.
+  defp deliver(state, {:data, _datagram, _metadata} = item) do
+    state = if state.relayed?, do: spend(state), else: state |> take(item) |> spend()
+
+    case state.mode do
+      true -> {[{:deliver, item}], state}
+      :once -> {[{:deliver, item}], %{state | mode: false}}
+      1 -> {[{:deliver, item}, :passive], %{state | mode: false}}
+      count -> {[{:deliver, item}], %{state | mode: count - 1}}
+    end
+  end
+
+  defp deliver(state, item), do: {[{:deliver, item}], spend(state)}
+
+  # Once and a count are bounds of their own: they only use credit up.
+  defp spend(%{credit: credit} = state) when credit in [:infinity, 0], do: state
+  defp spend(%{credit: credit} = state), do: %{state | credit: credit - 1}
+
+  defp keep(%{errors: errors} = state, {:error, _error}) when errors >= @max_errors, do: state
+
+  defp keep(state, {:error, _error} = item) do
+    %{state | kept: :queue.in(item, state.kept), errors: state.errors + 1}
+  end
+
+  # One gap, told in parts, is one: what is kept stays bounded, whoever provokes overruns.
+  defp keep(state, {:overrun, dropped} = item) do
+    case :queue.out_r(state.kept) do
+      {{:value, {:overrun, before}}, kept} ->
+        %{state | kept: :queue.in({:overrun, before + dropped}, kept)}
+
+      _other ->
+        %{state | kept: :queue.in(item, state.kept)}
+    end
+  end
+
+  defp keep(state, item), do: %{state | kept: :queue.in(item, state.kept)}
+
+  defp pop(state) do
+    case :queue.out(state.kept) do
+      {{:value, {:error, _error} = item}, kept} ->
+        {item, %{state | kept: kept, errors: state.errors - 1}}
+
+      {{:value, item}, kept} ->
+        {item, %{state | kept: kept}}
+
+      {:empty, _kept} ->
+        {nil, state}
+    end
+  end
+end

@@ -1,0 +1,105 @@
+defmodule NetlinkPort.Server.MailboxGauge do
+  @moduledoc false
+  # How full the mailbox of a socket's owner, or of a monitor's subscriber, is, for `max_queue:`.
+  #
+  # Nothing tells when a process has taken a message, and asking can block for as long as that process
+  # is suspended: so a process of its own asks, one at a time for each owner. It is asked for when
+  # half of the credit is used up, and while the owner does not catch up, again, ever less often.
+
+  alias NetlinkPort.Nodes.Relay
+  alias NetlinkPort.Server.Delivery
+
+  # How long a mailbox that was too full is left alone, in ms.
+  @soonest 1
+  @latest 64
+  # More than any bound.
+  @full 0x7FFFFFFF
+
+  @type t :: %__MODULE__{
+          bound: pos_integer(),
+          found: Delivery.credit(),
+          asked: Delivery.credit() | nil,
+          resting?: boolean(),
+          rest: pos_integer()
+        }
+  @typedoc "What the gauge is of: a socket's handle, a subscriber."
+  @type key :: term()
+  @type report :: {:length, pid(), non_neg_integer()} | :rested
+
+  # `found` is the credit of the last measurement, `asked` that of when the present one began.
+  @enforce_keys [:bound]
+  defstruct [:bound, found: :infinity, asked: nil, resting?: false, rest: @soonest]
+
+  @doc "A gauge for a bound; none where there is none."
+  @spec new(pos_integer() | :infinity) :: t() | nil
+  def new(:infinity), do: nil
+  def new(bound), do: %__MODULE__{bound: bound}
+
+  @doc """
+  Starts a measurement if one is due. The calling process is sent `{:gauge, key, report}`.
+  `waiting?` is whether there is something that waits for credit.
+  """
+  @spec watch(t(), key(), pid(), Delivery.credit(), waiting? :: boolean()) :: t()
+  def watch(%{asked: nil, resting?: false} = gauge, key, owner, credit, waiting?) do
+    # An owner that is sent nothing is left alone.
+    if 2 * credit <= gauge.bound and (credit < gauge.found or waiting?) do
+      measure(key, owner)
+      %{gauge | asked: credit}
+    else
+      gauge
+    end
+  end
+
+  def watch(gauge, _key, _owner, _credit, _waiting?), do: gauge
+
+  # On another node it is asked behind what is on its way there.
+  defp measure(key, owner) when node(owner) == node() do
+    principal = self()
+    _pid = spawn(fn -> report(principal, key, owner) end)
+    :ok
+  end
+
+  defp measure(key, owner), do: Relay.measure(key, owner)
+
+  @doc "Measures, in the calling process, which may be held up by that."
+  @spec report(pid(), key(), pid()) :: {:gauge, key(), report()}
+  def report(principal, key, owner) do
+    send(principal, {:gauge, key, {:length, owner, queue_length(owner)}})
+  end
+
+  @doc "What a report means for the credit: what the owner was sent since counts as not yet taken."
+  @spec read(t(), key(), report(), Delivery.credit()) :: {Delivery.credit(), t()}
+  def read(gauge, _key, :rested, credit), do: {credit, %{gauge | resting?: false}}
+  # Asked for by an earlier gauge of this socket.
+  def read(%{asked: nil} = gauge, _key, _length, credit), do: {credit, gauge}
+
+  def read(%{asked: asked, bound: bound} = gauge, key, {:length, _owner, length}, credit) do
+    found = max(bound - length - (asked - credit), 0)
+    gauge = %{gauge | asked: nil, found: found}
+
+    if 2 * found > bound do
+      {found, %{gauge | rest: @soonest}}
+    else
+      _timer = Process.send_after(self(), {:gauge, key, :rested}, gauge.rest)
+      rest = if found == 0, do: min(2 * gauge.rest, @latest), else: @soonest
+      {found, %{gauge | resting?: true, rest: rest}}
+    end
+  end
+
+  defp queue_length(owner) when node(owner) == node() do
+    case Process.info(owner, :message_queue_len) do
+      {:message_queue_len, length} -> length
+      nil -> 0
+    end
+  end
+
+  # One that cannot be asked is as good as full; the end of its node closes the socket.
+  defp queue_length(owner) do
+    {:message_queue_len, length} =
+      :erpc.call(node(owner), :erlang, :process_info, [owner, :message_queue_len], 5_000)
+
+    length
+  catch
+    _kind, _reason -> @full
+  end
+end

@@ -1,0 +1,97 @@
+defmodule NetlinkPort.Server.Pins do
+  @moduledoc false
+  # The server's table of pins: who owns each. They are on the board beside the sockets, so that whoever
+  # sends one knows whether it is still there, and the witness tells their owners of the server's end.
+
+  alias NetlinkPort.{Errno, Pin, Socket, Telemetry}
+  alias NetlinkPort.Helper.Reference
+  alias NetlinkPort.Nodes.Relay
+
+  @type t :: %__MODULE__{
+          link: Reference.t(),
+          entries: %{Socket.handle() => {Pin.t(), owner :: pid(), monitor :: reference()}},
+          monitors: %{reference() => Socket.handle()}
+        }
+
+  @enforce_keys [:link]
+  defstruct [:link, entries: %{}, monitors: %{}]
+
+  @spec new(Reference.t()) :: t()
+  def new(link), do: %__MODULE__{link: link}
+
+  @doc "The pin that a helper tells of."
+  @spec pin(Socket.handle(), NetlinkPort.netns(), keyword(), Reference.t()) :: Pin.t()
+  def pin(handle, netns, told, link) do
+    {device, inode} = told[:namespace]
+    descriptor = told[:descriptor]
+
+    place = %Pin{
+      handle: handle,
+      descriptor: descriptor,
+      inode: inode,
+      device: device,
+      netns: netns,
+      link: link
+    }
+
+    %{place | cookie: told[:cookie]}
+  end
+
+  @doc "Adds a pin that the helper holds."
+  @spec add(t(), Pin.t(), pid()) :: t()
+  def add(pins, %Pin{handle: handle} = pin, owner) do
+    Reference.put_pin(pins.link, pin, owner)
+    monitor = Relay.monitor(owner, pin)
+
+    %{
+      pins
+      | entries: Map.put(pins.entries, handle, {pin, owner, monitor}),
+        monitors: Map.put(pins.monitors, monitor, handle)
+    }
+  end
+
+  @doc "Forgets a pin."
+  @spec remove(t(), Socket.handle(), :unpinned | :owner_down) :: t()
+  def remove(pins, handle, reason) do
+    {{pin, owner, monitor}, entries} = Map.pop!(pins.entries, handle)
+    Reference.delete_pin(pins.link, handle)
+    Relay.demonitor(monitor, owner)
+    metadata = %{server: self(), pin: pin, owner: owner, reason: reason}
+    Telemetry.execute([:pin, :close], %{count: 1}, metadata)
+    %{pins | entries: entries, monitors: Map.delete(pins.monitors, monitor)}
+  end
+
+  @doc "Whether a handle is that of a pin."
+  @spec known?(t(), Socket.handle()) :: boolean()
+  def known?(%__MODULE__{entries: entries}, handle), do: is_map_key(entries, handle)
+
+  @doc "Whose owner a monitor was for."
+  @spec watched(t(), reference()) :: Socket.handle() | nil
+  def watched(%__MODULE__{monitors: monitors}, monitor), do: Map.get(monitors, monitor)
+
+  @doc "How many there are."
+  @spec count(t()) :: non_neg_integer()
+  def count(%__MODULE__{entries: entries}), do: map_size(entries)
+
+  @doc "The answer for a handle that no pin has."
+  @spec ended() :: {:error, {:pin, pos_integer(), binary()}}
+  def ended, do: {:error, {:pin, Errno.number(:ebadf), ""}}
+
+  @doc "What is known of one."
+  @spec info(t(), Socket.handle()) :: map() | nil
+  def info(%__MODULE__{entries: entries}, handle) do
+    with {pin, owner, _monitor} <- Map.get(entries, handle), do: told(pin, owner)
+  end
+
+  @doc "The same of each, by handle."
+  @spec list(t()) :: [NetlinkPort.pin_info()]
+  def list(%__MODULE__{entries: entries}) do
+    for {_handle, {pin, owner, _monitor}} <- Enum.sort(entries), do: told(pin, owner)
+  end
+
+  defp told(pin, owner) do
+    pin
+    |> Map.take([:handle, :netns, :descriptor, :inode, :device, :cookie])
+    |> Map.merge(%{pin: pin, owner: owner})
+  end
+end

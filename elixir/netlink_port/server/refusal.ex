@@ -1,0 +1,217 @@
+defmodule NetlinkPort.Server.Refusal do
+  @moduledoc false
+  # The error of what the helper could not do, in the place where it runs: the capability that it lacks
+  # there, and a sentence that is true there. What is the same everywhere `NetlinkPort.Error` says.
+  #
+  # The details are those of docs/protocol.md.
+
+  alias NetlinkPort.{Errno, Error, Redaction}
+  alias NetlinkPort.Helper.Privileges
+
+  @type failure :: {Error.stage(), integer(), binary()}
+  @type place :: {NetlinkPort.protocol() | nil, NetlinkPort.netns()}
+
+  @doc "The error of a failure of a socket of this protocol, in this namespace."
+  @spec error(failure(), place(), Privileges.t()) :: Error.t()
+  def error({stage, errno, detail}, {protocol, netns}, privileges) do
+    reason = Errno.atom(errno)
+    found = found(stage, detail)
+    wanted = wanted(stage, reason, found, protocol)
+    lacks = if(wanted && not Privileges.capable?(privileges, wanted), do: wanted)
+
+    Error.new(stage, errno,
+      subject: subject(stage, detail, netns),
+      lacks: lacks,
+      hint: hint(stage, reason, found, %{wanted: wanted, lacks: lacks, privileges: privileges})
+    )
+  end
+
+  # Of these the detail is what was found, a word or a word and a number; of others the subject.
+  defp found(stage, detail) when stage in [:open, :setns, :watch] do
+    case String.split(detail, " ", parts: 2) do
+      [word, number] when number != "kind" -> {word, number}
+      _words -> detail
+    end
+  end
+
+  defp found(:setsockopt, option), do: option
+  defp found(_stage, _detail), do: ""
+
+  defp subject(stage, _detail, netns) when stage in [:open, :setns, :watch], do: path(netns)
+  defp subject(_stage, "", _netns), do: nil
+  defp subject(_stage, detail, _netns), do: detail
+
+  defp path({:path, path}), do: Redaction.plain(path)
+  defp path({:name, name}), do: Redaction.plain("/run/netns/" <> name)
+  defp path({:pid, pid}), do: "/proc/#{pid}/ns/net"
+  defp path(:host), do: nil
+
+  ## The capability that a refusal is about: capabilities(7), netlink(7), namespaces(7)
+
+  defp wanted(stage, :eacces, {word, _id}, _protocol)
+       when stage in [:open, :watch] and word in ["process", "hidden"],
+       do: :sys_ptrace
+
+  defp wanted(stage, :eacces, "", _protocol) when stage in [:open, :watch], do: :dac_read_search
+
+  defp wanted(:setns, :eperm, found, _protocol) when found in ["own", "below", ""],
+    do: :sys_admin
+
+  defp wanted(:setsockopt, :eperm, "listen_all_nsid", _protocol), do: :net_broadcast
+
+  defp wanted(stage, :eperm, _found, protocol)
+       when stage in [:setsockopt, :bind] and protocol in [:audit, 9],
+       do: :audit_read
+
+  defp wanted(stage, :eperm, _found, _protocol) when stage in [:setsockopt, :bind, :send],
+    do: :net_admin
+
+  defp wanted(_stage, _reason, _found, _protocol), do: nil
+
+  ## The sentence
+
+  defp hint(stage, :eacces, {"process", id}, %{lacks: nil} = c) when stage in [:open, :watch] do
+    "the namespaces of process #{id} are closed to the helper, though it has CAP_SYS_PTRACE: " <>
+      elsewhere(c.privileges)
+  end
+
+  defp hint(stage, :eacces, {"process", id}, c) when stage in [:open, :watch] do
+    "it leads to process #{id}, and the namespaces of processes of other users, or with more " <>
+      "capabilities than the helper, are closed to it: " <> lacks(c)
+  end
+
+  defp hint(stage, :eacces, {"hidden", id}, %{lacks: nil} = c) when stage in [:open, :watch] do
+    "process #{id} is there, and hidden from the helper (hidepid= of the mount of /proc), though it " <>
+      "has CAP_SYS_PTRACE: " <> elsewhere(c.privileges)
+  end
+
+  defp hint(stage, :eacces, {"hidden", id}, c) when stage in [:open, :watch] do
+    "process #{id} is there, and hidden from the helper (hidepid= of the mount of /proc, whose gid= " <>
+      "names a group that it is not hidden from): " <> lacks(c)
+  end
+
+  defp hint(:open, :enoent, {"process", id}, _c) do
+    "there is no process #{id} in that /proc, or it has no such file"
+  end
+
+  defp hint(_stage, :esrch, {"thread", id}, _c) do
+    "that is the number of a thread of process #{id}; name the process: {:pid, #{id}}"
+  end
+
+  defp hint(:open, :esrch, {"successor", id}, _c) do
+    "the process #{id} that was named has ended; another process has its number now"
+  end
+
+  defp hint(:open, :eopnotsupp, "foreign", _c) do
+    "/proc is that of another pid namespace, where this number is another process or none; mount that of " <>
+      "the helper's own (`unshare --mount-proc`, `mount -t proc proc /proc`, --pid=host for a container " <>
+      "that has the host's /proc), or name the namespace by a path"
+  end
+
+  defp hint(:watch, :eopnotsupp, "foreign", _c) do
+    "it leads to a process of another pid namespace, whose end is not told here; run the helper in that " <>
+      "pid namespace (--pid=host for a container that has the host's /proc)"
+  end
+
+  defp hint(:watch, :eopnotsupp, "thread", _c) do
+    "it leads to a thread, and this kernel tells only of the end of processes (of threads since Linux " <>
+      "6.9); name the process: {:pid, pid}"
+  end
+
+  defp hint(_stage, :enosys, "pidfd_open", %{privileges: %{seccomp: 0}}) do
+    if older?({5, 3}),
+      do: "there is no pidfd_open(2) in this kernel; upgrade to Linux 5.8 or newer",
+      else:
+        "pidfd_open(2) is not let through to the kernel, by an emulator (qemu-user) or the like"
+  end
+
+  defp hint(_stage, _reason, "pidfd_open", c),
+    do: "pidfd_open(2) was refused: " <> Privileges.refuser(c.privileges)
+
+  defp hint(:setns, :einval, "empty", _c) do
+    "it is not a network namespace: nothing is mounted on it. `ip netns add` makes the file a moment " <>
+      "before it mounts the namespace there: try again. A file that stays so was left behind, or its " <>
+      "namespace was mounted in another mount namespace, and {:pid, pid} of a process leads to it"
+  end
+
+  defp hint(:setns, :einval, "another kind", _c),
+    do: "it is not a network namespace, but a namespace of another kind"
+
+  defp hint(:setns, :eperm, "home", c) do
+    "the helper could not come back: its own network namespace belongs to a user namespace above the " <>
+      "one it runs in (as inside `unshare -Ur`); start its server with user_namespaces: true, or give " <>
+      "it a network namespace of its own (`unshare -Urn`)" <> unless_capable(c)
+  end
+
+  defp hint(:setns, :eperm, "elsewhere", _c) do
+    "it belongs to another user namespace, which is neither the helper's own nor below it: run the helper " <>
+      "in that user namespace, or in one above it"
+  end
+
+  # A child was tried.
+  defp hint(:setns, :eperm, "below", %{privileges: %{children: true}} = c) do
+    "it belongs to a user namespace of another user, which a child of the helper may not join" <>
+      unless_capable(c)
+  end
+
+  defp hint(:setns, :eperm, "below", c) do
+    "it belongs to another user namespace, below the helper's own, as that of a rootless container; start " <>
+      "the helper's server with user_namespaces: true, as the user who made the container" <>
+      unless_capable(c)
+  end
+
+  defp hint(:setns, reason, _found, %{lacks: nil} = c)
+       when reason in [:eperm, :eacces, :enosys] do
+    "setns(2) was refused, though the helper has what it takes: " <>
+      Privileges.refuser(c.privileges)
+  end
+
+  defp hint(:socket, :eafnosupport, _found, _c) do
+    "AF_NETLINK is not let through to the kernel: RestrictAddressFamilies= of the systemd unit has to " <>
+      "name it, or a seccomp profile of the container to allow it"
+  end
+
+  # The kernel has none of these for a socket of this family.
+  defp hint(:socket, reason, _found, c) when reason in [:einval, :eperm, :eacces, :enosys] do
+    "socket(2) of this protocol was refused: " <>
+      Privileges.refuser(c.privileges) <>
+      "; podman's profile refuses NETLINK_AUDIT without --cap-add AUDIT_WRITE"
+  end
+
+  defp hint(stage, :eperm, _found, %{lacks: nil, wanted: wanted} = c)
+       when stage in [:bind, :setsockopt, :send] and wanted != nil do
+    if c.privileges.user_namespace == :initial do
+      "refused, though the helper has #{cap(wanted)}: " <> Privileges.refuser(c.privileges)
+    else
+      "refused, though the helper has #{cap(wanted)}: it counts in the helper's user namespace and " <>
+        "below, and is asked for in another one: that which owns the network namespace, or for " <>
+        "NETLINK_AUDIT the first"
+    end
+  end
+
+  defp hint(_stage, _reason, _found, %{lacks: lacks} = c) when lacks != nil, do: lacks(c)
+  defp hint(_stage, _reason, _found, _c), do: nil
+
+  defp lacks(c),
+    do: "the helper lacks #{cap(c.lacks)}; #{Privileges.remedy(c.privileges, c.lacks)}"
+
+  # Where it is another way, beside the first.
+  defp unless_capable(%{lacks: nil}), do: ""
+  defp unless_capable(c), do: ". Otherwise " <> lacks(c)
+
+  defp elsewhere(%{user_namespace: :initial} = privileges) do
+    Privileges.refuser(privileges) <> ", or the capability could not be raised"
+  end
+
+  defp elsewhere(_other) do
+    "the process is in another user namespace, and capabilities count in the helper's own and below; run " <>
+      "the helper in the process's user namespace, or in one above it"
+  end
+
+  defp cap(name), do: NetlinkPort.Capability.shown(name)
+
+  defp older?(version) do
+    {major, minor, _patch} = :os.version()
+    {major, minor} < version
+  end
+end

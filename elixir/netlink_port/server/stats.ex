@@ -1,0 +1,55 @@
+defmodule NetlinkPort.Server.Stats do
+  @moduledoc false
+  # The figures of sockets: what their server knows of them, with what the helper has counted. Runs in the
+  # process that asks.
+
+  alias NetlinkPort.{Error, Options, Socket}
+  alias NetlinkPort.Server.Client
+
+  # A wait for each would be seconds for thousands: so many wait at once.
+  @askers 16
+
+  @doc "Of one socket, of which its server has told what is `known`."
+  @spec of(Socket.t(), map()) :: {:ok, NetlinkPort.socket_stats()} | {:error, Error.t()}
+  def of(%Socket{} = socket, known) do
+    with {:ok, told} <- Client.request(socket, {:info, socket.handle}),
+         {:ok, broadcast_error} <-
+           Client.request(socket, {:get, socket.handle, :broadcast_error}) do
+      told = Map.new(told)
+      {_device, inode} = told.namespace
+
+      {:ok,
+       told
+       |> Map.drop([:namespace, :cookie, :verified, :port_id, :granted, :charged])
+       |> Map.merge(known)
+       |> Map.merge(Map.take(socket, [:handle, :protocol, :netns]))
+       |> Map.merge(%{inode: inode, window_left: max(told.granted - told.charged, 0)})
+       |> Map.put(:broadcast_error, Options.read(:broadcast_error, broadcast_error))}
+    end
+  end
+
+  @doc "Of all sockets of a server, by handle; one that is closed meanwhile is left out."
+  @spec all([map()]) :: [NetlinkPort.socket_stats()]
+  def all(sockets), do: sockets |> gathered() |> Enum.sort_by(& &1.handle)
+
+  defp gathered(sockets) when length(sockets) <= @askers, do: in_turn(sockets)
+
+  defp gathered(sockets) do
+    sockets
+    |> Enum.chunk_every(div(length(sockets), @askers) + 1)
+    |> Enum.map(&spawn_monitor(fn -> exit({:told, in_turn(&1)}) end))
+    |> Enum.flat_map(&told/1)
+  end
+
+  # No tasks, whose links show in the mailbox of a caller that traps exits.
+  defp told({asker, monitor}) do
+    receive do
+      {:DOWN, ^monitor, :process, ^asker, {:told, stats}} -> stats
+      {:DOWN, ^monitor, :process, ^asker, _killed} -> []
+    end
+  end
+
+  defp in_turn(sockets) do
+    for known <- sockets, {:ok, stats} <- [of(known.socket, known)], do: stats
+  end
+end

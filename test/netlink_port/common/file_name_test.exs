@@ -1,0 +1,171 @@
+defmodule NetlinkPort.FileNameTest do
+  # Folders with letters beyond ASCII under LC_ALL=C, as systemd and cron start a VM; and code that lies in no
+  # folder of an application, as in an escript. Each in a VM of its own.
+  use NetlinkPort.Case, async: true
+
+  # A folder as a release or a build has it, below a name of two bytes in UTF-8.
+  defp folder!(name \\ "netlink_port") do
+    folder = tmp_path!("ünïcode")
+    library = Path.join(folder, name)
+    File.mkdir_p!(Path.join(library, "priv"))
+    File.cp_r!(Application.app_dir(:netlink_port, "ebin"), Path.join(library, "ebin"))
+    File.cp!(helper(), Path.join(library, "priv/netlink_port"))
+    library
+  end
+
+  defp vm(library, code, environment \\ [], opts \\ []) do
+    code = "Process.flag(:trap_exit, true)\n" <> code
+    elixir = ["-pa", Path.join(library, "ebin"), "-e", code]
+    environment = [{"LC_ALL", "C"}, {"NETLINK_PORT_EXECUTABLE", nil} | environment]
+    opts = [env: environment, stderr_to_stdout: true] ++ opts
+    {output, status} = System.cmd("elixir", elixir, opts)
+    assert {output, status} == {output, 0}
+    # The warning of Elixir itself, of names in latin1.
+    output
+  end
+
+  # The executable is compared as bytes: what is printed under LC_ALL=C is escaped.
+  @start """
+  {:ok, server} = NetlinkPort.start_link(name: nil)
+  {:ok, info} = NetlinkPort.info(server)
+  IO.puts("executable " <> Base.encode16(info.executable))
+  """
+
+  defp executable!(output) do
+    assert [_, bytes] = Regex.run(~r/^executable (\w+)$/m, output), output
+    Base.decode16!(bytes)
+  end
+
+  test "the helper of the application's own folder is found, whatever the locale" do
+    library = folder!()
+
+    for locale <- ["C", "C.UTF-8", "POSIX"] do
+      output = vm(library, @start, [{"LC_ALL", locale}])
+      assert {locale, executable!(output)} == {locale, Path.join(library, "priv/netlink_port")}
+    end
+  end
+
+  test "so are what the environment names, and a path from the working directory" do
+    library = folder!()
+    path = Path.join(library, "priv/netlink_port")
+    ebin = Path.dirname(Application.app_dir(:netlink_port, "ebin"))
+    output = vm(ebin, @start, [{"NETLINK_PORT_EXECUTABLE", path}])
+    assert executable!(output) == path
+    code = String.replace(@start, "name: nil", ~s(name: nil, executable: "priv/netlink_port"))
+    assert executable!(vm(ebin, code, [], cd: library)) == path
+  end
+
+  test "the doctor finds it, and shows it" do
+    library = folder!()
+
+    output =
+      vm(library, ~s([{_, [{:ok, line, nil} | _]} | _] = NetlinkPort.Doctor.report(netns: []\)
+      IO.puts("executable " <> Base.encode16(line\)\)))
+
+    assert executable!(output) ==
+             Path.join(library, "priv/netlink_port") <>
+               ", version " <> NetlinkPort.Helper.Execve.version()
+  end
+
+  test "an argument of a command line is decoded once" do
+    code = """
+    for path <- ["/tmp/ü", "/tmp/plain", <<"/tmp/", 195, 131, 194, 188>>],
+        do: IO.puts("executable " <> Base.encode16(NetlinkPort.FileName.argument(path)))
+    """
+
+    lines = Regex.scan(~r/^executable (\w+)$/m, vm(folder!(), code))
+
+    assert Enum.map(lines, fn [_, bytes] -> Base.decode16!(bytes) end) == [
+             "/tmp/ü",
+             "/tmp/plain",
+             "/tmp/ü"
+           ]
+
+    assert NetlinkPort.FileName.argument(<<195, 131, 194, 188>>) == <<195, 131, 194, 188>>
+  end
+
+  describe "code in no folder of an application" do
+    test "is an error that names executable:, and starts with it" do
+      library = folder!("elsewhere")
+
+      code = """
+      {:error, %NetlinkPort.Error{stage: :thread, reason: :enoent} = error} = NetlinkPort.start_link()
+      IO.puts(Exception.message(error))
+      {:ok, _server} = NetlinkPort.start_link(name: nil, executable: #{inspect(helper())})
+      """
+
+      assert vm(library, code, [{"LC_ALL", "C.UTF-8"}]) =~
+               "helper: ENOENT: this code lies in no folder of an application (an escript has none), and so there is " <>
+                 "no priv/netlink_port: `executable:`, `config :netlink_port, executable:` or NETLINK_PORT_EXECUTABLE " <>
+                 "has to name the helper"
+    end
+
+    test "is said by the doctor" do
+      output = vm(folder!("elsewhere"), "NetlinkPort.Doctor.run(netns: [])")
+
+      assert output =~
+               "there is no helper: this code lies in no folder of an application, as in an escript"
+
+      assert output =~ "executable:"
+      refute output =~ "bug"
+    end
+
+    test "an escript, too" do
+      path = tmp_path!("escript")
+      ebin = Application.app_dir(:netlink_port, "ebin")
+      elixir = Application.app_dir(:elixir, "ebin")
+      logger = Application.app_dir(:logger, "ebin")
+
+      files =
+        for {app, folder} <- [netlink_port: ebin, elixir: elixir, logger: logger],
+            file <- File.ls!(folder),
+            do: {~c"#{app}/ebin/#{file}", File.read!(Path.join(folder, file))}
+
+      main = """
+      -module(main).
+      -export([main/1]).
+      main([]) ->
+          process_flag(trap_exit, true),
+          {ok, _} = application:ensure_all_started(elixir),
+          {error, Error} = 'Elixir.NetlinkPort':start_link(),
+          io:put_chars(['Elixir.Exception':message(Error), "\\n"]),
+          {ok, _} = 'Elixir.NetlinkPort':start_link([{name, nil}, {executable, <<"#{helper()}">>}]),
+          io:put_chars("started\\n").
+      """
+
+      source = tmp_path!("main")
+      File.mkdir!(source)
+      File.write!(Path.join(source, "main.erl"), main)
+      {:ok, :main, beam} = :compile.file(to_charlist(Path.join(source, "main")), [:binary])
+
+      :ok =
+        :escript.create(to_charlist(path), [
+          :shebang,
+          {:emu_args, ~c"-escript main main"},
+          {:archive, [{~c"main.beam", beam} | files], []}
+        ])
+
+      File.chmod!(path, 0o755)
+      {output, 0} = System.cmd(path, [], stderr_to_stdout: true)
+
+      assert output =~
+               "helper: ENOENT: this code lies in no folder of an application (an escript has none)"
+
+      assert output =~ "started\n"
+    end
+  end
+
+  describe "another system than Linux" do
+    test "a start says that the helper runs on Linux alone; so does the doctor" do
+      assert {:error, error} = NetlinkPort.Helper.start(nil, [], {:unix, :darwin})
+      assert {error.stage, error.reason} == {:thread, :eopnotsupp}
+
+      assert Exception.message(error) ==
+               "helper: EOPNOTSUPP: netlink(7) is Linux's: the library can be compiled on darwin, and the helper runs " <>
+                 "on Linux alone"
+
+      assert [{:fail, "the helper runs on Linux alone, and this is darwin", _}] =
+               NetlinkPort.Doctor.Executable.checks(nil, {:unix, :darwin})
+    end
+  end
+end

@@ -1,0 +1,229 @@
+defmodule NetlinkPort.ExecveTest do
+  # Executables that execve(2) or the dynamic loader refuses: each is named, by a start, in the log and by
+  # the doctor. They are the helper itself, with a word of its file changed.
+  use NetlinkPort.Case, async: true
+
+  import ExUnit.CaptureLog
+
+  alias NetlinkPort.Doctor
+  alias NetlinkPort.Helper.{Elf, Execve}
+
+  setup do
+    Process.flag(:trap_exit, true)
+    :ok
+  end
+
+  # The helper with other bytes, as many, in the place of these.
+  defp changed!(old, new) when byte_size(old) == byte_size(new) do
+    bytes = File.read!(helper())
+    assert bytes =~ old
+    file!(String.replace(bytes, old, new))
+  end
+
+  defp file!(bytes) do
+    path = tmp_path!("netlink_port")
+    File.write!(path, bytes)
+    File.chmod!(path, 0o755)
+    path
+  end
+
+  # The sentence of a start, which is that of the log; the doctor has what is found in it, too.
+  defp said!(path, found, remedy) do
+    log =
+      capture_log(fn ->
+        assert {:error, %Error{stage: :thread, reason: :eproto} = error} =
+                 NetlinkPort.start_link(name: nil, executable: path)
+
+        send(self(), {:said, Exception.message(error)})
+      end)
+
+    assert_received {:said, said}
+    assert log =~ said
+    assert said =~ found
+    assert said =~ remedy
+    [{"executable", [{:fail, line, told} | _]} | _] = Doctor.report(executable: path, netns: [])
+    assert line =~ path
+    assert line =~ found
+    assert told =~ remedy
+    said
+  end
+
+  defp machine, do: elem(Elf.read(helper()), 1).machine
+
+  test "one for another machine" do
+    # s390x is big-endian: nothing emulates this.
+    <<head::binary-size(18), _machine::16, rest::binary>> = File.read!(helper())
+    path = file!(<<head::binary, 22::16-little, rest::binary>>)
+
+    said =
+      said!(
+        path,
+        "execve(2) says ENOEXEC: it is built for s390x, and this machine is #{machine()}",
+        "make dist"
+      )
+
+    assert said =~
+             "helper #{path} ended with exit status 8 before its first frame: EPROTO: it was not run, execve(2) says"
+  end
+
+  test "one without its dynamic loader" do
+    {:ok, %{loader: loader}} = Elf.read(helper())
+
+    missing =
+      String.duplicate("/x", div(byte_size(loader), 2))
+      |> String.pad_trailing(byte_size(loader), "y")
+
+    path = changed!(loader <> <<0>>, missing <> <<0>>)
+
+    said!(
+      path,
+      "execve(2) says ENOENT: its dynamic loader #{missing} is not on this machine",
+      "make dist"
+    )
+  end
+
+  test "one without a library: the dynamic loader's own sentence, whole" do
+    path = changed!("libgcc_s.so.1", "libgcc_x.so.1")
+
+    said!(
+      path,
+      "its dynamic loader says: #{path}: error while loading shared libraries: libgcc_x.so.1: cannot open " <>
+        "shared object file: No such file or directory",
+      "make dist"
+    )
+  end
+
+  test "one for a newer C library: the dynamic loader's own sentence, whole" do
+    path = changed!("GLIBC_2.34", "GLIBC_9.34")
+
+    said =
+      said!(
+        path,
+        ~r/its dynamic loader says: #{path}: .*libc.so.6: version `GLIBC_9.34' not found/,
+        "make dist"
+      )
+
+    assert said =~ "(required by #{path})"
+    refute said =~ "bounding set"
+  end
+
+  test "what is no program, a script without its interpreter, half a file" do
+    said!(
+      file!("garbage"),
+      "execve(2) says ENOEXEC: it is no program that a kernel runs",
+      "name the helper's own file"
+    )
+
+    orphan = file!("#!/no/such/interpreter -x\n")
+
+    said!(
+      orphan,
+      "execve(2) says ENOENT: it is a script for /no/such/interpreter, which is not on this machine",
+      "name"
+    )
+
+    half = file!(binary_part(File.read!(helper()), 0, 100))
+    said!(half, "execve(2) says", "build")
+  end
+
+  test "a script whose interpreter may not be run" do
+    interpreter = file!("")
+    File.chmod!(interpreter, 0o644)
+
+    said!(
+      file!("#!#{interpreter}\n"),
+      "execve(2) says EACCES: it is",
+      "see that its interpreter, if any, may be run"
+    )
+  end
+
+  test "one that says why it ends: its words are in the sentence" do
+    path = script!("echo 'netlink_port: the system\nrefused it' >&2; exit 71")
+    assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)
+
+    assert Exception.message(error) ==
+             "helper #{path} ended with exit status 71 before its first frame: EPROTO: it says: " <>
+               "netlink_port: the system; refused it"
+  end
+
+  @tag :root
+  test "a kernel without network namespaces is named" do
+    # As without CONFIG_NET_NS: nothing is in that folder of the process.
+    hide = "mount -t tmpfs none /proc/$$/ns && exec #{helper()} \"$@\""
+    path = script!("exec unshare -m sh -c '#{hide}' sh \"$@\"")
+    assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)
+
+    assert Exception.message(error) =~
+             "it says: netlink_port: this kernel has no network namespaces, CONFIG_NET_NS: there is no /proc/self/ns/net"
+  end
+
+  @tag :qemu
+  test "an emulator without seccomp(2) is named" do
+    path = script!("exec #{System.find_executable("qemu-x86_64-static")} #{helper()} \"$@\"")
+    assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)
+
+    assert Exception.message(error) =~
+             ~r/it says: netlink_port: seccomp\(2\) was refused.*qemu-user/
+  end
+
+  test "one that fails once, and does not end the second time, is not left" do
+    marker = tmp_path!("marker")
+    pid = tmp_path!("pid")
+
+    path =
+      script!(
+        "[ -e #{marker} ] && { echo $$ > #{pid}; exec sleep 600; }; touch #{marker}; exit 3"
+      )
+
+    assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)
+    assert Exception.message(error) =~ "ended with exit status 3 before its first frame: EPROTO"
+    refute pid |> File.read!() |> String.trim() |> running?()
+  end
+
+  @tag :root
+  test "capabilities that count in a user namespace alone are said to" do
+    path = tmp_path!("netlink_port")
+    File.cp!(helper(), path)
+    {_output, 0} = System.cmd("setcap", ["-n", "1000", "cap_sys_admin,cap_net_admin+ep", path])
+
+    assert {:ok, %{names: [_one, _two], rootid: "1000"}} = Execve.file_capabilities(path)
+
+    checks =
+      Doctor.report(executable: path, netns: []) |> List.keyfind!("executable", 0) |> elem(1)
+
+    assert Enum.any?(checks, fn {mark, line, remedy} ->
+             mark == :warn and line =~ "[rootid=1000]" and
+               line =~ "made inside a user namespace, and count only where user 1000 is root" and
+               remedy =~ "as root of the machine"
+           end)
+  end
+
+  describe "its environment" do
+    @tag :root
+    test "has nothing that changes its code" do
+      library = fixture!("libclock.so")
+      offset = tmp_path!("offset")
+      File.write!(offset, <<0::64>>)
+
+      code = """
+      {:ok, server} = NetlinkPort.start_link(name: nil, executable: #{inspect(helper())})
+      {:ok, %{os_pid: helper}} = NetlinkPort.info(server)
+      IO.write(File.read!("/proc/\#{helper}/environ") <> File.read!("/proc/\#{helper}/maps"))
+      """
+
+      env = [
+        {"LD_PRELOAD", library},
+        {"LD_LIBRARY_PATH", "/nowhere"},
+        {"MALLOC_ARENA_MAX", "1"},
+        {"GLIBC_TUNABLES", "glibc.malloc.check=0"},
+        {"CLOCK_OFFSET", offset},
+        {"SOMETHING", "else"}
+      ]
+
+      ebin = Application.app_dir(:netlink_port, "ebin")
+      {output, 0} = System.cmd("elixir", ["-pa", ebin, "-e", code], env: env)
+      assert output =~ "SOMETHING=else"
+      refute output =~ ~r/LD_|MALLOC_|GLIBC_|libclock/
+    end
+  end
+end

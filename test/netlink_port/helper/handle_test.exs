@@ -1,0 +1,35 @@
+defmodule NetlinkPort.HandleTest do
+  # Handles are never given twice, whoever draws them.
+  use NetlinkPort.Case, async: true
+
+  alias NetlinkPort.Helper.Handle
+
+  test "8 processes that draw 10,000 each get no duplicate, and each gets rising ones" do
+    tasks =
+      for _ <- 1..8 do
+        Task.async(fn ->
+          receive do: (:go -> :ok)
+          for _ <- 1..10_000, do: draw()
+        end)
+      end
+
+    # All at once, so that they really meet.
+    Enum.each(tasks, &send(&1.pid, :go))
+    drawn = Task.await_many(tasks, within(30_000))
+    all = Enum.concat(drawn)
+    assert length(all) == 80_000
+    assert all |> Enum.uniq() |> length() == 80_000
+    for handles <- drawn, do: assert(handles == Enum.sort(handles))
+    assert Enum.all?(all, &(&1 in 0..0x7FFFFFFF))
+  end
+
+  test "the end of a process gives no handle back" do
+    handle = Task.await(Task.async(&draw/0))
+    assert draw() > handle
+  end
+
+  defp draw do
+    {:ok, handle} = Handle.new()
+    handle
+  end
+end

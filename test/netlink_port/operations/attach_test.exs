@@ -1,0 +1,104 @@
+defmodule NetlinkPort.AttachTest do
+  # Looking at an application on another node: its figures, and the Mix tasks.
+  use NetlinkPort.Case, async: false
+
+  import ExUnit.CaptureIO
+
+  alias NetlinkPort.Top
+  alias NetlinkPort.Operations.Attach
+
+  @moduletag :root
+
+  setup do
+    System.cmd("epmd", ["-daemon"])
+    name = :"nlp#{System.pid()}@127.0.0.1"
+    unless Node.alive?(), do: {:ok, _} = Node.start(name, :longnames)
+    arguments = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
+    options = %{name: :peer.random_name(), host: ~c"127.0.0.1", args: arguments, longnames: true}
+    {:ok, peer, node} = :peer.start(options)
+    on_exit(fn -> if Process.alive?(peer), do: :peer.stop(peer) end)
+    {:ok, _} = :erpc.call(node, :application, :ensure_all_started, [:elixir])
+    %{node: node, peer: peer}
+  end
+
+  defp start_there!(node, name) do
+    Node.spawn(node, NetlinkPort.Remote, :run_a_server, [self(), name])
+    assert_receive {:started, server}, within(10_000)
+    server
+  end
+
+  test "stats/1 works from there and to there", %{node: node} do
+    name = :"attach_#{System.unique_integer([:positive])}"
+    server = start_server!(name: name)
+    {:ok, socket} = NetlinkPort.open(name, :route, active: false)
+    assert {:ok, [_lo]} = NetlinkPort.request(socket, 18, <<0::32, 1::32-native, 0::64>>)
+    {:ok, here} = NetlinkPort.stats(name)
+    {:ok, there} = :erpc.call(node, NetlinkPort, :stats, [{name, node()}])
+    assert there.server == server
+    assert [%{sent: 1, received: 2}] = there.sockets
+    assert there.sockets == here.sockets
+    assert there.rss != nil
+    assert {:ok, %{sent: 1}} = :erpc.call(node, NetlinkPort, :stats, [socket])
+  end
+
+  test "an application's servers and sockets are seen from another node", %{
+    node: node,
+    peer: peer
+  } do
+    server = start_there!(node, MyApp.There)
+    {:ok, socket} = NetlinkPort.open(server, :route, owner: server)
+    assert Attach.node("#{node}", nil) == {:ok, node}
+    text = capture_io(fn -> assert Top.run(node: node, once: true, interval: 100) == :ok end)
+    assert text =~ "netlink_port on #{node}: servers 1, sockets 1,"
+    # As it is called there.
+    assert text =~ ~r/^ +#{socket.handle} route +host +MyApp.There /m
+
+    # The Mix tasks, likewise.
+    text =
+      capture_io(fn -> Mix.Tasks.NetlinkPort.Top.run(~w(--once --interval 100 --node #{node})) end)
+
+    assert text =~ "MyApp.There"
+
+    text =
+      capture_io(fn ->
+        Mix.Tasks.NetlinkPort.Doctor.run(~w(--netns /proc/self/ns/net --node #{node}))
+      end)
+
+    assert text =~ "MyApp.There: helper "
+    assert text =~ "0 failing"
+
+    # A view of a node that goes is over, and says so.
+    size = fn ->
+      if Process.alive?(peer), do: :peer.stop(peer)
+      {24, 80}
+    end
+
+    capture_io(fn -> send(self(), Top.run(node: node, interval: 100, size: size)) end)
+    assert_received {:error, sentence}
+    assert sentence =~ "#{node} cannot say"
+  end
+
+  test "what cannot be reached is said in words", %{node: node} do
+    assert {:error, sentence} = Attach.node("nowhere", nil)
+    assert sentence =~ "NAME@HOST"
+    assert {:error, sentence} = Attach.node("nowhere@127.0.0.1", nil)
+    assert sentence =~ "cannot reach nowhere@127.0.0.1"
+    assert {:error, sentence} = Attach.call(node, NetlinkPort.NotThere, :sample, [])
+    assert sentence =~ "no netlink_port, or an older one"
+
+    for arguments <- [
+          [],
+          ["--bogus"],
+          ["x"],
+          ~w(--interval 5 --node a@b),
+          ~w(--node nowhere@127.0.0.1)
+        ] do
+      text =
+        capture_io(:stderr, fn ->
+          assert {:shutdown, 2} = catch_exit(Mix.Tasks.NetlinkPort.Top.run(arguments))
+        end)
+
+      assert text =~ "netlink_port.top: "
+    end
+  end
+end

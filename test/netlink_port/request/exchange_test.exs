@@ -1,0 +1,145 @@
+defmodule NetlinkPort.ExchangeTest do
+  # What becomes of answers, without a kernel: the rest is in connection_test.exs.
+  use ExUnit.Case, async: true
+
+  doctest NetlinkPort.Request.Exchange
+
+  alias NetlinkPort.{Error, Message}
+  alias NetlinkPort.Request.Exchange
+
+  @opts %{flags: 0, ack: true, max_bytes: :infinity}
+  @done 3
+  @error 2
+
+  defp new(protocol, question) do
+    {:ok, exchange} = Exchange.new(protocol, question)
+    exchange
+  end
+
+  defp asked(opts \\ @opts), do: new(:route, {:dump, 18, <<0::128>>, opts})
+  defp dump(opts \\ @opts), do: opts |> asked() |> Exchange.number(7) |> elem(0)
+  defp link(seq, flags \\ [:multi]), do: %Message{type: 16, seq: seq, flags: Message.flags(flags)}
+  defp done(seq), do: %Message{type: @done, seq: seq, flags: 2, payload: <<0::32>>}
+
+  defp failed(seq, errno),
+    do: %Message{type: @error, seq: seq, payload: <<-errno::signed-32-native, 0::128>>}
+
+  # How often a dump is sent whose answer is always `spoil`ed, and what it comes to.
+  defp tries(exchange, spoil, tries \\ 1) do
+    case Exchange.outcome(spoil.(exchange)) do
+      {:again, exchange} ->
+        {exchange, _datagram, _next} = Exchange.number(exchange, 7)
+        tries(exchange, spoil, tries + 1)
+
+      outcome ->
+        {tries, outcome}
+    end
+  end
+
+  test "a dump that is interrupted each time is EINTR after five, with what was read" do
+    interrupted = link(7, [:multi, :dump_intr])
+    spoil = &Exchange.add(&1, [interrupted, done(7)])
+    assert {5, {:error, error}} = tries(dump(), spoil)
+    assert {error.stage, error.reason, error.messages} == {:request, :eintr, [interrupted]}
+  end
+
+  test "a dump of which something is lost each time is ENOBUFS after five" do
+    lost = Error.new(:recv, :enobufs, dropped: 3)
+    spoil = &(&1 |> Exchange.lose(lost) |> Exchange.add([link(7), done(7)]))
+    assert {5, {:error, error}} = tries(dump(), spoil)
+    assert {error.reason, error.dropped, length(error.messages)} == {:enobufs, 3, 1}
+  end
+
+  test "a dump that the kernel refuses is not tried again" do
+    spoil = &(&1 |> Exchange.lose(Error.new(:recv, :enobufs)) |> Exchange.add([failed(7, 95)]))
+    assert {1, {:error, %Error{reason: :eopnotsupp}}} = tries(dump(), spoil)
+  end
+
+  test "given up, it says what was lost before it says that time was up" do
+    etimedout = Error.new(:request, :etimedout)
+    assert {:error, %Error{reason: :etimedout, messages: []}} = Exchange.cut(dump(), etimedout)
+    lost = Exchange.lose(dump(), Error.new(:recv, :enobufs))
+    assert {:error, %Error{reason: :enobufs}} = Exchange.cut(lost, etimedout)
+    delayed = Exchange.add(dump(), [failed(7, 105)])
+    assert {:error, %Error{reason: :enobufs}} = Exchange.cut(delayed, etimedout)
+    epipe = Error.new(:thread, :epipe)
+    assert {:error, %Error{reason: :epipe}} = Exchange.cut(lost, epipe)
+    # One that waits for its turn.
+    assert {:error, %Error{messages: []}} = Exchange.cut(asked(), etimedout)
+    assert {:error, ^epipe} = Exchange.cut(new(:route, {:request, 18, <<0>>, @opts}), epipe)
+  end
+
+  test "batches: the last is acked, of nf_tables the one before the end" do
+    batch = [{16, 0, <<0::32>>}, {18, 4, "four"}, {17, 0, <<0::32>>}]
+    acked = fn exchange -> Enum.map(exchange.messages, &Message.flag?(&1, :ack)) end
+    assert acked.(new(:route, {:batch, batch})) == [false, true, true]
+
+    assert acked.(new(12, {:batch, put_in(batch, [Access.at(1), Access.elem(1)], 0)})) == [
+             false,
+             true,
+             false
+           ]
+
+    {exchange, [datagram], 12} = Exchange.number(new(:netfilter, {:batch, batch}), 9)
+    assert length(datagram) == 3
+    # The begin refused: nothing behind it is looked at.
+    refused = Exchange.add(exchange, [failed(9, 1)])
+    assert Exchange.done?(refused)
+    undone = {:error, :ecanceled}
+
+    assert {:ok, [{:error, %Error{reason: :eperm}}, begun, ended]} = Exchange.outcome(refused)
+    for {:error, error} <- [begun, ended], do: assert({:error, error.reason} == undone)
+  end
+
+  test "a batch of nfnetlink that is none of nf_tables' is followed by a datagram of its own" do
+    exchange = new(:netfilter, {:batch, [{0xA10, 0, <<0::32>>}, {0xA10, 0, <<0::32>>}]})
+    {exchange, [[_first, _second], [look]], 12} = Exchange.number(exchange, 9)
+    assert {:ok, [%Message{type: 1, seq: 11, payload: ""}]} = Message.decode(look)
+    # Only the first is looked at, without CAP_NET_ADMIN.
+    refute Exchange.done?(Exchange.add(exchange, [failed(9, 1)]))
+    over = Exchange.add(exchange, [failed(9, 1), failed(11, 1)])
+
+    assert {:ok, [{:error, %Error{reason: :eperm}}, {:error, %Error{reason: :eperm}}]} =
+             Exchange.outcome(over)
+
+    # A subsystem's own EPERM is that message's alone.
+    over = Exchange.add(exchange, [failed(9, 1), failed(10, 0), failed(11, 0)])
+    assert {:ok, [{:error, %Error{reason: :eperm}}, {:ok, [], nil}]} = Exchange.outcome(over)
+    # One message needs none.
+    exchange = new(:netfilter, {:batch, [{0xA10, 0, <<0::32>>}]})
+    assert {_exchange, [[_only]], 10} = Exchange.number(exchange, 9)
+  end
+
+  test "an answer that ends with NLMSG_DONE may be acked behind it, one that ends with its ack not" do
+    {exchange, [_datagram], _next} = Exchange.number(new(:generic, {:request, 30, "", @opts}), 7)
+
+    ended = Exchange.add(exchange, [link(7), done(7)])
+    assert Exchange.done?(ended) and Exchange.more?(ended)
+    assert {:ok, [_reply], nil} = Exchange.outcome(ended)
+    ended = Exchange.add(exchange, [link(7), failed(7, 0)])
+    assert Exchange.done?(ended) and not Exchange.more?(ended)
+  end
+
+  test "a warning comes with NLMSG_DONE, too" do
+    warning = IO.iodata_to_binary(NetlinkPort.Attr.encode([{1, "old table\0"}]))
+    done = %{done(7) | flags: 0x202, payload: <<0::32, warning::binary>>}
+    ended = Exchange.add(dump(), [link(7), done])
+    assert {:ok, [_link], %{message: "old table"}} = Exchange.outcome(ended)
+  end
+
+  test "what is gathered is bounded" do
+    exchange = dump(%{@opts | max_bytes: 2_000})
+    exchange = Exchange.add(exchange, [link(7)], 1_500)
+    assert Exchange.excess(exchange) == nil
+
+    assert %Error{reason: :emsgsize} =
+             error = Exchange.excess(Exchange.add(exchange, [link(7)], 500))
+
+    assert Exception.message(error) =~ "max_bytes: 2000"
+  end
+
+  test "a dump that is tried again counts anew" do
+    exchange = Exchange.add(dump(), [link(7, [:multi, :dump_intr]), done(7)], 5_000)
+    assert {:again, %{bytes: 0}} = Exchange.outcome(exchange)
+  end
+end

@@ -1,0 +1,584 @@
+defmodule NetlinkPort.DeliveryTest do
+  # One socket's delivery without a socket: what `active` means, who is served when, and what the
+  # helper is granted.
+  use NetlinkPort.Case, async: true
+
+  alias NetlinkPort.Server.Delivery
+
+  @window 10_000
+
+  defp new(mode, window \\ @window), do: Delivery.new(mode, window)
+
+  defp data(name, size \\ 4), do: {:data, String.pad_trailing("#{name}", size), nil}
+  defp error(number \\ 1), do: {:error, Error.new(:send, number)}
+
+  # Lets items arrive; returns all effects and the state.
+  defp arrive(state, items) do
+    Enum.flat_map_reduce(items, state, fn item, state -> Delivery.arrive(state, item) end)
+  end
+
+  defp deliveries(items), do: Enum.map(items, &{:deliver, &1})
+
+  # All that is kept, as recv would take it.
+  defp demand_all(state) do
+    case Delivery.demand(state) do
+      {:item, item, state} -> [item | demand_all(state)]
+      :empty -> []
+    end
+  end
+
+  describe "to an owner on another node" do
+    test "what is delivered counts as taken when it has left, and not before" do
+      state = Delivery.new(true, 1_000, :infinity, true)
+      items = [data(1, 400), data(2, 400)]
+      {effects, state} = arrive(state, items)
+      assert effects == deliveries(items)
+      assert {nil, state} = Delivery.grant(state)
+      state = Delivery.relayed(state, Delivery.cost(400))
+      assert {1_700, state} = Delivery.grant(state)
+      assert {nil, _state} = Delivery.grant(state)
+    end
+
+    test "what is handed to who waits is taken at once" do
+      state = Delivery.wait(Delivery.new(false, 1_000, :infinity, true), :someone)
+      {[{:answer, :someone, _item}], state} = arrive(state, [data(1, 400)])
+      assert {1_700, _state} = Delivery.grant(state)
+    end
+  end
+
+  describe "active: true" do
+    test "delivers everything at once, in order" do
+      items = [data(1), {:overrun, 3}, error(), data(2)]
+      {effects, state} = arrive(new(true), items)
+      assert effects == deliveries(items)
+      assert state.mode == true
+      assert Delivery.kept(state) == 0
+    end
+
+    test "has nothing for who demands" do
+      assert Delivery.demand(new(true)) == :active
+    end
+  end
+
+  describe "active: :once" do
+    test "delivers one datagram and becomes passive without a word" do
+      {effects, state} = arrive(new(:once), [data(1), data(2)])
+      assert effects == [{:deliver, data(1)}]
+      assert state.mode == false
+      assert demand_all(state) == [data(2)]
+    end
+
+    test "is not used up by errors and overruns" do
+      items = [error(), {:overrun, 1}, error(), data(1), error(), data(2)]
+      {effects, state} = arrive(new(:once), items)
+      assert effects == deliveries(Enum.take(items, 4))
+      assert state.mode == false
+      assert demand_all(state) == Enum.drop(items, 4)
+    end
+
+    test "has nothing for who demands" do
+      assert Delivery.demand(new(:once)) == :active
+    end
+  end
+
+  describe "active: a count" do
+    test "delivers so many datagrams and then tells that it is passive" do
+      {effects, state} = arrive(new(3), for(n <- 1..5, do: data(n)))
+      assert effects == deliveries([data(1), data(2), data(3)]) ++ [:passive]
+      assert state.mode == false
+      assert demand_all(state) == [data(4), data(5)]
+    end
+
+    test "counts down where it can be read" do
+      {_effects, state} = arrive(new(3), [data(1)])
+      assert state.mode == 2
+      {_effects, state} = arrive(state, [data(2)])
+      assert state.mode == 1
+    end
+
+    test "is not used up by errors and overruns" do
+      items = [error(), data(1), {:overrun, 9}, error(), data(2)]
+      {effects, state} = arrive(new(2), items)
+      assert effects == deliveries(items) ++ [:passive]
+      assert state.mode == false
+    end
+
+    test "has nothing for who demands" do
+      assert Delivery.demand(new(1)) == :active
+    end
+  end
+
+  describe "active: false" do
+    test "keeps everything, in order" do
+      items = [data(1), {:overrun, 3}, error(), data(2)]
+      {effects, state} = arrive(new(false), items)
+      assert effects == []
+      assert Delivery.kept(state) == 4
+      assert demand_all(state) == items
+    end
+
+    test "is empty when nothing has come" do
+      assert Delivery.demand(new(false)) == :empty
+    end
+  end
+
+  describe "set_active" do
+    test "delivers what was kept before what comes" do
+      items = [data(1), error(), data(2), {:overrun, 7}, data(3)]
+      {[], state} = arrive(new(false), items)
+      assert {:ok, effects, state} = Delivery.set_active(state, [true])
+      assert effects == deliveries(items)
+      assert Delivery.kept(state) == 0
+      assert {[{:deliver, item}], _state} = Delivery.arrive(state, data(4))
+      assert item == data(4)
+    end
+
+    test ":once takes one datagram of what was kept, and the errors before it" do
+      items = [error(), {:overrun, 7}, data(1), error(2), data(2)]
+      {[], state} = arrive(new(false), items)
+      assert {:ok, effects, state} = Delivery.set_active(state, [:once])
+      assert effects == deliveries(Enum.take(items, 3))
+      assert state.mode == false
+      assert demand_all(state) == Enum.drop(items, 3)
+    end
+
+    test ":once waits where nothing was kept but errors" do
+      {[], state} = arrive(new(false), [error()])
+      assert {:ok, effects, state} = Delivery.set_active(state, [:once])
+      assert effects == deliveries([error()])
+      assert state.mode == :once
+    end
+
+    test "a count takes so many of what was kept" do
+      {[], state} = arrive(new(false), for(n <- 1..3, do: data(n)))
+      assert {:ok, effects, state} = Delivery.set_active(state, [2])
+      assert effects == deliveries([data(1), data(2)]) ++ [:passive]
+      assert state.mode == false
+      assert demand_all(state) == [data(3)]
+    end
+
+    test "a count of more than was kept goes on with what is left" do
+      {[], state} = arrive(new(false), [data(1), data(2)])
+      assert {:ok, effects, state} = Delivery.set_active(state, [5])
+      assert effects == deliveries([data(1), data(2)])
+      assert state.mode == 3
+    end
+
+    test "a count of exactly what was kept ends with it" do
+      {[], state} = arrive(new(false), [data(1), data(2)])
+      assert {:ok, effects, state} = Delivery.set_active(state, [2])
+      assert effects == deliveries([data(1), data(2)]) ++ [:passive]
+      assert {state.mode, Delivery.kept(state)} == {false, 0}
+    end
+
+    test "false stops the deliveries without a word" do
+      for mode <- [true, :once, 3, false] do
+        assert {:ok, [], state} = Delivery.set_active(new(mode), [false])
+        assert {[], state} = Delivery.arrive(state, data(1))
+        assert demand_all(state) == [data(1)]
+      end
+    end
+
+    test "counts are added" do
+      assert {:ok, [], %{mode: 8}} = Delivery.set_active(new(5), [3])
+      assert {:ok, [], %{mode: 3}} = Delivery.set_active(new(5), [-2])
+      assert {:ok, [], %{mode: 5}} = Delivery.set_active(new(4), [1])
+    end
+
+    test "a count starts anew on what is no count" do
+      for mode <- [true, false, :once] do
+        assert {:ok, [], %{mode: 3}} = Delivery.set_active(new(mode), [3])
+      end
+    end
+
+    test "at 0 and below the socket is passive, and that is told" do
+      for {mode, change} <- [{5, -5}, {5, -6}, {1, -32_768}, {false, 0}, {true, -1}, {:once, 0}] do
+        assert {:ok, [:passive], %{mode: false}} = Delivery.set_active(new(mode), [change])
+      end
+    end
+
+    test "adding nothing to a count changes nothing" do
+      assert {:ok, [], %{mode: 5}} = Delivery.set_active(new(5), [0])
+    end
+
+    test "beyond 32767 is refused" do
+      assert {:ok, [], %{mode: 32_767}} = Delivery.set_active(new(false), [32_767])
+      assert {:ok, [], %{mode: 32_767}} = Delivery.set_active(new(5), [32_762])
+      assert Delivery.set_active(new(5), [32_763]) == :einval
+      assert Delivery.set_active(new(1), [32_767]) == :einval
+      assert Delivery.set_active(new(false), [32_768]) == :einval
+      assert Delivery.set_active(new(false), [true, 5, 32_767]) == :einval
+    end
+
+    test "changes that come together are one: nothing is delivered between them" do
+      {[], state} = Delivery.arrive(new(false), data("a"))
+      {[], state} = Delivery.arrive(state, data("b"))
+
+      assert {:ok, [{:deliver, _a}, {:deliver, _b}], %{mode: 1}} =
+               Delivery.set_active(state, [1, 2])
+
+      assert {:ok, [], %{mode: false}} = Delivery.set_active(state, [true, false])
+
+      assert {:ok, [:passive, {:deliver, _a}, :passive], _state} =
+               Delivery.set_active(state, [0, 1])
+    end
+  end
+
+  describe "those who wait" do
+    defp waiting(state, names), do: Enum.reduce(names, state, &Delivery.wait(&2, &1))
+
+    test "are served in the order they came, one item each" do
+      state = waiting(new(false), [:a, :b, :c])
+      assert Delivery.waiters(state) == [:a, :b, :c]
+      {effects, state} = arrive(state, [data(1), data(2)])
+      assert effects == [{:answer, :a, data(1)}, {:answer, :b, data(2)}]
+      assert Delivery.waiters(state) == [:c]
+      assert Delivery.kept(state) == 0
+    end
+
+    test "are answered by errors and overruns, too" do
+      state = waiting(new(false), [:a, :b])
+      {effects, _state} = arrive(state, [error(), {:overrun, 2}])
+      assert effects == [{:answer, :a, error()}, {:answer, :b, {:overrun, 2}}]
+    end
+
+    test "leave what comes after the last of them to be kept" do
+      {effects, state} = arrive(waiting(new(false), [:a]), [data(1), data(2)])
+      assert effects == [{:answer, :a, data(1)}]
+      assert demand_all(state) == [data(2)]
+    end
+
+    test "can be taken out of the line, whose order stays" do
+      state = waiting(new(false), [:a, :b, :c, :d])
+      assert {[:b, :d], state} = Delivery.withdraw(state, &(&1 in [:b, :d]))
+      assert Delivery.waiters(state) == [:a, :c]
+      assert {[], state} = Delivery.withdraw(state, &(&1 == :b))
+      {effects, _state} = arrive(state, [data(1), data(2), data(3)])
+      assert effects == [{:answer, :a, data(1)}, {:answer, :c, data(2)}]
+    end
+
+    test "get nothing while the socket is active" do
+      {:ok, [], state} = new(false) |> waiting([:a]) |> Delivery.set_active([1])
+      {effects, _state} = arrive(state, [data(1), data(2)])
+      assert effects == [{:deliver, data(1)}, :passive, {:answer, :a, data(2)}]
+    end
+  end
+
+  describe "errors that are kept" do
+    test "are 64 at most, the oldest" do
+      errors = for n <- 1..70, do: error(n)
+      {[], state} = arrive(new(false), errors)
+      assert demand_all(state) == Enum.take(errors, 64)
+    end
+
+    test "make room as they are taken" do
+      {[], state} = arrive(new(false), for(n <- 1..64, do: error(n)))
+      {:item, _oldest, state} = Delivery.demand(state)
+      {[], state} = arrive(state, [error(65), error(66)])
+      assert demand_all(state) == for(n <- 2..65, do: error(n))
+    end
+
+    test "make room as they are delivered" do
+      {[], state} = arrive(new(false), for(n <- 1..64, do: error(n)))
+      {:ok, effects, state} = Delivery.set_active(state, [true])
+      assert length(effects) == 64
+      {:ok, [], state} = Delivery.set_active(state, [false])
+      {[], state} = arrive(state, for(n <- 1..70, do: error(n)))
+      assert Delivery.kept(state) == 64
+    end
+
+    test "do not displace datagrams" do
+      items = for n <- 1..200, do: if(rem(n, 2) == 0, do: data(n), else: error(n))
+      {[], state} = arrive(new(false), items)
+      kept = demand_all(state)
+      assert Enum.filter(kept, &match?({:data, _, _}, &1)) == for(n <- 1..100, do: data(2 * n))
+      assert Enum.count(kept, &match?({:error, _}, &1)) == 64
+    end
+  end
+
+  describe "grants" do
+    # A datagram whose cost is this.
+    defp costing(cost), do: data("", cost - 300)
+
+    test "a datagram costs its length and 300" do
+      assert Delivery.cost(0) == 300
+      assert Delivery.cost(1_000) == 1_300
+    end
+
+    test "come when half the window has been taken, and count from the beginning" do
+      state = new(true)
+      assert {nil, state} = Delivery.grant(state)
+      {_effects, state} = arrive(state, [costing(4_999)])
+      assert {nil, state} = Delivery.grant(state)
+      {_effects, state} = arrive(state, [costing(300)])
+      assert {15_299, state} = Delivery.grant(state)
+      assert {nil, state} = Delivery.grant(state)
+      {_effects, state} = arrive(state, [costing(4_999)])
+      assert {nil, state} = Delivery.grant(state)
+      {_effects, state} = arrive(state, [costing(301)])
+      assert {20_599, _state} = Delivery.grant(state)
+    end
+
+    test "exactly half is enough" do
+      {_effects, state} = arrive(new(true), [costing(5_000)])
+      assert {15_000, _state} = Delivery.grant(state)
+    end
+
+    test "what is kept is not taken" do
+      {[], state} = arrive(new(false), [costing(5_000), costing(5_000)])
+      assert {nil, state} = Delivery.grant(state)
+      {:item, _first, state} = Delivery.demand(state)
+      assert {15_000, state} = Delivery.grant(state)
+      {:item, _second, state} = Delivery.demand(state)
+      assert {20_000, _state} = Delivery.grant(state)
+    end
+
+    test "every way of taking counts, once" do
+      item = costing(5_000)
+      {[{:answer, :a, ^item}], state} = arrive(Delivery.wait(new(false), :a), [item])
+      assert {15_000, _state} = Delivery.grant(state)
+
+      for mode <- [:once, 1, 2] do
+        {_effects, state} = arrive(new(mode), [item])
+        assert {15_000, _state} = Delivery.grant(state)
+      end
+
+      for mode <- [true, :once, 1, 2] do
+        {[], state} = arrive(new(false), [item])
+        {:ok, _effects, state} = Delivery.set_active(state, [mode])
+        assert {15_000, _state} = Delivery.grant(state)
+      end
+    end
+
+    test "every message to the owner uses up credit; without it everything is kept, in order" do
+      state = Delivery.new(true, 20_000, 3)
+
+      items = [
+        data("a"),
+        error(1),
+        {:overrun, 2},
+        data("b"),
+        {:overrun, 3},
+        {:overrun, 4},
+        data("c")
+      ]
+
+      {effects, state} = arrive(state, items)
+      assert effects == for(item <- Enum.take(items, 3), do: {:deliver, item})
+      assert Delivery.kept(state) == 3
+      assert {[{:deliver, b}], state} = Delivery.credit(state, 1)
+      assert b == data("b")
+      # A gap that was told in two parts is one.
+      assert {[{:deliver, {:overrun, 7}}, {:deliver, _c}], state} = Delivery.credit(state, 5)
+      assert state.credit == 3
+    end
+
+    test "errors and overruns cost nothing" do
+      items = for n <- 1..1_000, do: if(rem(n, 2) == 0, do: error(n), else: {:overrun, n})
+      {_effects, state} = arrive(new(true, 1), items)
+      assert {nil, _state} = Delivery.grant(state)
+    end
+
+    test "a window of one byte lets one datagram through at a time" do
+      {_effects, state} = arrive(new(true, 1), [costing(300)])
+      assert {301, state} = Delivery.grant(state)
+      assert {nil, _state} = Delivery.grant(state)
+    end
+  end
+
+  # PropEr, where it is installed (Debian: erlang-proper).
+  if Code.ensure_loaded?(:proper) do
+    describe "properties" do
+      # What is done to a socket: items arrive, someone takes one or waits for it or gives up, and
+      # the mode changes. Each item and each waiter has its own number.
+      defp operations do
+        count = :proper_types.integer(-4, 6)
+        modes = Enum.map([true, false, :once], &:proper_types.exactly/1)
+
+        :proper_types.list(
+          :proper_types.weighted_union([
+            {8, :proper_types.tuple([:arrive, kind(), :proper_types.integer(0, 4_000)])},
+            {3, :demand},
+            {1, :withdraw},
+            {2, :proper_types.tuple([:credit, :proper_types.integer(0, 3)])},
+            {3, :proper_types.tuple([:set_active, :proper_types.oneof([count | modes])])}
+          ])
+        )
+      end
+
+      defp kind, do: :proper_types.weighted_union([{6, :data}, {1, :error}, {1, :overrun}])
+
+      defp item(:data, number, size), do: data("#{number}.", size)
+      defp item(:error, number, _size), do: error(number)
+      defp item(:overrun, number, _size), do: {:overrun, number}
+
+      # Runs operations; `out` is everything that has left, newest first.
+      defp run(operations, mode) do
+        start = %{
+          state: new(mode),
+          arrived: [],
+          out: [],
+          waiting: [],
+          answered: [],
+          in_credit?: true
+        }
+
+        operations
+        |> Enum.with_index(1)
+        |> Enum.reduce(start, fn {operation, number}, run -> step(operation, number, run) end)
+      end
+
+      defp step({:arrive, kind, size}, number, run) do
+        item = item(kind, number, size)
+        {effects, state} = Delivery.arrive(run.state, item)
+        left(%{run | state: state, arrived: [item | run.arrived]}, effects)
+      end
+
+      # As the server does it: who finds nothing waits.
+      defp step(:demand, number, run) do
+        case Delivery.demand(run.state) do
+          {:item, item, state} ->
+            %{run | state: state, out: [item | run.out]}
+
+          :empty ->
+            waiting = run.waiting ++ [number]
+            %{run | state: Delivery.wait(run.state, number), waiting: waiting}
+
+          :active ->
+            run
+        end
+      end
+
+      defp step(:withdraw, number, run) do
+        gone = &(rem(&1 + number, 3) == 0)
+        {withdrawn, state} = Delivery.withdraw(run.state, gone)
+        {^withdrawn, waiting} = Enum.split_with(run.waiting, gone)
+        %{run | state: state, waiting: waiting}
+      end
+
+      defp step({:credit, credit}, _number, run) do
+        {effects, state} = Delivery.credit(run.state, credit)
+        sent = Enum.count(effects, &match?({:deliver, _item}, &1))
+        in_credit? = run.state.mode != true or sent <= credit
+        left(%{run | state: state, in_credit?: run.in_credit? and in_credit?}, effects)
+      end
+
+      # As the server does it: nobody waits on an active socket.
+      defp step({:set_active, change}, _number, run) do
+        {:ok, effects, state} = Delivery.set_active(run.state, [change])
+        run = left(%{run | state: state}, effects)
+
+        if state.mode == false do
+          run
+        else
+          {_waiters, state} = Delivery.withdraw(state, fn _waiter -> true end)
+          %{run | state: state, waiting: []}
+        end
+      end
+
+      defp left(run, effects) do
+        Enum.reduce(effects, run, fn
+          {:deliver, item}, run ->
+            %{run | out: [item | run.out]}
+
+          {:answer, waiter, item}, %{waiting: [first | waiting]} = run ->
+            answered = [waiter == first | run.answered]
+            %{run | out: [item | run.out], waiting: waiting, answered: answered}
+
+          :passive, run ->
+            run
+        end)
+      end
+
+      test "every item leaves exactly once, in order, whatever is done" do
+        mode = :proper_types.oneof(Enum.map([true, false, :once, 2], &:proper_types.exactly/1))
+
+        check(:proper_types.tuple([mode, operations()]), 3_000, fn {mode, operations} ->
+          run = run(operations, mode)
+          {:ok, [], state} = Delivery.set_active(run.state, [false])
+          left = Enum.reverse(run.out) ++ demand_all(state)
+          run.in_credit? and merged(left) == merged(Enum.reverse(run.arrived))
+        end)
+      end
+
+      # A gap may be told in one part or in several.
+      defp merged([{:overrun, one}, {:overrun, other} | rest]) do
+        merged([{:overrun, one + other} | rest])
+      end
+
+      defp merged([item | rest]), do: [item | merged(rest)]
+      defp merged([]), do: []
+
+      test "whoever waits is served first come first served, and never while something is kept" do
+        check(operations(), 3_000, fn operations ->
+          run = run(operations, false)
+
+          Enum.all?(run.answered) and Delivery.waiters(run.state) == run.waiting and
+            (run.waiting == [] or Delivery.kept(run.state) == 0)
+        end)
+      end
+
+      # The helper of src/sockets.rs: it sends a datagram of any size while what it was charged is
+      # less than what it was granted. The server asks for a grant after everything it does.
+      test "what is kept costs less than the window and one datagram, and nobody gets stuck" do
+        window = :proper_types.integer(1, 20_000)
+
+        check(:proper_types.tuple([window, operations()]), 3_000, fn {window, operations} ->
+          start = %{state: new(false, window), charged: 0, granted: window, fine?: true}
+
+          ended =
+            operations
+            |> Enum.with_index(1)
+            |> Enum.reduce(start, fn {operation, number}, helper ->
+              helper = operation |> admitted(helper, number) |> granted()
+              %{helper | fine?: helper.fine? and kept_cost(helper.state) < window + 4_300}
+            end)
+
+          # With everything taken, the helper may send again.
+          {_effects, state} = Delivery.credit(ended.state, :infinity)
+          {:ok, _effects, state} = Delivery.set_active(state, [true])
+          empty = granted(%{ended | state: state})
+          ended.fine? and empty.charged < empty.granted
+        end)
+      end
+
+      defp admitted({:arrive, :data, size}, helper, number) do
+        if helper.charged < helper.granted do
+          {:data, datagram, nil} = item = item(:data, number, size)
+          {_effects, state} = Delivery.arrive(helper.state, item)
+          charged = helper.charged + Delivery.cost(byte_size(datagram))
+          %{helper | state: state, charged: charged}
+        else
+          helper
+        end
+      end
+
+      defp admitted(operation, helper, number) do
+        run = %{run([], true) | state: helper.state, waiting: Delivery.waiters(helper.state)}
+        %{helper | state: step(operation, number, run).state}
+      end
+
+      # Grants only ever rise.
+      defp granted(helper) do
+        case Delivery.grant(helper.state) do
+          {nil, state} -> %{helper | state: state}
+          {due, state} when due > helper.granted -> %{helper | state: state, granted: due}
+        end
+      end
+
+      defp kept_cost(state) do
+        for(
+          {:data, datagram, _} <- :queue.to_list(state.kept),
+          do: Delivery.cost(byte_size(datagram))
+        )
+        |> Enum.sum()
+      end
+
+      # Fails with what PropEr has shrunk the counterexample to.
+      defp check(type, count, property) do
+        options = [:quiet, :long_result, numtests: count]
+        assert :proper.quickcheck(:proper.forall(type, property), options) == true
+      end
+    end
+  end
+end
