@@ -1,7 +1,7 @@
 # make demo    the main job, on real namespaces (root)
 # make test    the Rust and the ExUnit suites
 # make test-unprivileged  the ExUnit suite as an ordinary user's `make test` has it (root)
-# make check   formatting, lints, warnings as errors, Dialyzer
+# make check   formatting, lints, warnings as errors, layers and cycles, Dialyzer
 # make soak    random operations, storms and kills for SOAK_SECONDS (300; root)
 # make bench   what the way through the helper costs beside OTP's own socket (root)
 # make dist    static executables for MACHINES with checksum and SBOM; this machine's is shown to run in an empty root and
@@ -44,6 +44,8 @@ check: setup
 	mix format --check-formatted
 	MIX_ENV=dev mix compile --force --warnings-as-errors
 	MIX_ENV=test mix compile --force --warnings-as-errors
+	MIX_ENV=dev mix xref graph --format cycles --fail-above 0
+	MIX_ENV=dev mix run --no-compile --no-start test/layers/check.exs
 	@$(MAKE) --no-print-directory dialyzer
 
 # Chroots and what is built in them are kept in MATRIX_DIR (.matrix).

@@ -17,6 +17,7 @@ defmodule NetlinkPort.MixProject do
           "test/architectures/",
           "test/dist/",
           "test/kernels/",
+          "test/layers/",
           "test/matrix/",
           "test/soak/"
         ])

@@ -106,11 +106,10 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does that for those who follow groups.
   """
 
-  alias NetlinkPort.{Error, ExtAck, Message, Options, Payload, Pin}
+  alias NetlinkPort.{Deadline, Error, ExtAck, Message, Options, Pin, Request, Server}
+  alias NetlinkPort.{Socket, Telemetry}
   alias NetlinkPort.Request.Exchange
-  alias NetlinkPort.Server.{Client, Opening}
-  alias NetlinkPort.{Request, Server, Socket, Telemetry}
-  alias NetlinkPort.Server.Stats
+  alias NetlinkPort.Server.{Client, Opening, PinNumbers, Stats}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
   @type protocol ::
@@ -274,7 +273,10 @@ defmodule NetlinkPort do
   (`ETIMEDOUT`).
   """
   @spec start_link(keyword()) :: GenServer.on_start()
-  def start_link(opts \\ []), do: Server.start_link(opts)
+  def start_link(opts \\ []) do
+    Options.keyword!(opts)
+    Server.start_link(Keyword.put_new(opts, :name, __MODULE__))
+  end
 
   ## Sockets
 
@@ -376,7 +378,7 @@ defmodule NetlinkPort do
   end
 
   defp pin_by(server, options) do
-    deadline = Client.deadline(options.timeout)
+    deadline = Deadline.new(options.timeout)
 
     case Client.call(server, {:open, options, deadline}, options.timeout) do
       {:ok, %Pin{} = pin} -> {:ok, pin}
@@ -461,8 +463,7 @@ defmodule NetlinkPort do
   """
   @spec close(Socket.t()) :: :ok
   def close(socket) do
-    %Socket{handle: handle, link: link} = Options.socket!(socket)
-    _answer = Client.ask(link, {:close, handle}, link.call_timeout)
+    Client.close(Options.socket!(socket))
     Request.forget(socket)
   end
 
@@ -509,7 +510,7 @@ defmodule NetlinkPort do
   end
 
   defp send_to(socket, peer, payload, timeout) do
-    with {:ok, datagram} <- Payload.resolve(payload, socket) do
+    with {:ok, datagram} <- PinNumbers.resolve(payload, socket) do
       send_binary_to(socket, peer, IO.iodata_to_binary(datagram), timeout)
     end
   end
@@ -539,16 +540,7 @@ defmodule NetlinkPort do
   """
   @spec recv(Socket.t(), timeout()) :: {:ok, binary()} | {:ok, binary(), metadata()} | error()
   def recv(socket, timeout \\ :infinity) do
-    %Socket{handle: handle, link: link} = Options.socket!(socket)
-    timeout = Options.timeout!(timeout)
-    message = {:recv, handle, timeout, Client.deadline(timeout)}
-
-    case Client.ask(link, message, timeout) do
-      {:ok, {datagram, nil}} -> {:ok, datagram}
-      {:ok, {datagram, metadata}} -> {:ok, datagram, metadata}
-      {:error, %Error{} = error} -> {:error, error}
-      {:error, _raw} = failed -> Client.explain(failed, socket)
-    end
+    Client.recv(Options.socket!(socket), Options.timeout!(timeout))
   end
 
   ## Requests
@@ -1151,7 +1143,7 @@ defmodule NetlinkPort do
   @spec capture(GenServer.server(), Path.t(), max_bytes: pos_integer()) :: {:ok, pid()} | error()
   def capture(server, path, opts \\ []) do
     options = Options.capture!(path, opts)
-    options = Map.merge(options, %{owner: self(), deadline: Client.deadline(15_000)})
+    options = Map.merge(options, %{owner: self(), deadline: Deadline.new(15_000)})
 
     case Client.call(server, {:capture, options}, 15_000) do
       {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}

@@ -60,13 +60,12 @@ defmodule NetlinkPort.Connection do
 
   use GenServer
 
-  alias NetlinkPort.{Error, ExtAck, Message, Options, Payload}
+  alias NetlinkPort.{Deadline, Error, ExtAck, Message, Options, Payload, Pin, Redaction, Socket}
+  alias NetlinkPort.Telemetry
+  alias NetlinkPort.Nodes.Relay
   alias NetlinkPort.Helper.Reference
   alias NetlinkPort.Request.Exchange
-  alias NetlinkPort.Server.{Client, Opening}
-  alias NetlinkPort.Pin
-  alias NetlinkPort.Nodes.Relay
-  alias NetlinkPort.{Redaction, Socket, Telemetry}
+  alias NetlinkPort.Server.{Client, Opening, PinNumbers}
   alias NetlinkPort.Connection.{Calls, Transmit}
 
   # How long to wait before the socket is opened again, in ms.
@@ -241,7 +240,7 @@ defmodule NetlinkPort.Connection do
 
   defp ask(connection, question, opts, patience) do
     timeouts = {opts.timeout, opts.total_timeout}
-    message = {:exchange, question, timeouts, Client.deadline(opts.timeout)}
+    message = {:exchange, question, timeouts, Deadline.new(opts.timeout)}
 
     case Client.call(connection, message, patience) do
       {:error, {:wrong, sentence}} -> raise ArgumentError, sentence
@@ -355,11 +354,11 @@ defmodule NetlinkPort.Connection do
   end
 
   def handle_call({:exchange, question, {timeout, _total} = timeouts, deadline}, from, state) do
-    left = Client.time_left(deadline, timeout)
+    left = Deadline.time_left(deadline, timeout)
 
     # Pins are resolved first: whatever waits here goes when the socket of this helper does.
     made =
-      with {:ok, question} <- Payload.resolve_question(question, state.socket),
+      with {:ok, question} <- PinNumbers.resolve_question(question, state.socket),
            do: Exchange.new(state.protocol, question)
 
     case made do

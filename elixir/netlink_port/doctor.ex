@@ -90,7 +90,7 @@ defmodule NetlinkPort.Doctor do
     Options.keyword!(opts)
     Options.known!(opts, [:executable, :netns])
     netns = netns!(opts[:netns])
-    executable = Options.executable!(opts[:executable]) || Helper.executable()
+    executable = Options.executable!(opts[:executable]) || Helper.Executable.path()
     executable = executable && FileName.expand(executable)
     # A helper that cannot be started ends who has started it, if that does not look out for it.
     look = fn ->

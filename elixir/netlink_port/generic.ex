@@ -333,6 +333,16 @@ defmodule NetlinkPort.Generic do
     end
   end
 
+  @doc false
+  @spec told(Follow.t(), binary()) :: {[String.t()], Follow.t()}
+  def told(follow, datagram), do: Follow.told(follow, datagram, &announced/1)
+
+  defp announced(message) do
+    with {:ok, {command, _version, _attrs}} <- decode(message),
+         {:ok, family} <- read(message),
+         do: {:ok, {command, family}}
+  end
+
   @doc """
   Reads a datagram of a socket that follows groups, see `follow/2`: when `nlctrl` tells in it that a family of
   theirs was registered, their groups are joined.
@@ -349,7 +359,7 @@ defmodule NetlinkPort.Generic do
   @spec rejoin(follow(), binary()) ::
           {:ok, changed :: [String.t()], follow()} | NetlinkPort.error()
   def rejoin(%Follow{socket: socket} = follow, datagram) when is_binary(datagram) do
-    {names, follow} = Follow.told(follow, datagram)
+    {names, follow} = told(follow, datagram)
 
     with :ok <- join_all(socket, Follow.numbers(follow, names)) do
       {:ok, Enum.uniq(names), follow}

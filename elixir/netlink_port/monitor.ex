@@ -213,6 +213,7 @@ defmodule NetlinkPort.Monitor do
   alias NetlinkPort.{Errno, Error, Options, Redaction, Telemetry}
   alias NetlinkPort.Nodes.Relay
   alias NetlinkPort.Server.Client
+  alias NetlinkPort.Generic
   alias NetlinkPort.Generic.Follow
   alias NetlinkPort.Monitor.{Config, Opening, Snapshot, Subscriber, Subscribers, Subscription}
 
@@ -566,7 +567,7 @@ defmodule NetlinkPort.Monitor do
   defp followed(%{follow: nil} = state, _datagram, message), do: event(state, message)
 
   defp followed(%{follow: follow, config: config} = state, datagram, message) do
-    case Follow.told(follow, datagram) do
+    case Generic.told(follow, datagram) do
       {[], follow} ->
         state = %{state | follow: follow}
         if config.notify? or not Follow.notice?(datagram), do: event(state, message), else: state

@@ -41,7 +41,7 @@ defmodule NetlinkPort.BuildTest do
           mkdir -p "$built"
           echo '{"reason":"compiler-artifact","target":{"name":"libc"},"executable":null,"fresh":true}'
           echo '{"reason":"compiler-artifact","executable":"'"$(echo "$built" | sed 's/"/\\"/g')"'/netlink_port"}'
-          """ <> "cp #{NetlinkPort.Helper.executable()} \"$built/netlink_port\"\n"
+          """ <> "cp #{NetlinkPort.Helper.Executable.path()} \"$built/netlink_port\"\n"
 
   # What would otherwise decide for these builds, too.
   @unset for name <- ~w(NETLINK_PORT_EXECUTABLE CARGO_BUILD_TARGET CARGO_TARGET_DIR MIX_TARGET),
@@ -61,7 +61,7 @@ defmodule NetlinkPort.BuildTest do
   test "a build installs what cargo made, and does nothing when nothing has changed" do
     root = project!(@builds)
     assert {_output, 0} = compile(root)
-    assert File.read!(installed(root)) == File.read!(NetlinkPort.Helper.executable())
+    assert File.read!(installed(root)) == File.read!(NetlinkPort.Helper.Executable.path())
     assert File.ls!(priv(root)) == ["netlink_port"]
     %{inode: inode} = File.stat!(installed(root))
     assert {"", 0} = compile(root)
@@ -72,7 +72,7 @@ defmodule NetlinkPort.BuildTest do
     root = project!(@builds)
     elsewhere = Path.join(root, ~s(else "where"))
     assert {_output, 0} = compile(root, [{"CARGO_TARGET_DIR", elsewhere}])
-    assert File.read!(installed(root)) == File.read!(NetlinkPort.Helper.executable())
+    assert File.read!(installed(root)) == File.read!(NetlinkPort.Helper.Executable.path())
     refute File.exists?(Path.join(root, "target"))
 
     cargo!(root, "echo '{}'")
@@ -145,7 +145,7 @@ defmodule NetlinkPort.BuildTest do
   test "NETLINK_PORT_EXECUTABLE may have letters beyond ASCII under LC_ALL=C" do
     root = project!(@builds)
     path = in!(root, "ünïcode")
-    File.cp!(NetlinkPort.Helper.executable(), path)
+    File.cp!(NetlinkPort.Helper.Executable.path(), path)
     assert {_output, 0} = compile(root, [{"LC_ALL", "C"}, {"NETLINK_PORT_EXECUTABLE", path}])
     assert File.read!(installed(root)) == File.read!(path)
   end
@@ -241,7 +241,7 @@ defmodule NetlinkPort.BuildTest do
     test "that executable is installed, for everyone to run, without cargo" do
       root = project!("exit 1")
       path = Path.join(root, "prebuilt")
-      File.cp!(NetlinkPort.Helper.executable(), path)
+      File.cp!(NetlinkPort.Helper.Executable.path(), path)
       File.chmod!(path, 0o700)
       assert {"", 0} = with_executable(root, path)
       assert File.read!(installed(root)) == File.read!(path)
@@ -301,7 +301,7 @@ defmodule NetlinkPort.BuildTest do
         assert File.read!(cross) == aarch64()
       end
 
-      assert File.read!(installed(root)) == File.read!(NetlinkPort.Helper.executable())
+      assert File.read!(installed(root)) == File.read!(NetlinkPort.Helper.Executable.path())
     end
 
     # The header of an ELF file for EM_AARCH64, elf(5).
@@ -321,7 +321,7 @@ defmodule NetlinkPort.BuildTest do
       root = project!("exit 1")
       configure!(root, "/nonexistent/netlink_port")
       assert {"", 0} = compile(root)
-      configure!(root, NetlinkPort.Helper.executable())
+      configure!(root, NetlinkPort.Helper.Executable.path())
       assert {"", 0} = compile(root)
       refute File.exists?(priv(root))
     end

@@ -16,7 +16,12 @@ defmodule NetlinkPort.UnprivilegedTest do
     # The build has a link to priv/.
     File.rm_rf!(Path.join(home, "netlink_port/priv"))
     File.mkdir_p!(Path.join(home, "netlink_port/priv"))
-    File.cp!(NetlinkPort.Helper.executable(), Path.join(home, "netlink_port/priv/netlink_port"))
+
+    File.cp!(
+      NetlinkPort.Helper.Executable.path(),
+      Path.join(home, "netlink_port/priv/netlink_port")
+    )
+
     File.cp_r!(Path.expand("..", __DIR__), Path.join(home, "test"))
     File.chmod!(home, 0o700)
     {_output, 0} = System.cmd("chown", ["-R", "65534:65534", home])

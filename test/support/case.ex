@@ -154,7 +154,7 @@ defmodule NetlinkPort.Case do
   defp first(_key, first, _second), do: first
 
   @doc "The helper's executable."
-  def helper, do: Keyword.get(server_options(), :executable, NetlinkPort.Helper.executable())
+  def helper, do: Keyword.get(server_options(), :executable, NetlinkPort.Helper.Executable.path())
 
   @doc "The process id of a server's helper."
   def os_pid(server) do

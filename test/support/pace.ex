@@ -43,7 +43,7 @@ defmodule NetlinkPort.Pace do
   # The helper says hello first, and ends with its standard input.
   defp round_trip do
     {"", 0} = System.cmd("sh", ["-c", ":"])
-    port = Port.open({:spawn_executable, Helper.executable()}, [:binary, packet: 4])
+    port = Port.open({:spawn_executable, Helper.Executable.path()}, [:binary, packet: 4])
 
     receive do
       {^port, {:data, _hello}} -> Port.close(port)

@@ -13,7 +13,7 @@ defmodule NetlinkPort.Program do
 
   ## Starting it
 
-  def executable, do: Helper.executable()
+  def executable, do: Helper.Executable.path()
 
   def open_port(options, executable \\ executable()) do
     Port.open({:spawn_executable, executable}, [:binary, :exit_status | options])

@@ -81,7 +81,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   # Not what `config :netlink_port, executable:` says: that is where it goes.
   defp source do
-    Helper.variable() || Helper.built()
+    Helper.Executable.variable() || Helper.Executable.built()
   end
 
   defp report(done, plan) do

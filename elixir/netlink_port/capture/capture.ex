@@ -8,9 +8,8 @@ defmodule NetlinkPort.Capture do
 
   use GenServer, restart: :temporary
 
-  alias NetlinkPort.{Errno, Error, Options, Redaction, Socket, Telemetry}
+  alias NetlinkPort.{Deadline, Errno, Error, Options, Redaction, Socket, Telemetry}
   alias NetlinkPort.Capture.{Pcapng, Tap}
-  alias NetlinkPort.Server.Client
 
   # So many bytes of blocks are kept while more is coming.
   @batch 65_536
@@ -83,7 +82,7 @@ defmodule NetlinkPort.Capture do
       told(state, :start, %{count: 1}, %{})
       GenServer.reply(from, {:ok, self()})
       # A caller that has given up would never know of its capture.
-      late? = Client.time_left(options.deadline, :infinity) < 0
+      late? = Deadline.time_left(options.deadline, :infinity) < 0
       if late?, do: finish(state, :stopped), else: {:noreply, state}
     else
       {:error, reason} ->

@@ -9,7 +9,7 @@ defmodule NetlinkPort.Capture.Tap do
 
   alias NetlinkPort.Socket
   alias NetlinkPort.Capture.Pcapng
-  alias NetlinkPort.Server.Delivery
+  alias NetlinkPort.Helper.Protocol
 
   @room 8_388_608
   # Indices of the counters.
@@ -59,7 +59,7 @@ defmodule NetlinkPort.Capture.Tap do
 
   @doc "What so many bytes of a datagram cost on their way."
   @spec cost(non_neg_integer()) :: pos_integer()
-  def cost(size), do: Delivery.cost(size)
+  def cost(size), do: Protocol.charge(size)
 
   @doc "What has cost so much is written."
   @spec done(counters(), non_neg_integer()) :: :ok

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Generic.Follow do
   # A family that is unregistered takes its groups with it: the kernel ends their memberships and tells
   # it in nlctrl's group `notify` alone. Registered again it has other numbers.
 
-  alias NetlinkPort.{Generic, Message}
+  alias NetlinkPort.Message
 
   # GENL_ID_CTRL; CTRL_CMD_NEWFAMILY and CTRL_CMD_DELFAMILY, include/uapi/linux/genetlink.h
   @nlctrl 0x10
@@ -17,13 +17,13 @@ defmodule NetlinkPort.Generic.Follow do
   @type t :: %__MODULE__{
           socket: NetlinkPort.Socket.t(),
           wanted: wanted(),
-          families: %{String.t() => Generic.t()}
+          families: %{String.t() => NetlinkPort.Generic.t()}
         }
 
   @enforce_keys [:socket, :wanted, :families]
   defstruct [:socket, :wanted, :families]
 
-  @spec new(NetlinkPort.Socket.t(), wanted(), [Generic.t()]) :: t()
+  @spec new(NetlinkPort.Socket.t(), wanted(), [NetlinkPort.Generic.t()]) :: t()
   def new(socket, wanted, families) do
     families = for family <- families, followed?(wanted, family), do: {family.name, family}
     %__MODULE__{socket: socket, wanted: wanted, families: Map.new(families)}
@@ -38,20 +38,22 @@ defmodule NetlinkPort.Generic.Follow do
   def notice?(<<_length::32, @nlctrl::16-native, _::binary>>), do: true
   def notice?(_datagram), do: false
 
-  @doc "What a datagram says of the families that are followed: the names of those that have changed."
-  @spec told(t(), binary()) :: {[String.t()], t()}
-  def told(follow, <<_length::32, @nlctrl::16-native, _::binary>> = datagram) do
+  @typedoc "Reads a message of nlctrl: its command, and the family that it is about."
+  @type read :: (Message.t() -> {:ok, {command :: byte(), NetlinkPort.Generic.t()}} | term())
+
+  @doc "The names of the followed families that a datagram of nlctrl has changed."
+  @spec told(t(), binary(), read()) :: {[String.t()], t()}
+  def told(follow, <<_length::32, @nlctrl::16-native, _::binary>> = datagram, read) do
     case Message.decode(datagram) do
-      {:ok, messages} -> Enum.reduce(messages, {[], follow}, &note/2)
+      {:ok, messages} -> Enum.reduce(messages, {[], follow}, &note(&1, &2, read))
       {:error, _malformed} -> {[], follow}
     end
   end
 
-  def told(follow, _datagram), do: {[], follow}
+  def told(follow, _datagram, _read), do: {[], follow}
 
-  defp note(message, {names, %{families: families} = follow}) do
-    with {:ok, {command, _version, _attrs}} <- Generic.decode(message),
-         {:ok, %{name: name} = family} <- Generic.read(message),
+  defp note(message, {names, %{families: families} = follow}, read) do
+    with {:ok, {command, %{name: name} = family}} <- read.(message),
          true <- followed?(follow.wanted, family) do
       case {command, families} do
         {@newfamily, families} ->

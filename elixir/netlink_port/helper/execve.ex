@@ -225,7 +225,7 @@ defmodule NetlinkPort.Helper.Execve do
       "(CapabilityBoundingSet=); `netns: :host` needs no capability, and works with the helper of the build#{build()}"
   end
 
-  defp build, do: if(path = Helper.built(), do: ", #{path}", else: "")
+  defp build, do: if(path = Helper.Executable.built(), do: ", #{path}", else: "")
 
   # Those of the file, or where there is no getcap(8) those that an installed one has.
   defp unbounded(path) do
@@ -303,7 +303,7 @@ defmodule NetlinkPort.Helper.Execve do
       :exit_status,
       :stderr_to_stdout,
       args: arguments,
-      env: Helper.environment()
+      env: Helper.Executable.environment()
     ])
   rescue
     error in ErlangError -> error.original

@@ -1,9 +1,9 @@
 defmodule NetlinkPort.Helper do
   @moduledoc false
-  # The helper: which executable it is, starting it, and hearing its first word.
+  # Starts the helper, and waits for its first frame.
 
   alias NetlinkPort.{Capability, Error, FileName}
-  alias NetlinkPort.Helper.{ExecutableAccess, Execve, OsProcess, Protocol}
+  alias NetlinkPort.Helper.{Executable, ExecutableAccess, Execve, OsProcess, Protocol}
 
   # 73 kB in the port's queue make it busy by default; a batch of routes is more than that.
   @busy_limits {1_048_576, 4_194_304}
@@ -22,40 +22,6 @@ defmodule NetlinkPort.Helper do
           no_new_privs: boolean(),
           seccomp: 0..2
         }
-
-  @doc """
-  The executable of a server that is told of none, see `NetlinkPort.start_link/1`. An empty variable is
-  none. What the configuration says is not checked here. `nil` where there is none of these.
-  """
-  @spec executable() :: Path.t() | nil
-  def executable do
-    variable() || configured() || built()
-  end
-
-  @doc "What NETLINK_PORT_EXECUTABLE names; `nil` where it is not set, or empty."
-  @spec variable() :: Path.t() | nil
-  def variable do
-    case :os.getenv(~c"NETLINK_PORT_EXECUTABLE", []) do
-      [] -> nil
-      # System.get_env/1 would encode twice what is beyond ASCII, under LC_ALL=C.
-      value -> FileName.bytes(value)
-    end
-  end
-
-  @doc """
-  Where the build puts it, whatever servers are told to take. `nil` where this code is in no folder of an
-  application: in an escript, or anywhere else.
-  """
-  @spec built() :: Path.t() | nil
-  def built do
-    with folder when is_list(folder) <- :code.lib_dir(:netlink_port),
-         library = FileName.bytes(folder),
-         true <- File.dir?(library) do
-      library |> Path.join("priv/netlink_port") |> Path.expand()
-    else
-      _none -> nil
-    end
-  end
 
   @doc "Starts the helper."
   @spec start(Path.t() | nil, [String.t()], {atom(), atom()}) ::
@@ -95,20 +61,6 @@ defmodule NetlinkPort.Helper do
     ["--spin", Integer.to_string(opts[:spin])] ++ keep ++ rootless
   end
 
-  # What makes another program of it: libraries, audit modules and tunables of the C library (those that
-  # ld.so(8) itself takes from programs with more privileges than their caller), and of sanitizers and of Rust.
-  # The filter of system calls is for the program as it was built.
-  @foreign ~r/^(LD_|GLIBC_|MALLOC_|RUST_|[A-Z]+SAN_OPTIONS$|GCONV_PATH$|LOCPATH$|NLSPATH$|GETCONF_DIR$|LLVM_PROFILE_FILE$)/
-
-  @doc """
-  What is taken out of the environment that a helper inherits, as `open_port/2` takes it. Who wants
-  one of these names a script as the executable, which sets it.
-  """
-  @spec environment() :: [{charlist(), false}]
-  def environment do
-    for {name, _value} <- :os.env(), List.to_string(name) =~ @foreign, do: {name, false}
-  end
-
   defp spawn_executable(executable, arguments) do
     port =
       Port.open({:spawn_executable, executable}, [
@@ -117,7 +69,7 @@ defmodule NetlinkPort.Helper do
         :use_stdio,
         packet: 4,
         args: arguments,
-        env: environment(),
+        env: Executable.environment(),
         busy_limits_port: @busy_limits,
         busy_limits_msgq: @busy_limits
       ])
@@ -135,7 +87,7 @@ defmodule NetlinkPort.Helper do
   end
 
   defp hint(reason, executable) when reason in [:enoent, :enotdir] do
-    if executable == built() do
+    if executable == Executable.built() do
       "the build has not made it; run `mix compile`, and see that a release holds priv/netlink_port"
     else
       "there is no such file, which #{named_by(executable)} names; `mix netlink_port.install` installs one"
@@ -144,7 +96,10 @@ defmodule NetlinkPort.Helper do
 
   defp hint(:eacces, executable) do
     {found, remedy} = ExecutableAccess.refused(executable)
-    named_by = if executable == built(), do: "", else: ", which #{named_by(executable)} names"
+
+    named_by =
+      if executable == Executable.built(), do: "", else: ", which #{named_by(executable)} names"
+
     "this user may not run it#{named_by}: #{found}; #{remedy}"
   end
 
@@ -154,16 +109,14 @@ defmodule NetlinkPort.Helper do
   # In the order of `executable/0`. An option that says the same as one of these is no matter.
   defp named_by(executable) do
     cond do
-      same?(variable(), executable) -> "NETLINK_PORT_EXECUTABLE"
-      same?(configured(), executable) -> "`config :netlink_port, executable:`"
+      same?(Executable.variable(), executable) -> "NETLINK_PORT_EXECUTABLE"
+      same?(Executable.configured(), executable) -> "`config :netlink_port, executable:`"
       true -> "`executable:`"
     end
   end
 
   defp same?(path, executable),
     do: is_binary(path) and path != "" and FileName.expand(path) == executable
-
-  defp configured, do: Application.get_env(:netlink_port, :executable)
 
   defp posix(%ErlangError{original: reason}) when is_atom(reason) do
     _number = NetlinkPort.Errno.number(reason)

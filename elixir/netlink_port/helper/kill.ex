@@ -70,7 +70,7 @@ defmodule NetlinkPort.Helper.Kill do
   defp helper(_process, _os_pid, 0), do: {:error, "nothing tells whether it is there"}
 
   defp helper(process, os_pid, :kill) do
-    program = process.executable || Helper.built()
+    program = process.executable || Helper.Executable.built()
 
     case run(program, ["--kill", "#{os_pid}"]) do
       {"", 0} -> :gone
@@ -107,7 +107,7 @@ defmodule NetlinkPort.Helper.Kill do
       :exit_status,
       :stderr_to_stdout,
       args: arguments,
-      env: [{~c"LC_ALL", ~c"C"} | Helper.environment()]
+      env: [{~c"LC_ALL", ~c"C"} | Helper.Executable.environment()]
     ])
   rescue
     _cannot_be_run in [ErlangError, ArgumentError] -> exit(:unable)

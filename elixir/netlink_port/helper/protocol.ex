@@ -39,6 +39,8 @@ defmodule NetlinkPort.Helper.Protocol do
           | {:hello, integer(), keyword()}
           | {:unknown, term()}
 
+  @overhead 300
+
   @doc "The protocol version of this library."
   @spec version() :: pos_integer()
   def version, do: @version
@@ -54,6 +56,13 @@ defmodule NetlinkPort.Helper.Protocol do
   @doc "A cumulative grant of bytes to the helper."
   @spec grant_all(non_neg_integer()) :: binary()
   def grant_all(bytes), do: encode({:grant, bytes})
+
+  @doc """
+  What a datagram of `size` bytes takes of the windows: its length and what it costs in the VM beside it. The
+  helper counts the same (src/sockets.rs).
+  """
+  @spec charge(non_neg_integer()) :: pos_integer()
+  def charge(size), do: size + @overhead
 
   @doc "A datagram to the kernel. Reference 0 asks for no answer."
   @spec send(reference_number(), NetlinkPort.Socket.handle(), iodata(), non_neg_integer()) ::

@@ -19,7 +19,6 @@ defmodule NetlinkPort.Nodes.Relay do
 
   alias NetlinkPort.{Pin, Socket}
   alias NetlinkPort.Nodes.RemoteWitness
-  alias NetlinkPort.Server.MailboxGauge
 
   @enforce_keys [:principal, :node]
   # `witness` is that of the present connection, `:none` where there can be none; each watch has its own.
@@ -72,9 +71,9 @@ defmodule NetlinkPort.Nodes.Relay do
     post(node(pid), {:deliver, reference, pid, message, charge})
   end
 
-  @doc "Sends a report to a gauge of the principal's, when all that was sent before has left."
-  @spec measure(MailboxGauge.key(), pid()) :: :ok
-  def measure(key, pid), do: post(node(pid), {:measure, key, pid})
+  @doc "Runs `fun` in a process of its own, when all that was sent to `node` before has left."
+  @spec run(node(), (() -> term())) :: :ok
+  def run(node, fun), do: post(node, {:run, fun})
 
   @doc "Answers `{:relay_idle, node, relay, handled}`: a relay goes when its node has gone."
   @spec idle(node(), pid(), non_neg_integer()) :: :ok
@@ -183,8 +182,8 @@ defmodule NetlinkPort.Nodes.Relay do
     state
   end
 
-  defp handle(%{principal: principal} = state, {:measure, key, pid}) do
-    _measurer = spawn(fn -> MailboxGauge.report(principal, key, pid) end)
+  defp handle(state, {:run, fun}) do
+    _pid = spawn(fun)
     state
   end
 

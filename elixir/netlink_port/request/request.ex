@@ -7,9 +7,9 @@ defmodule NetlinkPort.Request do
   # socket, and sent there from a passive one. What is kept of a socket between requests, and how a dump
   # that was left is read to its end, is NetlinkPort.Request.SocketState.
 
-  alias NetlinkPort.{Error, Message, Payload, Pin, Socket}
-  alias NetlinkPort.Request.{Exchange, Reply}
-  alias NetlinkPort.Request.SocketState
+  alias NetlinkPort.{Error, Message, Pin, Socket}
+  alias NetlinkPort.Request.{Exchange, Reply, SocketState}
+  alias NetlinkPort.Server.{Client, PinNumbers}
 
   import NetlinkPort.Request.Reply, only: [is_answer: 4]
 
@@ -37,7 +37,7 @@ defmodule NetlinkPort.Request do
   end
 
   defp new!(socket, question) do
-    with {:ok, question} <- Payload.resolve_question(question, socket),
+    with {:ok, question} <- PinNumbers.resolve_question(question, socket),
          {:wrong, sentence} <- Exchange.new(socket.protocol, question),
          do: raise(ArgumentError, sentence)
   end
@@ -136,7 +136,7 @@ defmodule NetlinkPort.Request do
   defp send_all(_socket, [], _timeout), do: :ok
 
   defp send_all(socket, [datagram | datagrams], timeout) do
-    with :ok <- NetlinkPort.send(socket, datagram, timeout: timeout),
+    with :ok <- Client.send(socket, datagram, false, timeout),
          do: send_all(socket, datagrams, timeout)
   end
 
@@ -270,7 +270,7 @@ defmodule NetlinkPort.Request do
   end
 
   defp read(%{socket: socket} = reader, left) do
-    case NetlinkPort.recv(socket, left) do
+    case Client.recv(socket, left) do
       {:ok, datagram} -> {:datagram, datagram, nil, reader}
       {:ok, datagram, metadata} -> {:datagram, datagram, metadata, reader}
       {:error, %{stage: :recv, reason: :einval}} -> read(%{reader | active?: true}, left)
@@ -371,7 +371,8 @@ defmodule NetlinkPort.Request do
 
   defp endless(socket, error) do
     late = SocketState.late(socket)
-    NetlinkPort.close(socket)
+    Client.close(socket)
+    SocketState.forget(socket)
     flush(socket, late)
     send(self(), {:netlink_closed, socket, :endless_dump})
 

@@ -88,7 +88,7 @@ defmodule NetlinkPort.Sandbox.Instance do
 
   # A name, so that it leads to the server that succeeds one that has ended.
   defp name(opts) when is_list(opts),
-    do: Keyword.get(opts, :name, {:global, {NetlinkPort.Sandbox, self()}})
+    do: Keyword.get(opts, :name, {:global, {__MODULE__, self()}})
 
   defp name(server), do: server
 

@@ -41,7 +41,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
   @doc "Starts a server whose helper it stands before. Runs in the supervisor."
   @spec start_server(pid(), keyword()) :: GenServer.on_start()
   def start_server(stand_in, opts) do
-    executable = Keyword.get_lazy(opts, :executable, &Helper.executable/0)
+    executable = Keyword.get_lazy(opts, :executable, &Helper.Executable.path/0)
     script = GenServer.call(stand_in, {:begin, executable}, 60_000)
     NetlinkPort.start_link(Keyword.put(opts, :executable, script))
   end

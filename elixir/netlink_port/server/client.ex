@@ -5,32 +5,12 @@ defmodule NetlinkPort.Server.Client do
   #
   # Nothing here crashes the caller or suspends it for good, whatever becomes of server and helper.
 
-  alias NetlinkPort.{Errno, Error, Options, Payload, Pin, Socket, Soon}
-  alias NetlinkPort.Helper.{Protocol, Reference}
-  alias NetlinkPort.Server.Refusal
+  alias NetlinkPort.{Deadline, Errno, Error, Options, Payload, Pin, Socket, Spin}
   alias NetlinkPort.Capture.Tap
+  alias NetlinkPort.Helper.{Protocol, Reference}
+  alias NetlinkPort.Server.{PinNumbers, Refusal}
 
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
-
-  # How much longer than the server's own deadline a caller waits for the server, in ms.
-  @grace 5_000
-
-  @doc "When the caller of a server will have given up, for the server to know."
-  @spec deadline(timeout()) :: :infinity | {node(), integer()}
-  def deadline(:infinity), do: :infinity
-  def deadline(timeout), do: {node(), System.monotonic_time(:millisecond) + timeout}
-
-  @doc "How long a deadline is away; one of another node's clock says nothing here."
-  @spec time_left(:infinity | {node(), integer()}, timeout()) :: timeout()
-  def time_left({node, at}, _otherwise) when node == node() do
-    at - System.monotonic_time(:millisecond)
-  end
-
-  def time_left(_deadline, otherwise), do: otherwise
-
-  @doc "Whether a caller with so little time left may have stopped waiting for the server."
-  @spec gave_up?(timeout()) :: boolean()
-  def gave_up?(left), do: left != :infinity and left < -div(@grace, 2)
 
   @doc "Has the helper carry out a command on a socket and waits for its answer."
   @spec request(Socket.t(), Protocol.command(), timeout() | nil) ::
@@ -54,7 +34,7 @@ defmodule NetlinkPort.Server.Client do
   def send(socket, payload, wait?, timeout) do
     case Payload.iodata_size(payload) do
       nil ->
-        with {:ok, datagram} <- Payload.resolve(payload, socket),
+        with {:ok, datagram} <- PinNumbers.resolve(payload, socket),
              do: send(socket, datagram, IO.iodata_length(datagram), wait?, timeout)
 
       size ->
@@ -120,6 +100,25 @@ defmodule NetlinkPort.Server.Client do
   defp stage(:eagain), do: :send
   defp stage(:epipe), do: :thread
 
+  @doc "Has the server close a socket. How it ends does not matter."
+  @spec close(Socket.t()) :: :ok
+  def close(%Socket{handle: handle, link: link}) do
+    _answer = ask(link, {:close, handle}, link.call_timeout)
+    :ok
+  end
+
+  @doc "One datagram of a passive socket, or what came in its place."
+  @spec recv(Socket.t(), timeout()) ::
+          {:ok, binary()} | {:ok, binary(), NetlinkPort.metadata()} | {:error, Error.t()}
+  def recv(%Socket{handle: handle, link: link} = socket, timeout) do
+    case ask(link, {:recv, handle, timeout, Deadline.new(timeout)}, timeout) do
+      {:ok, {datagram, nil}} -> {:ok, datagram}
+      {:ok, {datagram, metadata}} -> {:ok, datagram, metadata}
+      {:error, %Error{} = error} -> {:error, error}
+      {:error, _raw} = failed -> explain(failed, socket)
+    end
+  end
+
   @doc """
   Calls the server of a socket or a pin. That this server is not there is the end of what it held, and not that
   there is none of its name.
@@ -153,7 +152,7 @@ defmodule NetlinkPort.Server.Client do
   end
 
   defp called(server, message, timeout, noproc) do
-    :gen_server.call(server, message, plus_grace(timeout))
+    :gen_server.call(server, message, Deadline.patience(timeout))
   catch
     :exit, {reason, {:gen_server, :call, _arguments}} -> failed_call(reason, noproc)
   end
@@ -168,9 +167,6 @@ defmodule NetlinkPort.Server.Client do
   defp failed_call(:timeout, _noproc), do: {:error, {:thread, Errno.number(:etimedout), ""}}
   defp failed_call(:noproc, noproc), do: {:error, {:thread, Errno.number(noproc), ""}}
   defp failed_call(reason, _noproc), do: {:error, {:thread, Errno.number(gone(reason)), ""}}
-
-  defp plus_grace(:infinity), do: :infinity
-  defp plus_grace(timeout), do: timeout + @grace
 
   # What the end of the server means to a caller.
   defp gone(:noconnection), do: :esrch
@@ -217,7 +213,7 @@ defmodule NetlinkPort.Server.Client do
   end
 
   defp await(link, reference, monitor, timeout) do
-    with :timeout <- Soon.look(fn -> answer(monitor, 0) end),
+    with :timeout <- Spin.await(fn -> answer(monitor, 0) end),
          :timeout <- answer(monitor, timeout) do
       report_overdue(link, timeout)
       forget(link, reference, monitor, :thread, :etimedout)

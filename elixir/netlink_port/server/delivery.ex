@@ -13,8 +13,8 @@ defmodule NetlinkPort.Server.Delivery do
   # Invariants: items leave in the order they came; while anything is kept nobody waits; what is kept
   # never costs more than the window plus one datagram (errors, which cost nothing, are few).
 
-  # What a datagram costs beyond its length; the helper counts the same (src/sockets.rs).
-  @overhead 300
+  alias NetlinkPort.Helper.Protocol
+
   # Errors of sends, kept for a passive owner: the newest are dropped beyond this.
   @max_errors 64
 
@@ -57,10 +57,6 @@ defmodule NetlinkPort.Server.Delivery do
     %__MODULE__{mode: mode, window: window, granted: window, credit: credit, relayed?: relayed?}
   end
 
-  @doc "What a datagram of `size` bytes costs its window."
-  @spec cost(non_neg_integer()) :: pos_integer()
-  def cost(size), do: size + @overhead
-
   @doc "Something has arrived."
   @spec arrive(t(), item()) :: {[effect()], t()}
   def arrive(state, item) do
@@ -82,7 +78,7 @@ defmodule NetlinkPort.Server.Delivery do
   @doc "An item was handed on, and costs its window nothing any more."
   @spec take(t(), item()) :: t()
   def take(state, {:data, datagram, _metadata}) do
-    %{state | taken: state.taken + cost(byte_size(datagram))}
+    %{state | taken: state.taken + Protocol.charge(byte_size(datagram))}
   end
 
   def take(state, _item), do: state

@@ -52,19 +52,18 @@ defmodule NetlinkPort.Server.MailboxGauge do
 
   def watch(gauge, _key, _owner, _credit, _waiting?), do: gauge
 
-  # On another node it is asked behind what is on its way there.
-  defp measure(key, owner) when node(owner) == node() do
+  # The measuring process may be held up for as long as the owner is suspended. A mailbox on another node is
+  # measured behind everything that is on its way there.
+  defp measure(key, owner) do
     principal = self()
-    _pid = spawn(fn -> report(principal, key, owner) end)
-    :ok
-  end
+    report = fn -> send(principal, {:gauge, key, {:length, owner, queue_length(owner)}}) end
 
-  defp measure(key, owner), do: Relay.measure(key, owner)
-
-  @doc "Measures, in the calling process, which may be held up by that."
-  @spec report(pid(), key(), pid()) :: {:gauge, key(), report()}
-  def report(principal, key, owner) do
-    send(principal, {:gauge, key, {:length, owner, queue_length(owner)}})
+    if node(owner) == node() do
+      _pid = spawn(report)
+      :ok
+    else
+      Relay.run(node(owner), report)
+    end
   end
 
   @doc "What a report means for the credit: what the owner was sent since counts as not yet taken."

@@ -8,7 +8,7 @@ defmodule NetlinkPort.Server.Opening do
   # open: a number that another process has by then is ESRCH. A link that leads to a process of another
   # number is followed.
 
-  alias NetlinkPort.{Error, Options, Socket, Telemetry}
+  alias NetlinkPort.{Deadline, Error, Options, Socket, Telemetry}
   alias NetlinkPort.Helper.Protocol
   alias NetlinkPort.Server.Client
 
@@ -37,7 +37,7 @@ defmodule NetlinkPort.Server.Opening do
   end
 
   defp call(server, options) do
-    deadline = Client.deadline(options.timeout)
+    deadline = Deadline.new(options.timeout)
 
     case Client.call(server, {:open, options, deadline}, options.timeout) do
       {:ok, {%Socket{} = socket, known}} -> {:ok, socket, known}

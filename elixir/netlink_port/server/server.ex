@@ -8,17 +8,22 @@ defmodule NetlinkPort.Server do
 
   use GenServer
 
-  alias NetlinkPort.{Capture, Errno, Error, FileName, Helper, Look, Options}
-  alias NetlinkPort.Helper.{Handle, Reference}
-  alias NetlinkPort.Server.{Client, Delivery, Opening}
+  alias NetlinkPort.{
+    Capture,
+    Deadline,
+    Errno,
+    Error,
+    FileName,
+    Helper,
+    Options,
+    Redaction,
+    Socket
+  }
 
-  alias NetlinkPort.{Redaction, Socket}
-  alias NetlinkPort.Helper.{OsProcess, Privileges, Protocol, Restarts}
+  alias NetlinkPort.Spin
+  alias NetlinkPort.Helper.{Handle, OsProcess, Privileges, Protocol, Reference, Restarts}
   alias NetlinkPort.Nodes.Relay
-  alias NetlinkPort.Server.{Pins, Refusal, Sockets, WriteQueue}
-
-  alias NetlinkPort.Server.Witness
-  alias NetlinkPort.Server.Status
+  alias NetlinkPort.Server.{Opening, Pins, Refusal, Sockets, Status, Witness, WriteQueue}
 
   # How much the helper may send before the server has looked at it, over all sockets.
   @window 8_388_608
@@ -53,7 +58,7 @@ defmodule NetlinkPort.Server do
                 suspect?: false,
                 taken: 0,
                 granted: @window,
-                look: nil
+                spin: nil
               ]
 
   @doc "See `NetlinkPort.start_link/1`. With `log: :none` the caller tells what becomes of it."
@@ -61,11 +66,11 @@ defmodule NetlinkPort.Server do
   def start_link(opts, log \\ :more) do
     Options.keyword!(opts)
     Options.known!(opts, [:name, :executable | Keyword.keys(@defaults)])
-    {name, opts} = Keyword.pop(opts, :name, NetlinkPort)
+    {name, opts} = Keyword.pop!(opts, :name)
     opts = Keyword.merge(@defaults, opts)
     timeouts = for {key, _default} <- @timeouts, do: {key, Options.timeout!(opts[key])}
     opts = Keyword.merge(opts, timeouts)
-    opts = Keyword.put(opts, :executable, opts[:executable] || Helper.executable())
+    opts = Keyword.put(opts, :executable, opts[:executable] || Helper.Executable.path())
     _path = Options.executable!(opts[:executable])
     _capabilities = Options.keep!(opts[:keep])
     _microseconds = Options.spin!(opts[:spin])
@@ -143,7 +148,7 @@ defmodule NetlinkPort.Server do
       pins: Pins.new(link),
       outgoing: WriteQueue.new(port),
       status: Status.started(opts[:status], hello, executable),
-      look: Look.new(opts[:spin])
+      spin: Spin.new(opts[:spin])
     }
 
     privileges = Privileges.new(hello, opts, executable)
@@ -284,13 +289,13 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_call({:recv, handle, timeout, deadline}, from, state) do
-    left = Client.time_left(deadline, timeout)
+    left = Deadline.time_left(deadline, timeout)
 
-    if Client.gave_up?(left) do
+    if Deadline.gave_up?(left) do
       {:noreply, state}
     else
       case Sockets.recv(state.sockets, handle, from, left) do
-        {:wait, sockets} -> look(update(state, sockets))
+        {:wait, sockets} -> spin(update(state, sockets))
         {answer, sockets} -> answer(from, answer, update(state, sockets))
       end
     end
@@ -361,7 +366,7 @@ defmodule NetlinkPort.Server do
 
       {:answer, handle, datagram} ->
         state = answered(%{state | frames: frames})
-        look(arrive(state, handle, datagram, nil))
+        spin(arrive(state, handle, datagram, nil))
 
       event ->
         frame(event, %{state | frames: frames})
@@ -372,7 +377,7 @@ defmodule NetlinkPort.Server do
   def handle_info(:timeout, state) do
     :erlang.bump_reductions(@turn)
     :erlang.yield()
-    look(state)
+    spin(state)
   end
 
   def handle_info({port, {:exit_status, status}}, %{link: %{port: port}} = state) do
@@ -487,21 +492,21 @@ defmodule NetlinkPort.Server do
 
   def handle_info(_message, state), do: {:noreply, state}
 
-  defp answered(state), do: %{state | look: Look.answered(state.look, System.monotonic_time())}
+  defp answered(state), do: %{state | spin: Spin.answered(state.spin, System.monotonic_time())}
 
   defp answer_soon(state) do
-    look(%{state | look: Look.asked(state.look, System.monotonic_time())})
+    spin(%{state | spin: Spin.asked(state.spin, System.monotonic_time())})
   end
 
   # `handle_info(:timeout, …)` follows when the mailbox is empty.
-  defp look(%{look: %{until: nil}} = state), do: {:noreply, state}
+  defp spin(%{spin: %{until: nil}} = state), do: {:noreply, state}
 
-  defp look(state) do
-    {:noreply, state, if(Look.on?(state.look, System.monotonic_time()), do: 0, else: :infinity)}
+  defp spin(state) do
+    {:noreply, state, if(Spin.on?(state.spin, System.monotonic_time()), do: 0, else: :infinity)}
   end
 
   defp frame({:reply, reference, answer}, state) do
-    state |> reply(reference, answer) |> answered() |> look()
+    state |> reply(reference, answer) |> answered() |> spin()
   end
 
   defp frame({:overrun, handle, dropped}, state) do
@@ -572,7 +577,7 @@ defmodule NetlinkPort.Server do
 
   defp answered(state, {:open, from, handle, options}, {:ok, place}) do
     # A caller that has given up, or died, would never know of its socket, or its pin.
-    if Client.time_left(options.deadline, :infinity) < 0 or dead?(from) do
+    if Deadline.time_left(options.deadline, :infinity) < 0 or dead?(from) do
       Relay.reply(from, {:error, Error.new(:thread, :etimedout)})
       ask(state, {:close, handle}, :ping)
     else
@@ -682,7 +687,7 @@ defmodule NetlinkPort.Server do
 
   defp arrive(state, handle, datagram, metadata) do
     sockets = Sockets.arrive(state.sockets, handle, {:data, datagram, metadata})
-    taken = state.taken + Delivery.cost(byte_size(datagram))
+    taken = state.taken + Protocol.charge(byte_size(datagram))
     %{state | sockets: sockets, taken: taken} |> write_grants() |> grant_all()
   end
 

@@ -451,7 +451,7 @@ defmodule NetlinkPort.Server.Sockets do
 
   # What the report of a relay says of a datagram.
   defp charge(%{socket: socket}, {:data, datagram, _metadata}) do
-    {Socket.handle(socket), Delivery.cost(byte_size(datagram))}
+    {Socket.handle(socket), Protocol.charge(byte_size(datagram))}
   end
 
   defp charge(_entry, _item), do: nil

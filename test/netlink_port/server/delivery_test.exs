@@ -3,6 +3,7 @@ defmodule NetlinkPort.DeliveryTest do
   # helper is granted.
   use NetlinkPort.Case, async: true
 
+  alias NetlinkPort.Helper.Protocol
   alias NetlinkPort.Server.Delivery
 
   @window 10_000
@@ -34,7 +35,7 @@ defmodule NetlinkPort.DeliveryTest do
       {effects, state} = arrive(state, items)
       assert effects == deliveries(items)
       assert {nil, state} = Delivery.grant(state)
-      state = Delivery.relayed(state, Delivery.cost(400))
+      state = Delivery.relayed(state, Protocol.charge(400))
       assert {1_700, state} = Delivery.grant(state)
       assert {nil, _state} = Delivery.grant(state)
     end
@@ -301,8 +302,8 @@ defmodule NetlinkPort.DeliveryTest do
     defp costing(cost), do: data("", cost - 300)
 
     test "a datagram costs its length and 300" do
-      assert Delivery.cost(0) == 300
-      assert Delivery.cost(1_000) == 1_300
+      assert Protocol.charge(0) == 300
+      assert Protocol.charge(1_000) == 1_300
     end
 
     test "come when half the window has been taken, and count from the beginning" do
@@ -546,7 +547,7 @@ defmodule NetlinkPort.DeliveryTest do
         if helper.charged < helper.granted do
           {:data, datagram, nil} = item = item(:data, number, size)
           {_effects, state} = Delivery.arrive(helper.state, item)
-          charged = helper.charged + Delivery.cost(byte_size(datagram))
+          charged = helper.charged + Protocol.charge(byte_size(datagram))
           %{helper | state: state, charged: charged}
         else
           helper
@@ -569,7 +570,7 @@ defmodule NetlinkPort.DeliveryTest do
       defp kept_cost(state) do
         for(
           {:data, datagram, _} <- :queue.to_list(state.kept),
-          do: Delivery.cost(byte_size(datagram))
+          do: Protocol.charge(byte_size(datagram))
         )
         |> Enum.sum()
       end

@@ -16,7 +16,7 @@ defmodule NetlinkPort.Doctor.Remedy do
   def installed?(path) do
     folder = Path.dirname(path)
 
-    with false <- path == Helper.built() or Path.basename(folder) == "priv",
+    with false <- path == Helper.Executable.built() or Path.basename(folder) == "priv",
          {:ok, %{type: :regular, uid: 0} = stat} <- File.stat(path) do
       (stat.mode &&& 0o022) == 0 and Install.closed(folder) == :ok
     else
@@ -75,7 +75,7 @@ defmodule NetlinkPort.Doctor.Remedy do
   @spec version(Path.t()) :: String.t()
   def version(path) do
     cond do
-      path == Helper.built() ->
+      path == Helper.Executable.built() ->
         "build both from one source: `mix deps.compile netlink_port --force`, or `mix compile --force`"
 
       installed?(path) ->
@@ -83,14 +83,14 @@ defmodule NetlinkPort.Doctor.Remedy do
           install(path)
 
       true ->
-        "put the one of this build there: install -m 0755 #{Helper.built()} #{path}"
+        "put the one of this build there: install -m 0755 #{Helper.Executable.built()} #{path}"
     end
   end
 
   @doc "For what is no helper: it is left alone."
   @spec another(Path.t()) :: String.t()
   def another(path) do
-    if path == Helper.built(),
+    if path == Helper.Executable.built(),
       do: "build it again: `mix deps.compile netlink_port --force`, or `mix compile --force`",
       else: "it is another program; name the helper by #{@name}"
   end
@@ -98,7 +98,7 @@ defmodule NetlinkPort.Doctor.Remedy do
   @doc "For what is not there."
   @spec missing(Path.t() | nil) :: String.t()
   def missing(path) do
-    if path != nil and path == Helper.built(),
+    if path != nil and path == Helper.Executable.built(),
       do: "run `mix compile`; in a release, check that it holds priv/netlink_port",
       else: "name one that is there by #{@name}; `mix netlink_port.install` installs one"
   end

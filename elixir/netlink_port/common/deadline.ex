@@ -1,0 +1,32 @@
+defmodule NetlinkPort.Deadline do
+  @moduledoc false
+  # When the caller of a server will have given up, for the server to know. A deadline is a time of the
+  # monotonic clock of its node, which says nothing on another node.
+
+  @type t :: :infinity | {node(), integer()}
+
+  # How much longer than the server's own deadline a caller waits for the server, in ms.
+  @grace 5_000
+
+  @doc "The deadline of a call that begins now and may take `timeout` ms."
+  @spec new(timeout()) :: t()
+  def new(:infinity), do: :infinity
+  def new(timeout), do: {node(), System.monotonic_time(:millisecond) + timeout}
+
+  @doc "How many ms are left, negative when it is over; `otherwise` for a deadline of another node."
+  @spec time_left(t(), timeout()) :: timeout()
+  def time_left({node, at}, _otherwise) when node == node() do
+    at - System.monotonic_time(:millisecond)
+  end
+
+  def time_left(_deadline, otherwise), do: otherwise
+
+  @doc "Whether a caller with so little time left may have stopped waiting for the server."
+  @spec gave_up?(timeout()) :: boolean()
+  def gave_up?(left), do: left != :infinity and left < -div(@grace, 2)
+
+  @doc "How many ms a caller waits for a server that has `timeout` ms."
+  @spec patience(timeout()) :: timeout()
+  def patience(:infinity), do: :infinity
+  def patience(timeout), do: timeout + @grace
+end

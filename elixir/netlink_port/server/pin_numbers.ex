@@ -1,0 +1,63 @@
+defmodule NetlinkPort.Server.PinNumbers do
+  @moduledoc false
+  # Replaces the pins in a payload by the numbers of their descriptors, for the helper that sends it. The number is
+  # right in messages of that helper alone, so a pin of another helper is refused before anything is sent.
+
+  alias NetlinkPort.{Error, Payload, Pin, Socket}
+  alias NetlinkPort.Helper.Reference
+
+  @doc "With the numbers of its pins, to be sent on a socket. Refuses a pin that is not of its helper."
+  @spec resolve(Pin.payload(), Socket.t()) :: {:ok, iodata()} | {:error, Error.t()}
+  def resolve(payload, %Socket{} = socket) do
+    if Payload.iodata_size(payload) do
+      {:ok, payload}
+    else
+      {:ok, Payload.replace(payload, &number_on!(&1, socket.link))}
+    end
+  catch
+    {__MODULE__, reason, pin} -> {:error, Error.new(:pin, reason, subject: inspect(pin))}
+  end
+
+  @doc "The same of the payloads of a request, a dump or a batch."
+  @spec resolve_question(question, Socket.t()) :: {:ok, question} | {:error, Error.t()}
+        when question:
+               {:request | :dump, 0..0xFFFF, Pin.payload(), map()}
+               | {:batch, [{0..0xFFFF, 0..0xFFFF, Pin.payload()}]}
+  def resolve_question({kind, type, payload, opts}, socket) do
+    with {:ok, payload} <- resolve(payload, socket), do: {:ok, {kind, type, payload, opts}}
+  end
+
+  def resolve_question({:batch, requests} = question, socket) do
+    if Enum.all?(requests, &Payload.iodata_size(elem(&1, 2))),
+      do: {:ok, question},
+      else: resolve_each(requests, socket, [])
+  end
+
+  defp resolve_each([], _socket, resolved), do: {:ok, {:batch, Enum.reverse(resolved)}}
+
+  defp resolve_each([{type, flags, payload} | requests], socket, resolved) do
+    with {:ok, payload} <- resolve(payload, socket),
+         do: resolve_each(requests, socket, [{type, flags, payload} | resolved])
+  end
+
+  defp number_on!(%Pin{} = pin, link) do
+    case refusal(pin, link) do
+      nil -> Payload.number(pin)
+      reason -> throw({__MODULE__, reason, pin})
+    end
+  end
+
+  defp refusal(%Pin{link: %Reference{server: server}} = pin, %Reference{server: server} = link) do
+    cond do
+      # A socket elsewhere is sent on by its server. The kernel refuses the number of a pin that has ended.
+      not Reference.local?(link) -> nil
+      Reference.pin?(link, pin.handle) -> nil
+      Process.alive?(server) -> :ebadf
+      true -> :epipe
+    end
+  end
+
+  defp refusal(%Pin{link: %Reference{server: other} = its}, _link) do
+    if Reference.local?(its) and not Process.alive?(other), do: :epipe, else: :exdev
+  end
+end
