@@ -9,7 +9,8 @@ header = {32, 18, 0x301, 1, 0}
 request =
   case {order, header} do
     {"little", {length, type, flags, sequence, port}} ->
-      <<length::32-little, type::16-little, flags::16-little, sequence::32-little, port::32-little>>
+      <<length::32-little, type::16-little, flags::16-little, sequence::32-little,
+        port::32-little>>
 
     {"big", {length, type, flags, sequence, port}} ->
       <<length::32, type::16, flags::16, sequence::32, port::32>>
@@ -23,6 +24,8 @@ for {name, path} <- [{"there", "/run/netns/there"}, {"held", "/run/held"}] do
     Protocol.send(3, 1, request, byte_size(request))
   ]
 
-  framed = for frame <- frames, frame = IO.iodata_to_binary(frame), do: [<<byte_size(frame)::32>>, frame]
+  framed =
+    for frame <- frames, frame = IO.iodata_to_binary(frame), do: [<<byte_size(frame)::32>>, frame]
+
   File.write!(Path.join(folder, name), framed)
 end
