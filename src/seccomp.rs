@@ -288,8 +288,10 @@ mod tests {
             (libc::SYS_kill, [0; 5]),
             (libc::SYS_prctl, [0; 5]),
             (libc::SYS_setuid, [0; 5]),
-            // A number no kernel has, and the same through the x32 ABI.
+            // A number no kernel has, and one through the x32 ABI. s390x takes 16 bits of a number, before
+            // the filter sees it.
             (9999, [0; 5]),
+            #[cfg(not(target_arch = "s390x"))]
             (0x4000_0000 + libc::SYS_read, [-1, 0, 0, 0, 0]),
         ] {
             assert!(

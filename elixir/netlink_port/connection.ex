@@ -130,7 +130,7 @@ defmodule NetlinkPort.Connection do
     * `:server` - the `NetlinkPort` to open the socket with, `NetlinkPort` unless told otherwise.
     * `:name` - what to register it as; nothing unless told otherwise.
 
-  and those of `NetlinkPort.open/3`, but for `:active`, `:owner`, `:groups` and `:user_peers`: the
+  and those of `NetlinkPort.open/3`, but for `:active`, `:owner`, `:groups`, `:user_peers` and `:closed_message`: the
   socket is the connection's own, and nobody is there for events. With `:max_queue` see "Loss" above.
 
       {:ok, connection} =
@@ -150,7 +150,9 @@ defmodule NetlinkPort.Connection do
     if fixed = Enum.find(@fixed, &Keyword.has_key?(opts, &1)), do: refuse!(fixed)
     opts = Keyword.put_new(opts, :max_queue, @max_queue)
 
-    with {:ok, _checked} <- Options.open(protocol, opts) do
+    with {:ok, %{netns: netns}} <- Options.open(protocol, opts) do
+      # The path of now, whatever the working directory is when the socket is opened again.
+      opts = Keyword.put(opts, :netns, netns)
       GenServer.start_link(__MODULE__, {server, protocol, opts}, Keyword.take(own, [:name]))
     end
   end

@@ -39,16 +39,16 @@ facts() {
 }
 
 rust() {
-  for attempt in target/rust-tests; do "$attempt" --test-threads 2; done
+  for attempt in target/rust-tests; do "$attempt" --test-threads 2 --color never; done
 }
 
 for each in ${KERNELS_STEPS:-facts doctor rust suite soak}; do
   case $each in
     facts) step facts facts ;;
-    doctor) step doctor mix netlink_port.doctor ;;
+    doctor) step doctor env NETLINK_PORT_EXECUTABLE="$PWD/priv/netlink_port" mix netlink_port.doctor ;;
     rust) step rust rust ;;
     # Without: no cargo in here, and no readers of captures.
-    suite) step suite env NETLINK_PORT_TEST_WITHOUT="cargo tshark" mix test --no-compile ${KERNELS_FILES:-} ;;
+    suite) step suite env NETLINK_PORT_TEST_WITHOUT="cargo tshark" mix test --no-compile --no-color ${KERNELS_FILES:-} ;;
     soak) step soak env SOAK_SECONDS="${SOAK_SECONDS:-60}" mix run --no-compile test/soak/soak.exs ;;
   esac
 done

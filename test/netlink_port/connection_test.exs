@@ -79,7 +79,11 @@ defmodule NetlinkPort.ConnectionTest do
 
   describe "callers" do
     test "a hundred at once, each gets its own answers", %{netns: netns} = context do
-      ip_batch!(netns, for(n <- 2..100, do: "link add br#{n} index #{n} type bridge"))
+      ip_batch!(
+        netns,
+        for(n <- 2..100, do: "link add x#{n} index #{n} type vxlan id #{n} dstport 0")
+      )
+
       connection = connect!(context)
 
       callers =

@@ -29,7 +29,7 @@ defmodule NetlinkPort.DistributionTest do
 
   defp add_bridge!(netns, name), do: ip!(["-n", netns, "link", "add", name, "type", "bridge"])
   defp add_bridges!(netns, names), do: ip_batch!(netns, for(n <- names, do: add(n)))
-  defp add(name), do: "link add b#{name} type bridge"
+  defp add(n), do: "link add b#{n} type vxlan id #{n} dstport 0"
 
   # The datagrams, which come before anything else, and the rest.
   defp sorted(messages), do: Enum.split_while(messages, &match?({:netlink, _, _}, &1))
@@ -209,7 +209,9 @@ defmodule NetlinkPort.DistributionTest do
           socket = own!(owner, server, opts(context))
           # Datagrams are on their way when it breaks, and when it comes back.
           storm =
-            Task.async(fn -> for(n <- bridges(round), do: add_bridge!(context.netns, "b#{n}")) end)
+            Task.async(fn ->
+              for(n <- bridges(round), do: ip!(["-n", context.netns | String.split(add(n))]))
+            end)
 
           if rem(round, 2) == 0, do: Node.disconnect(context.node), else: disconnect!(context)
           true = Node.connect(context.node)

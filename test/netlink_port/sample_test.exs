@@ -226,7 +226,7 @@ defmodule NetlinkPort.SampleTest do
   end
 
   describe "a release" do
-    @describetag :root
+    @describetag root: true, init_user_namespace: true
 
     # By git, since that is how it is released.
     setup %{git: git} do

@@ -16,7 +16,7 @@ defmodule NetlinkPort.Changes do
   @routes 2_000
   @links 20
   @lo 1
-  # Bridge n has the interface index @lo + n.
+  # Link n has the interface index @lo + n. It is no bridge: to delete a bridge the kernel holds RTNL for 16 ms.
   @up 1
 
   # `routes` is the interface index of each, `links` whether each is up, by index.
@@ -60,7 +60,7 @@ defmodule NetlinkPort.Changes do
       changes = without_routes(changes, index)
       {{@dellink, [], ifinfomsg(index)}, %{changes | links: Map.delete(changes.links, index)}}
     else
-      attrs = Attr.encode([{3, "br#{n}" <> <<0>>}, {18, [{1, "bridge" <> <<0>>}]}])
+      attrs = Attr.encode([{3, "ifb#{n}" <> <<0>>}, {18, [{1, "ifb" <> <<0>>}]}])
       request = {@newlink, [:create, :excl], [ifinfomsg(index, @up) | attrs]}
       {request, %{changes | links: Map.put(changes.links, index, true)}}
     end
