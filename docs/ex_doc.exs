@@ -1,6 +1,6 @@
 # What `make docs` shows, and how it is grouped. Paths are those from the top of the repository.
 guides = [
-  Start: ~w(README.md docs/cheatsheet.cheatmd docs/erlang.md CHANGELOG.md),
+  Start: ~w(README.md docs/getting-started.md docs/cheatsheet.cheatmd docs/erlang.md CHANGELOG.md),
   Concepts: ~w(docs/concepts.md docs/decisions.md),
   "Coming from a NIF": ~w(docs/coming-from-a-nif.md docs/drop-in-socket.md),
   Deployment: ~w(docs/deployment.md docs/operations.md docs/distribution.md),
