@@ -1,17 +1,17 @@
 defmodule NetlinkPort.Capture do
   @moduledoc false
-  # Writes what passes through one server into a pcapng file. Its server monitors it and turns the taps
-  # off when it ends; it ends with its server, with its owner, at its bound and with the first error.
+  # Writes the datagrams of one server to a pcapng file. The server monitors the capture and removes the taps when
+  # it ends. A capture ends with its server, with its owner, at its bound, and at the first error.
   #
-  # Invariant: the file ends with a whole block, whatever fails. Each write(2) is of whole blocks, so
-  # that a VM that is killed leaves all but what was not written yet.
+  # Invariant: the file ends with a whole block, whatever fails. Each write(2) writes whole blocks, so a killed VM
+  # leaves a readable file that lacks only what was not written yet.
 
   use GenServer, restart: :temporary
 
   alias NetlinkPort.{Deadline, Errno, Error, Options, Redaction, Socket, Telemetry}
   alias NetlinkPort.Capture.{Pcapng, Tap}
 
-  # So many bytes of blocks are kept while more is coming.
+  # Blocks are collected up to this many bytes while more datagrams come.
   @batch 65_536
 
   @type options :: %{
@@ -39,13 +39,14 @@ defmodule NetlinkPort.Capture do
   ## For the server
 
   @doc """
-  Starts a capture of the calling server; `from` is told when its file is open, or why it is not. The
-  server monitors it, and is sent `{:untap, capture}` when it wants no more: `untapped/1` is the answer.
+  Starts a capture of the calling server and monitors it. The capture replies to `from` when its file is open, or
+  with the error. When it wants no more datagrams it sends the server `{:untap, capture}`, which the server answers
+  by `untapped/1`.
   """
   @spec start(GenServer.from(), options()) :: Tap.t()
   def start(from, options) do
     counters = Tap.counters()
-    # What waits for a slow disk is no part of its heap.
+    # Messages that wait for a slow disk stay off its heap.
     spawn_opts = [message_queue_data: :off_heap]
     arguments = {self(), from, options, counters}
     {:ok, pid} = GenServer.start(__MODULE__, arguments, spawn_opt: spawn_opts)
@@ -53,7 +54,7 @@ defmodule NetlinkPort.Capture do
     {pid, counters}
   end
 
-  @doc "The tap is off: what comes behind this is late."
+  @doc "Tells a capture that its tap is off: no datagram that it wants comes after this message."
   @spec untapped(pid()) :: :ok
   def untapped(capture) do
     send(capture, :untapped)
@@ -62,7 +63,7 @@ defmodule NetlinkPort.Capture do
 
   ## The process
 
-  # Opening a file can take long; the server is not to wait for that.
+  # Opening a file can take long, and the server must not wait for it.
   @impl true
   def init({server, from, options, counters}) do
     Process.monitor(server)
@@ -74,14 +75,14 @@ defmodule NetlinkPort.Capture do
 
   @impl true
   def handle_continue({:open, from}, %{options: options} = state) do
-    # Not before: on a node that takes nothing this waits, and so would the server.
+    # Not in init/1: monitoring on a node that takes nothing blocks, and the server would wait for it.
     Process.monitor(options.owner)
 
     with {:ok, file} <- open(options.path),
          {:ok, state} <- flush(keep(%{state | file: file}, Pcapng.section_header())) do
       told(state, :start, %{count: 1}, %{})
       GenServer.reply(from, {:ok, self()})
-      # A caller that has given up would never know of its capture.
+      # A caller that has given up does not know of its capture.
       late? = Deadline.time_left(options.deadline, :infinity) < 0
       if late?, do: finish(state, :stopped), else: {:noreply, state}
     else
@@ -101,7 +102,7 @@ defmodule NetlinkPort.Capture do
     {:noreply, %{state | stopping?: true, waiting: [from]}, patience(state)}
   end
 
-  # Who takes it for a server, say.
+  # From a process that takes the capture for a server, say.
   def handle_call(_unknown, from, state) do
     GenServer.reply(from, {:error, Error.new(:protocol, :einval)})
     {:noreply, state, patience(state)}
@@ -123,7 +124,7 @@ defmodule NetlinkPort.Capture do
     end
   end
 
-  # Nothing more is there.
+  # The mailbox is empty.
   def handle_info(:timeout, state) do
     case flush(state) do
       {:ok, state} -> {:noreply, state}
@@ -131,7 +132,7 @@ defmodule NetlinkPort.Capture do
     end
   end
 
-  # Behind all that the server had seen pass when it turned the tap off.
+  # The server sends this behind every datagram that it copied before the tap was off.
   def handle_info(:untapped, %{stopping?: true} = state), do: finish(state, :stopped)
 
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, %{server: pid} = state) do
@@ -204,7 +205,7 @@ defmodule NetlinkPort.Capture do
     end
   end
 
-  # Its first datagram makes a socket an interface. They are at most as many as fit into the file.
+  # A socket becomes an interface with its first datagram. So the bound of the file bounds their number.
   defp interface(%{interfaces: interfaces} = state, {handle, _protocol, _netns} = source) do
     if is_map_key(interfaces, handle) do
       {[], state}
@@ -240,7 +241,7 @@ defmodule NetlinkPort.Capture do
         {:ok, %{state | kept: [], kept_cost: 0, written: state.bytes}}
 
       {:error, reason} ->
-        # What was written of it ends with half a block.
+        # The write may have ended in the middle of a block.
         _position = :file.position(state.file, state.written)
         _truncated = :file.truncate(state.file)
         {:error, reason}

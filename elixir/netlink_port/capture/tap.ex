@@ -1,11 +1,11 @@
 defmodule NetlinkPort.Capture.Tap do
   @moduledoc false
-  # Where a capture gets its datagrams from: those who send them, and the server that receives them.
-  # A tap is on the row of each socket on the board (NetlinkPort.Helper.Reference), which a sender reads anyway, and
-  # in the server's table; `nil` is none.
+  # Copies datagrams to a capture, from the processes that send them and from the server that receives them. The
+  # tap is on each socket's row of the board (NetlinkPort.Helper.Reference), which a sender reads anyway, and in
+  # the server's table. `nil` is no tap.
   #
-  # Invariants: nobody waits for a capture; what is on its way to one, and not yet written, costs at most
-  # `@room` bytes. What does not fit is dropped, and counted.
+  # Invariants: nobody waits for a capture. Datagrams that are on their way to a capture and not yet written cost at
+  # most `@room` bytes; a datagram that does not fit is dropped and counted.
 
   alias NetlinkPort.Socket
   alias NetlinkPort.Capture.Pcapng
@@ -26,11 +26,11 @@ defmodule NetlinkPort.Capture.Tap do
 
   @type counters :: :atomics.atomics_ref()
 
-  @doc "Counters of a tap: it leads to the process that was given them."
+  @doc "New counters, shared by a tap and the capture that it leads to."
   @spec counters() :: counters()
   def counters, do: :atomics.new(2, [])
 
-  @doc "A datagram passes: a message `t:passed/0`, if there is room."
+  @doc "Sends the capture a datagram as `t:passed/0`, or counts it as dropped where there is no room."
   @spec pass(t() | nil, Pcapng.direction(), Socket.t(), iodata()) :: :ok
   def pass(nil, _direction, _socket, _datagram), do: :ok
 
@@ -50,18 +50,18 @@ defmodule NetlinkPort.Capture.Tap do
     end
   end
 
-  # A copy, where it is cut: the rest would be kept as well.
+  # A cut datagram is copied: a sub-binary would keep the whole in memory.
   defp start(datagram, size) do
     bytes = IO.iodata_to_binary(datagram)
     longest = Pcapng.longest()
     if size > longest, do: :binary.copy(binary_part(bytes, 0, longest)), else: bytes
   end
 
-  @doc "What so many bytes of a datagram cost on their way."
+  @doc "What `size` bytes of a datagram cost until they are written."
   @spec cost(non_neg_integer()) :: pos_integer()
   def cost(size), do: Protocol.charge(size)
 
-  @doc "What has cost so much is written."
+  @doc "Gives back the cost of what was written."
   @spec done(counters(), non_neg_integer()) :: :ok
   def done(counters, cost), do: :atomics.sub(counters, @queued, cost)
 

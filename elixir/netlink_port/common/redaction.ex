@@ -1,14 +1,14 @@
 defmodule NetlinkPort.Redaction do
   @moduledoc false
-  # What :sys.get_status/1 and crash reports show of a process: its state in a few words, and nothing
-  # that can be large. A datagram can be 16 MiB long, and can hold keys.
+  # Makes terms short for :sys.get_status/1, crash reports and logs: a process's state in a few words, and nothing
+  # that can be large or secret. A datagram can be 16 MiB long, and can hold keys.
 
   @binary 64
   @first 16
   @items 16
   @depth 6
 
-  @doc "For a callback format_status/1: `state` instead of the state, and the rest made short."
+  @doc "For the callback format_status/1: replaces the state by `state` and shortens everything else."
   @spec status(map(), term()) :: map()
   def status(status, state) do
     status
@@ -19,8 +19,8 @@ defmodule NetlinkPort.Redaction do
   end
 
   @doc """
-  Forgets what waits in the mailbox of a process that ends: the crash report of proc_lib(3) would show all
-  of it. Who waits for an answer is told of the end by their monitor.
+  Empties the mailbox of a process that ends. The crash report of proc_lib(3) would print all of it. Callers that
+  wait for an answer are told of the end by their monitors.
   """
   @spec forget_mailbox() :: :ok
   def forget_mailbox do
@@ -28,7 +28,7 @@ defmodule NetlinkPort.Redaction do
     forget(length)
   end
 
-  # What is still sent meanwhile may be without end.
+  # Only the messages that were there at first: more may come without end.
   defp forget(0), do: :ok
 
   defp forget(left) do
@@ -40,7 +40,7 @@ defmodule NetlinkPort.Redaction do
   end
 
   @doc """
-  What processes are called here. To ask one of them for its name could take as long as it is suspended.
+  The registered names of processes of this node. Process.info/2 would wait for a suspended process.
   """
   @spec names([pid()]) :: %{pid() => String.t()}
   def names(pids) do
@@ -54,8 +54,8 @@ defmodule NetlinkPort.Redaction do
   defp name(name, _pid), do: inspect(name)
 
   @doc """
-  A path or a name as it is, if it can be shown so, or as a term: it can hold any byte, and a terminal obeys
-  some, which `String.printable?/1` takes for printable.
+  A path or a name as it is, or as an Elixir term if it holds bytes that a terminal would obey.
+  `String.printable?/1` takes some of these for printable.
   """
   @spec plain(String.t()) :: String.t()
   def plain(text) do
@@ -63,7 +63,7 @@ defmodule NetlinkPort.Redaction do
     if term == "\"" <> text <> "\"", do: text, else: term
   end
 
-  @doc "A term, with what is large cut: `{:cut, size, the_beginning}`."
+  @doc "A term whose large parts are replaced by `{:cut, size, beginning}`."
   @spec brief(term()) :: term()
   def brief(term), do: brief(term, @depth)
 
@@ -86,13 +86,13 @@ defmodule NetlinkPort.Redaction do
     do: {:cut, map_size(map), :map}
 
   defp brief(map, depth) when is_map(map) do
-    # Of a struct, too: its name is a key of it.
+    # A struct stays one: its name is one of its keys.
     :maps.map(fn _key, value -> brief(value, depth - 1) end, map)
   end
 
   defp brief(term, _depth), do: term
 
-  # One may be improper, as iodata is.
+  # A list may be improper, as iodata is.
   defp list([_ | _] = more, 0, _depth), do: [{:cut, :list, cost(more)}]
   defp list([head | tail], left, depth), do: [brief(head, depth) | list(tail, left - 1, depth)]
   defp list([], _left, _depth), do: []

@@ -1,12 +1,12 @@
 defmodule NetlinkPort.Helper.Handle do
   @moduledoc false
-  # Handles for sockets, counted up once for the whole VM: none is ever given twice, whichever
-  # server or helper asks, so that a late command cannot reach another socket.
+  # Handles of sockets, from one counter for the whole VM. No handle is ever used twice, over all servers and
+  # helpers, so a late command cannot reach another socket.
 
   @key __MODULE__
   @max 0x7FFFFFFF
 
-  @doc "A handle nobody has had."
+  @doc "A handle that was never used before."
   @spec new() :: {:ok, non_neg_integer()} | :exhausted
   def new do
     case :atomics.add_get(counter(), 1, 1) do
@@ -15,7 +15,7 @@ defmodule NetlinkPort.Helper.Handle do
     end
   end
 
-  # Two servers may come here first at the same time; the lock lets one of them make the counter.
+  # Two servers may need the counter first at the same time; the lock lets one of them create it.
   defp counter do
     with nil <- :persistent_term.get(@key, nil) do
       :global.trans({@key, self()}, &create/0, [node()])

@@ -1,19 +1,19 @@
 defmodule NetlinkPort.Helper.Reference do
   @moduledoc false
-  # What a process needs to reach one helper without asking its server: part of every socket, and so
-  # of every message about one; that is why it is small.
+  # What a process needs to command a helper without asking its server. It is part of every socket, and so of every
+  # message about a socket: keep it small.
   #
-  # The board is a public table of the server's, with five kinds of rows:
+  # The board is a public table of the server, with five kinds of rows:
   #
-  #     {:reference, last, privileges}           the references given to commands; what the helper may do
-  #     {reference, who_waits}                   commands that are not answered yet
-  #     {{:socket, handle}, owner, socket, tap}  open sockets; only the server writes these
-  #                                              (`nil` for an owner that is not to be told of the end)
-  #     {{:gone, handle}, owner, socket, nil}    those that the helper has closed by itself, and whose
-  #                                              owner has not been told yet
+  #     {:reference, last, privileges}           the last reference given to a command; what the helper may do
+  #     {reference, waiter}                      commands without an answer yet
+  #     {{:socket, handle}, owner, socket, tap}  open sockets; only the server writes these. The owner is `nil`
+  #                                              if it is not to be told of the end
+  #     {{:gone, handle}, owner, socket, nil}    sockets that the helper has closed by itself, whose owner the
+  #                                              server has not told yet
   #     {{:pin, handle}, owner, pin, nil}        pins
   #
-  # A link is only of use on the node of its server; elsewhere the server is asked to do the work.
+  # A reference works only on the node of its server. On other nodes the server does the work.
 
   alias NetlinkPort.Helper.Privileges
 
@@ -29,7 +29,7 @@ defmodule NetlinkPort.Helper.Reference do
   @enforce_keys [:server, :port, :board, :max_frame, :call_timeout, :capabilities]
   defstruct @enforce_keys
 
-  @doc "A new board of the calling server; `heir` gets it when the server ends, however it ends."
+  @doc "A new board of the calling server. The process `heir` inherits it when the server ends, however it ends."
   @spec board(pid()) :: :ets.tid()
   def board(heir) do
     board = :ets.new(:netlink_port, [:public, {:heir, heir, :board}, write_concurrency: true])
@@ -55,32 +55,32 @@ defmodule NetlinkPort.Helper.Reference do
   @spec local?(t()) :: boolean()
   def local?(%__MODULE__{server: server}), do: node(server) == node()
 
-  @doc "A reference for a command: 1 to 2^31 - 1, then 1 again. Writes down who waits."
+  @doc "A reference for a command, 1 to 2^31 - 1 and then 1 again. Puts the waiter on the board."
   @spec expect(t(), term()) :: pos_integer()
-  def expect(%__MODULE__{board: board}, who_waits) do
+  def expect(%__MODULE__{board: board}, waiter) do
     reference = :ets.update_counter(board, :reference, {2, 1, 0x7FFFFFFF, 1})
-    :ets.insert(board, {reference, who_waits})
+    :ets.insert(board, {reference, waiter})
     reference
   end
 
-  @doc "Who waits for an answer; they wait no more."
+  @doc "Takes the waiter of a command off the board."
   @spec settle(t(), pos_integer()) :: {:ok, term()} | :error
   def settle(%__MODULE__{board: board}, reference) do
     case :ets.take(board, reference) do
-      [{^reference, who_waits}] -> {:ok, who_waits}
+      [{^reference, waiter}] -> {:ok, waiter}
       [] -> :error
     end
   end
 
   @doc """
-  The tap of a socket, or that it is closed, as far as is known here. This one look is what every send
-  costs, captured or not.
+  The tap of a socket, or `:closed` if the board does not have it. Every send makes this look-up, captured or
+  not.
   """
   @spec tap(t(), NetlinkPort.Socket.handle()) :: NetlinkPort.Capture.Tap.t() | nil | :closed
   def tap(%__MODULE__{board: board}, handle) do
     :ets.lookup_element(board, {:socket, handle}, 4)
   rescue
-    # There is no such row; or no board, and then this raises.
+    # There is no such row. If there is no board either, this raises.
     ArgumentError ->
       _row? = :ets.member(board, {:socket, handle})
       :closed
@@ -93,11 +93,11 @@ defmodule NetlinkPort.Helper.Reference do
     :ets.insert(board, {{:socket, NetlinkPort.Socket.handle(socket)}, owner, socket, tap})
   end
 
-  @doc "Puts a socket on the board as gone: its owner is still to be told, but nobody may use it."
+  @doc "Marks a socket as gone: no process may use it, and its owner is still to be told."
   @spec retire_socket(t(), NetlinkPort.Socket.t(), pid() | nil) :: true
   def retire_socket(%__MODULE__{board: board}, socket, owner) do
     handle = NetlinkPort.Socket.handle(socket)
-    # In this order: whoever ends in between has not forgotten anybody.
+    # In this order: if the server ends in between, its heir still finds the owner.
     :ets.insert(board, {{:gone, handle}, owner, socket, nil})
     :ets.delete(board, {:socket, handle})
   end

@@ -1,14 +1,14 @@
 defmodule NetlinkPort.Helper.Restarts do
   @moduledoc false
-  # How often a supervisor has started a server again, and how much of that is worth a line in the log.
+  # Counts how often a supervisor has started a server again, and decides which ends are worth a line in the log.
   #
-  # start_link/1 runs in the supervisor: so this is kept in that process's dictionary, needs no process
-  # of its own, and goes with it. A start that finds one under its name that has ended takes its
-  # place; of those without a name, any that has ended. An ended one that nobody succeeds may be started
-  # again at any time, or never: so many of them are kept and no more.
+  # start_link/1 runs in the supervisor, so the counts are in that process's dictionary: they need no process and go
+  # with the supervisor. A start takes over the count of an ended server of the same name. A server without a name
+  # takes over the count of any ended server without a name. An ended server may be started again at any time or
+  # never, so only the last few are remembered.
 
   @kept 32
-  # So many starts within a period may say in the log how they end.
+  # At most this many starts within a period (in ms) are logged when they end.
   @lines 5
   @period 60_000
 
@@ -16,7 +16,7 @@ defmodule NetlinkPort.Helper.Restarts do
   @type log :: :more | :last | :none
   @type start :: %{restarts: non_neg_integer(), log: log()}
 
-  @doc "Starts a server by `fun`, which is told how often that was done before."
+  @doc "Starts a server by `fun`, which is given the count of starts before this one."
   @spec start(GenServer.name() | nil, (start() -> GenServer.on_start())) :: GenServer.on_start()
   def start(name, fun) do
     slots = Process.get(__MODULE__, [])

@@ -1,27 +1,30 @@
 defmodule NetlinkPort.Nodes.Relay do
   @moduledoc false
-  # Sends to other nodes in the place of a process that must not be suspended: of a server, a monitor, a
-  # connection, its principal. Whoever sends to a node that takes nothing is suspended when a megabyte
-  # waits for it, whoever monitors or demonitors there, too; and whoever sends to one that is gone connects
-  # to it first. So there is one relay for each node, which is suspended instead, and which the principal
-  # reaches by functions that leave everything on its own node as it is.
+  # Sends to one other node on behalf of a process that must not be suspended, its principal: a server, a
+  # monitor or a connection.
+  #
+  # The VM suspends a process that sends to a node, monitors or demonitors there, once 1 MB waits for that node;
+  # and it first connects to a node that is gone. A principal therefore has one relay for each node. The relay
+  # is suspended instead. The functions below leave everything on the principal's own node as it is.
   #
   # Invariants:
   #
-  #   * What goes to one node leaves in the order the principal gave it, replies among it.
-  #   * A datagram is reported to the principal when it has left: until then it counts as not taken, so
-  #     that what waits here is bounded by the windows of the sockets.
-  #   * What was meant for a connection does not pass on the next one: all goes by way of a process on
-  #     the other node (NetlinkPort.Nodes.RemoteWitness), which ends with the connection.
-  #   * However the principal ends, what it gave before comes before the word of its end.
+  #   * Whatever goes to one node leaves in the order in which the principal gave it, replies included.
+  #   * The relay reports a datagram to the principal when it has left. Until then the datagram counts as not
+  #     taken, so the windows of the sockets bound what waits in a relay.
+  #   * Messages for one connection never arrive over the next: all go through a process on the other node
+  #     (NetlinkPort.Nodes.RemoteWitness), which ends with the connection.
+  #   * However the principal ends, everything that it gave before arrives before the news of its end.
   #
-  # The two are linked: a principal whose relay is killed ends, rather than leave out what that held.
+  # Relay and principal are linked. A principal whose relay is killed ends too, since the messages that the relay
+  # held are lost.
 
   alias NetlinkPort.{Pin, Socket}
   alias NetlinkPort.Nodes.RemoteWitness
 
   @enforce_keys [:principal, :node]
-  # `witness` is that of the present connection, `:none` where there can be none; each watch has its own.
+  # `witness` is the remote witness of the present connection, `:none` where the other node cannot run one. Each
+  # watch names its own.
   defstruct @enforce_keys ++ [:witness, handled: 0, watches: %{}, monitors: %{}]
 
   ## For the principal
@@ -94,8 +97,8 @@ defmodule NetlinkPort.Nodes.Relay do
     Enum.any?(Process.get(), &match?({{__MODULE__, _node}, {^pid, _sent}}, &1))
   end
 
-  # In the dictionary of the process, since every reply would have to carry it otherwise. It is counted
-  # what was given to a relay, so that none ends that has something left to do.
+  # The relays are in the process dictionary: otherwise the state would have to pass through every reply. The
+  # count of items given to a relay keeps it from ending with items left.
   defp post(node, item) do
     {relay, sent} = Process.get({__MODULE__, node}) || {start(node), 0}
     Process.put({__MODULE__, node}, {relay, sent + 1})
@@ -115,7 +118,7 @@ defmodule NetlinkPort.Nodes.Relay do
     loop(attend(state))
   end
 
-  # Of a node that is not there it is told at once, and so it is in a VM that is no node itself.
+  # The VM reports a node that is not there at once. A VM that is no node itself reports nothing, so this does.
   defp attend(%{node: node} = state) do
     true = :erlang.monitor_node(node, true)
     state
@@ -139,12 +142,12 @@ defmodule NetlinkPort.Nodes.Relay do
 
   defp ask_to_go(state) do
     send(state.principal, {:relay_idle, state.node, self(), state.handled})
-    # The next node of this name may know the library.
+    # The next node of this name may have the library.
     if state.witness == :none, do: %{state | witness: nil}, else: state
   end
 
   defp handle(state, {:watch, reference, pid, socket}) do
-    # First of all: whatever is lost from here on is noticed.
+    # The monitor comes first, so that every later loss is noticed.
     {monitor, state} = monitored(state, pid, reference)
     {witness, state} = if socket, do: enrol(state, {reference, pid, socket}), else: {nil, state}
     put_in(state.watches[reference], {pid, monitor, socket, witness})
@@ -176,7 +179,7 @@ defmodule NetlinkPort.Nodes.Relay do
     state
   end
 
-  # A reply to a node that is gone would connect to it first.
+  # Sending to a node that is gone would connect to it again.
   defp handle(%{node: node} = state, {:reply, from, answer}) do
     if node in Node.list(:connected), do: GenServer.reply(from, answer)
     state
@@ -201,9 +204,9 @@ defmodule NetlinkPort.Nodes.Relay do
 
   ## The witness
 
-  # It is sure of a watch when it has said so, for the one that is known here may be of a connection that is
-  # lost, and whose end is yet to be heard of. The relay waits as long as the other node does, with all
-  # that goes there, and with nothing else.
+  # A watch holds only after the remote witness has confirmed it: the witness known here may belong to a
+  # connection that is lost already, of which the VM has not told yet. While it waits the relay delays only
+  # what goes to that node.
   defp enrol(state, {reference, pid, socket} = watch) do
     case found(state) do
       %{witness: witness} = state when is_pid(witness) ->
@@ -225,9 +228,9 @@ defmodule NetlinkPort.Nodes.Relay do
     {_monitor, state} = monitored(state, witness, {:witness, witness})
     %{state | witness: witness}
   catch
-    # The monitors of the owners tell of it.
+    # The monitors of the owners report the loss.
     :error, {:erpc, :noconnection} -> state
-    # A node without the library, or with another version of it, is none that could be told.
+    # The node does not have the library, or has another version.
     _kind, _reason -> %{state | witness: :none}
   end
 
@@ -246,7 +249,7 @@ defmodule NetlinkPort.Nodes.Relay do
       {{:witness, witness}, monitors} ->
         state = %{state | monitors: monitors}
 
-        # It has told its owners, if the connection is lost; else it was killed, and they hear it here.
+        # If the connection was lost the remote witness has told its owners. If it was killed the relay does.
         its = for {reference, {_, _, _, ^witness}} <- state.watches, do: reference
         if reason != :noconnection, do: Enum.each(its, &close(state, &1, reason))
         state = if state.witness == witness, do: %{state | witness: nil}, else: state
@@ -256,7 +259,7 @@ defmodule NetlinkPort.Nodes.Relay do
         state
 
       {reference, _monitors} ->
-        # Where the witness is of a later connection than the owner was.
+        # The witness may belong to a later connection than the owner did.
         lost? = reason == :noconnection
         word = if lost?, do: {:closed, reference, reason}, else: {:forget, reference}
         tell(state, reference, word)

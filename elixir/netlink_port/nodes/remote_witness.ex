@@ -1,13 +1,13 @@
 defmodule NetlinkPort.Nodes.RemoteWitness do
   @moduledoc false
-  # Stands on the node of owners whose server is on another one, for all of them: hands on what the
-  # server's relay (NetlinkPort.Nodes.Relay) sends, and tells each owner once that its socket is closed, when
-  # the relay says so, and when the relay is gone: with its node, its connection or by itself.
+  # Runs on the node of owners whose server is on another node, one process for all of them. It passes on what the
+  # server's relay (NetlinkPort.Nodes.Relay) sends. It tells each owner once that its socket is closed: when the
+  # relay says so, and when the relay is gone, by itself, with its node or with the connection.
   #
-  # Invariant: it belongs to one connection. When that is lost it ends, and what comes for it
-  # later, on another, reaches nobody: `:netlink_closed` is the last word of a socket.
+  # Invariant: it belongs to one connection and ends with it. Messages that arrive later, over another
+  # connection, reach nobody, so `:netlink_closed` stays the last message of a socket.
 
-  @doc "Starts one; called by a relay, from its own node."
+  @doc "Starts a remote witness. A relay calls this from its own node."
   @spec start(pid()) :: pid()
   def start(relay), do: spawn(fn -> loop(relay, Process.monitor(relay), %{}) end)
 

@@ -1,10 +1,10 @@
 defmodule NetlinkPort.Operations.Attach do
   @moduledoc false
-  # For the Mix tasks: reaching a running application, by distribution.
+  # Connects the Mix tasks to a running application, by distribution.
 
   @doc """
-  Connects to a node, as a hidden one that nobody can connect to and whose name that node chooses. Says in
-  words what is wrong.
+  Connects to a node. The VM becomes a hidden node to which nobody can connect, and whose name the other node
+  chooses. An error is a sentence.
   """
   @spec node(String.t(), String.t() | nil) :: {:ok, node()} | {:error, String.t()}
   def node(name, cookie) do
@@ -38,7 +38,7 @@ defmodule NetlinkPort.Operations.Attach do
     end
   end
 
-  @doc "Calls a function of this library there."
+  @doc "Calls a function of this library on a node. An error is a sentence."
   @spec call(node(), module(), atom(), [term()]) :: {:ok, term()} | {:error, String.t()}
   def call(node, module, function, arguments) do
     {:ok, :erpc.call(node, module, function, arguments, 60_000)}

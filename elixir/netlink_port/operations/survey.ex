@@ -1,13 +1,13 @@
 defmodule NetlinkPort.Operations.Survey do
   @moduledoc false
-  # What all servers of this node tell, asked at once: one that does not answer holds up no other.
+  # Asks all servers of this node for their statistics at once. A server that does not answer delays no other.
 
   alias NetlinkPort.Error
   alias NetlinkPort.Server.Witness
 
   @type told :: {pid(), {:ok, NetlinkPort.server_stats()} | {:error, Error.t()}}
 
-  @doc "The statistics of each server but those in `without`, where nil is none, within `patience` ms."
+  @doc "The statistics of each server except those in `without`, within `patience` ms. `nil` in `without` is ignored."
   @spec stats(timeout(), [pid() | nil]) :: [told()]
   def stats(patience, without \\ []) do
     servers = Witness.servers() -- without

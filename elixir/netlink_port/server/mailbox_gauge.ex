@@ -1,15 +1,15 @@
 defmodule NetlinkPort.Server.MailboxGauge do
   @moduledoc false
-  # How full the mailbox of a socket's owner, or of a monitor's subscriber, is, for `max_queue:`.
+  # Measures the mailbox of a socket's owner, or of a monitor's subscriber, for `max_queue:`.
   #
-  # Nothing tells when a process has taken a message, and asking can block for as long as that process
-  # is suspended: so a process of its own asks, one at a time for each owner. It is asked for when
-  # half of the credit is used up, and while the owner does not catch up, again, ever less often.
+  # The VM does not tell when a process takes a message, and reading the length of a mailbox can block for as
+  # long as its process is suspended. So another process reads it, one at a time for each owner: when half of
+  # the owner's credit is used up, and while the owner does not catch up again and again, ever less often.
 
   alias NetlinkPort.Nodes.Relay
   alias NetlinkPort.Server.Delivery
 
-  # How long a mailbox that was too full is left alone, in ms.
+  # How long to wait before a mailbox that was too full is measured again, in ms.
   @soonest 1
   @latest 64
   # More than any bound.
@@ -22,7 +22,7 @@ defmodule NetlinkPort.Server.MailboxGauge do
           resting?: boolean(),
           rest: pos_integer()
         }
-  @typedoc "What the gauge is of: a socket's handle, a subscriber."
+  @typedoc "Names the measured process: a socket's handle, or a subscriber's reference."
   @type key :: term()
   @type report :: {:length, pid(), non_neg_integer()} | :rested
 
@@ -30,7 +30,7 @@ defmodule NetlinkPort.Server.MailboxGauge do
   @enforce_keys [:bound]
   defstruct [:bound, found: :infinity, asked: nil, resting?: false, rest: @soonest]
 
-  @doc "A gauge for a bound; none where there is none."
+  @doc "A gauge for a bound in messages; `nil` for no bound."
   @spec new(pos_integer() | :infinity) :: t() | nil
   def new(:infinity), do: nil
   def new(bound), do: %__MODULE__{bound: bound}
@@ -41,7 +41,7 @@ defmodule NetlinkPort.Server.MailboxGauge do
   """
   @spec watch(t(), key(), pid(), Delivery.credit(), waiting? :: boolean()) :: t()
   def watch(%{asked: nil, resting?: false} = gauge, key, owner, credit, waiting?) do
-    # An owner that is sent nothing is left alone.
+    # The mailbox of an owner that is sent nothing is not measured.
     if 2 * credit <= gauge.bound and (credit < gauge.found or waiting?) do
       measure(key, owner)
       %{gauge | asked: credit}
@@ -69,7 +69,7 @@ defmodule NetlinkPort.Server.MailboxGauge do
   @doc "What a report means for the credit: what the owner was sent since counts as not yet taken."
   @spec read(t(), key(), report(), Delivery.credit()) :: {Delivery.credit(), t()}
   def read(gauge, _key, :rested, credit), do: {credit, %{gauge | resting?: false}}
-  # Asked for by an earlier gauge of this socket.
+  # An earlier gauge of this socket asked for this measurement.
   def read(%{asked: nil} = gauge, _key, _length, credit), do: {credit, gauge}
 
   def read(%{asked: asked, bound: bound} = gauge, key, {:length, _owner, length}, credit) do
@@ -92,7 +92,7 @@ defmodule NetlinkPort.Server.MailboxGauge do
     end
   end
 
-  # One that cannot be asked is as good as full; the end of its node closes the socket.
+  # A mailbox that cannot be read counts as full. If its node has ended, that closes the socket.
   defp queue_length(owner) do
     {:message_queue_len, length} =
       :erpc.call(node(owner), :erlang, :process_info, [owner, :message_queue_len], 5_000)

@@ -1,15 +1,15 @@
 defmodule NetlinkPort.Server.Stats do
   @moduledoc false
-  # The figures of sockets: what their server knows of them, with what the helper has counted. Runs in the
-  # process that asks.
+  # Statistics of sockets: what the server knows, merged with what the helper has counted. Runs in the process that
+  # asks.
 
   alias NetlinkPort.{Error, Options, Socket}
   alias NetlinkPort.Server.Client
 
-  # A wait for each would be seconds for thousands: so many wait at once.
+  # This many processes ask at once: one after the other, thousands of sockets would take seconds.
   @askers 16
 
-  @doc "Of one socket, of which its server has told what is `known`."
+  @doc "The statistics of one socket; `known` is what its server knows."
   @spec of(Socket.t(), map()) :: {:ok, NetlinkPort.socket_stats()} | {:error, Error.t()}
   def of(%Socket{} = socket, known) do
     with {:ok, told} <- Client.request(socket, {:info, socket.handle}),
@@ -28,7 +28,7 @@ defmodule NetlinkPort.Server.Stats do
     end
   end
 
-  @doc "Of all sockets of a server, by handle; one that is closed meanwhile is left out."
+  @doc "The statistics of all sockets of a server, by handle, without sockets that are closed meanwhile."
   @spec all([map()]) :: [NetlinkPort.socket_stats()]
   def all(sockets), do: sockets |> gathered() |> Enum.sort_by(& &1.handle)
 
@@ -41,7 +41,7 @@ defmodule NetlinkPort.Server.Stats do
     |> Enum.flat_map(&told/1)
   end
 
-  # No tasks, whose links show in the mailbox of a caller that traps exits.
+  # Not Task: its links would put messages into the mailbox of a caller that traps exits.
   defp told({asker, monitor}) do
     receive do
       {:DOWN, ^monitor, :process, ^asker, {:told, stats}} -> stats

@@ -1,13 +1,13 @@
 defmodule NetlinkPort.Server.Witness do
   @moduledoc false
-  # Outlives the server by a moment. Whatever ends the server, a brutal kill too, the witness tells
-  # each owner of its node once that its sockets are closed, and sees to it that the helper is gone. Only who
-  # kills both at once keeps owners from hearing of it.
+  # Outlives its server by a moment. However the server ends, killed or not, the witness tells each owner on its
+  # node once that the socket is closed, and makes sure that the helper is gone. Owners hear nothing only if server
+  # and witness are killed at the same time.
   #
-  # It is the heir of the server's board of sockets, and the only process that says `:netlink_closed` of
-  # the server's end, so that nobody hears it twice. Of one socket whose namespace is gone the server
-  # itself says it, and takes it off the board. Owners on other nodes hear it from the server's relay, in
-  # order with what that still has for them.
+  # The witness is the heir of the server's board of sockets. It alone sends `:netlink_closed` for the end of the
+  # server, so no owner is told twice. When the namespace of one socket is gone the server itself tells the owner,
+  # and takes the socket off the board. Owners on other nodes are told by the server's relay, behind everything
+  # that the relay still has for them.
 
   alias NetlinkPort.Helper.{OsProcess, Reference}
 
@@ -23,9 +23,9 @@ defmodule NetlinkPort.Server.Witness do
   @doc """
   Starts a witness of the calling server.
 
-  Under a supervisor of the kernel application, which the VM stops after every other application: so
-  a server that no application supervises is stopped in order, too. Otherwise System.stop/1 would
-  kill it and its witness at once, and then wait for ever for a port that cannot be drained.
+  It runs under a supervisor of the kernel application, which the VM stops after every other application. So a
+  server that no application supervises is stopped in order too. Otherwise System.stop/1 would kill server and
+  witness at once, and then wait for ever for a port that cannot be drained.
   """
   @spec start() :: pid()
   def start do
@@ -41,8 +41,7 @@ defmodule NetlinkPort.Server.Witness do
   end
 
   @doc """
-  The servers of a node: each has a witness under that supervisor, so that nobody else need keep a
-  list of them. Exits where the node cannot be reached.
+  The servers of a node, found by their witnesses under that supervisor. Exits if the node cannot be reached.
   """
   @spec servers(node()) :: [pid()]
   def servers(node \\ node()) do
@@ -86,7 +85,7 @@ defmodule NetlinkPort.Server.Witness do
     end
   end
 
-  # The reason of the server's end, which is forced where it does not come by itself.
+  # The exit reason of the server. A server that does not end in time is killed.
   defp last_word(server, monitor) do
     receive do
       {:DOWN, ^monitor, :process, _server, reason} -> reason
@@ -98,7 +97,7 @@ defmodule NetlinkPort.Server.Witness do
   end
 
   defp testify(reason, process) do
-    # A server that has not got as far as its board has no owners to tell.
+    # A server without a board has no owners.
     receive do
       {:"ETS-TRANSFER", board, _server, :board} -> tell_owners(board, reason)
     after

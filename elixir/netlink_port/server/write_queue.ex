@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Server.WriteQueue do
   @moduledoc false
-  # Frames on their way from the server to its port, in order, without ever waiting: those that find
-  # the port busy are kept and tried again. A port does not tell when it is busy no more.
+  # Writes the server's frames to its port, in order, without ever waiting. Frames that find the port busy are
+  # queued and tried again after a time: a port does not tell when it has room again.
 
   alias NetlinkPort.Telemetry
 
@@ -13,11 +13,11 @@ defmodule NetlinkPort.Server.WriteQueue do
   @enforce_keys [:port]
   defstruct [:port, :timer, kept: :queue.new()]
 
-  @doc "Nothing is on its way to `port`."
+  @doc "An empty queue for `port`."
   @spec new(port()) :: t()
   def new(port), do: %__MODULE__{port: port}
 
-  @doc "Writes a frame, or keeps it: then the calling process gets the message `:retry`."
+  @doc "Writes a frame, or queues it. With frames in the queue the calling process is sent `:retry`."
   @spec write(t(), iodata()) :: t()
   def write(%__MODULE__{} = outgoing, frame) do
     none_kept? = :queue.is_empty(outgoing.kept)
@@ -25,7 +25,7 @@ defmodule NetlinkPort.Server.WriteQueue do
     if none_kept? and command(outgoing.port, frame) do
       outgoing
     else
-      # Once for each time, however many there will be.
+      # One event for each time that the port becomes busy, however many frames it delays.
       if none_kept?, do: Telemetry.execute([:helper, :busy], %{count: 1}, %{server: self()})
       later(%{outgoing | kept: :queue.in(frame, outgoing.kept)})
     end
@@ -35,7 +35,7 @@ defmodule NetlinkPort.Server.WriteQueue do
   @spec retry(t()) :: t()
   def retry(%__MODULE__{} = outgoing), do: drain(%{outgoing | timer: nil})
 
-  @doc "How many frames are kept."
+  @doc "How many frames are queued."
   @spec kept(t()) :: non_neg_integer()
   def kept(%__MODULE__{kept: kept}), do: :queue.len(kept)
 
@@ -53,7 +53,7 @@ defmodule NetlinkPort.Server.WriteQueue do
     end
   end
 
-  # A closed port has sent, or will send, its exit: that is what ends the server, not this.
+  # A closed port sends its exit to the server, which ends by that.
   defp command(port, frame) do
     Port.command(port, frame, [:nosuspend])
   rescue
