@@ -1,24 +1,24 @@
-//! Letting events gather, where they come faster than it pays to be woken for each.
+//! Coalescing of events, as network cards coalesce interrupts: a wake-up costs more than a datagram.
 //!
-//! A wake-up costs more than a datagram does. After some short waits in a row that brought nothing but
-//! datagrams, the loop looks away from its sockets for [`PAUSE`], and then takes what there is. It keeps
-//! looking at its pipes, so that a command is never late for it, and the first longer wait ends it.
+//! After several short waits in a row that brought only datagrams, the loop polls its two pipes alone for
+//! [`PAUSE`], and then takes all datagrams that have come. Commands are never delayed. The first longer wait,
+//! and the first command, end it.
 
 use std::time::Duration;
 
-/// How long it looks away: what an event may be late.
+/// How long sockets are not polled: the longest delay of an event.
 pub const PAUSE: Duration = Duration::from_micros(100);
-/// So many short waits in a row begin it.
+/// This many short waits in a row begin it.
 const BEGIN: u32 = 8;
 
-/// Decides it for one loop.
+/// Decides for one loop whether events are coalesced.
 #[derive(Debug, Default)]
 pub struct Coalesce {
     short: u32,
 }
 
 impl Coalesce {
-    /// A wait is over. `events` is whether it has brought datagrams, and nothing else.
+    /// A wait has taken `time`. `events` is whether it brought datagrams and nothing else.
     pub fn waited(&mut self, time: Duration, events: bool) {
         self.short = match events && time < PAUSE {
             true => BEGIN.min(self.short + 1),
@@ -26,7 +26,7 @@ impl Coalesce {
         };
     }
 
-    /// Whether to look away first, the next time.
+    /// Whether the next wait begins with a pause.
     pub fn is_on(&self) -> bool {
         self.short >= BEGIN
     }

@@ -1,5 +1,5 @@
-//! What wakes the loop: one epoll over standard input, standard output and every socket, and how it
-//! waits, by looking ([`crate::spin`]), by letting events gather ([`crate::coalesce`]), and asleep.
+//! Waiting for events: one epoll over standard input, standard output and every socket. The poller spins
+//! ([`crate::spin`]), lets events coalesce ([`crate::coalesce`]), or sleeps.
 
 use crate::coalesce::{Coalesce, PAUSE};
 use crate::error::Fatal;
@@ -17,8 +17,7 @@ use std::time::{Duration, Instant};
 /// How many events one epoll_wait(2) brings.
 const EVENTS: usize = 256;
 
-/// What an event belongs to. A handle's token stays valid after its socket is closed: it is not
-/// found any more, and handles are never given twice.
+/// What an event belongs to. The token of a closed socket finds nothing, since handles are never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
     Input,
@@ -56,7 +55,7 @@ pub struct Wire {
     pub output: OwnedFd,
 }
 
-/// What woke the loop.
+/// What the poller found.
 #[derive(Debug, Default)]
 pub struct Ready {
     /// Commands have come.
@@ -67,7 +66,7 @@ pub struct Ready {
     pub watches: bool,
 }
 
-/// epoll, and what it is told to look for on the two pipes.
+/// The epoll, and whether it waits for input and for output on the two pipes.
 #[derive(Debug)]
 pub struct Poller {
     epoll: Epoll,
@@ -79,7 +78,7 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// Looks for what the two pipes and `watches` bring; for commands again for up to `spin`.
+    /// Polls the two pipes and `watches`, and spins for up to `spin` after a command.
     pub fn new(wire: &Wire, watches: impl AsFd, spin: Duration) -> Result<Self, Fatal> {
         let epoll =
             Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(Fatal::system("epoll_create1"))?;
@@ -105,20 +104,20 @@ impl Poller {
         })
     }
 
-    /// Commands have come: more are likely to.
+    /// Commands have come, and more are likely to follow.
     pub fn commanded(&mut self) {
         self.spin.commanded();
     }
 
-    /// Adds a new socket. Only this can fail (ENOSPC, ENOMEM): what [`Self::watch`] changes is there
-    /// already.
+    /// Adds a new socket. This can fail (ENOSPC, ENOMEM); [`Self::watch`] cannot, since it changes what is
+    /// there already.
     pub fn add(&self, handle: Handle, entry: &Entry) -> Result<(), Errno> {
         self.epoll
             .add(&entry.socket, interest(entry.watched, handle))
     }
 
-    /// Watches a socket exactly while its window is open. It stays with epoll all the while: taken out
-    /// and put in again, it could be refused, and would be deaf without anybody knowing.
+    /// Polls a socket exactly while its window is open. The socket stays in the epoll all the time: if it were
+    /// removed, adding it again could fail, and nobody would know that it is deaf.
     pub fn watch(&self, handle: Handle, entry: &mut Entry) {
         let open = entry.window.is_open();
         let mut event = interest(open, handle);
@@ -127,8 +126,7 @@ impl Poller {
         }
     }
 
-    /// Everything. Sockets that have something to read are added to those that are `due`; as long
-    /// as there are any it does not sleep.
+    /// Waits for anything. Adds readable sockets to `due`, and does not sleep while `due` has any.
     pub fn all(
         &mut self,
         wire: &Wire,
@@ -195,7 +193,7 @@ impl Poller {
     }
 }
 
-/// ppoll(2) on the two pipes alone, for ever or for so long.
+/// ppoll(2) on the two pipes alone, for at most `patience`.
 pub fn pipes(
     wire: &Wire,
     reading: bool,

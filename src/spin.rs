@@ -1,20 +1,20 @@
-//! When to look again instead of going to sleep: a wake-up costs tens of microseconds, and a request
-//! that follows an answer comes sooner than that.
+//! Spinning (busy-waiting) instead of sleeping: a wake-up costs tens of microseconds, and a request that follows
+//! an answer comes sooner than that. The server spins by the same rules (elixir/netlink_port/common/spin.ex).
 //!
-//! Only right after a command, and only while it pays: a few that came late turn it off, and some
-//! that come soon turn it on again. Events alone never do: there is nothing to be asked next, and
-//! they come in larger groups to one that sleeps. Asleep is asleep: nothing here wakes anything.
+//! The loop spins only right after a command, and only while that pays: commands that come late turn spinning
+//! off, commands that come soon turn it on again. Events alone never make it spin, since nothing follows them,
+//! and a loop that sleeps takes them in larger groups. Nothing here wakes a sleeping loop.
 
 use nix::sys::epoll::EpollTimeout;
 use std::time::{Duration, Instant};
 
-/// So many more commands that came late than soon turn spinning off.
+/// This many more late commands than soon ones turn spinning off.
 const PATIENCE: u32 = 4;
-/// A command is soon up to this many times the limit after the one before: had it been spun for, it
-/// would nearly have paid.
+/// A command is soon up to this many times the limit after the command before: spinning for it would nearly
+/// have paid.
 const SOON: u32 = 4;
 
-/// Decides it for one loop.
+/// Decides for one loop whether it spins.
 #[derive(Debug)]
 pub struct Spin {
     limit: Duration,
@@ -53,7 +53,7 @@ impl Spin {
         self.last = Some(now);
     }
 
-    /// Until when to look instead of going to sleep.
+    /// Until when the loop spins.
     fn until(&self) -> Option<Instant> {
         match self.last {
             Some(last) if self.misses < PATIENCE => Some(last + self.limit),
