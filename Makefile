@@ -65,7 +65,8 @@ kernels: setup
 docs:
 	@test/matrix/docs.sh
 
-# New inputs go to fuzz/target/found; fuzz/corpus is what is kept of them (fuzz/keep.sh).
+# libFuzzer starts from the inputs of fuzz/corpus and writes new ones to fuzz/target/found; fuzz/keep.sh takes
+# these into fuzz/corpus.
 FUZZ_RUNS ?= 1000000
 FUZZ_TARGETS ?= frame term command
 
@@ -74,7 +75,8 @@ fuzz: setup
 	  echo "fuzzing needs 'rustup toolchain install nightly' and 'cargo install --locked cargo-fuzz'" >&2; exit 1; }
 	@for target in $(FUZZ_TARGETS); do \
 	  found=fuzz/target/found/$$target log=fuzz/target/$$target.log; mkdir -p $$found; \
-	  cargo +nightly fuzz run $$target $$found fuzz/corpus/$$target -- -runs=$(FUZZ_RUNS) \
+	  corpus=fuzz/target/corpus/$$target; rm -rf $$corpus; fuzz/corpus.sh unpack $$target $$corpus || exit 1; \
+	  cargo +nightly fuzz run $$target $$found $$corpus -- -runs=$(FUZZ_RUNS) \
 	    -dict=fuzz/dictionary -max_len=4096 -timeout=10 -malloc_limit_mb=64 -rss_limit_mb=1024 \
 	    -print_final_stats=1 >$$log 2>&1 || { tail -40 $$log; exit 1; }; \
 	  sed -n "s/^stat::number_of_executed_units: */$$target: executions /p" $$log; \

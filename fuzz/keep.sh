@@ -1,11 +1,15 @@
 #!/bin/sh
-# Takes into the corpora what fuzzing has found, and drops what covers nothing of its own, but for
-# the seeds.
+# Takes into the corpora the inputs that fuzzing has found, and drops inputs that cover nothing of their own.
+# The seeds of seed.sh stay.
 set -eu
 cd "$(dirname "$0")"
 for target in frame term command; do
+  all=target/all/$target
+  rm -rf "$all"
+  ./corpus.sh unpack "$target" "$all"
   mkdir -p "target/found/$target"
-  cp -n "target/found/$target"/* "corpus/$target/" 2>/dev/null || true
-  cargo +nightly fuzz cmin "$target" "corpus/$target" -- -max_len=4096
+  cp -n "target/found/$target"/* "$all/" 2>/dev/null || true
+  cargo +nightly fuzz cmin "$target" "$all" -- -max_len=4096
+  ./corpus.sh pack "$target" "$all"
 done
 ./seed.sh

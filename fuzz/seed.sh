@@ -1,9 +1,12 @@
 #!/bin/sh
-# Puts into the corpora what fuzzing starts from: the vectors of docs/vectors.txt, and the edges of
-# what is taken, on either side of each.
+# Puts the seeds into the corpora: the vectors of docs/vectors.txt, and the limits of the decoder, one input
+# on either side of each.
 set -eu
 cd "$(dirname "$0")"
-mkdir -p corpus/frame corpus/term corpus/command
+for target in frame term command; do
+  rm -rf "target/seeds/$target"
+  ./corpus.sh unpack "$target" "target/seeds/$target"
+done
 
 bytes() {
   for byte in $(printf %s "$1" | sed 's/../& /g'); do
@@ -14,25 +17,25 @@ bytes() {
 grep -v '^#' ../docs/vectors.txt | while IFS=: read -r name hex; do
   hex=${hex# }
   file=seed-$(printf %s "$name" | tr ' ' -)
-  bytes "$hex" | tee "corpus/term/$file" >"corpus/command/$file"
+  bytes "$hex" | tee "target/seeds/term/$file" >"target/seeds/command/$file"
   # One chunk of a script (src/testing/properties.rs): how long it is but one, the header, the frame.
   length=$((${#hex} / 2))
-  bytes "$(printf '%02x%08x' $((length + 3)) $length)$hex" >"corpus/frame/$file"
+  bytes "$(printf '%02x%08x' $((length + 3)) $length)$hex" >"target/seeds/frame/$file"
 done
 
 # Of 4 GiB; one beyond the check's limit; at it, but cut; empty ones; one that makes the buffer grow
 # and one behind it that lets it shrink; byte by byte.
-bytes 03ffffffff >corpus/frame/seed-4-gib
-bytes 0300000201 >corpus/frame/seed-too-long
-bytes 0a0000020083680277 >corpus/frame/seed-cut
-bytes 07000000000000000003000000000000 >corpus/frame/seed-empty
+bytes 03ffffffff >target/seeds/frame/seed-4-gib
+bytes 0300000201 >target/seeds/frame/seed-too-long
+bytes 0a0000020083680277 >target/seeds/frame/seed-cut
+bytes 07000000000000000003000000000000 >target/seeds/frame/seed-empty
 long=$(printf '%0400d' 0)
-bytes "03000000c8c7${long}0400000001830a00000001830000000183" >corpus/frame/seed-long
-bytes 000000000000000200830068 >corpus/frame/seed-bytes
+bytes "03000000c8c7${long}0400000001830a00000001830000000183" >target/seeds/frame/seed-long
+bytes 000000000000000200830068 >target/seeds/frame/seed-bytes
 
 # Terms: a name, hexadecimal digits.
 while read -r name hex; do
-  bytes "83$hex" | tee "corpus/term/seed-$name" >"corpus/command/seed-$name"
+  bytes "83$hex" | tee "target/seeds/term/seed-$name" >"target/seeds/command/seed-$name"
 done <<EOF
 depth-8 68016801680168016801680168016a
 depth-9 680168016801680168016801680168016a
@@ -62,3 +65,7 @@ send-shorter 68046101620000000062000000076d00000003000102ff
 send-reference-negative 680461016280000000627fffffff6d0000000100
 send-handle-negative 68046101620000000162800000006d0000000100
 EOF
+
+for target in frame term command; do
+  ./corpus.sh pack "$target" "target/seeds/$target"
+done
