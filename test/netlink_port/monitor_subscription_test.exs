@@ -159,9 +159,12 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
   end
 
   describe "of the connector" do
+    # The kernel answers to the whole machine, with this `ack` and 1: it is that of no other listener.
     defp proc(operation, seq \\ 0) do
+      ack = :rand.uniform(0x7FFFFFFF)
+
       payload =
-        <<@proc::32-native, @proc::32-native, seq::32-native, 0::32, 4::16-native, 0::16,
+        <<@proc::32-native, @proc::32-native, seq::32-native, ack::32-native, 4::16-native, 0::16,
           operation::32-native>>
 
       Message.encode(%Message{type: 3, payload: payload})

@@ -266,7 +266,7 @@ defmodule NetlinkPort.RefusalsTest do
       exec setpriv #{Enum.join(@nobody, " ")} unshare -Ur sh -c '
         unshare -n sleep 600 </dev/null >/dev/null 2>&1 &
         echo $! >&3
-        exec #{helper()} "$@"' sh "$@" 3> #{pidfile}
+        exec #{public!(helper())} "$@"' sh "$@" 3> #{pidfile}
       """)
 
     server = start_server!(executable: script)
