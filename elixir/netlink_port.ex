@@ -114,7 +114,7 @@ defmodule NetlinkPort do
   alias NetlinkPort.Request.Exchange
   alias NetlinkPort.Server.{Client, Opening, PinNumbers, Stats}
 
-  @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h` or its name."
+  @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h`, or its name."
   @type protocol ::
           integer()
           | :route
@@ -154,7 +154,7 @@ defmodule NetlinkPort do
   """
   @type netns :: :host | {:path, Path.t()} | {:name, String.t()} | {:pid, pos_integer()}
 
-  @typedoc "The meaning of `:inet.setopts/2`: messages for ever, one, so many, or none."
+  @typedoc "As in `:inet.setopts/2`: all datagrams as messages (`true`), one, a count of them, or none (`false`)."
   @type active :: boolean() | :once | 1..32_767
 
   @typedoc """
@@ -190,7 +190,7 @@ defmodule NetlinkPort do
           | :endless_dump
           | term()
 
-  @typedoc "What `setopts/2` and `getopts/2` know."
+  @typedoc "The options of `setopts/2` and `getopts/2`."
   @type option ::
           {:active, active() | integer()}
           | {:pktinfo, boolean()}
@@ -204,7 +204,7 @@ defmodule NetlinkPort do
           | {:sndbuf, non_neg_integer()}
           | {:filter, [{0..0xFFFF, 0..0xFF, 0..0xFF, 0..0xFFFFFFFF}] | nil}
 
-  @typedoc "What `open/3` takes beside `t:option/0`."
+  @typedoc "The options of `open/3`: those of `t:option/0`, and more."
   @type open_option ::
           option()
           | {:netns, netns()}
@@ -1117,7 +1117,7 @@ defmodule NetlinkPort do
           pins: [pin_info()]
         }
 
-  @typedoc "What is known of a pin: its fields, see `NetlinkPort.Pin`, its owner, and the pin itself."
+  @typedoc "A pin, its fields (see `NetlinkPort.Pin`) and its owner."
   @type pin_info :: %{
           pin: Pin.t(),
           handle: Socket.handle(),
