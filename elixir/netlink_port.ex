@@ -144,9 +144,9 @@ defmodule NetlinkPort do
   A network namespace:
 
     * `:host` - the helper's own.
-    * `{:path, path}` - the one that a file stands for.
-    * `{:name, name}` - the one that `ip netns` calls by this name, `/run/netns/name`.
-    * `{:pid, pid}` - that of a process, by its number in the helper's pid namespace.
+    * `{:path, path}` - the namespace that a file stands for.
+    * `{:name, name}` - the namespace that `ip netns` calls by this name, `/run/netns/name`.
+    * `{:pid, pid}` - the namespace of a process, by its number in the helper's pid namespace.
 
   What counts is where a path leads, and not how it is spelt. A path that leads to `/proc/<pid>/ns/net` needs
   `CAP_SYS_PTRACE` where `{:pid, pid}` needs it: for processes of other users, and for those with more capabilities
@@ -977,7 +977,7 @@ defmodule NetlinkPort do
   end
 
   @doc """
-  Returns what is known of a socket, of a pin, or of a server and its helper.
+  Describes a socket, a pin, or a server and its helper.
 
       {:ok, %{verified: true, drops: 0}} = NetlinkPort.info(socket)
       {:ok, %{may_leave: true}} = NetlinkPort.info(MyApp.Netlink)
@@ -989,7 +989,7 @@ defmodule NetlinkPort do
       its cookie (`SO_NETNS_COOKIE`, or `nil`).
     * `:verified` - whether the kernel has confirmed that namespace. It does so only for a helper with CAP_NET_ADMIN
       there.
-    * `:drops` - datagrams that the kernel has dropped, as far as the owner was told.
+    * `:drops` - datagrams that the kernel has dropped, as far as the helper has reported them.
     * `:foreign` - datagrams from user space that were refused.
     * `:kept` - items that wait in the VM for the owner.
 
@@ -1054,7 +1054,7 @@ defmodule NetlinkPort do
       of its namespace.
     * `:received`, `:received_bytes` - datagrams that the helper has handed on to the VM.
     * `:sent`, `:sent_bytes` - datagrams that the kernel has accepted, without those that it has refused.
-    * `:drops` - datagrams that the kernel has dropped, as far as the owner was told.
+    * `:drops` - datagrams that the kernel has dropped, as far as the helper has reported them.
     * `:foreign` - datagrams from user space that were refused.
     * `:queued_bytes`, `:queue_limit` - what waits in the kernel's receive queue, and how much may wait there before
       the kernel drops (`SO_MEMINFO`). The kernel counts more than a datagram's length. Both are 0 if the kernel does
