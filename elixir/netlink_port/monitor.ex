@@ -574,10 +574,10 @@ defmodule NetlinkPort.Monitor do
   end
 
   defp dumped(state, {:error, error}) do
+    # The end of a helper also ends the socket, and subscribers learn of it by :netlink_down.
     tell? = state.dump_wait == @soonest and error.stage != :thread
     {wait, next} = back_off(state.dump_wait)
     timer = Process.send_after(self(), :dump, wait)
-    # Subscribers learn of the end of a helper by :netlink_down (see `tell?`).
     subscribers = Subscribers.failed(state.subscribers, error, tell?)
     %{state | dump_timer: timer, dump_wait: next, subscribers: subscribers}
   end
