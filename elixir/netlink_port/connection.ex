@@ -288,7 +288,7 @@ defmodule NetlinkPort.Connection do
   end
 
   defp opened(state, {:ok, %Socket{link: link} = socket, known}) do
-    # The end of a server on another node is reported through the relay of that node.
+    # A remote witness reports the end of a server on another node, by :netlink_closed.
     monitor = if Reference.local?(link), do: Process.monitor(link.server)
     Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
     state = %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
