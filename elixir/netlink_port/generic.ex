@@ -295,7 +295,7 @@ defmodule NetlinkPort.Generic do
   """
   @spec join(Socket.t(), String.t() | t(), String.t()) :: :ok | NetlinkPort.error()
   def join(%Socket{} = socket, family, group) when is_binary(group) do
-    # A family from the cache will not do: joining a group of a stale number succeeds.
+    # A family from the cache will not do: a stale number may be another family's group by now.
     with {:ok, %{name: name, groups: groups}} <- fresh(socket, family) do
       case groups do
         %{^group => number} -> NetlinkPort.join(socket, number)
