@@ -25,8 +25,8 @@ defmodule NetlinkPort.Monitor.Config do
           notify?: boolean()
         }
 
-  # `follow` are the families and groups by name. `notify?` is whether subscribers get the notices of nlctrl, because
-  # they are in its group.
+  # `follow` are the families and groups by name. `notify?` is whether the options name the group `notify` of nlctrl, so
+  # that subscribers get its events, too.
   @enforce_keys [
     :server,
     :protocol,
