@@ -33,15 +33,15 @@ defmodule NetlinkPort.Connection do
   carried it out. The connection drops the answer when it arrives.
 
   When the caller of a dump has given up or has ended, the connection reads the dump to its end before it sends the
-  next one. If no datagram of it comes for five seconds, or if it has not ended after a minute or 256 MiB, the socket
-  is of no more use for dumps. The connection then opens another socket, and sends there all calls that were not sent
-  yet. Calls that are under way on the old socket are still answered there. After five more seconds their callers get
+  next one. If no datagram of it comes for five seconds, or if it has not ended after a minute or 256 MiB, the
+  connection sends nothing more on this socket. It opens another, and sends there all calls that were not sent yet.
+  Calls that are under way on the old socket are still answered there. After five more seconds their callers get
   `ETIMEDOUT`.
 
   ## Loss
 
   When the kernel has dropped datagrams, nobody knows whose answers they were. Every request and every batch under way
-  gets `ENOBUFS`: the kernel may have carried it out or not. The dump under way is sent again, up to five times in all,
+  gets `ENOBUFS`, and the kernel may or may not have carried it out. The dump under way is sent again, up to five times in all,
   like a dump that was interrupted by changes. A connection never sends anything else twice.
 
   The mailbox of the connection is bounded. It holds at most `max_queue:` datagrams (1 000 by default), and one message

@@ -93,8 +93,8 @@ defmodule NetlinkPort.Monitor do
 
     * IPv4: routes with the same key have an order. With `NLM_F_APPEND` a route comes last; with `NLM_F_REPLACE` it
       takes the place of the first; with neither it comes first. A dump lists them in their order. An
-      `RTM_DELROUTE` removes the route that equals it in everything else, too.
-    * IPv6: the routes with a gateway form one multipath route. Each addition of a nexthop sends all nexthops, in
+      `RTM_DELROUTE` removes the one route of this key that is the same in all other attributes.
+    * IPv6: the routes with a gateway form one multipath route. The event of an added nexthop lists all nexthops, in
       `RTA_MULTIPATH`, and replaces the route. An `RTM_DELROUTE` without `RTA_MULTIPATH` removes the one nexthop
       that it names. Routes without a gateway stand beside the multipath route, one for each interface.
       `NLM_F_REPLACE` takes the place of the first route of the same kind, or else of the other kind.
@@ -127,8 +127,8 @@ defmodule NetlinkPort.Monitor do
           subscription: [datagram]
         )
 
-  Packets that a rule logs to group 5 (`nft … log group 5`). The group is one of nflog, which has no multicast
-  groups of netlink:
+  Packets that a rule logs to group 5 (`nft … log group 5`). The groups of nflog are no multicast groups of netlink, so
+  there is no `groups:` here:
 
       # NFNL_SUBSYS_ULOG and NFULNL_MSG_CONFIG; struct nfgenmsg; NFULA_CFG_CMD: NFULNL_CFG_CMD_BIND
       bind = {0x0401, [], [<<0, 0, 5::16>>, NetlinkPort.Attr.encode([{1, <<1>>}])]}
@@ -143,18 +143,18 @@ defmodule NetlinkPort.Monitor do
 
   What cannot be sent, or is refused, or is not answered within 5 s, takes the monitor down with that error, and
   the monitor tries again. In a datagram the monitor waits for the ack of each message that has `NLM_F_ACK`. It
-  also waits for the answer to each message to the process events of the connector: the kernel sends it to the
-  whole group, as a `PROC_EVENT_NONE` that only its field `ack` tells apart. A refusal of any other message takes
-  the monitor down whenever it arrives.
+  also waits for the answer to each message that controls the process events of the connector. The kernel sends that
+  answer to the whole group: a `PROC_EVENT_NONE`, which the monitor recognizes by its field `ack` alone. A refusal of
+  any other message takes the monitor down whenever it arrives.
 
   A monitor is the wrong process for a family that wants answers over the same socket, such as the verdicts of
   nfqueue. Groups that processes send to (`:usersock`) need `user_peers: true`; without it nothing arrives.
 
   ## Groups of generic netlink
 
-  The kernel gives the families and groups of `:generic` their numbers when a family is registered. When the
-  module of a family is loaded again, the numbers are different. The kernel then ends all memberships of the old
-  groups, and sends the members nothing.
+  The kernel gives a family of `:generic` and its groups their numbers when the family is registered. When the module
+  of the family is unloaded, the kernel ends all memberships of its groups, and sends the members nothing. When the
+  module is loaded again, the numbers are different.
 
   So a monitor takes these groups by name, `groups: [{"ethtool", "monitor"}]`, and names of families as types in
   `:dump` and `:subscription`. It follows the group `notify` of the family `nlctrl`, where the kernel announces
@@ -192,9 +192,10 @@ defmodule NetlinkPort.Monitor do
 
   ## When something is lost
 
-  When the helper, its server or the namespace goes, the socket is lost. The monitor opens it again after 20 ms.
-  While that fails, it tries again at growing intervals of up to 1 s, so that it finds its namespace, its server or
-  its helper soon after they are back. No supervisor has to restart it. It opens its socket with
+  When the helper, its server or the namespace goes, the socket is lost, and subscribers are sent `:netlink_down`. The
+  monitor opens another socket after 20 ms, and subscribers are sent `:netlink_resync`. While it cannot open a socket,
+  the monitor tries again at growing intervals of up to 1 s, so that it finds its namespace, its server or its helper
+  soon after they are back. No supervisor has to restart the monitor. It opens its socket with
   `close_on: :namespace_gone` (see "When a namespace goes" of `NetlinkPort`), so that it never follows a namespace
   that was deleted.
 

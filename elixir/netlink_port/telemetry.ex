@@ -47,7 +47,7 @@ defmodule NetlinkPort.Telemetry do
 
   | event | measurements | metadata |
   | --- | --- | --- |
-  | `[:netlink_port, :request, :stop]` | `duration`; `messages`: how many messages the answer has, or how many requests the batch has; 0 for an error | `kind`: `:request`, `:batch` or `:dump`; `type` of the message, `nil` for a batch; `socket` for the functions of `NetlinkPort`, or `connection` for those of `NetlinkPort.Connection`; `outcome`: `:ok`, or the `NetlinkPort.Error` |
+  | `[:netlink_port, :request, :stop]` | `duration`; `messages`: how many messages the answer has, or how many requests the batch has; 0 for an error | `kind`: `:request`, `:batch` or `:dump`; `type` of the message, `nil` for a batch; `socket` for the functions of `NetlinkPort` and `NetlinkPort.Generic` on a socket, or `connection` for those on a `NetlinkPort.Connection`; `outcome`: `:ok`, or the `NetlinkPort.Error` |
   | `[:netlink_port, :request, :warning]` | `count`: 1 | `kind`, `type`, and `socket` or `connection`, as above; `ext_ack`: the kernel's extended acknowledgement of a success, `t:NetlinkPort.ExtAck.t/0`. One event for each acknowledgement |
 
   ## Monitors, connections, captures
