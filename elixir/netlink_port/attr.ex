@@ -214,7 +214,7 @@ defmodule NetlinkPort.Attr do
 
   @doc """
   Returns the elements of an array that is nested in the first attribute of a type, in the order of the wire. Each
-  element is an attribute whose type is an index, and whose value are the element's own attributes. A generic family's
+  element is an attribute whose type is an index, and whose value holds the element's own attributes. A generic family's
   multicast groups are such an array.
 
       iex> groups = [{7, [{1, [{1, "a"}]}, {2, [{1, "b"}]}]}]
@@ -282,7 +282,7 @@ defmodule NetlinkPort.Attr do
       end)
 
     @doc """
-    #{what}: encodes it. An integer out of range raises `ArgumentError`.
+    #{what}, as bytes for the wire. An integer out of range raises `ArgumentError`.
 
         iex> byte_size(NetlinkPort.Attr.#{name}(1))
         #{div(bits, 8)}
@@ -298,7 +298,7 @@ defmodule NetlinkPort.Attr do
     end
 
     @doc """
-    #{what}: decodes the first attribute of a type.
+    #{what}, decoded from the first attribute of a type.
 
         iex> NetlinkPort.Attr.#{name}([{4, NetlinkPort.Attr.#{name}(100)}], 4)
         {:ok, 100}
@@ -317,7 +317,8 @@ defmodule NetlinkPort.Attr do
   end
 
   @doc """
-  An unsigned integer of 4 or 8 bytes: decodes the first attribute of a type. The sender chooses the length (`NLA_UINT`).
+  An unsigned integer of 4 or 8 bytes, decoded from the first attribute of a type. The sender chooses the length
+  (`NLA_UINT`).
 
       iex> alias NetlinkPort.Attr
       iex> {Attr.uint([{1, Attr.u32(7)}], 1), Attr.uint([{1, Attr.u64(7)}], 1)}
@@ -333,7 +334,8 @@ defmodule NetlinkPort.Attr do
   end
 
   @doc """
-  A signed integer of 4 or 8 bytes: decodes the first attribute of a type. The sender chooses the length (`NLA_SINT`).
+  A signed integer of 4 or 8 bytes, decoded from the first attribute of a type. The sender chooses the length
+  (`NLA_SINT`).
 
       iex> alias NetlinkPort.Attr
       iex> {Attr.sint([{1, Attr.s32(-7)}], 1), Attr.sint([{1, Attr.s64(-7)}], 1)}

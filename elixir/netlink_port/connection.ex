@@ -40,9 +40,9 @@ defmodule NetlinkPort.Connection do
 
   ## Loss
 
-  When the kernel has dropped datagrams, nobody knows whose answers they were. Every request and every batch under way
-  gets `ENOBUFS`, and the kernel may or may not have carried it out. The dump under way is sent again, up to five times in all,
-  like a dump that was interrupted by changes. A connection never sends anything else twice.
+  When the kernel has dropped datagrams, the connection cannot know whose answers they were. Every request and every
+  batch under way gets `ENOBUFS`, and the kernel may or may not have carried it out. The dump under way is sent again,
+  up to five times in all, like a dump that was interrupted by changes. A connection never sends anything else twice.
 
   The mailbox of the connection is bounded. It holds at most `max_queue:` datagrams (1 000 by default), and one message
   from each caller. Further datagrams stay in the socket's window and in the kernel.

@@ -8,9 +8,9 @@ defmodule NetlinkPort.Generic do
       |command|version| reserved      | the family's own header, attributes
       +-------+-------+---------------+----------------------------
 
-  The kernel chooses a family's number when the family's module is loaded. The family `nlctrl`, whose own number is
-  always 16, looks it up by name. The functions of this module take a socket of the protocol `:generic` that the
-  calling process owns, or a `NetlinkPort.Connection` of that protocol:
+  The kernel chooses a family's number when the family is registered, as when its module is loaded. The family
+  `nlctrl`, whose own number is always 16, looks other families up by name. The functions of this module take a socket
+  of the protocol `:generic` that the calling process owns, or a `NetlinkPort.Connection` of that protocol:
 
       {:ok, socket} = NetlinkPort.open(MyApp.Netlink, :generic, netns: {:name, "blue"}, active: false)
       {:ok, family} = NetlinkPort.Generic.family(socket, "nlctrl")
@@ -36,8 +36,8 @@ defmodule NetlinkPort.Generic do
   When the module of a family is loaded again, the family has another number. The kernel answers `ENOENT` to a number
   without a family. `request/5` and `dump/5` then look the name up again. If the number has changed, they send the
   request to the new number. No family has seen the first request, so nothing is carried out twice. A struct is not
-  looked up again: its caller calls `family/3`. The kernel counts numbers up to 1023 before it uses one again, so that
-  a number stands for another family only after a thousand have been registered.
+  looked up again: a caller that keeps one has to call `family/3` itself. The kernel counts numbers up to 1023 before it
+  uses one again, so that a number stands for another family only after a thousand have been registered.
   """
 
   alias NetlinkPort.{Attr, Connection, DecodeError, Error, ExtAck, Message, Socket}

@@ -583,7 +583,7 @@ defmodule NetlinkPort.Monitor do
     %{state | dump_timer: timer, dump_wait: next, subscribers: subscribers}
   end
 
-  ## What arrives
+  ## Datagrams
 
   defp arrived(state, datagram, message) do
     case Subscription.refusal(state.config.subscription, datagram) do

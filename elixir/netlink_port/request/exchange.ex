@@ -69,7 +69,7 @@ defmodule NetlinkPort.Request.Exchange do
     max_bytes: :infinity
   ]
 
-  ## What is asked
+  ## A new exchange
 
   @doc """
   Returns an exchange for a socket of this protocol, the error of a request that the kernel would not answer, or what is
@@ -247,7 +247,7 @@ defmodule NetlinkPort.Request.Exchange do
   def sequence(next, count) when next + count > @last_sequence, do: {next, 1}
   def sequence(next, count), do: {next, next + count}
 
-  ## What comes
+  ## The answer
 
   @doc "Adds the messages of a datagram of `size` bytes that belong to the exchange, in their order."
   @spec add(t(), [Message.t()], non_neg_integer()) :: t()
@@ -295,7 +295,7 @@ defmodule NetlinkPort.Request.Exchange do
     )
   end
 
-  ## What it comes to
+  ## The outcome
 
   @doc "Returns the outcome of an exchange that is done, or `{:again, exchange}` to number and send it again."
   @spec outcome(t()) :: outcome() | {:again, t()}

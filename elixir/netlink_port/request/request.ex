@@ -321,7 +321,7 @@ defmodule NetlinkPort.Request do
     end
   end
 
-  ## What another dump has left
+  ## The rest of an abandoned dump
 
   # Reads an abandoned dump to its end. A dump that goes silent is passed over: the kernel may never have answered it. A
   # dump that does not end costs the socket.
