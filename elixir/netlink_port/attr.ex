@@ -1,17 +1,18 @@
 defmodule NetlinkPort.Attr do
   @moduledoc """
-  Netlink attributes: `struct nlattr` and its value. `include/uapi/linux/netlink.h`.
+  Netlink attributes: `struct nlattr` and its value, see `include/uapi/linux/netlink.h`.
 
       0       2       4
       +-------+-------+-----------+---------
       | length| type  | value     | padding to 4 bytes
       +-------+-------+-----------+---------
 
-  Decoded they are a list of `{type, value}` in the order of the wire, the value being its bytes.
-  What the bytes mean is the protocol's to say: the getters read them, and tell a value of the wrong
-  length from one that is missing. The two highest bits of the type, `NLA_F_NESTED` (0x8000) and
-  `NLA_F_NET_BYTEORDER` (0x4000), are left out of it when decoding; a value of big-endian bytes is
-  read by a getter of that order.
+  Decoded attributes are a list of `{type, value}` in the order of the wire, where `value` is a binary. The protocol
+  defines what the bytes mean, so the caller chooses the getter that reads them: `u32/2`, `string/2` and so on. A getter
+  returns `:missing` when there is no such attribute, and an error when the value has the wrong length.
+
+  `decode/1` removes the two highest bits of the type, `NLA_F_NESTED` (0x8000) and `NLA_F_NET_BYTEORDER` (0x4000). The
+  getters `be16/2`, `be32/2` and `be64/2` read big-endian values.
 
       iex> alias NetlinkPort.Attr
       iex> bytes = IO.iodata_to_binary(Attr.encode([{3, "lo\\0"}, {4, Attr.u32(65_536)}, {18, [{1, "veth\\0"}]}]))
@@ -36,13 +37,18 @@ defmodule NetlinkPort.Attr do
   @typedoc "The type of an attribute, without the two flags: `NLA_TYPE_MASK`."
   @type type :: 0..0x3FFF
 
-  @typedoc "Attributes as they are decoded."
+  @typedoc "Decoded attributes."
   @type attrs :: [{type(), binary()}]
 
   @typedoc """
-  An attribute to encode: its bytes; more attributes, nested with `NLA_F_NESTED`; the same without
-  that flag (`:plain`), as some older families want it; bytes with `NLA_F_NET_BYTEORDER`; `true`,
-  one that says what it says by being there; or a `NetlinkPort.Pin`, the descriptor of a namespace.
+  An attribute to encode. The value is one of:
+
+    * a binary: the bytes of the value.
+    * a list of attributes: nested attributes, with `NLA_F_NESTED`.
+    * `{:plain, attributes}`: nested attributes without that flag, as some older families want them.
+    * `{:net_byteorder, binary}`: bytes with `NLA_F_NET_BYTEORDER`.
+    * `true`: a flag (`NLA_FLAG`), which has no value.
+    * a `NetlinkPort.Pin`: the descriptor of a namespace.
   """
   @type input ::
           {type(),
@@ -53,23 +59,23 @@ defmodule NetlinkPort.Attr do
            | true
            | Pin.t()}
 
-  @typedoc "What a getter returns: the first attribute of the type, read."
+  @typedoc "What a getter returns: the decoded value of the first attribute of the type."
   @type got(value) :: {:ok, value} | :missing | {:error, DecodeError.t()}
 
   ## Encoding
 
   @doc """
-  Attributes for the wire, each padded to 4 bytes. A value beyond 65 531 bytes raises `ArgumentError`:
-  the wire has 16 bits for its length.
+  Encodes attributes for the wire, each padded to 4 bytes. A value longer than 65 531 bytes raises `ArgumentError`: the
+  wire has 16 bits for its length.
 
       iex> bytes = IO.iodata_to_binary(NetlinkPort.Attr.encode([{3, "lo\\0"}, {25, true}]))
       iex> <<7::16-native, 3::16-native, "lo", 0, 0, 4::16-native, 25::16-native>> = bytes
       iex> byte_size(bytes)
       12
 
-  A pin stays in what is returned, which is then no iodata, until it is sent: `NetlinkPort.send/3` and all that
-  makes requests put its number there. Code that makes bytes itself takes `s32(pin.descriptor)`, which nobody
-  checks.
+  When `attrs` contain a pin, so does the result, which is then no iodata. `NetlinkPort.send/3` and the functions that
+  make requests replace the pin by its number. Code that needs bytes can encode `s32(pin.descriptor)`. Then nothing
+  checks that the pin has not ended, or that it belongs to the helper that sends the message.
   """
   @spec encode([input()]) :: Pin.payload()
   def encode(attrs) when is_list(attrs), do: Enum.map(attrs, &encode_one/1)
@@ -111,19 +117,20 @@ defmodule NetlinkPort.Attr do
   ## Decoding
 
   @doc """
-  The attributes in a binary, such as the rest of a payload behind the family's own header.
+  Decodes the attributes in a binary, such as the part of a payload that follows the family's own header.
 
       iex> NetlinkPort.Attr.decode(<<7::16-native, 3::16-native, "lo", 0, 0>>)
       {:ok, [{3, "lo\\0"}]}
 
-  Errors: `NetlinkPort.DecodeError` with the offset of the attribute that is cut or shorter than its header.
+  Errors: `NetlinkPort.DecodeError` with the offset of an attribute that is truncated, or whose length is less than that
+  of its header.
   """
   @spec decode(binary()) :: {:ok, attrs()} | {:error, DecodeError.t()}
   def decode(binary) when is_binary(binary), do: decode(binary, binary, [])
 
   defp decode(<<>>, _binary, attrs), do: {:ok, Enum.reverse(attrs)}
 
-  # A length below the header's makes a negative size, which nothing matches.
+  # A length less than the header's gives a negative size, which matches nothing.
   defp decode(
          <<length::16-native, type::16-native, value::binary-size(length - @header),
            rest::binary>>,
@@ -147,7 +154,7 @@ defmodule NetlinkPort.Attr do
     error(:attribute, cut, binary, "#{byte_size(cut)} bytes are left, less than its header's 4")
   end
 
-  # The last one may lack its padding.
+  # The last attribute may lack its padding.
   defp skip(rest, padding) when byte_size(rest) <= padding, do: <<>>
   defp skip(rest, 0), do: rest
   defp skip(<<_::8, rest::binary>>, 1), do: rest
@@ -157,12 +164,12 @@ defmodule NetlinkPort.Attr do
   ## Getters
 
   @doc """
-  The bytes of the first attribute of a type.
+  Returns the bytes of the first attribute of a type.
 
       iex> {NetlinkPort.Attr.binary([{3, "lo\\0"}], 3), NetlinkPort.Attr.binary([], 3)}
       {{:ok, "lo\\0"}, :missing}
 
-  Errors: none. Any value is its bytes.
+  Errors: none. Any value is valid.
   """
   @spec binary(attrs(), type()) :: got(binary())
   def binary(attrs, type) do
@@ -173,8 +180,8 @@ defmodule NetlinkPort.Attr do
   end
 
   @doc """
-  All values of a type, in their order: an array that repeats one attribute, such as
-  `RTA_METRICS` or a generic family's multicast groups do not, but `TCA_STATS2` and policies do.
+  Returns the values of all attributes of a type, in their order. Some protocols encode an array by repeating one
+  attribute, as with `IFLA_ALT_IFNAME` in `IFLA_PROP_LIST`. For an array whose elements have indices see `array/2`.
 
       iex> NetlinkPort.Attr.all([{1, "a"}, {2, "b"}, {1, "c"}], 1)
       ["a", "c"]
@@ -183,7 +190,7 @@ defmodule NetlinkPort.Attr do
   def all(attrs, type), do: for({^type, value} <- attrs, do: value)
 
   @doc """
-  Whether there is an attribute of a type: what a flag says (`NLA_FLAG`).
+  Whether there is an attribute of a type. This reads a flag (`NLA_FLAG`).
 
       iex> {NetlinkPort.Attr.flag?([{25, ""}], 25), NetlinkPort.Attr.flag?([], 25)}
       {true, false}
@@ -192,13 +199,13 @@ defmodule NetlinkPort.Attr do
   def flag?(attrs, type), do: List.keymember?(attrs, type, 0)
 
   @doc """
-  The attributes nested in one.
+  Returns the attributes that are nested in the first attribute of a type.
 
       iex> {:ok, attrs} = NetlinkPort.Attr.decode(IO.iodata_to_binary(NetlinkPort.Attr.encode([{18, [{1, "veth"}]}])))
       iex> NetlinkPort.Attr.nested(attrs, 18)
       {:ok, [{1, "veth"}]}
 
-  Errors are those of `decode/1`, with offsets in that value.
+  Errors are those of `decode/1`, with offsets in the value of that attribute.
   """
   @spec nested(attrs(), type()) :: got(attrs())
   def nested(attrs, type) do
@@ -206,15 +213,16 @@ defmodule NetlinkPort.Attr do
   end
 
   @doc """
-  An array nested in one attribute, each element an attribute of its own whose type is an index: the
-  elements' attributes, in the order of the wire.
+  Returns the elements of an array that is nested in the first attribute of a type, in the order of the wire. Each
+  element is an attribute whose type is an index, and whose value holds the element's own attributes. A generic family's
+  multicast groups are such an array.
 
       iex> groups = [{7, [{1, [{1, "a"}]}, {2, [{1, "b"}]}]}]
       iex> {:ok, attrs} = NetlinkPort.Attr.decode(IO.iodata_to_binary(NetlinkPort.Attr.encode(groups)))
       iex> NetlinkPort.Attr.array(attrs, 7)
       {:ok, [[{1, "a"}], [{1, "b"}]]}
 
-  Errors are those of `decode/1`, with offsets in that value, or in that element.
+  Errors are those of `decode/1`, with offsets in the value of that attribute, or in that of the element.
   """
   @spec array(attrs(), type()) :: got([attrs()])
   def array(attrs, type) do
@@ -234,8 +242,8 @@ defmodule NetlinkPort.Attr do
   end
 
   @doc """
-  A string, up to its first NUL byte (`NLA_NUL_STRING`, `NLA_STRING`). It may hold any other byte, valid UTF-8
-  or not.
+  Returns a string, up to its first NUL byte (`NLA_NUL_STRING`, `NLA_STRING`). The string may contain any other byte,
+  and need not be valid UTF-8.
 
       iex> NetlinkPort.Attr.string([{3, "lo\\0"}], 3)
       {:ok, "lo"}
@@ -274,7 +282,7 @@ defmodule NetlinkPort.Attr do
       end)
 
     @doc """
-    #{what}: the bytes of one. What is beyond its range raises `ArgumentError`.
+    #{what}, as bytes for the wire. An integer out of range raises `ArgumentError`.
 
         iex> byte_size(NetlinkPort.Attr.#{name}(1))
         #{div(bits, 8)}
@@ -290,7 +298,7 @@ defmodule NetlinkPort.Attr do
     end
 
     @doc """
-    #{what}, of the first attribute of a type.
+    #{what}, decoded from the first attribute of a type.
 
         iex> NetlinkPort.Attr.#{name}([{4, NetlinkPort.Attr.#{name}(100)}], 4)
         {:ok, 100}
@@ -309,7 +317,8 @@ defmodule NetlinkPort.Attr do
   end
 
   @doc """
-  An unsigned integer of 4 or 8 bytes, as its sender chose (`NLA_UINT`).
+  An unsigned integer of 4 or 8 bytes, decoded from the first attribute of a type. The sender chooses the length
+  (`NLA_UINT`).
 
       iex> alias NetlinkPort.Attr
       iex> {Attr.uint([{1, Attr.u32(7)}], 1), Attr.uint([{1, Attr.u64(7)}], 1)}
@@ -325,7 +334,8 @@ defmodule NetlinkPort.Attr do
   end
 
   @doc """
-  A signed integer of 4 or 8 bytes, as its sender chose (`NLA_SINT`).
+  A signed integer of 4 or 8 bytes, decoded from the first attribute of a type. The sender chooses the length
+  (`NLA_SINT`).
 
       iex> alias NetlinkPort.Attr
       iex> {Attr.sint([{1, Attr.s32(-7)}], 1), Attr.sint([{1, Attr.s64(-7)}], 1)}
@@ -341,7 +351,7 @@ defmodule NetlinkPort.Attr do
   end
 
   @doc """
-  The value and the mask of `struct nla_bitfield32`.
+  Returns the value and the mask of `struct nla_bitfield32`.
 
       iex> NetlinkPort.Attr.bitfield32([{1, <<1::32-native, 3::32-native>>}], 1)
       {:ok, {1, 3}}

@@ -1,7 +1,6 @@
 defmodule NetlinkPort.Connection do
   @moduledoc """
-  A supervised process that owns a netlink socket and carries out the requests of many callers on it, at
-  once.
+  A supervised process that owns a netlink socket and carries out the requests of many callers on it, concurrently.
 
       children = [
         {NetlinkPort, name: MyApp.Netlink},
@@ -13,49 +12,61 @@ defmodule NetlinkPort.Connection do
       {:ok, [link]} = NetlinkPort.Connection.request(MyApp.Blue, 18, <<0::32, 1::32-native, 0::64>>)
       {:ok, links} = NetlinkPort.Connection.dump(MyApp.Blue, 18, <<0::128>>)
 
-  `request/4`, `batch/3` and `dump/4` take and return what those of `NetlinkPort` do; the difference is
-  who owns the socket. Any process may call, on any node. Answers are matched to callers by the
-  sequence number, so that up to sixteen requests are under way at once, which is what the socket's
-  buffer has room for; a batch counts as many as it has, one beyond 4 kB once for each 4 kB, and what
-  counts more than sixteen goes alone. A request that is not answered for five seconds does not count.
-  Dumps wait for one another, and for nothing else: the kernel runs one a socket, and the next
-  is sent when NLMSG_DONE of the last has been read.
+  `request/4`, `batch/3` and `dump/4` take the same arguments and return the same values as those of `NetlinkPort`.
+  The difference is who owns the socket. Any process may call a connection, from any node.
+
+  The connection matches answers to callers by the sequence number, so that many requests are under way at once. The
+  limit is sixteen, for which the socket's buffer has room. A batch counts once for each of its messages. A request or
+  batch whose payload is larger than 4 kB counts at least once for each 4 kB. When it counts sixteen or more, it goes
+  alone. A request that has no answer after five seconds stops counting.
+
+  Dumps wait for one another, and for nothing else. The kernel runs one dump on a socket, so the connection sends the
+  next dump when it has read the `NLMSG_DONE` of the last.
 
   ## Deadlines
 
-  The `:timeout` of a request or a batch is for the whole of it. That of a dump is how long its first
-  datagram may take, the wait for dumps before it included, and then each further one, within
-  `:total_timeout` and `:max_bytes`. At its deadline a
-  caller gets `ETIMEDOUT`, and the answer is dropped when it comes. What was sent is not taken back:
-  the kernel may have done it. A dump whose caller has given up or has ended is read to its end before
-  the next one is sent. One that does not go on for five seconds, or has not ended after a minute or 256 MiB,
-  has spoilt the socket: the connection opens another, and sends there what was not sent yet. What is
-  under way on the old one is answered there; after five more seconds its callers get `ETIMEDOUT`.
+  The `:timeout` of a request or a batch covers the whole call. The `:timeout` of a dump covers its first datagram,
+  including the wait for earlier dumps, and then each further datagram. `:total_timeout` and `:max_bytes` bound the
+  dump as a whole.
+
+  When the deadline passes, the caller gets `ETIMEDOUT`. The request itself is not taken back: the kernel may have
+  carried it out. The connection drops the answer when it arrives.
+
+  When the caller of a dump has given up or has ended, the connection reads the dump to its end before it sends the
+  next one. If no datagram of it comes for five seconds, or if it has not ended after a minute or 256 MiB, the
+  connection sends nothing more on this socket. It opens another, and sends there all calls that were not sent yet.
+  Calls that are under way on the old socket are still answered there. After five more seconds their callers get
+  `ETIMEDOUT`.
 
   ## Loss
 
-  Where the kernel has dropped datagrams nobody knows whose they were: every request and every batch
-  under way gets `ENOBUFS`, and the dump under way is tried again, five times in all, as one that was
-  interrupted by changes is. Nothing else is ever sent twice.
+  When the kernel has dropped datagrams, the connection cannot know whose answers they were. Every request and every
+  batch under way gets `ENOBUFS`, and the kernel may or may not have carried it out. The dump under way is sent again,
+  up to five times in all, like a dump that was interrupted by changes. A connection never sends anything else twice.
 
-  The process's mailbox is bounded: it holds `max_queue:` datagrams (1 000), beyond which they
-  stay in the socket's window and in the kernel, and one message of each caller.
+  The mailbox of the connection is bounded. It holds at most `max_queue:` datagrams (1 000 by default), and one message
+  from each caller. Further datagrams stay in the socket's window and in the kernel.
 
   ## Starting, and starting again
 
-  It starts whether or not its socket can be opened: with its first attempt made, so that processes
-  started after it find it ready, but without failing its supervisor when the server does not run yet,
-  or the namespace is yet to be made. A server on another node is not waited for, since a node that
-  does not answer takes seconds to be given up. As long as it has no socket every call is answered at once,
-  with the error of the last attempt, and it tries again after 10 ms, then ever less often, down to
-  once a second.
+  `start_link/1` makes the first attempt to open the socket before it returns, so that processes that start later find
+  the connection ready. When the attempt fails, because the server does not run or the namespace does not exist yet,
+  the connection starts all the same, and its supervisor sees no failure. The connection does not wait for a server on
+  another node: a node that does not answer takes seconds to be given up.
 
-  When its socket is closed (the helper or its server has ended; with `close_on: :namespace_gone`, the
-  namespace is gone) all callers get `EPIPE` of the stage `:thread` at once, and it goes on as above. It
-  also closes its socket itself, and opens another, when the helper tells of an error that belongs to no
-  request; then callers get that error. So one connection goes on over any number of helpers, and is best not
-  put under a `:rest_for_one` with its server. A process that its namespace was found by is that process from
-  then on: when another one has its number, calls are `ESRCH`.
+  While the connection has no socket, each call returns the error of the last attempt at once. The connection tries
+  again after 10 ms, and then at growing intervals of up to 1 s.
+
+  When the socket is closed, all callers get `EPIPE` of the stage `:thread` at once, and the connection opens another
+  socket as above. A socket is closed when its helper or its server ends, or, with `close_on: :namespace_gone`, when
+  its namespace is gone. The connection also replaces its socket when the helper reports an error that belongs to no
+  request. Callers then get that error.
+
+  So one connection outlives any number of helpers. It needs no restart when its server restarts: do not put the two
+  under a `:rest_for_one` supervisor.
+
+  A connection that found its namespace through a process, as with `netns: {:pid, pid}`, remembers that process. When
+  the process has ended and another one has its number, calls return `ESRCH`.
   """
 
   use GenServer
@@ -68,20 +79,19 @@ defmodule NetlinkPort.Connection do
   alias NetlinkPort.Server.{Client, Opening, PinNumbers}
   alias NetlinkPort.Connection.{Calls, Transmit}
 
-  # How long to wait before the socket is opened again, in ms.
+  # The shortest and the longest pause before another attempt to open the socket, in ms.
   @soonest 10
   @latest 1_000
   @max_queue 1_000
-  # How long what is under way may keep others waiting, in ms: the kernel answers at once.
+  # How long calls that are under way may keep others waiting, in ms. The kernel answers at once.
   @patience 5_000
-  # What a connection decides itself.
+  # Options of a socket that the connection sets itself.
   @fixed [:active, :owner, :groups, :user_peers, :closed_message]
 
-  # Without a `socket`, `error` says why. `fresh` is a socket that takes its place as soon as nothing is under
-  # way on it. Calls are known by the monitor of their caller. `senders` are
-  # processes that wait for sendmsg(2), by their monitor, and whose call it is; `opener` is the monitor of
-  # the process that opens the socket, `monitor` that of the server,
-  # where that is on this node. `known` are the processes that its namespace was found by.
+  # When there is no `socket`, `error` says why. `fresh` replaces `socket` as soon as no call is under way on
+  # `socket`. A call is known by the monitor of its caller. `senders` maps the monitor of each process that waits
+  # for sendmsg(2) to its call. `opener` monitors the process that opens a socket. `monitor` monitors the server,
+  # if it is on this node. `known` are the processes that led to the namespace.
   @enforce_keys [:server, :protocol, :opts, :calls]
   defstruct [
     :server,
@@ -104,8 +114,7 @@ defmodule NetlinkPort.Connection do
   ## The process
 
   @doc """
-  The specification of a child for a supervisor: `{NetlinkPort.Connection, options}`, see
-  `start_link/1`.
+  The child specification for a supervisor: `{NetlinkPort.Connection, options}`, see `start_link/1`.
 
       iex> NetlinkPort.Connection.child_spec(protocol: :route, name: MyApp.Blue).id
       MyApp.Blue
@@ -126,20 +135,22 @@ defmodule NetlinkPort.Connection do
 
   Options:
 
-    * `:protocol` - what it speaks, `t:NetlinkPort.protocol/0`. There is no default.
-    * `:server` - the `NetlinkPort` to open the socket with, `NetlinkPort` unless told otherwise.
-    * `:name` - what to register it as; nothing unless told otherwise.
+    * `:protocol` - the protocol of the socket, `t:NetlinkPort.protocol/0`. Required.
+    * `:server` - the server that opens the socket. Defaults to `NetlinkPort`.
+    * `:name` - the name to register the connection under. Defaults to no name.
+    * `:max_queue` - see "Loss" above. Defaults to `1_000`.
+    * the other options of `NetlinkPort.open/3`, except `:active`, `:owner`, `:groups`, `:user_peers` and
+      `:closed_message`. The connection owns the socket, and has no use for events.
 
-  and those of `NetlinkPort.open/3`, but for `:active`, `:owner`, `:groups`, `:user_peers` and `:closed_message`: the
-  socket is the connection's own, and nobody is there for events. With `:max_queue` see "Loss" above.
+  For example:
 
       {:ok, connection} =
         NetlinkPort.Connection.start_link(server: MyApp.Netlink, protocol: :route, netns: {:name, "blue"})
 
       {:ok, links} = NetlinkPort.Connection.dump(connection, 18, <<0::128>>)
 
-  Errors: `{:already_started, pid}` for a name that is taken. That there is no server or no namespace is told to
-  callers, and wrong options raise `ArgumentError`.
+  Errors: `{:already_started, pid}` for a name that is taken. A server or a namespace that does not exist is no error
+  here: calls return it. Wrong options raise `ArgumentError`.
   """
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
@@ -151,7 +162,7 @@ defmodule NetlinkPort.Connection do
     opts = Keyword.put_new(opts, :max_queue, @max_queue)
 
     with {:ok, %{netns: netns}} <- Options.open(protocol, opts) do
-      # The path of now, whatever the working directory is when the socket is opened again.
+      # An absolute path: the working directory may be another when the socket is opened again.
       opts = Keyword.put(opts, :netns, netns)
       GenServer.start_link(__MODULE__, {server, protocol, opts}, Keyword.take(own, [:name]))
     end
@@ -164,11 +175,11 @@ defmodule NetlinkPort.Connection do
   ## Calls
 
   @doc """
-  As `NetlinkPort.request/4`, on the connection's socket.
+  Like `NetlinkPort.request/4`, on the connection's socket.
 
       {:ok, [link]} = NetlinkPort.Connection.request(MyApp.Blue, 18, <<0::32, 1::32-native, 0::64>>)
 
-  Errors are those of `NetlinkPort.request/4`; without a socket, why there is none.
+  Errors are those of `NetlinkPort.request/4`. While the connection has no socket, the error says why.
   """
   @spec request(t(), 0..0xFFFF, Pin.payload(),
           flags: [Message.flag()] | 0..0xFFFF,
@@ -183,17 +194,17 @@ defmodule NetlinkPort.Connection do
   end
 
   @doc """
-  As `NetlinkPort.batch/3`, on the connection's socket.
+  Like `NetlinkPort.batch/3`, on the connection's socket.
 
       # RTM_GETLINK (18) and RTM_GETNSID (90) of an interface and a process that are not there
       link = {18, [], <<0::32, 1_000_000::32-native, 0::64>>}
       nsid = {90, [], [<<0::32>>, NetlinkPort.Attr.encode([{2, NetlinkPort.Attr.u32(0)}])]}
       {:ok, [{:error, _}, {:error, _}]} = NetlinkPort.Connection.batch(MyApp.Blue, [link, nsid])
 
-  A batch of nf_tables is all or nothing, and one that the kernel would throw away raises `ArgumentError`, as
-  there.
+  A batch of nf_tables is all or nothing. A batch that the kernel would discard raises `ArgumentError`, as with
+  `NetlinkPort.batch/3`.
 
-  Errors are those of `NetlinkPort.batch/3`; without a socket, why there is none.
+  Errors are those of `NetlinkPort.batch/3`. While the connection has no socket, the error says why.
   """
   @spec batch(t(), [{0..0xFFFF, [Message.flag()] | 0..0xFFFF, Pin.payload()}],
           timeout: timeout(),
@@ -215,11 +226,11 @@ defmodule NetlinkPort.Connection do
   end
 
   @doc """
-  As `NetlinkPort.dump/4`, on the connection's socket.
+  Like `NetlinkPort.dump/4`, on the connection's socket.
 
       {:ok, links} = NetlinkPort.Connection.dump(MyApp.Blue, 18, <<0::128>>)
 
-  Errors are those of `NetlinkPort.dump/4`; without a socket, why there is none.
+  Errors are those of `NetlinkPort.dump/4`. While the connection has no socket, the error says why.
   """
   @spec dump(t(), 0..0xFFFF, Pin.payload(),
           flags: [Message.flag()] | 0..0xFFFF,
@@ -231,7 +242,7 @@ defmodule NetlinkPort.Connection do
   def dump(connection, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
     question = {:dump, Options.type!(type), Payload.compact(payload), opts}
-    # The connection ends it, however long it goes on.
+    # The connection ends the call, however long the dump goes on.
     call(connection, {:dump, type}, question, opts, :infinity)
   end
 
@@ -267,7 +278,7 @@ defmodule NetlinkPort.Connection do
   defp elsewhere?(server) when is_pid(server), do: node(server) != node()
   defp elsewhere?(_name), do: false
 
-  # In the place of another that is still in use.
+  # The new socket replaces a socket that is still in use.
   defp opened(%{socket: %Socket{}} = state, {:ok, fresh, known}) do
     swap_when_free(%{state | opener: nil, fresh: fresh, known: known})
   end
@@ -277,7 +288,7 @@ defmodule NetlinkPort.Connection do
   end
 
   defp opened(state, {:ok, %Socket{link: link} = socket, known}) do
-    # The word of the end of one elsewhere comes by way of its node.
+    # A remote witness reports the end of a server on another node, by :netlink_closed.
     monitor = if Reference.local?(link), do: Process.monitor(link.server)
     Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
     state = %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
@@ -320,12 +331,12 @@ defmodule NetlinkPort.Connection do
     closed(state, error)
   end
 
-  # Not even a helper that does not answer may hold the connection up.
+  # In another process: a helper that does not answer must not block the connection.
   defp close_aside(socket), do: spawn(fn -> NetlinkPort.close(socket) end)
 
   ## Another socket, for one that a dump has spoilt
 
-  # What was sent on the old one is still answered there, what was not sent yet goes to the new one.
+  # Calls that were sent on the old socket are still answered there. The others go to the new socket.
   defp replace(%{calls: %{spoilt?: true}, opener: nil, fresh: nil, socket: %Socket{}} = state) do
     _timer = Process.send_after(self(), {:replace, state.socket}, @patience)
     open(state)
@@ -358,7 +369,8 @@ defmodule NetlinkPort.Connection do
   def handle_call({:exchange, question, {timeout, _total} = timeouts, deadline}, from, state) do
     left = Deadline.time_left(deadline, timeout)
 
-    # Pins are resolved first: whatever waits here goes when the socket of this helper does.
+    # Pins are resolved before a call waits. Their numbers hold as long as the helper of this socket, and a call that
+    # waits ends with that socket.
     made =
       with {:ok, question} <- PinNumbers.resolve_question(question, state.socket),
            do: Exchange.new(state.protocol, question)
@@ -397,7 +409,7 @@ defmodule NetlinkPort.Connection do
     send_next(%{state | calls: calls})
   end
 
-  # Callers are told what they waited for, and what may be sent now is.
+  # Replies to the callers, then sends the calls that may be sent now.
   defp settle(state, {replies, calls}) do
     for {id, {caller, _tag} = from, outcome} <- replies do
       Relay.demonitor(id, caller)
@@ -430,7 +442,7 @@ defmodule NetlinkPort.Connection do
     settle(state, Calls.finish(state.calls, id, {:error, error}))
   end
 
-  # The socket is closed, or the helper has ended; its messages are still to come, or were too early.
+  # The socket is closed, or the helper has ended. The message that says so may come later, or came too early.
   defp unsent(state, _id, _error), do: closed(state, ended())
 
   ## A call goes on
@@ -440,7 +452,7 @@ defmodule NetlinkPort.Connection do
     {:noreply, settle(state, Calls.received(state.calls, datagram, nil))}
   end
 
-  # With pktinfo and the like.
+  # With metadata, as pktinfo gives it.
   def handle_info({:netlink, socket, datagram, %{group: group}}, %{socket: socket} = state) do
     {:noreply, settle(state, Calls.received(state.calls, datagram, group))}
   end
@@ -497,7 +509,7 @@ defmodule NetlinkPort.Connection do
     {:noreply, settle(state, {[], Calls.unanswered(state.calls, id)})}
   end
 
-  # What is under way on a socket that a dump has spoilt is not waited for any longer.
+  # The calls on a socket that a dump has spoilt have had their time.
   def handle_info({:replace, socket}, %{socket: socket} = state) do
     {:noreply, reset(state, Exchange.overdue(:silent))}
   end
@@ -509,7 +521,7 @@ defmodule NetlinkPort.Connection do
     {:noreply, state}
   end
 
-  # Of a socket that is closed, of a call that is over, or nobody's.
+  # Messages of a closed socket, of a finished call, and of strangers.
   def handle_info(_message, state), do: {:noreply, state}
 
   defp sent(state, _id, {:sent, :ok}), do: state
@@ -541,7 +553,7 @@ defmodule NetlinkPort.Connection do
     settle(state, settled)
   end
 
-  # One that goes on has a later deadline when this one comes.
+  # The deadline of a dump that goes on has moved by the time this timer fires.
   defp arm(calls, id) do
     left = if Calls.member?(calls, id), do: Calls.left(calls, id), else: :infinity
     _timer = if left != :infinity, do: Process.send_after(self(), {:deadline, id}, left)
@@ -551,8 +563,8 @@ defmodule NetlinkPort.Connection do
   @impl true
   def terminate(_reason, _state), do: Redaction.forget_mailbox()
 
-  # What crash reports and :sys.get_status/1 show: no payloads, which may hold keys. A callback of
-  # GenServer since Elixir 1.17.
+  # For crash reports and :sys.get_status/1. Payloads may contain keys and must not be shown. A callback of GenServer
+  # since Elixir 1.17.
   @doc false
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 

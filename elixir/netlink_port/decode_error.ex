@@ -1,6 +1,6 @@
 defmodule NetlinkPort.DecodeError do
   @moduledoc """
-  Bytes that are not what they should be, as a value and as an exception.
+  The error of bytes that cannot be decoded, as a value and as an exception.
 
       iex> {:error, error} = NetlinkPort.Attr.decode(<<9, 0, 1, 0, 5>>)
       iex> Exception.message(error)
@@ -8,9 +8,10 @@ defmodule NetlinkPort.DecodeError do
 
   ## Fields
 
-    * `:what` - what was being read: `:message`, `:attribute`, `:value` or the file of a `:capture`.
-    * `:offset` - bytes from the start of the binary that was given to the function.
-    * `:reason` - a sentence for a person.
+    * `:what` - what was being decoded: a `:message`, an `:attribute`, the `:value` of an attribute, or the file of a
+      `:capture`.
+    * `:offset` - where it begins, in bytes from the start of the binary that was given to the function.
+    * `:reason` - a description for a person.
   """
 
   @type t :: %__MODULE__{

@@ -1,10 +1,9 @@
 defmodule NetlinkPort.Error do
   @moduledoc """
-  What went wrong, as a value and as an exception.
+  The error of a failed operation, as a value and as an exception.
 
-  Every function of `NetlinkPort` that can fail at run time returns
-  `{:error, %NetlinkPort.Error{}}`. Match on `:stage` and `:reason`; show `Exception.message/1` to
-  a person:
+  Every function of `NetlinkPort` that can fail at run time returns `{:error, %NetlinkPort.Error{}}`. Programs match on
+  `:stage` and `:reason`. People read `Exception.message/1`:
 
       iex> error = NetlinkPort.Error.new(:setns, :eperm, subject: "/run/netns/blue", lacks: :sys_admin)
       iex> {error.stage, error.errno, error.reason}
@@ -15,24 +14,25 @@ defmodule NetlinkPort.Error do
   ## Fields
 
     * `:stage` - the step that failed, see `t:stage/0`.
-    * `:errno` - the errno(3) of Linux, a positive integer.
-    * `:reason` - its POSIX atom, as in `t::file.posix/0`: `:eperm` for `EPERM`. Every errno of
-      `include/uapi/asm-generic/errno-base.h` and `errno.h` has one. Subsystems answer with others, too,
-      which are `:unknown`, and which `Exception.message/1` names: those of `include/linux/errno.h`, 512 to 531
-      (524 is `ENOTSUPP`, which drivers say for what they do not support), and ipset's own, from 4097
-      (`IPSET_ERR_PROTOCOL`) on, `include/uapi/linux/netfilter/ipset/ip_set.h`; those from 4352 on mean something
-      else for each type of set.
-    * `:subject` - what it failed on: a path, the name of an option; or `nil`.
-    * `:lacks` - the capability whose lack explains the failure, such as `:sys_admin`; or `nil`.
-    * `:dropped` - with `ENOBUFS`: how many datagrams the kernel dropped; or `nil`.
-    * `:length` - with `EMSGSIZE` on receive: the datagram's real length in bytes; or `nil`.
-    * `:ext_ack` - with `:request`: what the kernel says beyond the errno, `t:NetlinkPort.ExtAck.t/0`;
-      or `nil`.
-    * `:messages` - of a dump that was not whole: what was read of it; or `nil`.
-    * `:hint` - what is wrong and what to do, where the errno alone does not say it: it depends on the place the
-      helper runs in, or the request was not refused by the kernel; or `nil`. `Exception.message/1` has it.
+    * `:errno` - the errno of Linux, errno(3), a positive integer.
+    * `:reason` - the POSIX atom of the errno, as in `t::file.posix/0`: `:eperm` for `EPERM`. Every errno of
+      `include/uapi/asm-generic/errno-base.h` and `errno.h` has one. Some subsystems also answer with numbers outside of
+      these files. Their `:reason` is `:unknown`, and `Exception.message/1` names them:
+        * 512 to 531, of `include/linux/errno.h`. For example, drivers answer 524, `ENOTSUPP`, when they do not support
+          a request.
+        * 4097 (`IPSET_ERR_PROTOCOL`) and higher, of ipset, `include/uapi/linux/netfilter/ipset/ip_set.h`. The numbers
+          from 4352 on have another meaning for each type of set.
+    * `:subject` - what the step failed on, such as a path or the name of an option.
+    * `:lacks` - the capability whose lack explains the failure, such as `:sys_admin`.
+    * `:dropped` - with `ENOBUFS`, the number of datagrams that the kernel dropped.
+    * `:length` - with `EMSGSIZE` on receive, the real length of the datagram, in bytes.
+    * `:ext_ack` - of the stage `:request`, what the kernel says beyond the errno, `t:NetlinkPort.ExtAck.t/0`.
+    * `:messages` - of a dump that is incomplete, the messages that were read of it.
+    * `:hint` - what is wrong and what to do, when the errno alone does not say it. That is the case when the cause
+      depends on the place in which the helper runs, or when this library, not the kernel, refused the request.
+      `Exception.message/1` contains it.
 
-  `inspect/1` leaves out what is `nil`.
+  The fields from `:subject` on are `nil` when they do not apply. `inspect/1` leaves out fields that are `nil`.
   """
 
   alias NetlinkPort.Errno
@@ -40,14 +40,17 @@ defmodule NetlinkPort.Error do
   @typedoc """
   The step that failed.
 
-  `:open`, `:setns`, `:socket`, `:bind`, `:connect`, `:setsockopt`, `:getsockopt`, `:send` and
-  `:recv` are the system calls of that name, made by the helper. `:thread` is the helper itself: no
-  server (`ESRCH`), a dead helper (`EPIPE`), one that does not answer (`ETIMEDOUT`), one that cannot be
-  started (`ENOENT`, `EACCES`, `EPROTO`). `:info` is a
-  question about a socket, closed ones included (`EBADF`), `:watch` the inotify(7) or the pidfd_open(2)
-  that `close_on: :namespace_gone` takes, `:pin` a pin that cannot be sent, and `:protocol` a command that the helper did not understand.
-  `:request` is the kernel's answer to a request, or the lack of one (`ETIMEDOUT`), and `:capture` the
-  file of a capture.
+    * `:open`, `:setns`, `:socket`, `:bind`, `:connect`, `:setsockopt`, `:getsockopt`, `:send` and `:recv` - the system
+      calls of that name, made by the helper.
+    * `:thread` - the helper itself. There is no server (`ESRCH`), the helper is dead (`EPIPE`), the helper does not
+      answer (`ETIMEDOUT`), or it cannot be started (`ENOENT`, `EACCES`, `EPROTO`, `EMFILE`). `EDEADLK`: code that runs
+      in the server has called the server.
+    * `:request` - the kernel's answer to a request, or the lack of an answer (`ETIMEDOUT`).
+    * `:info` - a question about a socket, such as a closed one (`EBADF`).
+    * `:watch` - the inotify(7) or pidfd_open(2) of `close_on: :namespace_gone`.
+    * `:pin` - a pin that cannot be sent.
+    * `:protocol` - a command that the helper did not understand.
+    * `:capture` - the file of a capture.
   """
   @type stage ::
           :open
@@ -86,7 +89,7 @@ defmodule NetlinkPort.Error do
   defexception @enforce_keys ++ @optional
 
   @doc """
-  An error of a stage, by errno or by POSIX atom.
+  Returns an error of a stage, given an errno or its POSIX atom.
 
       iex> NetlinkPort.Error.new(:send, 90).reason
       :emsgsize
@@ -121,7 +124,7 @@ defmodule NetlinkPort.Error do
   defp name(%{reason: :unknown, errno: errno}), do: "errno #{errno}"
   defp name(%{reason: reason}), do: reason |> Atom.to_string() |> String.upcase()
 
-  # What is true where the helper runs, by `NetlinkPort.Server.Refusal`, or of its file.
+  # A hint of `NetlinkPort.Server.Refusal`, about the place in which the helper runs, or of the helper's file.
   defp explanation(%{hint: hint}) when hint != nil, do: hint
 
   defp explanation(%{lacks: lacks}) when lacks != nil do
@@ -132,8 +135,8 @@ defmodule NetlinkPort.Error do
     Enum.join([ext_ack.message || Errno.text(errno) | objections(ext_ack)], "; ")
   end
 
-  # A hint says what this library has found out; without one it is the kernel that has refused the request,
-  # and its errno means what it means to the subsystem.
+  # A hint comes from this library. Without a hint the kernel refused the request, and the subsystem defines what the
+  # errno means.
   defp explanation(%{stage: :request, hint: hint}) when hint != nil, do: hint
 
   defp explanation(%{stage: :request, reason: :ebusy, subject: subject}) when subject != nil do
@@ -281,7 +284,7 @@ defmodule NetlinkPort.Error do
   defp explanation(%{stage: :bind, reason: :eaddrinuse}), do: "another socket has this port id"
   defp explanation(%{errno: errno}), do: Errno.text(errno)
 
-  # What the kernel points at, as `NetlinkPort.ExtAck` has it.
+  # The position that the kernel objects to, from `NetlinkPort.ExtAck`.
   defp objections(ext_ack) do
     attribute = ext_ack.attribute && "attribute #{elem(ext_ack.attribute, 0)} at "
 
@@ -297,7 +300,7 @@ defmodule NetlinkPort.Error do
     "start it as root, or install it with capabilities by `mix netlink_port.install`"
   end
 
-  # Kept by every helper that has it, and not among those that are installed unless asked for.
+  # Every helper that has CAP_SYS_PTRACE keeps it. The installer grants it only on request.
   defp remedy(:sys_ptrace), do: remedy(:net_admin) <> " with --capability sys_ptrace"
 
   defp remedy(capability) do

@@ -1,27 +1,31 @@
 defmodule NetlinkPort.ExtAck do
   @moduledoc """
-  What the kernel says of a request beyond an errno: `NLMSG_ERROR`, `NLMSG_DONE`, and the extended
-  acknowledgement in them. `include/uapi/linux/netlink.h`.
+  The extended acknowledgement of a request: what the kernel says beyond an errno. It is in `NLMSG_ERROR` and
+  `NLMSG_DONE`, see `include/uapi/linux/netlink.h`.
 
       NLMSG_ERROR   errno:32 | header of the request | its payload, unless NLM_F_CAPPED | attributes
       NLMSG_DONE    errno:32 | attributes
 
-  Attributes are there with `NLM_F_ACK_TLVS`, on sockets with `ext_ack`, which all have unless told
-  otherwise. They come with errors, as `:ext_ack` of `NetlinkPort.Error`, and with successes: warnings and
-  cookies, which `ext_ack: true` of `NetlinkPort.request/4` returns, and
-  `[:netlink_port, :request, :warning]` of `NetlinkPort.Telemetry` tells of.
+  A message has attributes when its flag `NLM_F_ACK_TLVS` is set. The kernel sends them on sockets with the option
+  `ext_ack`, which defaults to `true`.
+
+  An error has its extended acknowledgement in `:ext_ack` of `NetlinkPort.Error`. A success can have one, too: a warning
+  or a cookie. `NetlinkPort.request/4` returns it with `ext_ack: true`, and the event
+  `[:netlink_port, :request, :warning]` of `NetlinkPort.Telemetry` contains it.
 
   ## Fields
 
-    * `:message` - a sentence of the kernel's.
-    * `:offset` - the byte of the request, its header included, that the kernel objects to.
-    * `:attribute` - the `{type, value}` at that byte; `value` is `nil` where it is not whole.
-    * `:cookie` - bytes whose meaning is the subsystem's.
-    * `:policy` - what would have been taken, by the names of `NL_POLICY_TYPE_ATTR_*`: `:type`,
+    * `:message` - the kernel's text.
+    * `:offset` - the position in the request that the kernel objects to, in bytes from the start of its header.
+    * `:attribute` - the attribute at that position, `{type, value}`. `value` is `nil` when the attribute is truncated.
+    * `:cookie` - bytes whose meaning the subsystem defines.
+    * `:policy` - the values that the kernel would have accepted, by the names of `NL_POLICY_TYPE_ATTR_*`: `:type`,
       `:min_value_s`, `:max_value_s`, `:min_value_u`, `:max_value_u`, `:min_length`, `:max_length`,
       `:policy_idx`, `:policy_maxtype`, `:bitfield32_mask`, `:mask`.
-    * `:missing_type` - the type of an attribute that is missing.
-    * `:missing_nest` - the byte of the nested attribute it is missing in; `nil` at the top.
+    * `:missing_type` - the type of an attribute that the request lacks.
+    * `:missing_nest` - the position of the nested attribute that lacks it; `nil` when it is missing at the top level.
+
+  A field that the kernel did not send, or that cannot be decoded, is `nil`.
   """
 
   alias NetlinkPort.{Attr, Message}
@@ -46,10 +50,10 @@ defmodule NetlinkPort.ExtAck do
   @missing_nest 6
 
   @doc """
-  The errno, 0 or positive, and the extended acknowledgement of an `NLMSG_ERROR` or `NLMSG_DONE`;
-  `request` is the message that was sent, as bytes, to find the attribute in.
+  Returns the errno, 0 or positive, and the extended acknowledgement of an `NLMSG_ERROR` or `NLMSG_DONE`. The
+  acknowledgement is `nil` when the message has none, or when it cannot be decoded.
 
-  What the kernel left out, or what cannot be read, is `nil`.
+  `request` is the message that was sent, as bytes. `:attribute` is taken from it.
 
       iex> answer = %NetlinkPort.Message{type: 2, payload: <<-17::signed-32-native, 0::128>>}
       iex> NetlinkPort.ExtAck.read(answer, <<>>)
@@ -60,7 +64,7 @@ defmodule NetlinkPort.ExtAck do
     {-errno, message |> attributes(rest) |> extended(request)}
   end
 
-  # An empty NLMSG_DONE.
+  # An NLMSG_DONE without an errno.
   def read(%Message{}, _request), do: {0, nil}
 
   defp attributes(message, rest) do
@@ -72,7 +76,7 @@ defmodule NetlinkPort.ExtAck do
     end
   end
 
-  # The request's own length, padded.
+  # The padded length of the request that the message repeats.
   defp echoed(<<length::32-native, _rest::binary>>), do: length + rem(4 - rem(length, 4), 4)
   defp echoed(_cut), do: 0
 

@@ -1,16 +1,16 @@
 defmodule NetlinkPort.Generic do
   @moduledoc """
-  Generic netlink: families by name, their operations and multicast groups, and messages with their
-  header. `include/uapi/linux/genetlink.h`, Documentation/userspace-api/netlink/intro.rst.
+  Generic netlink: families by name, their commands and multicast groups, and the header of their messages. See
+  `include/uapi/linux/genetlink.h` and Documentation/userspace-api/netlink/intro.rst.
 
       0       1       2               4
       +-------+-------+---------------+----------------------------
       |command|version| reserved      | the family's own header, attributes
       +-------+-------+---------------+----------------------------
 
-  A family's number is chosen by the kernel when its module is loaded, and `nlctrl`, which always has
-  the same, tells it. Its functions take a socket of the protocol `:generic` that the calling process
-  owns, or a `NetlinkPort.Connection` with one:
+  The kernel chooses a family's number when the family is registered, as when its module is loaded. The family
+  `nlctrl`, whose own number is always 16, looks other families up by name. The functions of this module take a socket
+  of the protocol `:generic` that the calling process owns, or a `NetlinkPort.Connection` of that protocol:
 
       {:ok, socket} = NetlinkPort.open(MyApp.Netlink, :generic, netns: {:name, "blue"}, active: false)
       {:ok, family} = NetlinkPort.Generic.family(socket, "nlctrl")
@@ -26,16 +26,18 @@ defmodule NetlinkPort.Generic do
 
   ## The cache
 
-  `request/5` and `dump/5` take a family by its name or as `family/3` has returned it. One by name is asked
-  for once by each process, for each namespace of a server and each connection, and is kept in the
-  process's dictionary: it goes with the process, and at most 256 are kept. A process that lives for one
-  request is best given the family by who starts it.
+  `request/5` and `dump/5` take a family by its name, or as a struct that `family/3` has returned.
 
-  A module that is loaded again has another number. Where the kernel answers `ENOENT`, which it does to a
-  number that is nobody's, a name is asked for again, and if its number is another one now the request is
-  sent to that: no family has seen it before. A family that the caller keeps is the caller's to ask for
-  again. The kernel counts numbers up to 1023 before it gives one out again, so that a number stands for
-  another family only after a thousand have been registered.
+  The first request by name costs a second round trip, the lookup. The calling process keeps the family in its
+  process dictionary, for each namespace of a server and for each connection, so that later requests need no lookup.
+  It keeps at most 256 families, and they go when the process ends. A process that lives for one request should be
+  given the struct by the process that starts it.
+
+  When the module of a family is loaded again, the family has another number. The kernel answers `ENOENT` to a number
+  without a family. `request/5` and `dump/5` then look the name up again. If the number has changed, they send the
+  request to the new number. No family has seen the first request, so nothing is carried out twice. A struct is not
+  looked up again: a caller that keeps one has to call `family/3` itself. The kernel counts numbers up to 1023 before it
+  uses one again, so that a number stands for another family only after a thousand have been registered.
   """
 
   alias NetlinkPort.{Attr, Connection, DecodeError, Error, ExtAck, Message, Socket}
@@ -64,21 +66,30 @@ defmodule NetlinkPort.Generic do
   # GENL_ADMIN_PERM and the following
   @flags [admin: 1, do: 2, dump: 4, policy: 8, user_namespace_admin: 16]
 
-  @typedoc "A socket that the calling process owns, or a connection; of the protocol `:generic`."
+  @typedoc "A socket that the calling process owns, or a connection. Its protocol is `:generic`."
   @type via :: Socket.t() | Connection.t()
 
   @typedoc """
-  What may be done by a command, and who may: `:do` (`GENL_CMD_CAP_DO`) and `:dump`
-  (`GENL_CMD_CAP_DUMP`), with a policy for its attributes (`:policy`, `GENL_CMD_CAP_HASPOL`), by who has
-  CAP_NET_ADMIN in the first user namespace (`:admin`, `GENL_ADMIN_PERM`) or in that of the network
-  namespace (`:user_namespace_admin`, `GENL_UNS_ADMIN_PERM`).
+  What a command supports, and which capability it requires:
+
+    * `:do` (`GENL_CMD_CAP_DO`): requests.
+    * `:dump` (`GENL_CMD_CAP_DUMP`): dumps.
+    * `:policy` (`GENL_CMD_CAP_HASPOL`): the kernel has a policy for the command's attributes.
+    * `:admin` (`GENL_ADMIN_PERM`): the command requires CAP_NET_ADMIN in the initial user namespace.
+    * `:user_namespace_admin` (`GENL_UNS_ADMIN_PERM`): the command requires CAP_NET_ADMIN in the user namespace that
+      owns the network namespace.
   """
   @type flag :: :admin | :do | :dump | :policy | :user_namespace_admin
 
   @typedoc """
-  A family: its number, which is the type of its messages; its name and version; the bytes of its own
-  header; the highest type of its attributes, 0 where each command has its own; its commands, with
-  what they are able to; its multicast groups, by name.
+  A family:
+
+    * `:id` - its number, which is the type of its messages.
+    * `:name`, `:version`.
+    * `:header_size` - the length of its own header, in bytes.
+    * `:max_attribute` - the highest type of its attributes. It is 0 when each command has its own attributes.
+    * `:operations` - its commands, and the flags of each.
+    * `:groups` - the numbers of its multicast groups, by name.
   """
   @type t :: %__MODULE__{
           id: 0..0xFFFF,
@@ -104,12 +115,14 @@ defmodule NetlinkPort.Generic do
   ## Families
 
   @doc """
-  Asks the kernel for a family by its name (`CTRL_CMD_GETFAMILY`). It may load the family's module.
+  Looks a family up by its name (`CTRL_CMD_GETFAMILY`). The kernel may load the family's module.
 
       {:ok, %{id: 16}} = NetlinkPort.Generic.family(generic, "nlctrl")
 
-  Errors: `ENOENT` of the stage `:request` where there is none, or none in this namespace; otherwise as with
-  `NetlinkPort.request/4`. Options: `:timeout`, as there.
+  Options: `:timeout`, as for `NetlinkPort.request/4`.
+
+  Errors: `ENOENT` of the stage `:request` when no such family exists, or none in this namespace. Other errors are those
+  of `NetlinkPort.request/4`.
   """
   @spec family(via(), String.t(), timeout: timeout()) :: {:ok, t()} | NetlinkPort.error()
   def family(via, name, opts \\ []) do
@@ -124,12 +137,12 @@ defmodule NetlinkPort.Generic do
   end
 
   @doc """
-  All families of the socket's namespace, in the order of the kernel. Options: `:timeout`.
+  Returns all families of the socket's namespace, in the order of the kernel. Options: `:timeout`.
 
       {:ok, families} = NetlinkPort.Generic.families(generic)
       true = "nlctrl" in Enum.map(families, & &1.name)
 
-  Errors are those of `NetlinkPort.dump/4`, and `EBADMSG` for a family that cannot be read.
+  Errors are those of `NetlinkPort.dump/4`, and `EBADMSG` for a family that cannot be decoded.
   """
   @spec families(via(), timeout: timeout()) :: {:ok, [t()]} | NetlinkPort.error()
   def families(via, opts \\ []) do
@@ -149,7 +162,7 @@ defmodule NetlinkPort.Generic do
   end
 
   @doc false
-  # The family in a message of nlctrl.
+  # Decodes the family in a message of nlctrl.
   @spec read(Message.t()) :: {:ok, t()} | NetlinkPort.error()
   def read(message) do
     with {:ok, {_command, _version, rest}} <- decode(message),
@@ -200,17 +213,17 @@ defmodule NetlinkPort.Generic do
   ## Requests
 
   @doc """
-  Sends a request of a family: `command` and what follows `struct genlmsghdr`, the family's own header and
-  attributes. Returns messages whose payload `decode/1` reads.
+  Sends a request to a family. `payload` is what follows `struct genlmsghdr`: the family's own header, if it has one,
+  and attributes. Returns the messages of the answer. `decode/1` reads their payload.
 
       # CTRL_CMD_GETFAMILY with CTRL_ATTR_FAMILY_NAME
       name = NetlinkPort.Attr.encode([{2, "nlctrl\\0"}])
       {:ok, [message]} = NetlinkPort.Generic.request(generic, "nlctrl", 3, name)
       {:ok, {1, _version, attributes}} = NetlinkPort.Generic.decode(message)
 
-  Options: those of `NetlinkPort.request/4`, and `:version`, 1 unless told otherwise.
+  Options: those of `NetlinkPort.request/4`, and `:version`, the version in the header. Defaults to `1`.
 
-  Errors are those of `NetlinkPort.request/4`, and of `family/3` for a name.
+  Errors are those of `NetlinkPort.request/4`, and those of `family/3` when `family` is a name.
   """
   @spec request(via(), String.t() | t(), 0..255, iodata(), keyword()) ::
           {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
@@ -219,12 +232,14 @@ defmodule NetlinkPort.Generic do
   end
 
   @doc """
-  A dump of a family, as `request/5` is a request. Options: those of `NetlinkPort.dump/4`, and `:version`.
+  Sends a dump request to a family, and returns all messages of the dump. Arguments are those of `request/5`.
+
+  Options: those of `NetlinkPort.dump/4`, and `:version`, as for `request/5`.
 
       # CTRL_CMD_GETFAMILY of all
       {:ok, messages} = NetlinkPort.Generic.dump(generic, "nlctrl", 3)
 
-  Errors are those of `NetlinkPort.dump/4`, and of `family/3` for a name.
+  Errors are those of `NetlinkPort.dump/4`, and those of `family/3` when `family` is a name.
   """
   @spec dump(via(), String.t() | t(), 0..255, iodata(), keyword()) ::
           {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
@@ -250,12 +265,12 @@ defmodule NetlinkPort.Generic do
   end
 
   @doc """
-  The command, the version and the rest of a message's payload.
+  Returns the command, the version and the rest of a message's payload.
 
       iex> NetlinkPort.Generic.decode(%NetlinkPort.Message{type: 16, payload: <<1, 2, 0, 0, 5>>})
       {:ok, {1, 2, <<5>>}}
 
-  Errors: `NetlinkPort.DecodeError` for less than the four bytes of that header.
+  Errors: `NetlinkPort.DecodeError` for a payload shorter than the four bytes of `struct genlmsghdr`.
   """
   @spec decode(Message.t()) ::
           {:ok, {command :: 0..255, version :: 0..255, binary()}} | {:error, DecodeError.t()}
@@ -271,16 +286,16 @@ defmodule NetlinkPort.Generic do
   @doc """
   Joins a multicast group of a family by its name, with `NetlinkPort.join/2`.
 
-  The family is asked for on the same socket, which the calling process is to own; an event that comes
-  meanwhile is kept, as with `NetlinkPort.request/4`.
+  The lookup of the family uses the same socket, and the calling process must own it. An event that arrives during the
+  lookup is not lost, as with `NetlinkPort.request/4`.
 
       :ok = NetlinkPort.Generic.join(generic, "nlctrl", "notify")
 
-  Errors: `ENOENT` for a group the family does not have, and those of `family/3` and `NetlinkPort.join/2`.
+  Errors: `ENOENT` for a group that the family does not have, and those of `family/3` and `NetlinkPort.join/2`.
   """
   @spec join(Socket.t(), String.t() | t(), String.t()) :: :ok | NetlinkPort.error()
   def join(%Socket{} = socket, family, group) when is_binary(group) do
-    # Not one from the cache: joining does not tell whether the number is still the group's.
+    # A family from the cache will not do: a stale number may be another family's group by now.
     with {:ok, %{name: name, groups: groups}} <- fresh(socket, family) do
       case groups do
         %{^group => number} -> NetlinkPort.join(socket, number)
@@ -289,17 +304,17 @@ defmodule NetlinkPort.Generic do
     end
   end
 
-  @typedoc "Groups that a socket follows by name: what `follow/2` returns and `rejoin/2` takes."
+  @typedoc "The groups that a socket follows by name. `follow/2` returns it, and `rejoin/2` takes it."
   @type follow :: Follow.t()
 
   @doc """
-  Joins multicast groups by the names of family and group, and follows them: `rejoin/2` joins them again
-  after a family has been registered anew.
+  Joins multicast groups by the names of family and group, and follows them: `rejoin/2` joins them again after a family
+  has been registered again.
 
-  When a family is unregistered (its module is unloaded) the kernel ends the memberships of its groups and
-  tells the members nothing; registered again, the family and its groups have other numbers. Both are told
-  in the group `notify` of `nlctrl`, which the socket joins here, too. A family or a group that is not there
-  yet is no error: it is joined when it is registered. No module is loaded for it.
+  When a family is unregistered, as when its module is unloaded, the kernel ends the memberships of its groups and sends
+  the members nothing. When the family is registered again, it and its groups have other numbers. The kernel announces
+  both in the group `notify` of `nlctrl`, so `follow/2` joins that group, too. A family or a group that does not exist
+  yet is no error: `rejoin/2` joins the group when it is registered. `follow/2` loads no module.
 
       {:ok, events} = NetlinkPort.open(MyApp.Netlink, :generic, netns: {:name, "blue"}, active: false)
       {:ok, follow} = NetlinkPort.Generic.follow(events, [{"ethtool", "monitor"}])
@@ -309,7 +324,7 @@ defmodule NetlinkPort.Generic do
       datagram = message |> hd() |> NetlinkPort.Message.encode() |> IO.iodata_to_binary()
       {:ok, [], _follow} = NetlinkPort.Generic.rejoin(follow, datagram)
 
-  The socket belongs to the calling process and is for events alone. `NetlinkPort.Monitor` does all of this by
+  The calling process must own the socket, and should use it for events only. `NetlinkPort.Monitor` does all of this by
   itself, with `groups: [{"ethtool", "monitor"}]`.
 
   Errors are those of `families/2` and `NetlinkPort.join/2`.
@@ -321,7 +336,7 @@ defmodule NetlinkPort.Generic do
   end
 
   @doc false
-  # Also of families without a group of theirs, {name, nil}.
+  # {name, nil} follows a family without joining a group of it.
   @spec follow_families(Socket.t(), Follow.wanted()) :: {:ok, follow()} | NetlinkPort.error()
   def follow_families(socket, wanted) do
     {notify, _type} = Follow.notify()
@@ -344,12 +359,12 @@ defmodule NetlinkPort.Generic do
   end
 
   @doc """
-  Reads a datagram of a socket that follows groups, see `follow/2`: when `nlctrl` tells in it that a family of
-  theirs was registered, their groups are joined.
+  Reads a datagram of a socket that follows groups, see `follow/2`. When the datagram is a notice of `nlctrl` that a
+  followed family was registered, the socket joins the groups of that family.
 
-  Returns the names of the families that have changed, also of those that were unregistered: up to
-  now events of these may be missing. Any other datagram changes nothing, and costs next to nothing:
-  hand in each that comes. After `:netlink_overrun`, which may have dropped such a datagram, call `follow/2` again.
+  Returns the names of the families that were registered or unregistered. Events of these families may be missing up to
+  now. Pass every datagram of the socket to this function: one that is no notice changes nothing and costs very little.
+  After `:netlink_overrun` call `follow/2` again, since the kernel may have dropped a notice.
 
       {:ok, follow} = NetlinkPort.Generic.follow(generic, [{"ethtool", "monitor"}])
       {:ok, [], ^follow} = NetlinkPort.Generic.rejoin(follow, "")
@@ -459,7 +474,7 @@ defmodule NetlinkPort.Generic do
   @spec remember(via(), t()) :: :ok
   def remember(via, %__MODULE__{name: name} = family) do
     cache = cache()
-    # Full, it starts anew: what is in use is soon back.
+    # A full cache starts anew. The families in use are soon back.
     cache = if map_size(cache) < @cached, do: cache, else: %{}
     _old = Process.put(__MODULE__, Map.put(cache, {place(via), name}, family))
     :ok

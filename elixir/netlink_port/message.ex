@@ -1,15 +1,14 @@
 defmodule NetlinkPort.Message do
   @moduledoc """
-  Netlink messages: `struct nlmsghdr` and what follows it. netlink(7),
-  `include/uapi/linux/netlink.h`.
+  Netlink messages: `struct nlmsghdr` and its payload, see netlink(7) and `include/uapi/linux/netlink.h`.
 
       0               4       6       8              12              16
       +---------------+-------+-------+---------------+---------------+---------
       | length        | type  | flags | sequence      | port id       | payload
       +---------------+-------+-------+---------------+---------------+---------
 
-  Numbers are in the byte order of the machine; the next message starts at a multiple of 4 bytes. A
-  datagram holds one message or many.
+  Numbers are in the byte order of the machine. A datagram contains one message or several. Each begins at a multiple of
+  4 bytes.
 
       iex> alias NetlinkPort.Message
       iex> request = %Message{type: 18, flags: Message.flags([:request, :dump]), seq: 7}
@@ -26,8 +25,13 @@ defmodule NetlinkPort.Message do
   @header 16
 
   @typedoc """
-  A message. `:type` is the protocol's, below 16 one of `t:control/0`; `:flags` are `NLM_F_*`; `:seq`
-  and `:pid` are `nlmsg_seq` and `nlmsg_pid`, the port id of who asked.
+  A message:
+
+    * `:type` - defined by the protocol. Types below 16 are control messages, see `t:control/0`.
+    * `:flags` - `NLM_F_*`, see `flags/1`.
+    * `:seq` - `nlmsg_seq`, the number of the request. An answer has the number of its request.
+    * `:pid` - `nlmsg_pid`, the port id of the socket that sent the request.
+    * `:payload` - what follows the header.
   """
   @type t :: %__MODULE__{
           type: 0..0xFFFF,
@@ -37,13 +41,17 @@ defmodule NetlinkPort.Message do
           payload: Pin.payload()
         }
 
-  @typedoc "`NLMSG_NOOP` 1, `NLMSG_ERROR` 2 (also an ack), `NLMSG_DONE` 3, `NLMSG_OVERRUN` 4."
+  @typedoc "`NLMSG_NOOP` (1), `NLMSG_ERROR` (2, also an ack), `NLMSG_DONE` (3), `NLMSG_OVERRUN` (4)."
   @type control :: :noop | :error | :done | :overrun
 
   @typedoc """
-  `NLM_F_*` by name. What a bit means depends on the kind of request: `:root` is `:replace` is `0x100`,
-  `:match` is `:excl` is `0x200`, `:atomic` is `:create` is `0x400`, `:capped` is `:replace`, and
-  `:ack_tlvs` is `:excl`. `:dump` is `:root` and `:match`.
+  `NLM_F_*` by name. The kind of message decides what some bits mean, so that several names stand for one bit:
+
+    * `0x100` - `:root`, `:replace`, `:nonrec` and `:capped`.
+    * `0x200` - `:match`, `:excl`, `:bulk` and `:ack_tlvs`.
+    * `0x400` - `:atomic` and `:create`.
+
+  `:dump` is `:root` and `:match` together.
   """
   @type flag ::
           :request
@@ -90,7 +98,7 @@ defmodule NetlinkPort.Message do
   ]
 
   @doc """
-  The number of flags that are given by name, or as a number already.
+  Returns the number of a list of flags. A number is returned as it is.
 
       iex> NetlinkPort.Message.flags([:request, :ack, :create, :excl])
       0x605
@@ -123,7 +131,7 @@ defmodule NetlinkPort.Message do
   end
 
   @doc """
-  The control message that a type stands for; `nil` for one of the protocol's own.
+  Returns the name of a control message, given its type. Returns `nil` for any other type.
 
       iex> {NetlinkPort.Message.control(3), NetlinkPort.Message.control(16)}
       {:done, nil}
@@ -136,12 +144,12 @@ defmodule NetlinkPort.Message do
   def control(_type), do: nil
 
   @doc false
-  # Below NLMSG_MIN_TYPE; no answer of a protocol's own, and no event.
+  # Types below NLMSG_MIN_TYPE are neither events nor answers that a protocol defines.
   defguard is_control(type) when type < 16
 
   @doc """
-  One message, or many in their order, as one datagram; each padded to 4 bytes. Its length is written
-  here, and `ArgumentError` raised where the payload is no iodata.
+  Encodes a message, or a list of messages in their order, as one datagram. Each message is padded to 4 bytes, and its
+  length is written into its header. Raises `ArgumentError` when a payload is no iodata.
 
       iex> datagram = NetlinkPort.Message.encode(%NetlinkPort.Message{type: 18, flags: 1, payload: "abcde"})
       iex> <<21::32-native, 18::16-native, 1::16-native, 0::64, "abcde", 0::24>> = IO.iodata_to_binary(datagram)
@@ -164,7 +172,7 @@ defmodule NetlinkPort.Message do
   defp padding(length), do: binary_part(<<0, 0, 0>>, 0, -length &&& 3)
 
   @doc """
-  The messages of a datagram, in their order. Payloads are parts of it, not copies.
+  Decodes the messages of a datagram, in their order. Payloads are sub-binaries of the datagram, not copies.
 
       iex> message = %NetlinkPort.Message{type: 3, seq: 7}
       iex> {:ok, [^message]} = NetlinkPort.Message.decode(IO.iodata_to_binary(NetlinkPort.Message.encode(message)))
@@ -172,9 +180,9 @@ defmodule NetlinkPort.Message do
       iex> {error.what, error.offset, error.reason}
       {:message, 0, "12 bytes are left, less than its header's 16"}
 
-  The last one may lack its padding.
+  The last message may lack its padding.
 
-  Errors: `NetlinkPort.DecodeError` with the offset of the message that is wrong.
+  Errors: `NetlinkPort.DecodeError` with the offset of the malformed message.
   """
   @spec decode(binary()) :: {:ok, [t()]} | {:error, DecodeError.t()}
   def decode(datagram) when is_binary(datagram) do
@@ -183,13 +191,13 @@ defmodule NetlinkPort.Message do
   end
 
   @doc false
-  # The same; and of a datagram that cannot be read the messages before the one that is wrong, and the
-  # number of that, where it has one.
+  # Like decode/1. For a malformed datagram, also returns the messages before the malformed one, and the sequence number
+  # of the malformed one, if it has one.
   @spec read(binary()) ::
           {:ok, [t()]} | {:error, [t()], 0..0xFFFFFFFF | nil, DecodeError.t()}
   def read(datagram), do: decode(datagram, datagram, [])
 
-  # A length below the header's makes a negative size, which nothing matches.
+  # A length less than the header's gives a negative size, which matches nothing.
   defp decode(
          <<length::32-native, type::16-native, flags::16-native, seq::32-native, pid::32-native,
            payload::binary-size(length - @header), rest::binary>> = here,

@@ -1,11 +1,11 @@
 defmodule NetlinkPort.Monitor do
   @moduledoc """
-  A subscription to multicast groups that outlives its socket, the helper and the namespace.
+  A subscription to multicast groups that survives the loss of its socket, its helper and its namespace.
 
-  A monitor is a supervised process with a socket in the groups. It hands what the kernel tells to
-  any number of subscribers, opens the socket again whenever it is lost, and tells each subscriber
-  where something is missing. With `dump:` it also reads what is there, so that a subscriber sees a
-  snapshot, then changes, never a hole:
+  A monitor is a supervised process with a socket in the groups. It sends every event of the groups to any number
+  of subscribers. When the socket is lost, the monitor opens another. When events may be missing, it sends each
+  subscriber a message that says so. With `dump:` it also reads the tables of the kernel, so that a subscriber
+  gets a snapshot and then the changes, without a hole between them:
 
       children = [
         {NetlinkPort, name: MyApp.Netlink},
@@ -45,7 +45,7 @@ defmodule NetlinkPort.Monitor do
         {:ok, attrs} = NetlinkPort.Attr.decode(attrs)
         attrs = Map.new(attrs)
 
-        # One without IFLA_IFNAME (3) is not of the whole link: it may hold IFLA_WIRELESS alone.
+        # A message without IFLA_IFNAME (3) does not describe the whole link. It may hold only IFLA_WIRELESS.
         if is_map_key(attrs, 3),
           do: Map.put(links, index, attrs),
           else: Map.update(links, index, attrs, &Map.merge(&1, attrs))
@@ -54,60 +54,66 @@ defmodule NetlinkPort.Monitor do
       defp change(%{type: 17, payload: <<0, _::24, index::32-native, _::binary>>}, links),
         do: Map.delete(links, index)
 
-      # Those of the family AF_BRIDGE, in the same group, are about the ports of a bridge: an
-      # RTM_DELLINK of it tells that a link has left its bridge, and not that it is gone.
+      # The same group carries messages of the family AF_BRIDGE, about the ports of a bridge. Their
+      # RTM_DELLINK means that a link has left its bridge, not that the link is gone.
       defp change(_message, links), do: links
 
   ## Messages to subscribers
 
   `monitor` is the pid that `subscribe/2` returns.
 
-    * `{:netlink_resync, monitor, reason}`: before it something may be missing, and after it nothing
-      is: whoever dumps the tables now, and applies the events from here on, has the true state.
-      It comes once for each gap, before anything newer than the gap, and as the first message of
-      each subscription. `t:reason/0` says why.
+    * `{:netlink_resync, monitor, reason}`: events may be missing before this message, and none are missing
+      after it. A subscriber that dumps the tables now, and applies the events from here on, has the true state.
+      The monitor sends it when a subscription begins and once for each gap, before any event that is newer than
+      the gap. `t:reason/0` says why.
     * `{:netlink_snapshot, monitor, :begin}`, then any number of
       `{:netlink_snapshot, monitor, messages}`, lists of up to 100 `NetlinkPort.Message`, then
-      `{:netlink_snapshot, monitor, :end}`: with `dump:`, what the dumps have read, in their order,
-      after each `:netlink_resync`. The socket was in its groups before the first of them began. A gap
-      can come before the `:end`; then another snapshot begins.
-    * `{:netlink_event, monitor, datagram}`: what was sent to the groups, as the kernel wrote it, and
-      `{:netlink_event, monitor, datagram, metadata}` with `pktinfo` or `listen_all_nsid`, see
+      `{:netlink_snapshot, monitor, :end}`: what the dumps of `dump:` have read, in the order of the dumps. With
+      `dump:` a snapshot follows each `:netlink_resync`. The socket has joined its groups before the first dump
+      begins. When a gap comes before the `:end`, the `:end` is not sent: another `:netlink_resync` and another
+      snapshot follow.
+    * `{:netlink_event, monitor, datagram}`: a datagram that was sent to the groups, as the kernel wrote it. With
+      `pktinfo` or `listen_all_nsid` it is `{:netlink_event, monitor, datagram, metadata}`, see
       `t:NetlinkPort.metadata/0`.
-    * `{:netlink_down, monitor, reason}`: nothing can come until the next `:netlink_resync`, since the
-      socket is lost or cannot be opened. Once for each time; a gap that is told by it and that
-      `:netlink_resync` is one.
-    * `{:netlink_error, monitor, error}`: a dump has failed. It is tried again, and not told of again
-      until one has succeeded.
+    * `{:netlink_down, monitor, reason}`: the socket is lost or cannot be opened. No event comes until the next
+      `:netlink_resync`. The monitor sends it once, however often it fails to open the socket. A `:netlink_down`
+      and the `:netlink_resync` behind it are about the same gap. A process that subscribes while the monitor is
+      down gets `:netlink_down` as its first message.
+    * `{:netlink_error, monitor, error}`: a dump has failed. The monitor tries it again. It sends the next
+      `:netlink_error` only after a dump has succeeded in between.
 
-  The first events after a snapshot may be older than its end: those which came while it was read
-  are sent, whether or not it holds what they tell. Applied in their order they lead to the true
-  state, if an addition of what is there replaces it, and the removal of what is not there does nothing.
+  The first events after a snapshot may be older than its end. The monitor sends all events that came while it
+  read the snapshot, whether or not the snapshot already contains the change. Applied in their order they lead to
+  the true state, on two conditions: an addition of an entry that is there replaces it, and the removal of an
+  entry that is not there does nothing.
 
-  What an addition replaces is said by the flags of its message (`NetlinkPort.Message.flag?/2`). Links,
-  addresses, neighbours and nexthop objects: what has the same key. Routes can share one (table,
+  The flags of a message (`NetlinkPort.Message.flag?/2`) say what an addition replaces. A link, an address, a
+  neighbour or a nexthop object replaces the entry with the same key. Several routes can share one key (table,
   destination, TOS, priority):
 
-    * IPv4: they stand in an order. With `NLM_F_APPEND` a route comes last; with `NLM_F_REPLACE` it takes the
-      place of the first; with neither it comes first. A dump has their order. An `RTM_DELROUTE` is of the
-      one that is the same in all else.
-    * IPv6: those with a gateway are one route. Each addition of a nexthop tells all of them, in
-      `RTA_MULTIPATH`, and replaces the route; an `RTM_DELROUTE` without `RTA_MULTIPATH` takes away the
-      one nexthop that it names. Those without a gateway stand beside it, one for each interface.
-      `NLM_F_REPLACE` takes the place of the first of its kind, or else of the other kind.
+    * IPv4: routes with the same key have an order. With `NLM_F_APPEND` a route comes last; with `NLM_F_REPLACE` it
+      takes the place of the first; with neither it comes first. A dump lists them in their order. An
+      `RTM_DELROUTE` removes the one route of this key that is the same in all other attributes.
+    * IPv6: the routes with a gateway form one multipath route. The event of an added nexthop lists all nexthops, in
+      `RTA_MULTIPATH`, and replaces the route. An `RTM_DELROUTE` without `RTA_MULTIPATH` removes the one nexthop
+      that it names. Routes without a gateway stand beside the multipath route, one for each interface.
+      `NLM_F_REPLACE` takes the place of the first route of the same kind, or else of the other kind.
 
-  The flag `NLM_F_REPLACE` does not name the route that is gone. Where routes share a key, and one is
-  replaced right after a snapshot, read that key again.
+  The flag `NLM_F_REPLACE` does not name the route that it has removed. When routes share a key, and one of them is
+  replaced right after a snapshot, read the routes of that key again.
 
   ## Families that take a message for a subscription
 
-  Some families send nothing to who is only in a group, or have no groups: they take a message. With
-  `:subscription` the monitor sends it over each socket that it opens, before any subscriber is told
-  `:netlink_resync`. A request, `{type, flags, payload}`, is sent as by `NetlinkPort.request/4`, and its
-  ack awaited. A datagram, as iodata, is sent as it is.
+  Some families have no multicast groups, or send nothing to a socket that has only joined a group. They want a
+  message first. The monitor sends the messages of `:subscription` over each socket that it opens, before it
+  sends any subscriber `:netlink_resync`. An entry is one of two things:
 
-  Process events of the connector (`PROC_CN_MCAST_LISTEN`, `include/uapi/linux/cn_proc.h`); root, in the first
-  namespaces of the machine:
+    * a request, `{type, flags, payload}`. The monitor sends it as `NetlinkPort.request/4` does, and waits for its
+      ack.
+    * a datagram, as iodata. The monitor sends it unchanged.
+
+  Process events of the connector (`PROC_CN_MCAST_LISTEN`, `include/uapi/linux/cn_proc.h`). They need root and the
+  initial namespaces of the machine:
 
       # struct cn_msg: CN_IDX_PROC, CN_VAL_PROC, seq, ack, len, flags; then the operation
       listen = <<1::32-native, 1::32-native, 0::32, 0::32, 4::16-native, 0::16, 1::32-native>>
@@ -121,7 +127,8 @@ defmodule NetlinkPort.Monitor do
           subscription: [datagram]
         )
 
-  Packets that a rule logs to group 5 (`nft … log group 5`), of nflog, which has no groups of netlink:
+  Packets that a rule logs to group 5 (`nft … log group 5`). The groups of nflog are no multicast groups of netlink, so
+  there is no `groups:` here:
 
       # NFNL_SUBSYS_ULOG and NFULNL_MSG_CONFIG; struct nfgenmsg; NFULA_CFG_CMD: NFULNL_CFG_CMD_BIND
       bind = {0x0401, [], [<<0, 0, 5::16>>, NetlinkPort.Attr.encode([{1, <<1>>}])]}
@@ -134,78 +141,90 @@ defmodule NetlinkPort.Monitor do
           subscription: [bind]
         )
 
-  What cannot be sent, is answered with an errno, or is not answered within 5 s, takes the monitor down with
-  that error, and it tries again. Of a datagram those messages are answered that have `NLM_F_ACK`, and
-  those to the process events of the connector, which answers each to the whole group: `PROC_EVENT_NONE`, told
-  apart by its `ack` alone. A refusal of any other takes the monitor down whenever it comes.
+  What cannot be sent, or is refused, or is not answered within 5 s, takes the monitor down with that error, and
+  the monitor tries again. In a datagram the monitor waits for the ack of each message that has `NLM_F_ACK`. It
+  also waits for the answer to each message that controls the process events of the connector. The kernel sends that
+  answer to the whole group: a `PROC_EVENT_NONE`, which the monitor recognizes by its field `ack` alone. A refusal of
+  any other message takes the monitor down whenever it arrives.
 
-  Not for a monitor is what wants an answer over the same socket: the verdicts of nfqueue. Groups that
-  processes send to (`:usersock`) are heard with `user_peers: true`, and not without.
+  A monitor is the wrong process for a family that wants answers over the same socket, such as the verdicts of
+  nfqueue. Groups that processes send to (`:usersock`) need `user_peers: true`; without it nothing arrives.
 
   ## Groups of generic netlink
 
-  Families and groups of `:generic` have numbers that the kernel chooses when they are registered, and others
-  when their module is loaded again; then it ends all memberships, and tells the members nothing. So a
-  monitor takes them by name, `groups: [{"ethtool", "monitor"}]`, and the types of `:dump` and `:subscription`
-  too. It follows what `nlctrl` tells of families in its group `notify`, and joins the groups anew: that is a
-  gap, `{:family, name}`. While a family or a group is not there the monitor is down with `ENOENT`; it loads no module.
+  The kernel gives a family of `:generic` and its groups their numbers when the family is registered. When the module
+  of the family is unloaded, the kernel ends all memberships of its groups, and sends the members nothing. When the
+  module is loaded again, the numbers are different.
+
+  So a monitor takes these groups by name, `groups: [{"ethtool", "monitor"}]`, and names of families as types in
+  `:dump` and `:subscription`. It follows the group `notify` of the family `nlctrl`, where the kernel announces
+  families, and joins the groups again. This is a gap with the reason `{:family, name}`. While a family or a
+  group does not exist, the monitor is down with `ENOENT`. The monitor loads no module.
 
   ## What the kernel does not tell
 
-  Not every change is an event. A snapshot has it all: to subscribe again is to get one. Here is what is
-  untold, and by what it can be known (Linux 6.18):
+  The kernel does not send an event for every change. A snapshot contains all of them; subscribe again to get one.
+  These changes have no event of their own. Each entry says which event, if any, shows the change (Linux 6.18):
 
     * An interface that is deleted (`RTM_DELLINK`), or goes down (`RTM_NEWLINK` without `IFF_UP`), takes its IPv4
-      routes with it: no `RTM_DELROUTE`. Those of the scope host stay until it is deleted. A route with several
-      nexthops goes with the last of their interfaces; until then, in IPv6 too, the nexthop has
-      `RTNH_F_DEAD`, and loses it when the interface is up again.
-    * Nexthops on an interface without a carrier have `RTNH_F_LINKDOWN`; told is an `RTM_NEWLINK`
-      without `IFF_LOWER_UP` and `IFF_RUNNING`.
-    * A nexthop object that is deleted takes the IPv4 routes with it that use it (`RTA_NH_ID`), and a group that
-      has it loses a nexthop: told in `RTNLGRP_NEXTHOP` (32) alone, by `RTM_DELNEXTHOP` of the one and
-      `RTM_NEWNEXTHOP` of the other. An interface that goes down or loses its carrier deletes its nexthop
-      objects, and that is told nowhere.
-    * IPv6 routes lose their `RTA_PREFSRC` with the address; told is `RTM_DELADDR`. Of IPv4 each is an
-      `RTM_DELROUTE`.
-    * A rule (ip-rule(8)) for an interface that is deleted has `FIB_RULE_IIF_DETACHED`, or that of `OIF`.
-    * A qdisc that is deleted takes its classes and filters with it, an interface its qdiscs, and its
-      proxy entries of neighbours.
-    * Elements of nftables sets that time out.
-    * Flows of conntrack, with `net.netfilter.nf_conntrack_events` 2, the default since Linux 5.19: one that
-      began while nobody was in a group of conntrack, in any namespace of the machine, so also one between
-      the end of a helper and its successor, is in the snapshot, and is never told of again, its end
-      (`NFNLGRP_CONNTRACK_DESTROY`) included. `sysctl net.netfilter.nf_conntrack_events=1` in the
-      namespace, before the flows, has all of them told.
-    * Counters, and what ages.
+      routes with it, without an `RTM_DELROUTE`. Routes of the scope host stay until the interface is deleted. A
+      route with several nexthops goes with the last of their interfaces. Until then, in IPv6 too, the nexthop has
+      `RTNH_F_DEAD`, and loses the flag when the interface is up again.
+    * Nexthops on an interface without a carrier have `RTNH_F_LINKDOWN`. The event is an `RTM_NEWLINK` without
+      `IFF_LOWER_UP` and `IFF_RUNNING`.
+    * A nexthop object that is deleted takes the IPv4 routes that use it (`RTA_NH_ID`) with it, and a group that
+      contains it loses a nexthop. The only events are in `RTNLGRP_NEXTHOP` (32): an `RTM_DELNEXTHOP` of the object
+      and an `RTM_NEWNEXTHOP` of the group. An interface that goes down or loses its carrier deletes its nexthop
+      objects, and no group has an event for that.
+    * IPv6 routes lose their `RTA_PREFSRC` when the address is removed. The event is an `RTM_DELADDR`. IPv4 has an
+      `RTM_DELROUTE` for each route.
+    * A rule (ip-rule(8)) for an interface that is deleted gets the flag `FIB_RULE_IIF_DETACHED` or
+      `FIB_RULE_OIF_DETACHED`.
+    * A qdisc that is deleted takes its classes and filters with it. An interface takes its qdiscs and its proxy
+      entries of neighbours with it.
+    * Elements of nftables sets time out.
+    * With `net.netfilter.nf_conntrack_events` 2, the default since Linux 5.19, the kernel sends no event of a flow
+      that began while no socket, in any namespace of the machine, was in a group of conntrack. That includes a
+      flow that began between the end of a helper and its successor. Such a flow is in the snapshot, but even its
+      end (`NFNLGRP_CONNTRACK_DESTROY`) has no event. After `sysctl net.netfilter.nf_conntrack_events=1` in the
+      namespace, before the flows begin, the kernel sends events of all of them.
+    * Counters change, and entries age.
 
   ## When something is lost
 
-  A socket that is lost, and one that could not be opened, is opened again after 20 ms, and then, as
-  long as that fails, at growing intervals of up to 1 s: so often a monitor looks whether its
-  namespace, its server or its helper is back. Its socket closes with its namespace (see "When a
-  namespace goes" of `NetlinkPort`), so that it never follows one that is deleted. A process that its namespace was
-  found by is that process from then on: when it has ended and another one has its number, the monitor stays down:
-  each try to open its socket is `ESRCH`.
+  When the helper, its server or the namespace goes, the socket is lost, and subscribers are sent `:netlink_down`. The
+  monitor opens another socket after 20 ms, and subscribers are sent `:netlink_resync`. While it cannot open a socket,
+  the monitor tries again at growing intervals of up to 1 s, so that it finds its namespace, its server or its helper
+  soon after they are back. No supervisor has to restart the monitor. It opens its socket with
+  `close_on: :namespace_gone` (see "When a namespace goes" of `NetlinkPort`), so that it never follows a namespace
+  that was deleted.
 
-  A dump that fails is tried again in the same way. One that the kernel marks as interrupted by
-  changes is tried five times at once, see `NetlinkPort.dump/4`: tables that change all the time faster
-  than they can be read give no snapshot until they pause.
+  A monitor that found its namespace through a process, as with `netns: {:pid, pid}`, remembers that process. When
+  the process has ended and another one has its number, the monitor stays down: each attempt to open the socket is
+  `ESRCH`.
+
+  A dump that fails is tried again at the same intervals. A dump that the kernel marks as interrupted by changes is
+  tried five times at once, see `NetlinkPort.dump/4`. Tables that always change faster than they can be read give no
+  snapshot until they pause.
 
   ## Memory
 
-  Each subscriber's mailbox takes at most `max_queue:` messages, of whatever sender, before the
-  monitor's are kept back for it, up to another `max_queue:` events. Beyond that it is behind: it is sent
-  nothing any more until half of its mailbox is free, and then `{:netlink_resync, monitor, :behind}` and,
-  with `dump:`, a snapshot of its own. So a subscriber that is slow, suspended or stuck holds up no other.
+  A subscriber's mailbox holds at most `max_queue:` messages, from any sender, before the monitor holds back the
+  events for this subscriber. The monitor keeps up to another `max_queue:` events for it. Beyond that the subscriber
+  is behind. The monitor then sends it nothing until half of its mailbox is free, and then
+  `{:netlink_resync, monitor, :behind}` and, with `dump:`, a snapshot of its own. So a subscriber that is slow,
+  suspended or stuck delays no other.
 
-  In the same way the monitor's own mailbox takes at most 1 000 messages; after that the socket's
-  window fills, then the kernel's queue, and what the kernel drops is a gap: with a larger `rcvbuf:` there
-  are fewer. What a monitor takes is bounded by the tables it dumps, and for each subscriber by
-  its bound. A message is at most as large as the datagram it holds.
+  The monitor's own mailbox holds at most 1 000 messages. After that the socket's window fills, and then the
+  kernel's queue. Datagrams that the kernel drops are a gap. A larger `rcvbuf:` makes gaps rarer.
 
-  A subscriber that ends is forgotten. When the monitor itself ends its subscribers are told nothing:
-  a subscriber monitors it (`Process.monitor/1`) and subscribes again. So does one on another node, which is
-  forgotten when the connection is lost.
+  A monitor costs one process and one socket, and a second socket while it reads a snapshot. All subscribers that
+  wait for a snapshot at that time share it. The memory of a monitor is bounded by the tables that it dumps, and for
+  each subscriber by `max_queue:`. A message is at most as large as the datagram that it holds.
+
+  When a subscriber ends, the monitor forgets it. When the monitor itself ends, its subscribers are sent nothing: a
+  subscriber should monitor it (`Process.monitor/1`) and subscribe again. The same holds for a subscriber on another
+  node, which the monitor forgets when the connection between the nodes is lost.
   """
 
   use GenServer
@@ -217,16 +236,21 @@ defmodule NetlinkPort.Monitor do
   alias NetlinkPort.Generic.Follow
   alias NetlinkPort.Monitor.{Config, Opening, Snapshot, Subscriber, Subscribers, Subscription}
 
-  # How long until what has failed is tried again, in ms.
+  # The shortest and the longest pause before another attempt, in ms.
   @soonest 20
   @latest 1_000
   @max_queue 10_000
 
   @typedoc """
-  Why something may be missing: the subscription has just begun; the kernel dropped datagrams; the
-  socket was closed, and is open again (`t:NetlinkPort.closed_reason/0`); its namespace was gone, and is
-  back; a generic family that it follows by name was registered or unregistered; the subscriber did not
-  keep up; or a datagram could not be received.
+  Why events may be missing:
+
+    * `:subscribed`: the subscription has just begun.
+    * `:overrun`: the kernel dropped datagrams.
+    * `{:closed, reason}`: the socket was closed, and another is open now. See `t:NetlinkPort.closed_reason/0`.
+    * `:namespace_gone`: the namespace was gone, and is back.
+    * `{:family, name}`: a generic family that the monitor follows by name was registered or unregistered.
+    * `:behind`: the subscriber did not keep up.
+    * `{:error, error}`: a datagram could not be received, or the family refused a message of `:subscription`.
   """
   @type reason ::
           :subscribed
@@ -239,10 +263,10 @@ defmodule NetlinkPort.Monitor do
 
   defmodule State do
     @moduledoc false
-    # `opening` and `run` are the tasks that open the socket and read the dumps; `ended` is what was
-    # closed before it was known to be open, and `refusal` what has refused its subscription by then. `known`
-    # are the processes that its namespace was found by. `open_wait` and `dump_wait` are how long until the next try. `follow` is what is known of the generic
-    # families that are followed by name.
+    # `opening` and `run` are the tasks that open the socket and read the dumps. `ended` and `refusal` keep a
+    # close and a refusal that arrive before the result of the task `opening`. `known` are the processes that
+    # led to the namespace. `open_wait` and `dump_wait` are the pauses before the next attempt, in ms. `follow`
+    # are the generic families that the socket follows by name.
     @enforce_keys [:config, :open_wait, :dump_wait]
     defstruct [
       :config,
@@ -263,7 +287,7 @@ defmodule NetlinkPort.Monitor do
   ## Interface
 
   @doc """
-  The specification of a child for a supervisor: `{NetlinkPort.Monitor, options}`, see `start_link/1`.
+  The child specification for a supervisor: `{NetlinkPort.Monitor, options}`, see `start_link/1`.
 
       iex> NetlinkPort.Monitor.child_spec(name: MyApp.Links, groups: [1]).id
       MyApp.Links
@@ -280,30 +304,32 @@ defmodule NetlinkPort.Monitor do
   end
 
   @doc """
-  Starts a monitor, linked to the caller. It starts whether or not its server and its namespace are there.
+  Starts a monitor, linked to the caller. It starts even when its server does not run or its namespace does not
+  exist yet. It then opens its socket later.
 
-  Options, beside `:netns`, `:groups` and `:user_peers` of `NetlinkPort.open/3` and the options of
-  `NetlinkPort.setopts/2` but `:active`:
+  Options:
 
-    * `:name` - what to register the monitor as; no name unless told otherwise.
-    * `:server` - the server that opens the socket, `NetlinkPort` unless told otherwise. It may be on another
-      node, `{MyApp.Netlink, :"agent@host"}`: the loss of that node, or of the connection, is a gap like the
-      end of a helper.
-    * `:protocol` - `:route` unless told otherwise. See `t:NetlinkPort.protocol/0`.
-    * `:dump` - the dumps of a snapshot, in their order: `{type, payload}` each, as
-      `NetlinkPort.dump/4` takes them. They are read over a socket that has the monitor's
-      `:get_strict_chk`. None unless told otherwise.
-    * `:subscription` - what is sent over each socket once it is open, in its order, for families that
-      take a message for a subscription: requests `{type, flags, payload}` and datagrams. See above.
-      None unless told otherwise.
+    * `:name` - the name to register the monitor under. Defaults to no name.
+    * `:server` - the server that opens the socket. Defaults to `NetlinkPort`. It may be on another node,
+      `{MyApp.Netlink, :"agent@host"}`. The loss of that node, or of the connection to it, is a gap like the end
+      of a helper.
+    * `:protocol` - see `t:NetlinkPort.protocol/0`. Defaults to `:route`.
+    * `:dump` - the dumps of a snapshot, in their order: a list of `{type, payload}`, as `NetlinkPort.dump/4`
+      takes them. The monitor reads them over another socket, with the same `:get_strict_chk`. Defaults to `[]`.
+    * `:subscription` - the messages that the monitor sends over each socket once it is open, in their order:
+      requests `{type, flags, payload}` and datagrams. See "Families that take a message for a subscription"
+      above. Defaults to `[]`.
+    * `:netns`, `:groups` and `:user_peers` of `NetlinkPort.open/3`.
+    * the options of `NetlinkPort.setopts/2` except `:active`.
 
-  With the protocol `:generic` groups can be `{family, group}`, and types the name of a family. For example:
+  With the protocol `:generic` a group can be `{family, group}`, and a type can be the name of a family. For
+  example:
 
       {:ok, monitor} =
         NetlinkPort.Monitor.start_link(server: MyApp.Netlink, netns: {:name, "blue"}, groups: [1])
 
-  Errors: `{:already_started, pid}` for a name that is taken. Wrong options raise `ArgumentError`; what fails later
-  is told to subscribers.
+  Errors: `{:already_started, pid}` for a name that is taken. Wrong options raise `ArgumentError`. Subscribers are
+  sent what fails later, as `:netlink_down` and `:netlink_error`.
   """
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
@@ -314,20 +340,21 @@ defmodule NetlinkPort.Monitor do
   end
 
   @doc """
-  Subscribes the calling process; returns the pid that its messages name. One that is subscribed
-  already begins anew.
+  Subscribes the calling process. Returns the pid of the monitor, which is in each message to the subscriber.
+
+  When the calling process is subscribed already, its subscription begins anew.
 
   Options:
 
-    * `:max_queue` - how many messages the mailbox of the calling process may hold before the monitor
-      sends no more, 10 000 unless told otherwise. See "Memory" above.
+    * `:max_queue` - how many messages the mailbox of the calling process may hold before the monitor sends no
+      more. Defaults to `10_000`. See "Memory" above.
 
   For example:
 
       {:ok, monitor} = NetlinkPort.Monitor.subscribe(MyApp.Links)
       receive do: ({:netlink_resync, ^monitor, :subscribed} -> :ok)
 
-  Errors: `ESRCH` where there is no such monitor, `EPIPE` where it has just ended.
+  Errors: `ESRCH` when there is no such monitor, `EPIPE` when it has just ended.
   """
   @spec subscribe(GenServer.server(), max_queue: pos_integer()) ::
           {:ok, pid()} | {:error, Error.t()}
@@ -339,8 +366,8 @@ defmodule NetlinkPort.Monitor do
   end
 
   @doc """
-  Ends the subscription of the calling process, if it has one. Nothing is sent any more; what
-  was sent before stays in its mailbox.
+  Ends the subscription of the calling process, if it has one. The monitor sends it nothing more. The messages that
+  were sent before stay in its mailbox.
 
       :ok = NetlinkPort.Monitor.unsubscribe(MyApp.Links)
 
@@ -375,7 +402,7 @@ defmodule NetlinkPort.Monitor do
     {:noreply, %{state | subscribers: subscribers}}
   end
 
-  # Who takes it for a server, say.
+  # A caller may have mistaken the monitor for a server.
   def handle_call(_unknown, from, state) do
     Relay.reply(from, {:error, {:protocol, Errno.number(:einval), ""}})
     {:noreply, state}
@@ -394,7 +421,7 @@ defmodule NetlinkPort.Monitor do
   end
 
   def handle_info({:netlink_overrun, socket, _dropped}, %{place: {:joined, socket}} = state) do
-    # What nlctrl has told may be among it.
+    # The dropped datagrams may include a notice of nlctrl.
     if state.follow,
       do: {:noreply, renew(state, :overrun)},
       else: {:noreply, gap(state, :overrun)}
@@ -408,12 +435,13 @@ defmodule NetlinkPort.Monitor do
     {:noreply, lost(state, reason)}
   end
 
-  # The task that has opened it has not told yet.
+  # The close has overtaken the result of the task that opened the socket.
   def handle_info({:netlink_closed, socket, reason}, state) do
     {:noreply, %{state | ended: {socket, reason}}}
   end
 
-  # Likewise: an event is older than the resync that follows, but a refusal comes once.
+  # A datagram, too, can overtake the result. An event may be dropped, since a resync follows. A refusal may not:
+  # the kernel sends it only once.
   def handle_info(message, %{opening: %{}, refusal: nil} = state)
       when elem(message, 0) == :netlink and tuple_size(message) in [3, 4] do
     error = Subscription.refusal(state.config.subscription, elem(message, 2))
@@ -425,7 +453,7 @@ defmodule NetlinkPort.Monitor do
     {:noreply, opened(%{state | opening: nil}, result)}
   end
 
-  # A generic family is not there: the task waits until it is.
+  # A generic family does not exist. The task waits until it is registered.
   def handle_info({:not_there, pid, error}, %{opening: %{pid: pid}} = state) do
     {:noreply, advance(%{state | place: down(state.place, {:error, error})})}
   end
@@ -452,7 +480,7 @@ defmodule NetlinkPort.Monitor do
     {:noreply, state}
   end
 
-  # What an earlier socket has left, and what strangers send.
+  # Messages of an earlier socket, and of strangers.
   def handle_info(_message, state), do: {:noreply, state}
 
   @impl true
@@ -464,8 +492,8 @@ defmodule NetlinkPort.Monitor do
 
   ## The socket
 
-  # By a task, so that a server that does not answer holds nobody up. It closes the socket before, if
-  # there is one.
+  # A task opens the socket, so that a server that does not answer never blocks the monitor. The task first closes
+  # the socket `old`.
   defp open(%{config: config} = state, old \\ nil) do
     monitor = self()
     known = state.known
@@ -477,7 +505,7 @@ defmodule NetlinkPort.Monitor do
   defp opened(%{ended: {socket, reason}} = state, {:ok, socket, known, _follow}),
     do: lost(%{state | known: known}, reason)
 
-  # Nothing older than this is told by anybody: whoever is owed a resync gets it now.
+  # Every datagram older than this has been dropped, so that the owed resyncs may be sent now.
   defp opened(state, {:ok, socket, known, follow}) do
     state = %{state | known: known}
     Telemetry.execute([:monitor, :up], %{count: 1}, %{monitor: self(), socket: socket})
@@ -489,16 +517,16 @@ defmodule NetlinkPort.Monitor do
     end
   end
 
-  # It was the monitor's already, and closed before all was done.
+  # The socket already belonged to the monitor, and was closed before the task was done.
   defp opened(%{ended: {_socket, reason}} = state, {:error, _error}), do: lost(state, reason)
   defp opened(state, {:error, error}), do: away(state, {:error, error})
 
-  # Something is missing, and the groups of this socket may be others by now: the next one joins those.
+  # Events are missing, and the groups may have other numbers by now: the next socket joins those.
   defp renew(%{place: {:joined, socket}} = state, reason) do
     %{gaps(state, reason) | place: :opening} |> open(socket)
   end
 
-  # The family has refused to be subscribed to.
+  # The family has refused a message of the subscription.
   defp refused(%{place: {:joined, socket}} = state, error) do
     _pid = spawn(fn -> NetlinkPort.close(socket) end)
     %{state | open_wait: @latest} |> gaps({:error, error}) |> away({:error, error})
@@ -513,7 +541,7 @@ defmodule NetlinkPort.Monitor do
     advance(%{state | place: down(state.place, reason), open_wait: next})
   end
 
-  # What it is down for is why it went down, not why it has not come back yet.
+  # The reason is why the monitor went down, not why the last attempt to come back failed.
   defp down({:down, _first} = place, _reason), do: place
 
   defp down(_place, reason) do
@@ -525,8 +553,8 @@ defmodule NetlinkPort.Monitor do
 
   ## The dumps
 
-  # One at a time, for all who wait by now: whoever comes later waits for the next. It is not ended by
-  # a gap, which would begin another at once, for as long as gaps come.
+  # One run of the dumps at a time, for all subscribers that wait now. Later ones wait for the next run. A gap does
+  # not end a run: otherwise no run would ever end while gaps keep coming.
   defp dump(%{place: {:joined, _socket}, run: nil, dump_timer: nil} = state) do
     if Subscribers.waiting?(state.subscribers) do
       %{server: server, protocol: protocol, dump_open: opts, dumps: dumps} = state.config
@@ -547,15 +575,15 @@ defmodule NetlinkPort.Monitor do
   end
 
   defp dumped(state, {:error, error}) do
+    # The end of a helper also ends the socket, and subscribers learn of it by :netlink_down.
     tell? = state.dump_wait == @soonest and error.stage != :thread
     {wait, next} = back_off(state.dump_wait)
     timer = Process.send_after(self(), :dump, wait)
-    # The end of a helper is told as that of the socket.
     subscribers = Subscribers.failed(state.subscribers, error, tell?)
     %{state | dump_timer: timer, dump_wait: next, subscribers: subscribers}
   end
 
-  ## What arrives
+  ## Datagrams
 
   defp arrived(state, datagram, message) do
     case Subscription.refusal(state.config.subscription, datagram) do
@@ -585,14 +613,14 @@ defmodule NetlinkPort.Monitor do
   defp gaps(state, reason), do: each(state, &Subscriber.gap(&1, reason))
   defp each(state, fun), do: %{state | subscribers: Subscribers.each(state.subscribers, fun)}
 
-  # Sends whatever can be sent, to each after what `fun` does with it.
+  # Applies `fun` to each subscriber, then sends it the messages that may be sent.
   defp advance(state, fun \\ & &1) do
     %{state | subscribers: Subscribers.advance(state.subscribers, ways(state), fun)}
   end
 
   defp ways(state), do: {state.place, state.config.dumps != []}
 
-  # What crash reports and :sys.get_status/1 show. A callback of GenServer since Elixir 1.17.
+  # For crash reports and :sys.get_status/1. A callback of GenServer since Elixir 1.17.
   @doc false
   if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
 

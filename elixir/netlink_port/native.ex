@@ -1,14 +1,13 @@
 defmodule NetlinkPort.Native do
   @moduledoc """
-  The three functions of a netlink NIF, with the same results, on handles instead of descriptors.
+  The three functions of a netlink NIF, with the same results, for handles instead of descriptors.
 
-  They are for code that was written against a NIF which opens a netlink socket in another network
-  namespace and hands over its file descriptor. A handle stands for the socket here;
-  `NetlinkPort.socket/2` gives the `t:NetlinkPort.Socket.t/0` to send and receive with.
+  They are for code that was written against a NIF which opens a netlink socket in another network namespace and returns
+  its file descriptor. Here a handle, a number, stands for the socket. `NetlinkPort.socket/2` returns the
+  `t:NetlinkPort.Socket.t/0` of a handle, which sends and receives.
 
-  Each function uses the server `NetlinkPort` unless it is given another one first. A socket opened
-  here starts passive and belongs to the calling process: unlike a descriptor it closes when that
-  process ends.
+  Each function takes the server as an optional first argument, which defaults to `NetlinkPort`. A socket that is opened
+  here starts passive and belongs to the calling process. Unlike a descriptor, it closes when that process ends.
 
       {:ok, handle} = NetlinkPort.Native.open_in_netns("/run/netns/blue", 0)
       :ok = NetlinkPort.Native.bind_netlink(handle, 0x1)
@@ -23,7 +22,7 @@ defmodule NetlinkPort.Native do
   @typedoc "The step that failed."
   @type stage :: :open | :setns | :socket | :thread
 
-  @typedoc "An errno(3) of Linux."
+  @typedoc "An errno of Linux, errno(3)."
   @type errno :: pos_integer()
 
   @doc """
@@ -45,9 +44,9 @@ defmodule NetlinkPort.Native do
 
       {:ok, handle} = NetlinkPort.Native.open_in_netns(MyApp.Netlink, "/run/netns/blue", 0)
 
-  Errors are those of the table, and `{:error, {:socket, errno}}` of whatever else fails once the namespace is
-  entered. Nothing is ever created at the path, and nothing there is opened that is not a namespace: a FIFO
-  or a device answers at once.
+  Errors are those of the table, and `{:error, {:socket, errno}}` for any other failure after the helper has entered the
+  namespace. The helper never creates anything at the path, and opens nothing there that is not a namespace. So a path
+  that leads to a FIFO or a device returns at once.
   """
   @spec open_in_netns(GenServer.server(), Path.t(), integer()) ::
           {:ok, Socket.handle()} | {:error, {stage(), errno()}}
@@ -69,19 +68,19 @@ defmodule NetlinkPort.Native do
             "got: #{inspect(netns_path)} and #{inspect(protocol)}"
   end
 
-  # What happens to a socket behind socket(2) is part of making it here.
+  # A NIF has no stages after socket(2).
   defp stage(%Error{stage: stage}) when stage in [:open, :setns, :thread], do: stage
   defp stage(%Error{}), do: :socket
 
   @doc """
-  Binds a socket with `nl_pid` 0 and `groups` as `nl_groups`: a mask of 32 bits in which bit `n`
-  stands for group `n + 1`.
+  Binds a socket with `nl_pid` 0 and `groups` as `nl_groups`. `groups` is a mask of 32 bits, in which bit `n` stands for
+  group `n + 1`.
 
       {:ok, handle} = NetlinkPort.Native.open_in_netns(MyApp.Netlink, "/run/netns/blue", 0)
       :ok = NetlinkPort.Native.bind_netlink(MyApp.Netlink, handle, 0x1)
 
-  Errors: `{:error, 9}` (`EBADF`) for a handle that is not open, `{:error, 1}` (`EPERM`) where the
-  helper may not join a group, and the errno of the helper's failure otherwise, as above.
+  Errors: `{:error, 9}` (`EBADF`) for a handle that is not open, `{:error, 1}` (`EPERM`) when the helper may not join a
+  group, and the errno of a missing, dead or stuck helper, as in the table of `open_in_netns/3`.
   """
   @spec bind_netlink(GenServer.server(), Socket.handle(), non_neg_integer()) ::
           :ok | {:error, errno()}
@@ -97,8 +96,8 @@ defmodule NetlinkPort.Native do
   end
 
   @doc """
-  Closes a socket. The answer is always `:ok`: for a handle that is unknown or closed, without a
-  server, and with a dead helper.
+  Closes a socket. Returns `:ok` in every case, even when the handle is unknown or closed, when no server runs, or when
+  the helper is dead.
 
       :ok = NetlinkPort.Native.close_fd(MyApp.Netlink, 1_000_000)
   """
@@ -109,7 +108,7 @@ defmodule NetlinkPort.Native do
     with %Socket{} = socket <- NetlinkPort.socket(server, handle), do: NetlinkPort.close(socket)
     :ok
   rescue
-    # What is no server has no socket open either, nor has a module that registers none.
+    # A name without a server has no open socket.
     _error -> :ok
   end
 

@@ -1,11 +1,11 @@
 defmodule NetlinkPort.Pin do
   @moduledoc """
-  A network namespace that a helper holds open, as `NetlinkPort.pin/3` returns it, to be named in a request
-  where the kernel wants a descriptor.
+  A network namespace that a helper holds open, for requests that name a namespace by a descriptor. `NetlinkPort.pin/3`
+  returns it.
 
-  The kernel looks such a descriptor up in the process that calls sendmsg(2), which is the helper. The number
-  in `:descriptor` is right in messages of that helper, and of no other process. So a pin stands for the
-  number where an attribute is encoded:
+  The kernel looks such a descriptor up in the process that calls sendmsg(2), which is the helper. So the number in
+  `:descriptor` is correct in messages that this helper sends, and in no others. To send it, put the pin itself in the
+  place of the attribute's value:
 
       {:ok, pin} = NetlinkPort.pin(MyApp.Netlink, {:name, "blue"})
       # RTM_NEWLINK (16) with IFLA_NET_NS_FD (28): interface 7 moves into the namespace
@@ -13,29 +13,31 @@ defmodule NetlinkPort.Pin do
       {:ok, []} = NetlinkPort.request(socket, 16, [<<0::32, 7::32-native, 0::64>>, attrs])
       :ok = NetlinkPort.unpin(pin)
 
-  `NetlinkPort.send/3`, `request/4`, `batch/3`, `dump/4` and `stream/4`, and those of
-  `NetlinkPort.Connection`, put the number in its place. Before anything is sent they refuse a pin that is not of
-  the socket's own server, or that has ended, with an error of the stage `:pin`.
+  `NetlinkPort.send/3`, `request/4`, `batch/3`, `dump/4` and `stream/4`, and those of `NetlinkPort.Connection`, replace
+  the pin by its number. They refuse a pin that has ended, or that belongs to another server than the socket, with an
+  error of the stage `:pin`, and then send nothing.
+
+  A pin ends with `NetlinkPort.unpin/1`, with its owner, or with its helper.
 
   ## Fields
 
-    * `:descriptor` - the number. A helper uses it again only when it has used up its range, up to
-      1 048 575 numbers: a message that names a pin that has ended is refused by the kernel with `EBADF` or
-      `EINVAL`.
+    * `:descriptor` - the number of the descriptor in the helper. A helper uses a number again only after it has used up
+      its range, of up to 1 048 575 numbers. So the kernel refuses a message that names a pin that has ended, with
+      `EBADF` or `EINVAL`.
     * `:inode`, `:device` - of the namespace's file, as in `NetlinkPort.info/1`.
-    * `:cookie` - what `SO_NETNS_COOKIE` says of it; `nil` where the kernel does not tell, or where the helper
-      may hold the namespace and not enter it.
-    * `:netns` - what it was pinned by.
-    * `:handle` - never used twice in the life of the VM, nor by a socket.
+    * `:cookie` - the value of `SO_NETNS_COOKIE` in the namespace. It is `nil` when the kernel does not support the
+      option, or when the helper may hold the namespace but not enter it.
+    * `:netns` - the `t:NetlinkPort.netns/0` that was given to `NetlinkPort.pin/3`.
+    * `:handle` - a number that no other pin and no socket gets in the life of the VM.
 
-  Two are `==` exactly when they are the same pin. `inspect/1` shows the namespace, the number and the handle:
+  Two pins are `==` exactly when they are the same pin. `inspect/1` shows the namespace, the number and the handle:
 
       #NetlinkPort.Pin<blue, descriptor 4096, handle 7>
   """
 
   alias NetlinkPort.Socket
 
-  @typedoc "A pin. `:link` is the library's own."
+  @typedoc "A pin. The field `:link` is private to the library."
   @type t :: %__MODULE__{
           handle: Socket.handle(),
           descriptor: non_neg_integer(),
@@ -47,8 +49,8 @@ defmodule NetlinkPort.Pin do
         }
 
   @typedoc """
-  What may be sent: iodata, with pins in the place of descriptors. `NetlinkPort.Attr.encode/1` and
-  `NetlinkPort.Message.encode/1` make it of a pin; without one, what they make is iodata.
+  A payload to send: iodata that may contain pins in the place of descriptors. `NetlinkPort.Attr.encode/1` and
+  `NetlinkPort.Message.encode/1` return it. When their input has no pin, they return plain iodata.
   """
   @type payload ::
           binary() | t() | maybe_improper_list(byte() | payload(), binary() | t() | [])
@@ -57,7 +59,7 @@ defmodule NetlinkPort.Pin do
   defstruct [:handle, :descriptor, :inode, :device, :cookie, :netns, :link]
 
   defimpl Inspect do
-    # A path can hold any byte; what is shown stays on one line.
+    # A path may contain any byte, such as a newline. The output must stay on one line.
     def inspect(pin, _opts) do
       place = pin.netns |> NetlinkPort.Socket.place() |> Kernel.inspect() |> String.trim("\"")
       "#NetlinkPort.Pin<#{place}, descriptor #{pin.descriptor}, handle #{pin.handle}>"

@@ -1,19 +1,18 @@
 defmodule NetlinkPort.Socket do
   @moduledoc """
-  A netlink socket of a helper, as `NetlinkPort.open/3` returns it.
+  A netlink socket in a helper. `NetlinkPort.open/3` returns it.
 
-  The struct is opaque: use it with the functions of `NetlinkPort`. Two are `==` exactly when they
-  stand for the same socket, so that it can be matched in messages (`{:netlink, ^socket, datagram}`),
-  and it can be sent to other processes and other nodes. `inspect/1` shows its protocol, its namespace
-  and its handle:
+  The struct is opaque: use it with the functions of `NetlinkPort`. It can be sent to other processes and other nodes.
+  Two structs are `==` exactly when they stand for the same socket, so that a receive can match on one:
+  `{:netlink, ^socket, datagram}`. `inspect/1` shows the protocol, the namespace and the handle:
 
       #NetlinkPort.Socket<route in blue, handle 7>
 
-  The handle is never used twice in the life of the VM.
+  A handle is never used twice in the life of the VM.
   """
 
-  # Dialyzer would not let the library's own modules look into an @opaque struct.
-  @typedoc "A socket. Its fields are the library's own."
+  # Not @opaque: Dialyzer would not let the library's other modules read the fields.
+  @typedoc "A socket. Its fields are private to the library."
   @type t :: %__MODULE__{
           handle: handle(),
           protocol: NetlinkPort.protocol(),
@@ -28,7 +27,7 @@ defmodule NetlinkPort.Socket do
   defstruct [:handle, :protocol, :netns, :link]
 
   @doc """
-  The handle, as `NetlinkPort.Native` uses it.
+  Returns the handle of a socket, as `NetlinkPort.Native` uses it.
 
       handle = NetlinkPort.Socket.handle(socket)
       ^socket = NetlinkPort.socket(MyApp.Netlink, handle)
@@ -44,7 +43,7 @@ defmodule NetlinkPort.Socket do
   def place({:pid, pid}), do: "the namespace of process #{pid}"
 
   defimpl Inspect do
-    # A path can hold any byte; what is shown stays on one line.
+    # A path may contain any byte, such as a newline. The output must stay on one line.
     def inspect(socket, _opts) do
       place = Kernel.inspect(NetlinkPort.Socket.place(socket.netns))
       place = String.trim(place, "\"")

@@ -1,65 +1,66 @@
 defmodule NetlinkPort.Telemetry do
   @moduledoc """
-  The events that this library tells `:telemetry` of, where that library is loaded. It is no dependency:
-  without it, and without a handler, an event costs nearly nothing.
+  The events that this library executes with `:telemetry`, when that library is loaded. `:telemetry` is no dependency.
+  Without it, or without a handler, an event costs almost nothing.
 
-  Each name begins with `:netlink_port`. Durations and uptimes are in native units of time
-  (`System.convert_time_unit/3`). There is no event for a datagram: `NetlinkPort.stats/1` has the counts.
+  The name of each event begins with `:netlink_port`. Durations and uptimes are in native units of time
+  (`System.convert_time_unit/3`). There is no event for a datagram; `NetlinkPort.stats/1` has the counts.
 
   ## Helpers
 
-  `server` is the pid of the server, `name` what it was registered as, or `nil`.
+  `server` is the pid of the server. `name` is the name it is registered under, or `nil`.
 
   | event | measurements | metadata |
   | --- | --- | --- |
-  | `[:netlink_port, :helper, :start]` | `duration`: from the start of the server to the helper's first word | `server`, `name`, `os_pid`, `executable`, `restarts` |
-  | `[:netlink_port, :helper, :failure]` | `duration` | `server`, `name`, `error`, `restarts`: it could not be started |
-  | `[:netlink_port, :helper, :stop]` | `uptime`; `sockets`, `pins`: how many are closed by it | `server`, `name`, `os_pid`, `reason`, that of `:netlink_closed`. Not where the server is killed with `:kill` |
-  | `[:netlink_port, :helper, :busy]` | `count`: 1 | `server`: the helper does not read as fast as the server writes, which keeps commands from now on |
+  | `[:netlink_port, :helper, :start]` | `duration`: from the start of the server to the first frame of the helper | `server`, `name`, `os_pid`, `executable`, `restarts` |
+  | `[:netlink_port, :helper, :failure]` | `duration` | `server`, `name`, `error`, `restarts`: the helper could not be started |
+  | `[:netlink_port, :helper, :stop]` | `uptime`; `sockets`, `pins`: how many of them the end of the helper closes | `server`, `name`, `os_pid`, `reason`, the same as in `:netlink_closed`. There is no event when the server is killed with `:kill` |
+  | `[:netlink_port, :helper, :busy]` | `count`: 1 | `server`: the helper does not read as fast as the server writes. From now on the server queues commands |
 
   ## Sockets
 
-  `socket` is the `NetlinkPort.Socket`, which has the fields `protocol` and `netns`.
+  `socket` is the `NetlinkPort.Socket`. Its fields `protocol` and `netns` are useful as tags.
 
   | event | measurements | metadata |
   | --- | --- | --- |
-  | `[:netlink_port, :open, :stop]` | `duration` | `server` as it was named, `protocol`, `netns`, `socket` |
+  | `[:netlink_port, :open, :stop]` | `duration` | `server` as the caller named it, `protocol`, `netns`, `socket` |
   | `[:netlink_port, :open, :exception]` | `duration` | `server`, `protocol`, `netns`, `kind`: `:error`, `reason`: the `NetlinkPort.Error` that was returned |
-  | `[:netlink_port, :socket, :close]` | `count`: 1 | `server`, `socket`, `owner`, `reason`: `:closed`, `:owner_down`, `:namespace_gone`. Those that a helper's end closes are in `sockets` of its `:stop` |
+  | `[:netlink_port, :socket, :close]` | `count`: 1 | `server`, `socket`, `owner`, `reason`: `:closed`, `:owner_down`, `:namespace_gone`. The `:stop` event of a helper counts the sockets that its end closes, in `sockets` |
   | `[:netlink_port, :socket, :overrun]` | `dropped`: datagrams | `server`, `socket`, `owner` |
-  | `[:netlink_port, :socket, :error]` | `count`: 1 | `server`, `socket`, `owner`, `error`: what is told by `:netlink_error`, or by `recv/2` |
+  | `[:netlink_port, :socket, :error]` | `count`: 1 | `server`, `socket`, `owner`, `error`: the error that the owner gets by `:netlink_error` or `recv/2` |
 
-  Datagrams from user space are refused in the helper, which counts them: `:foreign` of
-  `NetlinkPort.stats/1`. An owner that is slow is no event before the kernel drops: `:queued_bytes` beside
-  `:queue_limit` and `:window_left` of `NetlinkPort.stats/1` show it, and `:broadcast_error` whether that
-  can fill a conntrack table (`NetlinkPort.setopts/2`).
+  The helper refuses datagrams from user space, and counts them: `:foreign` of `NetlinkPort.stats/1`.
+
+  A slow owner causes no event until the kernel drops datagrams. Before that, `NetlinkPort.stats/1` shows it:
+  `:window_left` falls to zero, and `:queued_bytes` rises towards `:queue_limit`. `:broadcast_error` says whether a slow
+  owner can fill a conntrack table (`NetlinkPort.setopts/2`).
 
   ## Pins
 
   | event | measurements | metadata |
   | --- | --- | --- |
-  | `[:netlink_port, :pin, :stop]` | `duration` | `server` as it was named, `netns`, `pin` |
+  | `[:netlink_port, :pin, :stop]` | `duration` | `server` as the caller named it, `netns`, `pin` |
   | `[:netlink_port, :pin, :exception]` | `duration` | `server`, `netns`, `kind`: `:error`, `reason`: the `NetlinkPort.Error` that was returned |
-  | `[:netlink_port, :pin, :close]` | `count`: 1 | `server`, `pin`, `owner`, `reason`: `:unpinned`, `:owner_down`. Those that a helper's end closes are in `pins` of its `:stop` |
+  | `[:netlink_port, :pin, :close]` | `count`: 1 | `server`, `pin`, `owner`, `reason`: `:unpinned`, `:owner_down`. The `:stop` event of a helper counts the pins that its end closes, in `pins` |
 
   ## Requests
 
   | event | measurements | metadata |
   | --- | --- | --- |
-  | `[:netlink_port, :request, :stop]` | `duration`; `messages`: how many were asked of the kernel, or read from its dump | `kind`: `:request`, `:batch` or `:dump`; `type` of the message, `nil` of a batch; `socket` of `NetlinkPort.request/4` and its like, or `connection` of those of `NetlinkPort.Connection`; `outcome`: `:ok`, or the `NetlinkPort.Error` |
-  | `[:netlink_port, :request, :warning]` | `count`: 1 | `kind`, `type`, and `socket` or `connection`, as above; `ext_ack`: what the kernel said with a success, `t:NetlinkPort.ExtAck.t/0`. One for each that is said |
+  | `[:netlink_port, :request, :stop]` | `duration`; `messages`: how many messages the answer has, or how many requests the batch has; 0 for an error | `kind`: `:request`, `:batch` or `:dump`; `type` of the message, `nil` for a batch; `socket` for the functions of `NetlinkPort` and `NetlinkPort.Generic` on a socket, or `connection` for those on a `NetlinkPort.Connection`; `outcome`: `:ok`, or the `NetlinkPort.Error` |
+  | `[:netlink_port, :request, :warning]` | `count`: 1 | `kind`, `type`, and `socket` or `connection`, as above; `ext_ack`: the kernel's extended acknowledgement of a success, `t:NetlinkPort.ExtAck.t/0`. One event for each acknowledgement |
 
   ## Monitors, connections, captures
 
   | event | measurements | metadata |
   | --- | --- | --- |
   | `[:netlink_port, :monitor, :up]` | `count`: 1 | `monitor`, `socket` |
-  | `[:netlink_port, :monitor, :down]` | `count`: 1 | `monitor`, `reason`, that of `:netlink_down`; once until it is up again |
-  | `[:netlink_port, :monitor, :resync]` | `count`: 1 | `monitor`, `subscriber`, `reason`: one for each subscriber that is told |
+  | `[:netlink_port, :monitor, :down]` | `count`: 1 | `monitor`, `reason`, the same as in `:netlink_down`. One event until the monitor is up again |
+  | `[:netlink_port, :monitor, :resync]` | `count`: 1 | `monitor`, `subscriber`, `reason`: one event for each subscriber that is sent `:netlink_resync` |
   | `[:netlink_port, :connection, :up]` | `count`: 1 | `connection`, `socket` |
-  | `[:netlink_port, :connection, :down]` | `calls`: how many got the error | `connection`, `error`; once until it is up again |
+  | `[:netlink_port, :connection, :down]` | `calls`: how many calls got the error | `connection`, `error`. One event until the connection is up again |
   | `[:netlink_port, :capture, :start]` | `count`: 1 | `capture`, `server`, `path` |
-  | `[:netlink_port, :capture, :stop]` | `datagrams`, `dropped`, `bytes` | `capture`, `server`, `path`, `reason`: `:stopped`, or that of `:netlink_capture_end` |
+  | `[:netlink_port, :capture, :stop]` | `datagrams`, `dropped`, `bytes` | `capture`, `server`, `path`, `reason`: `:stopped`, or the reason in `:netlink_capture_end` |
 
   ## A handler
 
@@ -79,13 +80,14 @@ defmodule NetlinkPort.Telemetry do
         Logger.warning("\#{inspect(socket)} lost \#{dropped} datagrams: give it a larger rcvbuf")
       end
 
-  Handlers run in the process that the event is about: `:open`, `:pin` and `:request` in the caller, the others in
-  the server, the monitor, the connection or the capture. One that is slow holds that process up, and with
-  a server all of its sockets: keep them short, or let them send a message. One that raises is detached by
-  `:telemetry`, and hurts nobody.
+  A handler runs in the process that executes the event. For `:open`, `:request`, `[:pin, :stop]` and
+  `[:pin, :exception]` that is the caller. For the other events it is the server, the monitor, the connection or the
+  capture. A slow handler blocks that process, and in a server it blocks all sockets of that server. So keep handlers
+  short, or let them send a message to another process. `:telemetry` detaches a handler that raises, and nothing else
+  happens.
   """
 
-  # It need not be there; `apply/3` keeps compilers and Dialyzer from asking for it.
+  # The module may not exist. `apply/3` keeps the compiler and Dialyzer from looking for it.
   @telemetry :telemetry
 
   @doc false
@@ -97,13 +99,13 @@ defmodule NetlinkPort.Telemetry do
 
     :ok
   catch
-    # Its application is not started, say. Nobody is to be hurt by who only looks.
+    # Observation must never break the library, even when the application :telemetry is not started.
     _kind, _reason -> :ok
   end
 
   @doc false
-  # Runs `fun`, and tells how long it took; `described` makes measurements and metadata of its result,
-  # and chooses the event.
+  # Runs `fun` and executes an event with its duration. `described` turns the result into the event, its measurements
+  # and its metadata.
   @spec timed((() -> result), (result -> {[atom(), ...], map(), map()})) :: result
         when result: term()
   def timed(fun, described) do
@@ -120,7 +122,7 @@ defmodule NetlinkPort.Telemetry do
   end
 
   @doc false
-  # Of a request, batch or dump on `place`, a socket or a connection.
+  # Executes the events of a request, batch or dump on `place`, a socket or a connection.
   @spec request(:request | :batch | :dump, integer() | nil, {atom(), term()}, (() -> outcome)) ::
           outcome
         when outcome: NetlinkPort.Request.Exchange.outcome()

@@ -1,22 +1,24 @@
 defmodule NetlinkPort.Connection.Calls do
   @moduledoc false
-  # The calls of a connection: who waits, what is under way, and what may be sent next. Pure, but for
-  # the clock.
+  # The calls of a connection: which callers wait, which calls are under way, and which may be sent next. Pure, except
+  # for the clock.
   #
-  # Invariants: one dump at a time is under way, and so many requests as there is room for; the number
-  # of every message under way is in `seqs`; a call that was sent keeps its place until it is answered,
-  # whether or not anybody still waits. One without `from` was given up.
+  # Invariants:
+  # - At most one dump is under way, and as many requests as there is room for.
+  # - `seqs` has the sequence number of every message under way.
+  # - A call that was sent keeps its place until it is answered, whether or not its caller still waits. A call without
+  #   `from` was given up by its caller.
 
   alias NetlinkPort.{Error, Message}
   alias NetlinkPort.Request.{Exchange, Reply}
 
-  # How many requests may be under way. The helper sends what it has read from its pipe before it receives
-  # again, and answers, of some kB as the kernel counts them, are dropped beyond rmem_default.
+  # How many requests may be under way. The helper sends all requests that it has read from its pipe before it receives
+  # answers. The kernel counts some kB for each answer, and drops answers beyond rmem_default.
   @room 16
-  # What counts as one request: an error repeats what was sent.
+  # How many bytes of payload count as one request: an error message repeats its request.
   @weight 4_096
-  # How long the rest of an answer that nobody wants any more may take, in ms: a dump's next datagram, and
-  # the whole of it; and how many bytes of it are read.
+  # Limits for the rest of an answer that was given up: how long a dump's next datagram may take, in ms, how long the
+  # whole may take, in ms, and how many bytes of it are read.
   @patience 5_000
   @whole 60_000
   @unwanted 268_435_456
@@ -43,8 +45,8 @@ defmodule NetlinkPort.Connection.Calls do
           spoilt?: boolean()
         }
 
-  # `dump` is under way; `dumps` and `requests`, batches among them, were not sent yet. A socket is `spoilt?`
-  # by a dump that nobody wants and that does not end: nothing more is sent on it.
+  # `dump` is under way. `dumps` and `requests`, which includes batches, were not sent yet. A dump that was given up and
+  # does not end makes the socket `spoilt?`: nothing more is sent on it.
   @enforce_keys [:next]
   defstruct [
     :next,
@@ -57,13 +59,13 @@ defmodule NetlinkPort.Connection.Calls do
     spoilt?: false
   ]
 
-  @doc "No calls; their numbers start anywhere."
+  @doc "Returns an empty set of calls. Sequence numbers start at a random number."
   @spec new() :: t()
   def new, do: %__MODULE__{next: :rand.uniform(0xFFFFFFFF)}
 
   @doc """
-  One more, with so much time left for its first answer; `timeout` is for each further one of a dump, and
-  `total` for the whole.
+  Adds a call, with `left` ms for its first datagram. `timeout` is the limit for each further datagram of a dump, and
+  `total` the limit for all of it.
   """
   @spec add(t(), id(), Exchange.t(), GenServer.from(), {timeout(), timeout()}, timeout()) :: t()
   def add(state, id, exchange, from, {timeout, total}, left) do
@@ -89,7 +91,7 @@ defmodule NetlinkPort.Connection.Calls do
     min(max(length(messages), div(bytes, @weight) + 1), @room)
   end
 
-  @doc "What is to be sent next, as datagrams, numbered, if anything may be."
+  @doc "Takes the call that may be sent next, as numbered datagrams, or returns `nil`."
   @spec next(t()) :: {id(), [iodata(), ...], t()} | nil
   def next(%{spoilt?: true}), do: nil
 
@@ -100,7 +102,7 @@ defmodule NetlinkPort.Connection.Calls do
     end
   end
 
-  # Tried again: it has kept its place.
+  # A dump without an answer is to be sent again. It has kept its place.
   def next(%{dump: id} = state) do
     if state.calls[id].exchange.answer == nil, do: number(state, id), else: next_request(state)
   end
@@ -121,8 +123,8 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   @doc """
-  A request that was sent a while ago and is not answered gives its room back: some never are, and the
-  kernel has answered all others by then.
+  Frees the room of a request that was sent a while ago and is not answered. Some requests never are, and the kernel has
+  answered all others by then.
   """
   @spec unanswered(t(), id()) :: t()
   def unanswered(state, id) do
@@ -138,8 +140,8 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   @doc """
-  A datagram that was sent to `group`. What belongs to no call is dropped; what cannot be read is an error
-  of the call that it belongs to, and of no other.
+  Takes a datagram that was sent to `group`. Messages that belong to no call are dropped. A malformed message is an error
+  only of the call that it belongs to.
   """
   @spec received(t(), binary(), non_neg_integer() | nil) :: {[reply()], t()}
   def received(state, datagram, group) do
@@ -190,7 +192,7 @@ defmodule NetlinkPort.Connection.Calls do
     end
   end
 
-  # A dump is read to its end, and tried again.
+  # A dump is read to its end, and then sent again.
   defp lost(%{dump: id} = state, id, error) do
     {[], update_in(state.calls[id].exchange, &Exchange.lose(&1, error))}
   end
@@ -210,7 +212,7 @@ defmodule NetlinkPort.Connection.Calls do
     %{call | exchange: %{exchange | answer: answer}, deadline: deadline(call, @patience)}
   end
 
-  # A dump takes as long as it takes, as long as it goes on.
+  # Each datagram of a dump moves the deadline.
   defp take(%{exchange: %{kind: :dump} = exchange} = call, messages, size) do
     exchange = Exchange.add(exchange, messages, size)
     %{call | exchange: exchange, deadline: deadline(call, call.timeout)}
@@ -233,8 +235,8 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   @doc """
-  Something was lost, which may have been anybody's: requests and batches under way end with that. A
-  dump comes to its end all the same, since the kernel waits for room before it goes on with one.
+  Notes a loss, which may have hit the answer to any call. Requests and batches under way end with the error. A dump
+  still comes to its end, since the kernel waits for room before it continues a dump.
   """
   @spec lose(t(), Error.t()) :: {[reply()], t()}
   def lose(%{dump: dump, calls: calls} = state, error) do
@@ -250,14 +252,14 @@ defmodule NetlinkPort.Connection.Calls do
     end)
   end
 
-  @doc "A call ends."
+  @doc "Ends a call with an outcome."
   @spec finish(t(), id(), Exchange.outcome()) :: {[reply()], t()}
   def finish(state, id, outcome), do: {reply(id, state.calls[id], outcome), forget(state, id)}
 
   defp reply(_id, %{from: nil}, _outcome), do: []
   defp reply(id, %{from: from}, outcome), do: [{id, from, outcome}]
 
-  @doc "All calls end, with an error."
+  @doc "Ends all calls with an error."
   @spec close(t(), Error.t()) :: {[reply()], t()}
   def close(state, error) do
     replies =
@@ -268,7 +270,7 @@ defmodule NetlinkPort.Connection.Calls do
     {replies, new()}
   end
 
-  @doc "Whether anybody waits for an answer to what was sent."
+  @doc "Whether a caller waits for the answer to a call that was sent."
   @spec under_way?(t()) :: boolean()
   def under_way?(%{calls: calls}) do
     Enum.any?(calls, fn {_id, %{from: from, exchange: %{answer: answer}}} ->
@@ -276,7 +278,7 @@ defmodule NetlinkPort.Connection.Calls do
     end)
   end
 
-  @doc "What is left when another socket takes the place of one that nobody waits on: what was not sent."
+  @doc "Keeps the calls that were not sent, for a new socket. No caller waits for the others."
   @spec fresh(t()) :: t()
   def fresh(state) do
     calls = Map.filter(state.calls, fn {_id, %{exchange: %{answer: answer}}} -> answer == nil end)
@@ -285,8 +287,8 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   @doc """
-  A deadline has passed. The caller is told so; or nobody waits any more, and a dump that does not go on
-  has spoilt the socket: the kernel refuses every other on it.
+  Ends a call whose deadline has passed. A dump that was given up before, and does not go on, spoils the socket: the
+  kernel refuses every other dump on it.
   """
   @spec expire(t(), id()) :: {[reply()], t()}
   def expire(state, id) do
@@ -310,8 +312,8 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   @doc """
-  Nobody waits for a call any more. One that was sent is answered nevertheless, a dump to its end; one
-  without an ack may never be.
+  Notes that the caller no longer waits. The answer to a call that was sent still comes, and is read and dropped. A call
+  without an ack is forgotten, since its answer may never come.
   """
   @spec give_up(t(), id()) :: t()
   def give_up(state, id) do
@@ -332,18 +334,18 @@ defmodule NetlinkPort.Connection.Calls do
   @spec member?(t(), id()) :: boolean()
   def member?(state, id), do: is_map_key(state.calls, id)
 
-  @doc "Who waits for a call, unless it was given up."
+  @doc "Returns the caller of a call, or `nil` when it was given up."
   @spec caller(t(), id()) :: pid() | nil
   def caller(state, id), do: with({pid, _tag} <- state.calls[id].from, do: pid)
 
-  @doc "How long the deadline of a call is away, in ms."
+  @doc "Returns the time until the deadline of a call, in ms."
   @spec left(t(), id()) :: timeout()
   def left(state, id), do: left(state.calls[id].deadline)
 
   defp left(:infinity), do: :infinity
   defp left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
 
-  @doc "How many there are."
+  @doc "Returns the number of calls."
   @spec count(t()) :: non_neg_integer()
   def count(state), do: map_size(state.calls)
 

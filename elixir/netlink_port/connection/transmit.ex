@@ -1,18 +1,18 @@
 defmodule NetlinkPort.Connection.Transmit do
   @moduledoc false
-  # Sends the datagrams of a call, one after the other, without holding the connection up.
+  # Sends the datagrams of a call, one after the other, without blocking the connection.
 
   alias NetlinkPort.{Error, Socket}
   alias NetlinkPort.Helper.Reference
 
   import Kernel, except: [send: 2]
 
-  # What is not larger has room in any socket's buffer (SOCK_MIN_SNDBUF, include/net/sock.h).
+  # Any socket's send buffer has room for a datagram of this size (SOCK_MIN_SNDBUF, include/net/sock.h).
   @small 4_096
 
   @doc """
-  Sends them here where that neither can fail nor has to wait; elsewhere a process of its own waits, whose
-  monitor is returned and whose exit reason is `{:sent, result}`, so that a failure is known to be of this call.
+  Sends small datagrams at once, when that neither fails nor blocks. Otherwise a separate process sends them. Its monitor
+  is returned, and its exit reason is `{:sent, result}`, so that the connection knows which call has failed.
   """
   @spec send(Socket.t(), [iodata()]) :: :ok | {:later, reference()} | {:error, Error.t()}
   def send(_socket, []), do: :ok

@@ -1,9 +1,9 @@
 defmodule NetlinkPort.Generic.Follow do
   @moduledoc false
-  # Multicast groups of generic families by name, and the families as nlctrl has told of them last. Pure.
+  # The generic families that a socket follows by name, as nlctrl described them last. Pure.
   #
-  # A family that is unregistered takes its groups with it: the kernel ends their memberships and tells
-  # it in nlctrl's group `notify` alone. Registered again it has other numbers.
+  # When a family is unregistered, the kernel ends the memberships of its groups, and announces that only in nlctrl's
+  # group `notify`. When the family is registered again, it and its groups have other numbers.
 
   alias NetlinkPort.Message
 
@@ -12,7 +12,7 @@ defmodule NetlinkPort.Generic.Follow do
   @newfamily 1
   @delfamily 2
 
-  # Of a family alone, without a group, `nil` stands for the group.
+  # The group is `nil` for a family that is followed without joining a group.
   @type wanted :: [{family :: String.t(), group :: String.t() | nil}]
   @type t :: %__MODULE__{
           socket: NetlinkPort.Socket.t(),
@@ -29,19 +29,19 @@ defmodule NetlinkPort.Generic.Follow do
     %__MODULE__{socket: socket, wanted: wanted, families: Map.new(families)}
   end
 
-  @doc "The group `notify` of nlctrl, and the type of its messages."
+  @doc "Returns the group `notify` of nlctrl, and the type of its messages."
   @spec notify() :: {group :: pos_integer(), type :: pos_integer()}
   def notify, do: {16, @nlctrl}
 
-  @doc "Whether a datagram is of nlctrl."
+  @doc "Whether a datagram is from nlctrl."
   @spec notice?(binary()) :: boolean()
   def notice?(<<_length::32, @nlctrl::16-native, _::binary>>), do: true
   def notice?(_datagram), do: false
 
-  @typedoc "Reads a message of nlctrl: its command, and the family that it is about."
+  @typedoc "Decodes a message of nlctrl into its command and the family that it is about."
   @type read :: (Message.t() -> {:ok, {command :: byte(), NetlinkPort.Generic.t()}} | term())
 
-  @doc "The names of the followed families that a datagram of nlctrl has changed."
+  @doc "Returns the names of the followed families that a datagram of nlctrl has changed."
   @spec told(t(), binary(), read()) :: {[String.t()], t()}
   def told(follow, <<_length::32, @nlctrl::16-native, _::binary>> = datagram, read) do
     case Message.decode(datagram) do
@@ -61,7 +61,7 @@ defmodule NetlinkPort.Generic.Follow do
             do: {names, follow},
             else: {[name | names], %{follow | families: Map.put(families, name, family)}}
 
-        # Another number is that of a registration before the one that is known.
+        # A notice with another number is about an earlier registration.
         {@delfamily, %{^name => %{id: id}}} when id == family.id ->
           {[name | names], %{follow | families: Map.delete(families, name)}}
 
@@ -78,7 +78,7 @@ defmodule NetlinkPort.Generic.Follow do
 
   defp followed?(wanted, %{name: name}), do: List.keymember?(wanted, name, 0)
 
-  @doc "The numbers of the groups that are there, of all families or of some."
+  @doc "Returns the numbers of the followed groups that exist, of all families or of some."
   @spec numbers(t()) :: [pos_integer()]
   def numbers(follow), do: numbers(follow, Map.keys(follow.families))
 
@@ -90,7 +90,7 @@ defmodule NetlinkPort.Generic.Follow do
         do: number
   end
 
-  @doc "What is not there."
+  @doc "Returns the followed families and groups that do not exist."
   @spec missing(t()) :: wanted()
   def missing(%{families: families, wanted: wanted}) do
     Enum.reject(wanted, fn {name, group} ->
@@ -99,7 +99,7 @@ defmodule NetlinkPort.Generic.Follow do
     end)
   end
 
-  @doc "The number of a family, by its name or as it is."
+  @doc "Returns the number of a family, given by name or as a number."
   @spec number(t() | nil, String.t() | non_neg_integer()) :: non_neg_integer()
   def number(_follow, number) when is_integer(number), do: number
   def number(%{families: families}, name), do: Map.fetch!(families, name).id

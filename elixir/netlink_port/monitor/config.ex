@@ -6,7 +6,7 @@ defmodule NetlinkPort.Monitor.Config do
   alias NetlinkPort.Generic.Follow
   alias NetlinkPort.Monitor.Subscription
 
-  # What the monitor's own mailbox may hold; then its socket's window fills, then the kernel's queue.
+  # The bound of the monitor's own mailbox. Beyond it the socket's window fills, and then the kernel's queue.
   @max_queue 1_000
   # The group `notify` of nlctrl.
   @notify 16
@@ -25,8 +25,8 @@ defmodule NetlinkPort.Monitor.Config do
           notify?: boolean()
         }
 
-  # `follow` are families and groups by name; `notify?` is whether subscribers get what nlctrl tells of
-  # families.
+  # `follow` are the families and groups by name. `notify?` is whether the options name the group `notify` of nlctrl, so
+  # that subscribers get its events, too.
   @enforce_keys [
     :server,
     :protocol,
@@ -59,7 +59,7 @@ defmodule NetlinkPort.Monitor.Config do
       |> Keyword.merge(close_on: :namespace_gone, max_queue: @max_queue)
 
     with {:ok, %{netns: netns}} <- Options.open(protocol, open) do
-      # That of now, whatever the working directory is when it is opened again.
+      # An absolute path: the working directory may be another when the socket is opened again.
       opts = Keyword.put(opts, :netns, netns)
 
       {:ok,
@@ -76,7 +76,7 @@ defmodule NetlinkPort.Monitor.Config do
     end
   end
 
-  # Groups by name, and the others, which are checked with the options of the socket.
+  # Separates groups by name from the others. Options.open/2 checks the others.
   defp split(groups) when is_list(groups) do
     if List.improper?(groups), do: {[], groups}, else: Enum.split_with(groups, &is_tuple/1)
   end
@@ -91,7 +91,7 @@ defmodule NetlinkPort.Monitor.Config do
             "got: #{inspect(group)}"
   end
 
-  @doc "A bound on a mailbox."
+  @doc "Checks a bound on a mailbox."
   @spec max_queue!(term()) :: pos_integer()
   def max_queue!(count) when is_integer(count) and count in 1..@largest, do: count
 

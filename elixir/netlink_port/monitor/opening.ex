@@ -1,8 +1,10 @@
 defmodule NetlinkPort.Monitor.Opening do
   @moduledoc false
-  # Opens the socket of a monitor, in a task, so that a server that does not answer holds nobody up. It
-  # joins the groups, those of generic families by name, and sends what the family takes as a
-  # subscription. The task owns the socket until all of that is done: what fails leaves none behind.
+  # Opens the socket of a monitor, joins its groups, and sends the messages of the subscription. It runs in a task, so
+  # that a server that does not answer never blocks the monitor.
+  #
+  # Invariant: with groups by name or a subscription the task owns the socket until all is done, so that a failure
+  # leaves no socket behind.
 
   alias NetlinkPort.{Error, Generic, Socket}
   alias NetlinkPort.Generic.Follow
@@ -13,9 +15,11 @@ defmodule NetlinkPort.Monitor.Opening do
           | {:error, Error.t()}
 
   @doc """
-  Opens it for `monitor`, after closing the socket `old`; `known` are the processes that its namespace was found
-  by before. `tell` is called once with an error when a family
-  or a group is not there: it then waits until that is registered, for as long as it takes.
+  Closes the socket `old`, then opens a socket for `monitor`. `known` are the processes that led to the namespace
+  before.
+
+  When a family or a group does not exist, calls `tell` once with an error. It then waits without a limit until the
+  family is registered.
   """
   @spec run(
           Config.t(),
@@ -49,7 +53,7 @@ defmodule NetlinkPort.Monitor.Opening do
   defp open(config, opts, known),
     do: NetlinkPort.Server.Opening.again(config.server, config.protocol, opts, known)
 
-  # What comes before the socket is the monitor's is older than the resync that follows.
+  # Events that come before the monitor owns the socket are dropped: they are older than the resync that follows.
   defp subscribe(config, socket, monitor, tell) do
     with {:ok, follow} <- follow(socket, config.follow, tell),
          :ok <- Subscription.send(socket, config.subscription, follow),
@@ -91,7 +95,7 @@ defmodule NetlinkPort.Monitor.Opening do
 
   defp already_told(_error), do: :ok
 
-  @doc "The error of a family, or of a group of a family, that is not there."
+  @doc "Returns the error of a family, or of a group of a family, that does not exist."
   @spec absent({String.t(), String.t() | nil}) :: Error.t()
   def absent({family, group}) do
     subject = if group, do: "group #{group} of #{family}", else: "family #{family}"

@@ -1,16 +1,16 @@
 defmodule NetlinkPort.Monitor.Snapshot do
   @moduledoc false
-  # The dumps of a monitor: read over a socket of their own, and made into messages for subscribers.
+  # Reads the dumps of a monitor over a socket of their own, and cuts them into messages for subscribers.
 
   alias NetlinkPort.{Error, Message}
   alias NetlinkPort.Server.Opening
 
-  # How many messages of the kernel's there are in one for a subscriber.
+  # How many netlink messages one message to a subscriber contains.
   @piece 100
 
   @type dumps :: [{0..0xFFFF, iodata()}]
 
-  @doc "Reads the dumps, one after the other, in the calling process."
+  @doc "Runs the dumps one after the other, in the calling process."
   @spec read(
           GenServer.server(),
           NetlinkPort.protocol(),
@@ -32,7 +32,7 @@ defmodule NetlinkPort.Monitor.Snapshot do
 
   defp read(_socket, [], read), do: {:ok, read |> Enum.reverse() |> Enum.concat()}
 
-  # A dump that failed has what it read in its error: that is of no use here, and may be large.
+  # The error of a failed dump contains the messages that were read. They may be large, and are of no use here.
   defp read(socket, [{type, payload} | dumps], read) do
     case NetlinkPort.dump(socket, type, payload) do
       {:ok, messages} -> read(socket, dumps, [messages | read])
@@ -41,7 +41,7 @@ defmodule NetlinkPort.Monitor.Snapshot do
   end
 
   @doc """
-  A snapshot in pieces.
+  Cuts a snapshot into messages.
 
       iex> NetlinkPort.Monitor.Snapshot.pieces([])
       [{:netlink_snapshot, :begin}, {:netlink_snapshot, :end}]

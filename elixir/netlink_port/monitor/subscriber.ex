@@ -1,15 +1,17 @@
 defmodule NetlinkPort.Monitor.Subscriber do
   @moduledoc false
-  # What one subscriber of a monitor is sent, and when. Pure.
+  # The state of one subscriber of a monitor: which messages it is sent, and when. Pure.
   #
   #     owed ── resync ──▶ waiting ── a dump begins ──▶ attached ── it is read ──▶ live
   #       ▲ └──────────── resync, without a dump of the monitor's ───────────────▶ │
   #       └────────────────────────────── a gap, or behind ────────────────────────┘
   #
-  # Invariants: after a gap nothing is sent before its resync. What comes while a dump runs is sent
-  # behind it, whatever had come before the dump began is not. Credit is how many messages the
-  # subscriber's mailbox may still be sent (NetlinkPort.Server.MailboxGauge); nothing is sent without. What waits
-  # here are at most `bound` events and the pieces of one snapshot.
+  # Invariants:
+  # - After a gap nothing is sent before its resync, except :netlink_down.
+  # - Events that come while a dump runs are sent behind the snapshot. Earlier ones are dropped.
+  # - Nothing is sent without credit. Credit is how many messages the subscriber's mailbox may still be sent
+  #   (NetlinkPort.Server.MailboxGauge).
+  # - At most `bound` events and the pieces of one snapshot wait here.
 
   alias NetlinkPort.Server.MailboxGauge
 
@@ -37,22 +39,22 @@ defmodule NetlinkPort.Monitor.Subscriber do
     events: 0
   ]
 
-  @doc "A subscriber whose mailbox may hold `bound` messages."
+  @doc "Returns a new subscriber whose mailbox may hold `bound` messages."
   @spec new(pid(), pos_integer()) :: t()
   def new(pid, bound), do: %__MODULE__{pid: pid, bound: bound, gauge: MailboxGauge.new(bound)}
 
-  @doc "Something was lost. Gaps that come before the first of them could be told are one."
+  @doc "Notes a gap. Further gaps before the resync of the first are the same gap."
   @spec gap(t(), reason :: term()) :: t()
   def gap(%{phase: {:owed, _reason, _told?}} = subscriber, _reason_too), do: subscriber
   def gap(subscriber, reason), do: back_to({:owed, reason, false}, subscriber)
 
-  @doc "An event has come."
+  @doc "Adds an event."
   @spec event(t(), message()) :: t()
   def event(%{phase: :live, events: events, bound: bound} = subscriber, _message)
       when events >= bound,
       do: gap(subscriber, :behind)
 
-  # Nothing of the snapshot has been sent: it is begun anew, and there is nothing to tell.
+  # No piece of the snapshot has been sent yet, so the subscriber waits for another snapshot and needs no resync.
   def event(%{phase: :attached, events: events, bound: bound} = subscriber, _message)
       when events >= bound,
       do: back_to(:waiting, subscriber)
@@ -61,20 +63,20 @@ defmodule NetlinkPort.Monitor.Subscriber do
       when phase in [:live, :attached],
       do: %{subscriber | queue: :queue.in({:event, message}, queue), events: events + 1}
 
-  # It is in the snapshot to come, or the subscriber's own dump.
+  # The snapshot that follows contains the event, or the dump that the subscriber makes after its resync.
   def event(subscriber, _message), do: subscriber
 
-  @doc "A dump begins."
+  @doc "Notes that the dumps begin."
   @spec attach(t()) :: t()
   def attach(%{phase: :waiting} = subscriber), do: %{subscriber | phase: :attached}
   def attach(subscriber), do: subscriber
 
-  @doc "The dump could not be read."
+  @doc "Notes that the dumps have failed."
   @spec detach(t()) :: t()
   def detach(%{phase: :attached} = subscriber), do: back_to(:waiting, subscriber)
   def detach(subscriber), do: subscriber
 
-  @doc "The dump is read: it goes before what has come meanwhile."
+  @doc "Adds the snapshot, before the events that came while it was read."
   @spec snapshot(t(), [message()]) :: t()
   def snapshot(%{phase: :attached, queue: queue} = subscriber, pieces) do
     %{subscriber | phase: :live, queue: :queue.join(:queue.from_list(pieces), queue)}
@@ -82,10 +84,10 @@ defmodule NetlinkPort.Monitor.Subscriber do
 
   def snapshot(subscriber, _pieces), do: subscriber
 
-  @doc "What is to be sent now. `dumps?` is whether the monitor has a snapshot to make."
+  @doc "Takes the messages that may be sent now. `dumps?` is whether the monitor makes snapshots."
   @spec advance(t(), place(), dumps? :: boolean()) :: {[message()], t()}
   def advance(%{phase: {:owed, reason, told?}} = subscriber, place, dumps?) do
-    # One that was behind starts again with room for what follows.
+    # A subscriber that was behind starts again only when half of its mailbox is free.
     room? = 2 * subscriber.credit > subscriber.bound
 
     case place do
@@ -104,12 +106,12 @@ defmodule NetlinkPort.Monitor.Subscriber do
   def advance(%{phase: :live} = subscriber, _place, _dumps?), do: drain(subscriber, [])
   def advance(subscriber, _place, _dumps?), do: {[], subscriber}
 
-  @doc "A message beside the order of events, for those who have room for it."
+  @doc "Takes a message that has no place in the order of events, if there is credit."
   @spec aside(t(), message()) :: {[message()], t()}
   def aside(%{credit: 0} = subscriber, _message), do: {[], subscriber}
   def aside(subscriber, message), do: {[message], spend(subscriber)}
 
-  @doc "Whether there is something to send that waits for credit."
+  @doc "Whether messages wait for credit."
   @spec waiting?(t(), place()) :: boolean()
   def waiting?(%{phase: {:owed, _reason, told?}}, {:down, _why}), do: not told?
   def waiting?(%{phase: {:owed, _reason, _told?}}, {:joined, _socket}), do: true

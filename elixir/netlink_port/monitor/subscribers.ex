@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Monitor.Subscribers do
   @moduledoc false
-  # All subscribers of a monitor, by the reference that watches each: sends each what
-  # NetlinkPort.Monitor.Subscriber says is to be sent now. Runs in the monitor.
+  # All subscribers of a monitor, by the reference that monitors each. Sends each subscriber the messages that
+  # NetlinkPort.Monitor.Subscriber releases. Runs in the monitor.
 
   alias NetlinkPort.{Error, Telemetry}
   alias NetlinkPort.Nodes.Relay
@@ -9,10 +9,10 @@ defmodule NetlinkPort.Monitor.Subscribers do
   alias NetlinkPort.Monitor.Subscriber
 
   @type t :: %{reference() => Subscriber.t()}
-  # Where the monitor is, and whether it has a snapshot to make.
+  # The state of the monitor's socket, and whether the monitor makes snapshots.
   @type ways :: {Subscriber.place(), dumps? :: boolean()}
 
-  @doc "Adds a process whose mailbox may hold `bound` messages; one that is there already begins anew."
+  @doc "Adds a process whose mailbox may hold `bound` messages. A process that is there already begins anew."
   @spec add(t(), pid(), pos_integer(), ways()) :: t()
   def add(subscribers, pid, bound, ways) do
     subscribers |> drop(pid) |> advance_one(Relay.monitor(pid), Subscriber.new(pid, bound), ways)
@@ -25,11 +25,11 @@ defmodule NetlinkPort.Monitor.Subscribers do
     Map.new(kept)
   end
 
-  @doc "Changes each; nothing is sent."
+  @doc "Applies `fun` to each subscriber, and sends nothing."
   @spec each(t(), (Subscriber.t() -> Subscriber.t())) :: t()
   def each(subscribers, fun), do: Map.new(subscribers, fn {ref, one} -> {ref, fun.(one)} end)
 
-  @doc "Sends whatever can be sent, to each after what `fun` does with it."
+  @doc "Applies `fun` to each subscriber, then sends it the messages that may be sent."
   @spec advance(t(), ways(), (Subscriber.t() -> Subscriber.t())) :: t()
   def advance(subscribers, ways, fun) do
     Enum.reduce(subscribers, subscribers, fn {ref, one}, subscribers ->
@@ -37,7 +37,7 @@ defmodule NetlinkPort.Monitor.Subscribers do
     end)
   end
 
-  @doc "The gauge of a mailbox has something to say; its subscriber may be forgotten by now."
+  @doc "Takes the report of a mailbox's gauge. Its subscriber may have been dropped by now."
   @spec gauged(t(), reference(), MailboxGauge.report(), ways()) :: t()
   def gauged(subscribers, ref, report, ways) do
     case subscribers do
@@ -58,7 +58,7 @@ defmodule NetlinkPort.Monitor.Subscribers do
     Map.put(subscribers, ref, %{one | gauge: gauge})
   end
 
-  @doc "The dump that some wait for has failed; `tell?` is whether they are to hear of it."
+  @doc "Notes that the dumps have failed. With `tell?` the subscribers that wait for them are sent the error."
   @spec failed(t(), Error.t(), boolean()) :: t()
   def failed(subscribers, error, tell?) do
     Map.new(subscribers, fn {ref, one} ->
@@ -74,7 +74,7 @@ defmodule NetlinkPort.Monitor.Subscribers do
 
   defp told_of(one, _ref, _error, _tell?), do: one
 
-  @doc "Whether one waits for a dump."
+  @doc "Whether any subscriber waits for a snapshot."
   @spec waiting?(t()) :: boolean()
   def waiting?(subscribers),
     do: Enum.any?(subscribers, fn {_ref, one} -> one.phase == :waiting end)
@@ -90,7 +90,7 @@ defmodule NetlinkPort.Monitor.Subscribers do
     end)
   end
 
-  @doc "What status reports show of them."
+  @doc "Summarizes the subscribers for status reports."
   @spec shown(t()) :: keyword()
   def shown(subscribers) do
     all = Map.values(subscribers)

@@ -1,19 +1,18 @@
 defmodule NetlinkPort.Monitor.Subscription do
   @moduledoc false
-  # What a family takes as a subscription, sent over a new socket: requests, which are acked, and
-  # datagrams as they are. Of a datagram those messages are waited for that ask for an ack (NLM_F_ACK), and
-  # those of the connector that it answers in its own way. Each is answered before the next is sent, so
-  # that messages with the same number are not mistaken for each other.
+  # Sends the messages by which a family is subscribed to, over a new socket: requests, whose ack is awaited, and
+  # datagrams. In a datagram the messages with NLM_F_ACK, and those that the connector answers, are awaited. Each entry
+  # is answered before the next is sent, so that messages with the same sequence number are not mixed up.
   #
-  # The connector has no acks of netlink: to PROC_CN_MCAST_LISTEN and its like the kernel answers with
-  # an event of its own to all of the group, PROC_EVENT_NONE with an errno, whose field `ack` is one
-  # higher than that of the request; `seq` is a count of its own (drivers/connector/cn_proc.c). Who listens
-  # from another process id or user namespace than the first gets no answer.
+  # The connector does not send netlink acks. It answers PROC_CN_MCAST_LISTEN and similar messages with an event to the
+  # whole group: PROC_EVENT_NONE with an errno, whose field `ack` is one higher than that of the request. Its field
+  # `seq` is an unrelated count (drivers/connector/cn_proc.c). A process outside of the initial pid and user namespaces
+  # gets no answer.
 
   alias NetlinkPort.{Error, ExtAck, Message, Options, Socket}
   alias NetlinkPort.Generic.Follow
 
-  # How long an answer may take, in ms.
+  # How long an answer to a datagram may take, in ms.
   @patience 5_000
   # CN_IDX_PROC and CN_VAL_PROC, include/uapi/linux/connector.h
   @proc 1
@@ -22,7 +21,7 @@ defmodule NetlinkPort.Monitor.Subscription do
           {type :: String.t() | 0..0xFFFF, flags :: 0..0xFFFF, binary()} | binary()
   @type t :: [entry()]
 
-  @doc "What the option of a monitor holds, checked. A family's name stands for a type of its protocol alone."
+  @doc "Checks the option `:subscription` of a monitor. Only `:generic` has names of families as types."
   @spec new!(term(), boolean()) :: t()
   def new!(entries, generic?) when is_list(entries), do: Enum.map(entries, &entry!(&1, generic?))
   def new!(other, _generic?), do: wrong!(other)
@@ -48,7 +47,7 @@ defmodule NetlinkPort.Monitor.Subscription do
             "got: #{inspect(other)}"
   end
 
-  @doc "Sends all, in their order; ends with the first that fails."
+  @doc "Sends the entries in their order, and stops at the first that fails."
   @spec send(Socket.t(), t(), Follow.t() | nil) :: :ok | {:error, Error.t()}
   def send(socket, entries, follow) do
     Enum.reduce_while(entries, :ok, fn entry, :ok ->
@@ -60,7 +59,7 @@ defmodule NetlinkPort.Monitor.Subscription do
     end)
   end
 
-  # What came while a request was answered is in the mailbox.
+  # A refusal that came while a request was answered is in the mailbox.
   defp unasked(socket, entries) do
     receive do
       message when elem(message, 0) == :netlink and elem(message, 1) == socket ->
@@ -86,7 +85,7 @@ defmodule NetlinkPort.Monitor.Subscription do
     end
   end
 
-  # What answers a datagram: `{:ack, seq}`, or `{:connector, ack}`.
+  # The answers to wait for: `{:ack, seq}` or `{:connector, ack}`.
   defp awaited(protocol, datagram) when protocol in [:connector, 11] do
     for %{payload: <<@proc::32-native, @proc::32-native, _seq::32, ack::32-native, _::binary>>} <-
           messages(datagram),
@@ -126,7 +125,7 @@ defmodule NetlinkPort.Monitor.Subscription do
     end)
   end
 
-  # What a message answers, and how: `[{what, error | nil}]`.
+  # `[{what it answers, error | nil}]`, or `[]` for an event.
   defp answer(%{type: 2, seq: seq, payload: <<errno::32-signed-native, _::binary>>} = message) do
     [{{:ack, seq}, error(errno, message)}]
   end
@@ -149,8 +148,8 @@ defmodule NetlinkPort.Monitor.Subscription do
   end
 
   @doc """
-  The error in a datagram that refuses one of the subscription's datagrams, which had not asked for
-  an answer; `nil` in any other.
+  Returns the error of a datagram by which the kernel refuses a message of the subscription's datagrams, or `nil`. The
+  kernel sends a refusal even for a message without NLM_F_ACK.
   """
   @spec refusal(t(), binary()) :: Error.t() | nil
   def refusal([], _datagram), do: nil
@@ -169,7 +168,7 @@ defmodule NetlinkPort.Monitor.Subscription do
 
   def refusal(_entries, _event), do: nil
 
-  # What is sent as it is may be no message at all: then nothing of it is waited for.
+  # A datagram of a subscription may contain no netlink message. Then there is no answer to wait for.
   defp messages(datagram) do
     case Message.decode(datagram) do
       {:ok, messages} -> messages

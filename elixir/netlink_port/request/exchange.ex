@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Request.Exchange do
   @moduledoc false
-  # One request, batch or dump, whoever carries it out: the messages it is sent as, the answer they
-  # get, what was lost meanwhile, and what it comes to. Pure.
+  # One request, batch or dump, for NetlinkPort.Request and NetlinkPort.Connection: its messages, the answer to them,
+  # what was lost meanwhile, and the outcome. Pure.
 
   alias NetlinkPort.{Error, ExtAck, Message}
   alias NetlinkPort.Request.{Family, Reply}
@@ -9,10 +9,10 @@ defmodule NetlinkPort.Request.Exchange do
   import Bitwise
   import NetlinkPort.Message, only: [is_control: 1]
 
-  # How often a dump is tried before its inconsistency is told.
+  # How often a dump is sent before its inconsistency is returned as an error.
   @attempts 5
   @last_sequence 0xFFFFFFFF
-  # What a datagram counts beside its length, as in a window.
+  # What a datagram counts in addition to its length, as in a window.
   @datagram 300
 
   @request Message.flags([:request])
@@ -25,12 +25,12 @@ defmodule NetlinkPort.Request.Exchange do
   @nfgenmsg 4
   @noop 1
 
-  @typedoc "What is asked, of checked options, before the protocol is known."
+  @typedoc "A request, batch or dump with checked options, before the protocol is known."
   @type question ::
           {:request | :dump, 0..0xFFFF, iodata(), map()}
           | {:batch, [{0..0xFFFF, 0..0xFFFF, iodata()}, ...]}
 
-  @typedoc "With each success what the kernel said with it, or `nil`."
+  @typedoc "A success, with the kernel's extended acknowledgement or `nil`."
   @type success :: {:ok, [Message.t()], ExtAck.t() | nil}
   @type outcome :: success() | {:ok, [success() | {:error, Error.t()}]} | {:error, Error.t()}
 
@@ -49,10 +49,10 @@ defmodule NetlinkPort.Request.Exchange do
           max_bytes: pos_integer() | :infinity
         }
 
-  # `reads` is how the answer is read. `last` is the index of the message that ends it; a `transaction?` is a
-  # batch of nf_tables, which an error of its first message ends, too; with `look?` the last message goes in
-  # a datagram of its own. `lost` is an error of the transport, after which the answer is read to its end all
-  # the same. `bytes` have been gathered of `max_bytes`. There is an `answer` once the messages are numbered.
+  # `reads` is how the answer is read, and `last` the index of the message whose answer ends it. A `transaction?` is a
+  # batch of nf_tables, which an error of its first message also ends. With `look?` the last message is a datagram of
+  # its own. `lost` is an error of the transport, after which the answer is still read to its end. `bytes` of
+  # `max_bytes` have been gathered. `answer` is set once the messages are numbered.
   @enforce_keys [:kind, :reads, :protocol, :messages]
   defstruct [
     :kind,
@@ -69,10 +69,10 @@ defmodule NetlinkPort.Request.Exchange do
     max_bytes: :infinity
   ]
 
-  ## What is asked
+  ## A new exchange
 
   @doc """
-  An exchange for a socket of this protocol; the error of one that the kernel would not answer; or what is
+  Returns an exchange for a socket of this protocol, the error of a request that the kernel would not answer, or what is
   wrong with the arguments.
   """
   @spec new(NetlinkPort.protocol(), question()) ::
@@ -88,7 +88,7 @@ defmodule NetlinkPort.Request.Exchange do
     end
   end
 
-  # A dump is asked for with an ack: it ends with NLMSG_DONE, and is not acked; what is no dump is.
+  # With NLM_F_ACK a dump ends with NLMSG_DONE and has no ack. A command that is no dump is acked, and so ends, too.
   def new(protocol, {:dump, type, payload, %{flags: flags, max_bytes: max_bytes}}) do
     ack? = Family.acks?(protocol, type)
 
@@ -109,8 +109,8 @@ defmodule NetlinkPort.Request.Exchange do
       else: {:ok, batch(protocol, requests, length(requests) - 1)}
   end
 
-  # Without an ack it would be waited for in vain; the ack of others is looked at in the end, since another
-  # error may come in its place.
+  # Refuses a message that would be awaited in vain, since the kernel ignores it without an ack. With an ack the check
+  # comes after the answer, since that may be another error.
   defp heard(_protocol, _type, _payload, true), do: :ok
 
   defp heard(protocol, type, payload, false) do
@@ -129,7 +129,7 @@ defmodule NetlinkPort.Request.Exchange do
   defp netfilter(protocol, requests, [@batch_begin | types]) do
     case unfinished(types, requests) do
       nil ->
-        # The end itself is acked by later kernels alone.
+        # Only later kernels ack NFNL_MSG_BATCH_END itself.
         exchange = batch(protocol, requests, max(length(requests) - 2, 0))
         {:ok, %{exchange | transaction?: true}}
 
@@ -142,8 +142,8 @@ defmodule NetlinkPort.Request.Exchange do
     {:ok, batch(protocol, [request], 0)}
   end
 
-  # Without CAP_NET_ADMIN nothing behind the first message is looked at. So another datagram comes behind,
-  # with a message that does nothing: it is always answered, and once it is all others are.
+  # Without CAP_NET_ADMIN the kernel reads nothing behind the first message of a datagram. So another datagram follows,
+  # with a message that does nothing. The kernel always answers it, and by then has answered all others.
   defp netfilter(protocol, requests, types) do
     if Enum.any?(types, &(&1 in [@batch_begin, @batch_end])) do
       {:wrong,
@@ -155,7 +155,7 @@ defmodule NetlinkPort.Request.Exchange do
     end
   end
 
-  # All of it the kernel throws away without a word.
+  # The kernel discards such a batch without an error.
   defp unfinished(types, requests) do
     short = Enum.find_index(requests, &(IO.iodata_length(elem(&1, 2)) < @nfgenmsg))
 
@@ -193,7 +193,7 @@ defmodule NetlinkPort.Request.Exchange do
     %{exchange | messages: List.update_at(exchange.messages, index, ask)}
   end
 
-  @doc "What is left of a dump that nobody wants any more, by its number."
+  @doc "Returns an exchange that reads the rest of an abandoned dump, given its sequence number."
   @spec rest(NetlinkPort.protocol(), Reply.sequence(), pos_integer()) :: t()
   def rest(protocol, seq, max_bytes) do
     answer = Reply.new(:dump, %{seq => ""}, %{seq => :answers}, seq)
@@ -201,7 +201,7 @@ defmodule NetlinkPort.Request.Exchange do
     %{exchange | answer: answer, max_bytes: max_bytes}
   end
 
-  @doc "Numbers the messages from `next` on: the datagrams to send, and the next number."
+  @doc "Numbers the messages from `next` on. Returns the datagrams to send, and the next number."
   @spec number(t(), Reply.sequence()) :: {t(), [iodata(), ...], Reply.sequence()}
   def number(%{messages: messages, protocol: protocol} = exchange, next) do
     {first, next} = sequence(next, length(messages))
@@ -234,7 +234,8 @@ defmodule NetlinkPort.Request.Exchange do
   defp datagrams(_exchange, requests), do: [requests]
 
   @doc """
-  The first of `count` numbers in a row, and the next after them: never 0, and never across the end.
+  Returns the first of `count` consecutive numbers, and the next number after them. They are never 0 and never wrap
+  around.
 
       iex> NetlinkPort.Request.Exchange.sequence(0xFFFFFFFF, 1)
       {0xFFFFFFFF, 1}
@@ -246,33 +247,33 @@ defmodule NetlinkPort.Request.Exchange do
   def sequence(next, count) when next + count > @last_sequence, do: {next, 1}
   def sequence(next, count), do: {next, next + count}
 
-  ## What comes
+  ## The answer
 
-  @doc "Messages that belong to it, in their order, of a datagram of so many bytes."
+  @doc "Adds the messages of a datagram of `size` bytes that belong to the exchange, in their order."
   @spec add(t(), [Message.t()], non_neg_integer()) :: t()
   def add(exchange, messages, size \\ 0) do
     answer = Enum.reduce(messages, exchange.answer, &Reply.add(&2, &1))
     %{exchange | answer: answer, bytes: exchange.bytes + size + @datagram}
   end
 
-  @doc "Something was lost, which may have been a part of the answer. The first such error counts."
+  @doc "Notes a loss, which may have hit the answer. The first loss counts."
   @spec lose(t(), Error.t()) :: t()
   def lose(exchange, error), do: %{exchange | lost: exchange.lost || error}
 
-  @doc "The error of a datagram that cannot be read."
+  @doc "Returns the error of a malformed datagram."
   @spec malformed(NetlinkPort.DecodeError.t()) :: Error.t()
   def malformed(error), do: Error.new(:recv, :ebadmsg, subject: Exception.message(error))
 
-  @doc "Whether the answer is whole."
+  @doc "Whether the answer is complete."
   @spec done?(t()) :: boolean()
   def done?(%{answer: answer}), do: Reply.done?(answer)
 
-  @doc "Whether something may still come with a number of an answer that is whole."
+  @doc "Whether messages with the number of a complete answer may still come."
   @spec more?(t()) :: boolean()
   def more?(%{reads: :acked, answer: answer}), do: answer.ended == :done
   def more?(_exchange), do: true
 
-  @doc "The error of one of which more has come than is gathered; `nil` below that."
+  @doc "Returns the error of an answer larger than `max_bytes`, or `nil`."
   @spec excess(t()) :: Error.t() | nil
   def excess(%{bytes: bytes, max_bytes: max_bytes}) when bytes <= max_bytes, do: nil
 
@@ -284,7 +285,7 @@ defmodule NetlinkPort.Request.Exchange do
     )
   end
 
-  @doc "The error of an answer that did not come, or of a dump that goes on for too long."
+  @doc "Returns the error of an answer that did not come, or of a dump that goes on for too long."
   @spec overdue(:silent | {:total, timeout()}) :: Error.t()
   def overdue(:silent), do: Error.new(:request, :etimedout, hint: "no answer came in time")
 
@@ -294,9 +295,9 @@ defmodule NetlinkPort.Request.Exchange do
     )
   end
 
-  ## What it comes to
+  ## The outcome
 
-  @doc "The outcome of an exchange that is done; or the same, to be numbered and sent once more."
+  @doc "Returns the outcome of an exchange that is done, or `{:again, exchange}` to number and send it again."
   @spec outcome(t()) :: outcome() | {:again, t()}
   def outcome(%{kind: :batch, lost: nil} = exchange), do: {:ok, told(exchange)}
   def outcome(%{kind: :batch, lost: error}), do: {:error, error}
@@ -318,13 +319,13 @@ defmodule NetlinkPort.Request.Exchange do
 
   defp success(answer), do: {:ok, Reply.messages(answer), answer.acks[answer.last]}
 
-  # What was acked, and nothing else.
+  # An ack without any other message may mean that the kernel has ignored the request.
   defp unheard(%{answer: %{ended: :ack, count: 0}, messages: [message], protocol: protocol}),
     do: ignored(protocol, message)
 
   defp unheard(_exchange), do: nil
 
-  @doc "Whether a dump that is done is whole, and else whether it may be tried again."
+  @doc "Whether a dump that is done is complete, and if not, whether it may be sent again."
   @spec whole(t()) :: :ok | {:failed, Error.t()} | {:again, Error.t()}
   def whole(%{answer: answer, lost: lost} = exchange) do
     error = Reply.error(answer)
@@ -381,15 +382,15 @@ defmodule NetlinkPort.Request.Exchange do
   defp restartable(_exchange, error), do: error
 
   defp done(%{protocol: protocol}, message, replies, ext_ack) do
-    # Its place in the datagram is acked with others, whatever its flags.
+    # The ack of a later message covers this one, whatever its flags.
     case ignored(protocol, %{message | flags: message.flags ||| @ack}) do
       nil -> {:ok, replies, ext_ack}
       error -> {:error, error}
     end
   end
 
-  # What becomes of those that have no error of their own: of a transaction nothing is made when one is
-  # refused, and without CAP_NET_ADMIN nothing behind the first message is looked at.
+  # The error of messages that have none of their own. When one message of a transaction is refused, the kernel undoes
+  # all of it. Without CAP_NET_ADMIN the kernel reads nothing behind the first message.
   defp refusal(%{transaction?: true, answer: answer}, first, _count) do
     if answer.errors != %{} do
       index = Enum.min(Map.keys(answer.errors)) - first
@@ -416,7 +417,7 @@ defmodule NetlinkPort.Request.Exchange do
 
   defp refusal(_exchange, _first, _count), do: nil
 
-  @doc "The outcome of an exchange that is given up for an error before its answer is whole."
+  @doc "Returns the outcome of an exchange that an error ends before its answer is complete."
   @spec cut(t(), Error.t()) :: {:error, Error.t()}
   def cut(%{lost: %Error{} = lost} = exchange, %{reason: :etimedout}) do
     cut(%{exchange | lost: nil}, lost)
@@ -435,7 +436,7 @@ defmodule NetlinkPort.Request.Exchange do
   def cut(_exchange, error), do: {:error, error}
 
   @doc """
-  An outcome as callers get it: with what the kernel said with a success (`ext_ack: true`), or without.
+  Returns an outcome as callers get it: successes have the extended acknowledgement only with `ext_ack: true`.
 
       iex> NetlinkPort.Request.Exchange.face({:ok, [], nil}, %{ext_ack: false})
       {:ok, []}

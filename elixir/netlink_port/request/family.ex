@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Request.Family do
   @moduledoc false
-  # What is known of the kernel's families that their messages do not say: docs/concepts.md, "What ends an
-  # answer", names the kernel's source for each. Everything here is a table.
+  # Facts about the kernel's families that their messages do not show, as tables. docs/concepts.md, "What ends an
+  # answer", names the kernel's source for each.
 
   import Bitwise
 
@@ -24,9 +24,11 @@ defmodule NetlinkPort.Request.Family do
   @min_type 16
 
   @typedoc """
-  What a message with a request's own number may be, where it is no control message: an answer; an event
-  that the request has caused, since such requests are answered by acks alone; or, of a request with
-  NLM_F_ECHO, the echo, which names a group although it is unicast.
+  What a message with a request's number may be, when it is no control message:
+
+    * `:answers`: an answer.
+    * `:changes`: an event that the request has caused. Such requests are answered only by acks.
+    * `:echoes`: the echo of a request with NLM_F_ECHO, which names a group although it is unicast.
   """
   @type class :: :answers | :changes | :echoes
 
@@ -43,29 +45,29 @@ defmodule NetlinkPort.Request.Family do
   # NFNL_SUBSYS_CTNETLINK, CTNETLINK_EXP, ACCT, CTNETLINK_TIMEOUT, CTHELPER
   @flagged_alone [1, 2, 7, 8, 9]
 
-  @doc "Whether an ack comes last: where it is asked for, and no NLMSG_DONE comes."
+  @doc "Whether an ack, when it is asked for and there is no NLMSG_DONE, comes last."
   @spec acks?(NetlinkPort.protocol(), 0..0xFFFF) :: boolean()
   def acks?(protocol, type) do
     case Options.protocol!(protocol) do
-      # The ack of a query comes before its answer, which a thread of the kernel sends.
+      # The ack of a query comes before its answer, which a kernel thread sends.
       @audit -> type not in @audit_queries
       @fib_lookup -> false
       _other -> true
     end
   end
 
-  @doc "Whether a message that is one of many (NLM_F_MULTI) is all the same all there is."
+  @doc "Whether a message is the whole answer although it has NLM_F_MULTI."
   @spec alone?(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: boolean()
   def alone?(protocol, type, flags) do
     Options.protocol!(protocol) == @netfilter and (flags &&& @dump) == 0 and
       Enum.member?(@flagged_alone, type >>> 8)
   end
 
-  @doc "Whether a datagram of several requests may be answered for its first message alone."
+  @doc "Whether the kernel may answer only the first message of a datagram of several requests."
   @spec first_only?(NetlinkPort.protocol()) :: boolean()
   def first_only?(protocol), do: Options.protocol!(protocol) == @netfilter
 
-  @doc "What a message with the number of such a request may be."
+  @doc "Returns what a message with the number of such a request may be."
   @spec class(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: class()
   def class(protocol, type, flags) do
     case {Options.protocol!(protocol), type} do
@@ -86,8 +88,8 @@ defmodule NetlinkPort.Request.Family do
   defp nf_tables(_message), do: :answers
 
   @doc """
-  Why the kernel ignores a message without a word, if it does; with an ack asked for it acks it all the
-  same, as if it had been carried out.
+  Returns why the kernel silently ignores a message, or `nil`. When an ack is asked for, the kernel acks the message as
+  if it had been carried out.
 
       iex> NetlinkPort.Request.Family.ignored(:netfilter, 0xA01, 2, true)
       "the kernel ignores it: its payload has 2 bytes, and struct nfgenmsg, which it begins with, has 4"

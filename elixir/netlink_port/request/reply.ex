@@ -1,15 +1,15 @@
 defmodule NetlinkPort.Request.Reply do
   @moduledoc false
-  # What the kernel has answered to one datagram of requests so far, and whether that is all. Pure;
-  # docs/concepts.md, "What ends an answer", is the table that this follows.
+  # What the kernel has answered to one datagram of requests so far, and whether the answer is complete. Pure. It follows
+  # the table in docs/concepts.md, "What ends an answer".
   #
   #   acked   an ack or an error; NLMSG_DONE
-  #   plain   an error; NLMSG_DONE; a message that is not one of many, or is alone all the same (`alone?`)
-  #   dump    NLMSG_DONE; an error; an ack, of a command that has no dump
+  #   plain   an error; NLMSG_DONE; a message without NLM_F_MULTI, or any message of an `alone?` answer
+  #   dump    NLMSG_DONE; an error; the ack of a command that has no dump
   #   batch   the ack, the error or the NLMSG_DONE of `last`; an error of `begin`
   #
-  # No message ends a dump by its flags: that of a command has no NLM_F_MULTI, and neither have those of
-  # some families' dumps (netdev).
+  # The flags of a message never end a dump: some families dump without NLM_F_MULTI (netdev), so that its absence does
+  # not mean the answer of a command.
 
   alias NetlinkPort.{Error, ExtAck, Message}
   alias NetlinkPort.Request.Family
@@ -39,8 +39,8 @@ defmodule NetlinkPort.Request.Reply do
 
   @enobufs 105
 
-  # A `control?` dump is of a type that the kernel does not answer. `delayed` is why a dump has not begun yet.
-  # `count` is that of all messages, also of those that were taken; `acks` has what came with each success.
+  # A `control?` dump has a type that the kernel does not answer. `delayed` is why a dump has not begun yet. `count`
+  # counts all messages, also those that take/1 has removed. `acks` has the extended acknowledgement of each success.
   @enforce_keys [:kind, :requests, :classes, :last]
   defstruct [
     :kind,
@@ -60,8 +60,8 @@ defmodule NetlinkPort.Request.Reply do
   ]
 
   @doc """
-  Whether a message of this number and type, sent to `group`, answers one of the requests with these
-  numbers. A control message always does; what was sent to a group is an event, but for an echo.
+  Whether a message of this number and type, sent to `group`, answers one of the requests with these numbers. A control
+  message always does. A message to a group is an event, unless it is an echo.
 
       iex> import NetlinkPort.Request.Reply
       iex> for class <- [:answers, :changes, :echoes],
@@ -74,19 +74,19 @@ defmodule NetlinkPort.Request.Reply do
                      (group == nil and :erlang.map_get(seq, classes) == :answers))
 
   @doc """
-  Nothing yet. `requests` are the bytes that were sent, `classes` says what a message with the number of
-  each may be, and `last` ends the answer.
+  Returns an empty answer. `requests` are the bytes that were sent, and `classes` says what a message with the number of
+  each may be. The answer to `last` ends it.
   """
   @spec new(kind(), %{sequence() => binary()}, %{sequence() => Family.class()}, sequence()) :: t()
   def new(kind, requests, classes, last) do
     %__MODULE__{kind: kind, requests: requests, classes: classes, last: last}
   end
 
-  @doc "Whether it is whole."
+  @doc "Whether the answer is complete."
   @spec done?(t()) :: boolean()
   def done?(%{ended: ended}), do: ended != nil
 
-  @doc "Whether a message that was sent to `group` belongs to it; `nil` is a group that is not told."
+  @doc "Whether a message that was sent to `group` belongs to the answer. `nil` is an unknown group."
   @spec mine?(t(), Message.t(), non_neg_integer() | nil) :: boolean()
   def mine?(%{classes: classes}, message, group), do: answers?(classes, message, group)
 
@@ -96,7 +96,7 @@ defmodule NetlinkPort.Request.Reply do
   def answers?(classes, %Message{seq: seq, type: type}, group),
     do: is_answer(classes, seq, type, group)
 
-  @doc "One more message that belongs to it."
+  @doc "Adds a message that belongs to the answer."
   @spec add(t(), Message.t()) :: t()
   def add(answer, message) do
     answer = %{
@@ -118,7 +118,7 @@ defmodule NetlinkPort.Request.Reply do
 
   defp judged(answer, %{seq: seq} = message, how) do
     case ExtAck.read(message, Map.fetch!(answer.requests, seq)) do
-      # The kernel skips a control message; a peer in user space has answered it.
+      # The kernel only acks a control message. A peer in user space has answered this one, and its NLMSG_DONE follows.
       {0, _ext_ack} when answer.control? and answer.count > 0 and how == :ack ->
         answer
 
@@ -126,7 +126,7 @@ defmodule NetlinkPort.Request.Reply do
         answer = %{answer | acks: Map.put_new(answer.acks, seq, ext_ack)}
         if seq == answer.last, do: ended(answer, how), else: answer
 
-      # The kernel found no room for the first datagram of a dump: it begins with it when there is some.
+      # The kernel found no room for the first datagram of a dump. It begins the dump when there is room.
       {@enobufs, ext_ack} when answer.kind == :dump and how == :ack ->
         %{answer | delayed: Error.new(:request, @enobufs, ext_ack: ext_ack)}
 
@@ -151,15 +151,15 @@ defmodule NetlinkPort.Request.Reply do
       else: answer
   end
 
-  @doc "What was read, in its order."
+  @doc "Returns the messages that were read, in their order."
   @spec messages(t()) :: [Message.t()]
   def messages(%{messages: messages}), do: Enum.reverse(messages)
 
-  @doc "Takes what was read, for those who do not wait for the rest."
+  @doc "Removes and returns the messages that were read so far."
   @spec take(t()) :: {[Message.t()], t()}
   def take(answer), do: {messages(answer), %{answer | messages: []}}
 
-  @doc "The first error, by sequence of the requests."
+  @doc "Returns the error of the first request that has one, in the order of the requests."
   @spec error(t()) :: Error.t() | nil
   def error(%{errors: errors}) when errors == %{}, do: nil
   def error(%{errors: errors}), do: errors |> Enum.min_by(&elem(&1, 0)) |> elem(1)

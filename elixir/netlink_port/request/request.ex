@@ -1,11 +1,10 @@
 defmodule NetlinkPort.Request do
   @moduledoc false
-  # Requests, batches and dumps, in the process that owns the socket: numbers them, sends them, reads
-  # until the answer is whole (NetlinkPort.Request.Exchange), and tries a dump again that was not.
+  # Requests, batches and dumps in the process that owns the socket: numbers them, sends them, reads until the answer is
+  # complete (NetlinkPort.Request.Exchange), and sends an incomplete dump again.
   #
-  # What comes on the socket and belongs to no request is left to the owner: in the mailbox of an active
-  # socket, and sent there from a passive one. What is kept of a socket between requests, and how a dump
-  # that was left is read to its end, is NetlinkPort.Request.SocketState.
+  # Datagrams that belong to no request stay in the owner's mailbox when the socket is active, and are sent there when it
+  # is passive. NetlinkPort.Request.SocketState keeps the state of a socket between requests.
 
   alias NetlinkPort.{Error, Message, Pin, Socket}
   alias NetlinkPort.Request.{Exchange, Reply, SocketState}
@@ -13,20 +12,21 @@ defmodule NetlinkPort.Request do
 
   import NetlinkPort.Request.Reply, only: [is_answer: 4]
 
-  # How long the rest of a dump that was left may be silent, in ms.
+  # How long the rest of an abandoned dump may be silent, in ms.
   @patience 5_000
 
   defmodule Reader do
     @moduledoc false
-    # `deadline` is that of the next datagram, and `limit` that of the whole, `total` ms after the start.
-    # `overdue?` is whether the deadline has passed once: what waits then is still looked at, once.
+    # `deadline` is for the next datagram, and `limit` for the whole answer, `total` ms after the start. `overdue?` is
+    # whether the deadline has passed: datagrams that wait then are still read, once. `passed` is the number of an
+    # abandoned dump that went silent before its end.
     @enforce_keys [:socket, :timeout, :deadline, :total, :limit, :exchange]
     defstruct @enforce_keys ++ [active?: false, overdue?: false, passed: nil]
   end
 
   ## Requests
 
-  @doc "Carries out a request, a batch or a dump. What is wrong with its arguments raises."
+  @doc "Carries out a request, a batch or a dump. Raises `ArgumentError` for wrong arguments."
   @spec run(Socket.t(), Exchange.question(), map()) :: Exchange.outcome()
   def run(_socket, {:batch, []}, _opts), do: {:ok, []}
 
@@ -59,7 +59,7 @@ defmodule NetlinkPort.Request do
     Stream.resource(fn -> begin!(socket, type, payload, opts) end, &next!/1, &finish/1)
   end
 
-  # The stream itself is bounded by who takes it.
+  # The consumer bounds the stream. `max_bytes` and `total_timeout` bound only the rest of an abandoned dump.
   defp begin!(socket, type, payload, opts) do
     with {:ok, exchange} <- new!(socket, {:dump, type, payload, %{opts | max_bytes: :infinity}}),
          {:ok, reader} <- start(socket, exchange, opts, deadline(opts.total_timeout)) do
@@ -94,7 +94,7 @@ defmodule NetlinkPort.Request do
     Error.new(:request, :ebusy, subject: "a dump that another request on its socket has ended")
   end
 
-  # One that is left early is read to its end at once: the rest would fill the socket's window.
+  # A stream that is halted early is read to its end at once: the rest would fill the socket's window.
   defp finish({%{socket: socket, exchange: %{answer: %{last: last}}}, opts}) do
     if SocketState.dump(socket) == {:live, last}, do: leave(socket, opts), else: :ok
   end
@@ -148,7 +148,7 @@ defmodule NetlinkPort.Request do
     end
   end
 
-  # One datagram, or what came in its place.
+  # Reads one datagram, or an error in its place.
   defp step(%{exchange: exchange, socket: socket} = reader) do
     case read(reader) do
       {:datagram, datagram, metadata, reader} ->
@@ -156,11 +156,11 @@ defmodule NetlinkPort.Request do
         excess = if not Exchange.done?(reader.exchange), do: Exchange.excess(reader.exchange)
         if excess, do: abandon(reader, excess), else: {:ok, reader}
 
-      # The rest of the answer still comes; what was lost may have been a part of it.
+      # The lost datagrams may have been part of the answer. The rest of it still comes.
       {:lost, error, reader} ->
         {:ok, %{reader | exchange: Exchange.lose(exchange, error)}}
 
-      # It could not be sent, and is not answered.
+      # The request was not sent, so that no answer comes.
       {:error, %{stage: :send} = error} ->
         if exchange.kind == :dump, do: SocketState.over(socket)
         SocketState.late(socket, exchange.answer.classes)
@@ -177,7 +177,7 @@ defmodule NetlinkPort.Request do
     Exchange.cut(exchange, error)
   end
 
-  # A datagram holds what belongs to the exchange, or something else; a peer in user space may mix them.
+  # A datagram belongs to the exchange or not. Only a peer in user space mixes messages of both kinds in one datagram.
   defp sort(%{exchange: %{answer: answer}} = reader, datagram, metadata) do
     group = group(metadata)
 
@@ -201,7 +201,7 @@ defmodule NetlinkPort.Request do
     end
   end
 
-  # Behind the end of an answer nothing of it is missing.
+  # Malformed bytes behind the end of an answer do not matter.
   defp broken(%{exchange: exchange} = reader, error) do
     if Exchange.done?(exchange),
       do: reader,
@@ -210,7 +210,7 @@ defmodule NetlinkPort.Request do
 
   defp add(reader, [], _size), do: reader
 
-  # A dump takes as long as it takes, as long as it goes on.
+  # Each datagram of a dump moves the deadline.
   defp add(%{exchange: exchange} = reader, mine, size) do
     exchange = Exchange.add(exchange, mine, size)
     reader = %{reader | exchange: exchange}
@@ -218,12 +218,12 @@ defmodule NetlinkPort.Request do
     if exchange.kind == :dump, do: extend(reader), else: reader
   end
 
-  # Of some a message may still come: it is nobody's.
+  # A message of a complete answer may still come. SocketState.late/2 has it dropped.
   defp settle(%{exchange: exchange, socket: socket} = reader) do
     if exchange.kind == :dump, do: SocketState.over(socket, exchange.answer.last)
     if Exchange.more?(exchange), do: SocketState.late(socket, exchange.answer.classes)
 
-    # The one that was not waited for is under way after all.
+    # EBUSY: the dump that was passed over is still under way.
     case {reader.passed, Reply.error(exchange.answer)} do
       {seq, %{reason: :ebusy}} when seq != nil -> SocketState.left(socket, seq)
       _not_refused -> :ok
@@ -256,7 +256,7 @@ defmodule NetlinkPort.Request do
 
   ## Reading
 
-  # What is there at the deadline is still looked at, once.
+  # Datagrams that wait at the deadline are still read, once.
   defp read(reader) do
     left = left(reader.deadline)
 
@@ -291,8 +291,7 @@ defmodule NetlinkPort.Request do
 
   defp failed(_reader, error), do: {:error, error}
 
-  # Takes only what belongs to the request, or to one that is over; an event stays where it is, among the
-  # others.
+  # Takes only datagrams of this request or of an earlier one. Events stay in the mailbox, in their order.
   defp take(%{socket: socket} = reader, timeout) do
     classes = reader.exchange.answer.classes
     late = SocketState.late(socket)
@@ -313,7 +312,7 @@ defmodule NetlinkPort.Request do
       {:netlink_error, ^socket, error} ->
         failed(reader, error)
 
-      # The owner is to see it, too.
+      # The owner must get this message, too.
       {:netlink_closed, ^socket, _reason} = message ->
         send(self(), message)
         {:error, Error.new(:thread, :epipe)}
@@ -322,10 +321,10 @@ defmodule NetlinkPort.Request do
     end
   end
 
-  ## What another dump has left
+  ## The rest of an abandoned dump
 
-  # Reads it to its end. Where nothing comes of it any more it is passed over: the kernel may never have
-  # answered. One that goes on for ever costs the socket.
+  # Reads an abandoned dump to its end. A dump that goes silent is passed over: the kernel may never have answered it. A
+  # dump that does not end costs the socket.
   defp drain(socket, opts, limit) do
     case SocketState.dump(socket) do
       nil ->

@@ -1,16 +1,16 @@
 defmodule NetlinkPort.Request.SocketState do
   @moduledoc false
-  # What a process keeps of a socket between its requests: the next number, the numbers of exchanges that
-  # are over and of which something may still come, and the dump that is under way, `{:live, seq}` as long
-  # as someone reads it, and `{:left, seq}` after that.
+  # What a process keeps of a socket between its requests, in the process dictionary: the next sequence number, the
+  # numbers of finished exchanges whose messages may still come (`late`), and the dump under way. The dump is
+  # `{:live, seq}` while a stream or a call reads it, and `{:left, seq}` after that.
   #
-  # The kernel runs one dump a socket, and refuses the next with EBUSY before that one is read to its end.
-  # So a dump begins with reading what another has left, and any request ends a stream that is not done.
+  # The kernel runs one dump on a socket, and refuses the next with EBUSY until that one is read to its end. So a dump
+  # first reads the rest of an abandoned one, and any request ends a stream that is not done.
 
   alias NetlinkPort.{Message, Socket}
   alias NetlinkPort.Request.{Family, Reply}
 
-  # How many numbers are remembered, at least those of the last exchange.
+  # How many late numbers are remembered. Those of the last exchange are always kept.
   @late 1_024
   @last_sequence 0xFFFFFFFF
   @enobufs 105
@@ -20,23 +20,23 @@ defmodule NetlinkPort.Request.SocketState do
 
   @type dump :: {:live | :left, Reply.sequence()} | nil
 
-  @doc "The number of the next request."
+  @doc "Returns the sequence number of the next request."
   @spec next(Socket.t()) :: Reply.sequence()
   def next(socket), do: state(socket).next
 
-  @doc "Sets it."
+  @doc "Sets the sequence number of the next request."
   @spec number(Socket.t(), Reply.sequence()) :: :ok
   def number(socket, next), do: put(socket, %{state(socket) | next: next})
 
-  @doc "The dump under way."
+  @doc "Returns the dump under way."
   @spec dump(Socket.t()) :: dump()
   def dump(socket), do: state(socket).dump
 
-  @doc "A dump begins."
+  @doc "Notes that a dump begins."
   @spec live(Socket.t(), Reply.sequence()) :: :ok
   def live(socket, seq), do: put(socket, %{state(socket) | dump: {:live, seq}})
 
-  @doc "Nobody reads the dump any more."
+  @doc "Notes that the dump under way, if there is one, is no longer read."
   @spec leave(Socket.t()) :: :ok
   def leave(socket) do
     case state(socket).dump do
@@ -45,18 +45,18 @@ defmodule NetlinkPort.Request.SocketState do
     end
   end
 
-  @doc "A dump is to be read to its end before the next."
+  @doc "Notes that a dump must be read to its end before the next begins."
   @spec left(Socket.t(), Reply.sequence()) :: :ok
   def left(socket, seq) do
     put(socket, %{state(socket) | dump: {:left, seq}})
     late(socket, %{seq => :answers})
   end
 
-  @doc "No dump is under way, whichever was."
+  @doc "Notes that no dump is under way any more."
   @spec over(Socket.t()) :: :ok
   def over(socket), do: put(socket, %{state(socket) | dump: nil})
 
-  @doc "This dump is not under way any more."
+  @doc "Notes that this dump is no longer under way."
   @spec over(Socket.t(), Reply.sequence()) :: :ok
   def over(socket, seq) do
     case state(socket).dump do
@@ -65,7 +65,7 @@ defmodule NetlinkPort.Request.SocketState do
     end
   end
 
-  @doc "A dump may end while another answer is read."
+  @doc "Notes the end of the dump, if it is among messages that were read for another answer."
   @spec note_end(Socket.t(), [Message.t()]) :: :ok
   def note_end(socket, messages) do
     case state(socket).dump do
@@ -85,11 +85,11 @@ defmodule NetlinkPort.Request.SocketState do
     end
   end
 
-  @doc "The numbers of which something may still come, and what that may be."
+  @doc "Returns the numbers of finished exchanges whose messages may still come, and what those may be."
   @spec late(Socket.t()) :: %{Reply.sequence() => Family.class()}
   def late(socket), do: state(socket).late
 
-  @doc "Remembers more of them, and forgets the oldest."
+  @doc "Adds late numbers, and forgets the oldest."
   @spec late(Socket.t(), %{Reply.sequence() => Family.class()}) :: :ok
   def late(socket, classes) do
     %{late: late, order: order} = state = state(socket)
@@ -103,7 +103,7 @@ defmodule NetlinkPort.Request.SocketState do
     end
   end
 
-  # An exchange is there once, with all its numbers.
+  # All numbers of an exchange are forgotten together.
   defp forget_oldest(%{late: late, order: order} = state) when map_size(late) > @late do
     {{:value, oldest}, order} = :queue.out(order)
 
