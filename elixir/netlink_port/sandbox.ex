@@ -170,9 +170,9 @@ defmodule NetlinkPort.Sandbox do
       `name: MyApp.Netlink`. Or the pid or name of a server that runs already; then the sandbox does not start it
       again after `:helper_killed`. Defaults to `[]`.
     * `:path` - `true` names the namespace by a path, `{:path, path}`. After `:namespace_gone` and `:namespace_back`
-      the path leads to the new namespace. `false` names it by `{:pid, os_pid}`, which never comes back. Defaults to
-      `false`. With `true`, sockets that are closed with their namespace, as a monitor's are, cost one instance of
-      inotify(7) for each server; a user has 128.
+      the path leads to the new namespace. With a path, sockets that are closed with their namespace, as a monitor's
+      are, cost one instance of inotify(7) for each server; a user has 128. `false` names the namespace by
+      `{:pid, os_pid}`, which does not come back. Defaults to `false`.
     * `:stand_in` - `true` allows the stand-in faults, see above. It costs some ms at the start. Defaults to `false`.
     * `:name` - the name to register the sandbox as. Defaults to no name.
 

@@ -100,7 +100,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
     """
   end
 
-  # The group of the one that was there, where only its group could run it.
+  # The group of the file that was replaced, if only that group could run it and it is not the new group.
   defp another({:ok, %{gid: gid, mode: mode}}, plan)
        when gid != plan.gid and gid != 0 and (mode &&& 0o011) == 0o010,
        do: gid

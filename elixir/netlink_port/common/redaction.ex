@@ -55,7 +55,7 @@ defmodule NetlinkPort.Redaction do
   defp name(name, _pid), do: inspect(name)
 
   @doc """
-  A path or a name as it is. If it holds bytes that a terminal would obey, the Elixir term for it.
+  A path or a name as it is. As an Elixir term if it holds bytes that a terminal would obey.
   `String.printable?/1` accepts some of these bytes, so it is not used.
   """
   @spec plain(String.t()) :: String.t()

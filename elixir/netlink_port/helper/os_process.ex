@@ -93,7 +93,7 @@ defmodule NetlinkPort.Helper.OsProcess do
   Sends SIGKILL, which the process cannot ignore, not even while it is stopped, and waits until it has ended. A later
   process with the same id is left alone.
 
-  If the port is given, its `exit_status` also tells of the end, and is taken from the mailbox.
+  If the port is given, its `exit_status` also proves the end, and is taken from the mailbox.
 
   Errors: the reason why the process is not known to have ended.
   """

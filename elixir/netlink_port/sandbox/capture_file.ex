@@ -162,7 +162,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
 
   defp blocks(<<>>, _offset, state), do: done(state, false)
 
-  # The magic after the length tells the byte order, which the length is in, too.
+  # The magic, which follows the length, tells the byte order of both.
   defp blocks(
          <<@section::32, _length::binary-4, magic::binary-4, _::binary>> = bytes,
          offset,

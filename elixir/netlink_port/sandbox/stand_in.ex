@@ -38,7 +38,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
   @spec add(pid(), rule(), pos_integer()) :: :ok
   def add(stand_in, rule, times), do: GenServer.call(stand_in, {:add, rule, times})
 
-  @doc "Starts a server behind whose back this process stands. Runs in the supervisor."
+  @doc "Starts a server whose frames pass through this process. Runs in the supervisor."
   @spec start_server(pid(), keyword()) :: GenServer.on_start()
   def start_server(stand_in, opts) do
     executable = Keyword.get_lazy(opts, :executable, &Helper.Executable.path/0)

@@ -2,7 +2,7 @@ defmodule NetlinkPort.Server.MailboxGauge do
   @moduledoc false
   # Measures the mailbox of a socket's owner, or of a monitor's subscriber, for `max_queue:`.
   #
-  # The VM does not notify when a process takes a message, and reading the length of a mailbox blocks while that
+  # The VM does not notify when a process takes a message, and reading the length of a mailbox can block while that
   # process is suspended. So another process reads the length, one at a time for each owner. It does so when half of
   # the owner's credit is used up. While the owner does not catch up, it does so again, less and less often.
 

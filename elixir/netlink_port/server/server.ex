@@ -169,7 +169,7 @@ defmodule NetlinkPort.Server do
     Redaction.forget_mailbox()
   end
 
-  # Returns `:gone` if the helper was seen to end. If not, the witness goes on.
+  # Returns `:gone` if the helper was seen to end. Otherwise the witness goes on watching the helper.
   defp stop(:stuck, state), do: kill(state)
   defp stop({:helper_exit, status}, _state) when is_integer(status), do: :gone
   defp stop({:helper_exit, _reason}, state), do: kill(state)
