@@ -9,8 +9,8 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   The file belongs to root and the group. It has the mode 0750, and the capabilities `CAP_SYS_ADMIN` and
   `CAP_NET_ADMIN`. **It is a privileged proxy for everyone in that group**: its members may enter any network
-  namespace that they can name, and configure any network, the host's included. Put only the users into the group that
-  such VMs run as.
+  namespace that they can name, and configure any network, the host's included. Only the users that such
+  VMs run as belong in the group.
 
   Options:
 
@@ -26,8 +26,9 @@ defmodule Mix.Tasks.NetlinkPort.Install do
   or as a user whom sudo(8) lets run programs without a password. Otherwise the task prints the commands that root has
   to run. Run the task again after them: it then checks the installed file.
 
-  Owner, mode and capabilities are read back, and the version is asked, before the file gets its final name. If any of
-  them is wrong, the temporary file is removed. Until then only root can run it.
+  The task makes a temporary file first, which only root can run. It reads back the owner, mode and capabilities, and
+  asks the version. Then it renames the file. If anything is wrong before that, it removes the temporary file, and the
+  old file stays in place.
   """
 
   use Mix.Task

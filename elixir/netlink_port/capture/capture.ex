@@ -102,7 +102,7 @@ defmodule NetlinkPort.Capture do
     {:noreply, %{state | stopping?: true, waiting: [from]}, patience(state)}
   end
 
-  # For example from a process that takes the capture for a server.
+  # A process may call a capture by mistake, as if it were a server.
   def handle_call(_unknown, from, state) do
     GenServer.reply(from, {:error, Error.new(:protocol, :einval)})
     {:noreply, state, patience(state)}

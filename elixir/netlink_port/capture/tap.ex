@@ -18,7 +18,7 @@ defmodule NetlinkPort.Capture.Tap do
 
   @type t :: {pid(), counters()}
 
-  @typedoc "Direction, monotonic time, socket, the datagram's first bytes and full length, how many were dropped so far."
+  @typedoc "Direction, monotonic time, socket, the datagram's first bytes and full length, drops so far."
   @type passed ::
           {:passed, Pcapng.direction(), integer(), socket(), {binary(), non_neg_integer()},
            non_neg_integer()}

@@ -175,7 +175,7 @@ defmodule NetlinkPort.Server.Client do
   defp gone(:stuck), do: :etimedout
   defp gone(_reason), do: :epipe
 
-  @doc "The error of a failure that belongs to no socket. `%Error{}` passes through: a process that is no server sent it."
+  @doc "The error of a failure that belongs to no socket. `%Error{}`, sent by a process that is no server, passes."
   @spec failed({Error.stage(), integer(), binary()} | Error.t()) :: {:error, Error.t()}
   def failed({stage, errno, _detail}), do: {:error, Error.new(stage, errno)}
   def failed(%Error{} = error), do: {:error, error}

@@ -7,7 +7,7 @@ defmodule NetlinkPort.Doctor.Limits do
   # The kernel's default (include/linux/skmbuff.h). A storm of route events fills it in 1 ms.
   @usual 212_992
   @large 8_388_608
-  # The default before Linux 6.8. Only the initial network namespace shows the value.
+  # The default before Linux 6.8. Until then only the initial network namespace shows the value.
   @optmem 20_480
   @few_fds 1_024
   @few_instances 128

@@ -95,9 +95,8 @@ defmodule NetlinkPort.Doctor.Namespaces do
      "it tells only those with CAP_NET_ADMIN there"}
   end
 
-  # The file is a mount point of no namespace here. It was left behind by a reboot, or it is a mount point in another
-  # mount namespace. Danger: in the second case deleting the file would end the namespace, so no remedy here deletes
-  # it.
+  # No namespace is mounted on the file here. The file was left behind by a reboot, or a namespace is mounted on it in
+  # another mount namespace. Danger: deleting the file would end that namespace, so no remedy here deletes it.
   defp failed({:name, _name}, %{stage: :setns, reason: :einval}, line) do
     {:warn, line,
      "it is left over, or it is alive in another mount namespace, the host's say: `ip netns list` tells where it was " <>
