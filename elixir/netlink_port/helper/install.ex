@@ -251,8 +251,8 @@ defmodule NetlinkPort.Helper.Install do
     end
   end
 
-  # chown(2) clears file capabilities, so owner and group are set before setcap(8). The group may run the file last of
-  # all.
+  # chown(2) clears file capabilities, so owner and group are set before setcap(8). The group gets its permission
+  # at the end.
   defp install(plan) do
     _swept = sweep(plan)
     temporary = "#{plan.to}.tmp#{System.pid()}"

@@ -90,8 +90,8 @@ defmodule NetlinkPort.Helper.OsProcess do
   @pause 10
 
   @doc """
-  Sends SIGKILL, which the process cannot ignore, not even while it is stopped, and waits until it has ended. A later
-  process with the same id is left alone.
+  Sends SIGKILL, which ends a stopped process, too, and waits until the process has ended. A later process with the
+  same id is left alone.
 
   If the port is given, its `exit_status` also proves the end, and is taken from the mailbox.
 
