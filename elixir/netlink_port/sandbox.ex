@@ -234,8 +234,8 @@ defmodule NetlinkPort.Sandbox do
   ## What runs in it
 
   @doc """
-  Runs a program in the namespace, as root of the namespace. Returns what the program printed, with standard error, and
-  its exit status. It takes the options of `System.cmd/3`.
+  Runs a program in the namespace, as root of the namespace. Returns what the program printed, with standard error,
+  and its exit status. It takes the options of `System.cmd/3`.
 
       {_links, 0} = NetlinkPort.Sandbox.run(sandbox, "ip", ["-j", "link"])
 
@@ -398,8 +398,10 @@ defmodule NetlinkPort.Sandbox do
 
   A datagram that was cut by the capture cannot be played. In its place the process is sent
   `{:netlink_error, socket, error}` with `EMSGSIZE` and the datagram's length, as for a datagram that was cut on its
-  way from the kernel. Returns how many datagrams were played (`:datagrams`) and how many were cut (`:cut`), and whether the file ends in the middle of a
-  packet (`:truncated`).
+  way from the kernel.
+
+  Returns how many datagrams were played (`:datagrams`), how many were cut (`:cut`), and whether the file ends in the
+  middle of a packet (`:truncated`).
 
   Errors: those of reading the file, such as `ENOENT`. `NetlinkPort.DecodeError` if the file is not a capture, or has
   another link type; the error names the link type.
