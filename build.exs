@@ -1,9 +1,9 @@
 defmodule Mix.Tasks.Compile.NetlinkPort do
   @moduledoc false
-  # The Mix compiler that puts the Rust program into priv/: Cargo builds it, or it is the one that
-  # NETLINK_PORT_EXECUTABLE names. With `config :netlink_port, executable:` nothing is built.
+  # The Mix compiler that puts the helper into priv/. Cargo builds it, or NETLINK_PORT_EXECUTABLE names one that was
+  # built elsewhere. With `config :netlink_port, executable:` nothing is built.
   #
-  # mix.exs requires this file, since Mix looks for a compiler before there is anything compiled.
+  # mix.exs requires this file, since Mix looks for a compiler before anything is compiled.
   use Mix.Task.Compiler
 
   @root __DIR__
@@ -22,7 +22,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     configured = Application.get_env(:netlink_port, :executable)
 
     cond do
-      # Those who work on another part of an application have it compile, and test, all the same.
+      # Without Linux the application still compiles, for work on its other parts.
       os != {:unix, :linux} and not cross?() -> without_helper(os)
       prebuilt != "" -> prebuilt |> prebuilt!() |> install() |> link()
       configured != nil -> configured!(configured)
@@ -39,7 +39,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     {:noop, []}
   end
 
-  # The bytes of it: under LC_ALL=C each is a character, which System.get_env/1 would encode once more.
+  # As bytes: under LC_ALL=C each byte is a character, which System.get_env/1 would encode again.
   defp variable do
     case :os.getenv(to_charlist(@variable)) do
       false -> ""
@@ -60,8 +60,8 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     unless File.exists?(Path.join(@root, "priv/netlink_port")),
       do: Mix.shell().info("netlink_port: Cargo builds the helper, which takes a minute")
 
-    # What goes wrong goes to standard error, past us. Standard output is a JSON object a line: only
-    # Cargo knows where its artefact is, by CARGO_TARGET_DIR, CARGO_BUILD_TARGET and its own files.
+    # Cargo's errors go directly to standard error. Standard output is a JSON object for each line: only Cargo knows
+    # where its artefact is, by CARGO_TARGET_DIR, CARGO_BUILD_TARGET and its own files.
     arguments = ~w(build --release --locked --quiet --bin netlink_port
                    --message-format json-render-diagnostics)
 
@@ -78,7 +78,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
   end
 
   defp check_version!(cargo, least) do
-    # In the folder, since rustup may have another one for it.
+    # Runs in the project's folder, since rustup may choose another Cargo there.
     {output, _status} = System.cmd(cargo, ["--version"], cd: @root, stderr_to_stdout: true)
 
     with [_, found] <- Regex.run(~r/^cargo (\d+\.\d+\.\d+)/m, output),
@@ -102,7 +102,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
   ## Executables that were built elsewhere
 
   defp prebuilt!(path) do
-    # Dependencies are compiled in their own folders, and the VM runs in a third one.
+    # A dependency is compiled in its own folder, and the VM runs in another, so a relative path has no fixed meaning.
     if Path.type(path) != :absolute, do: refuse!(path, "is not an absolute path")
 
     case version(path) do
@@ -128,7 +128,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     )
   end
 
-  # It is used where it lies, perhaps on another machine. Here it may be missing, or be closed to us.
+  # The executable is used at this path, perhaps on another machine. Here it may be missing or not readable.
   defp configured!(path) when is_binary(path) do
     case version(path) do
       {:ok, other} when other != @version ->
@@ -156,7 +156,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     end
   end
 
-  # Of a file that execve(2) refuses the VM makes the exit status ENOEXEC.
+  # For a file that execve(2) refuses the VM returns the errno as exit status: 8 is ENOEXEC.
   defp answer(path) do
     case ask(path) do
       {"netlink_port " <> version, 0} -> {:ok, String.trim(version)}
@@ -167,7 +167,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     error in ErlangError -> {:error, "cannot be run: #{:file.format_error(error.original)}"}
   end
 
-  # System.cmd/3 would look for another name under LC_ALL=C.
+  # A port, since System.cmd/3 would look for another name under LC_ALL=C.
   defp ask(path) do
     options = [:binary, :exit_status, :stderr_to_stdout, args: ["--version"]]
     collect(Port.open({:spawn_executable, path}, options), "")
@@ -184,7 +184,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
 
   ## Into priv/
 
-  # By rename, so that no reader ever sees half an executable, and a running one is left alone.
+  # By rename(2), so that no process reads half an executable, and a running one is left alone.
   defp install(built) do
     installed = Path.join(priv(), "netlink_port")
 
@@ -194,7 +194,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
       sweep(installed)
       temporary = "#{installed}.tmp#{System.pid()}"
 
-      # The mode is everyone's, whatever the umask: a release may run as another user.
+      # Every user may run it, whatever the umask: a release may run as another user.
       with :ok <- File.mkdir_p(Path.dirname(installed)),
            :ok <- File.cp(built, temporary),
            :ok <- File.chmod(temporary, 0o755),
@@ -208,8 +208,8 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     end
   end
 
-  # The host's is in the source, to which the build has a link. An executable for another machine must
-  # not take its place, nor that of a third one: it goes into a folder of the build's own.
+  # The helper for the host lies in the source, to which the build has a link. A helper for another machine must
+  # replace neither that nor one for a third machine, so it goes into a folder of its own build.
   defp priv do
     if cross?() do
       priv = Path.join(Mix.Project.app_path(), "priv")
@@ -220,8 +220,8 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     end
   end
 
-  # Where a build for another machine has had this build path its folder stands in the place of the link,
-  # and Mix would keep it.
+  # After a build for another machine with the same build path, a folder stands in place of the link, and Mix would
+  # keep the folder.
   defp link(result) do
     priv = Path.join(Mix.Project.app_path(), "priv")
 
@@ -235,9 +235,9 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
 
   defp cross?, do: Mix.target() != :host or System.get_env("CARGO_BUILD_TARGET", "") != ""
 
-  # What builds that were killed have left.
+  # Removes the temporary files of builds that were killed.
   defp sweep(installed) do
-    # No pattern: the path is the user's, and may have a brace or a star in it.
+    # Not Path.wildcard/1: the user's path may hold a brace or a star.
     with {:ok, names} <- File.ls(Path.dirname(installed)) do
       for "netlink_port.tmp" <> pid = name <- names,
           not File.exists?("/proc/" <> pid),
@@ -245,7 +245,7 @@ defmodule Mix.Tasks.Compile.NetlinkPort do
     end
   end
 
-  # Sizes first: most builds that differ do in that, and are not read.
+  # Sizes are compared first: most builds that differ do so in size, and need not be read.
   defp same?(built, installed) do
     with {:ok, %{size: size}} <- File.stat(built),
          {:ok, %{size: ^size}} <- File.stat(installed),

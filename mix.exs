@@ -10,7 +10,7 @@ defmodule NetlinkPort.MixProject do
       elixir: "~> 1.14",
       description: "AF_NETLINK sockets in other network namespaces, out of the VM",
       elixirc_paths: elixirc_paths(Mix.env()),
-      # Tests use applications that nothing here depends on, where they are installed: PropEr, EUnit.
+      # The tests use PropEr and EUnit where they are installed, without a dependency on them.
       prune_code_paths: Mix.env() != :test,
       test_ignore_filters: [
         &String.starts_with?(&1, [
@@ -30,14 +30,14 @@ defmodule NetlinkPort.MixProject do
     ]
   end
 
-  # Nothing starts by itself: there is no application callback.
+  # There is no application callback: nothing starts by itself.
   def application, do: [extra_applications: [:logger]]
 
   defp elixirc_paths(:test), do: ["elixir", "test/support"]
   defp elixirc_paths(_env), do: ["elixir"]
 
-  # What building takes: Cargo refuses a manifest whose examples, in test/fixtures, are not there. There is no
-  # public address yet that `links:` could name.
+  # The files that a build needs. Cargo refuses a manifest whose examples, in test/fixtures, are missing. `links:` is
+  # empty, since there is no public address yet.
   defp package do
     [
       licenses: ["Apache-2.0"],

@@ -1,62 +1,68 @@
 defmodule NetlinkPort.Doctor do
   @moduledoc """
-  Looks at what this library needs, and says of each thing whether it is well, or what to do.
+  Checks everything that this library needs. Says of each thing that it is well, or what to do about it.
 
-  `mix netlink_port.doctor` prints it and ends with a code for scripts. In a release, where there is no Mix:
+  `mix netlink_port.doctor` prints the report, and ends with an exit code for scripts. In a release, which has no Mix:
 
       bin/my_app rpc "NetlinkPort.Doctor.run()"
       bin/my_app eval "NetlinkPort.Doctor.run() == :ok || System.halt(1)"
 
-  `rpc` looks at the running application, its servers and sockets among it; `eval` starts a VM of its
-  own, of the same user and with the same executable, and can be run before the application is.
+  `rpc` checks the running application, with its servers and sockets. `eval` starts a VM of its own, as the same user
+  and with the same executable, so it works before the application runs.
 
-  What is looked at, by a helper that is started for it and ended again, unless its executable fails already:
+  The doctor starts a helper for the checks, and ends it afterwards. If the executable itself fails its checks, no
+  helper is started. It checks:
 
     * the executable: where it is, its version, who may write and run it, its file capabilities;
-    * the helper as it runs: its capabilities and what is missing for want of one, seccomp;
+    * the helper as it runs: its capabilities, what does not work without a missing one, seccomp;
     * the kernel: its version, and what it supports, by trying;
-    * whether the namespaces in `/run/netns` can be entered, and the kernel confirms each;
-    * the servers of this node, and the namespaces that nothing but their sockets keeps alive;
+    * the namespaces in `/run/netns`: whether the helper can enter each, and whether the kernel confirms it;
+    * the servers of this node, and the namespaces that only their sockets and pins keep alive;
     * limits of buffers, descriptors and watches;
-    * the time that a request takes.
+    * how long a request takes.
 
   ## What the marks mean
 
-  `:fail`, and exit code 1: the executable is missing, not executable or of another version; the helper does
-  not start, or runs without its seccomp filter; the kernel is too old or lacks `NETLINK_ROUTE` or
-  `NETLINK_GENERIC`; a namespace cannot be entered. `:warn`: something that you may need is missing, or is
-  likely to be a mistake: a capability, a small limit, a file that others may write, a helper that was
-  restarted or does not answer, a namespace that only sockets keep alive. A time is a time, and never a failure.
+  `:fail`, with exit code 1: the executable is missing, not executable or of another version. The helper does not
+  start, or runs without its seccomp filter. The kernel is too old, or lacks `NETLINK_ROUTE` or `NETLINK_GENERIC`. A
+  namespace cannot be entered.
 
-  To open each protocol can make the kernel load its module, as any program that opens it does.
+  `:warn`: something that you may need is missing, or is likely to be a mistake. For example a capability, a small
+  limit, a file that others may write, a helper that was restarted or does not answer, a namespace that only sockets
+  keep alive.
+
+  The time that a request takes is reported, and never fails.
+
+  The doctor opens a socket of each protocol. This can make the kernel load the protocol's module, as for any program
+  that opens one.
   """
 
   alias NetlinkPort.{Error, FileName, Helper, Options, Server}
   alias NetlinkPort.Doctor.{Capabilities, Executable, Kernel, Limits, Namespaces, Pinned}
   alias NetlinkPort.Doctor.{RoundTrip, Servers}
 
-  # How much of what has failed unexpectedly is told.
+  # How much of the message of an unexpected failure is shown, in characters.
   @banner 300
 
-  @typedoc "Whether it is well, what was found, and what to do: a command or a sentence."
+  @typedoc "The mark, what was found, and what to do: a command or a sentence, `nil` if nothing is to be done."
   @type check :: {:ok | :warn | :fail, line :: String.t(), remedy :: String.t() | nil}
 
-  @typedoc "What was found, by what was looked at, in the order it was looked at."
+  @typedoc "The checks by section, in the order in which they were made."
   @type report :: [{title :: String.t(), [check()]}]
 
   @typedoc """
-  `:executable` is the path of the helper, the one servers take by themselves unless told otherwise;
-  `:netns` a list of namespaces to enter instead of those in `/run/netns`.
+  `:executable` is the path of the helper. Defaults to the executable that servers take. `:netns` is a list of
+  namespaces to enter. Defaults to those in `/run/netns`.
   """
   @type option :: {:executable, Path.t()} | {:netns, [NetlinkPort.netns()]}
 
   @doc """
-  Looks, and prints what it found.
+  Makes the checks, and prints the report.
 
       iex> NetlinkPort.Doctor.run()
       :ok
 
-  Errors: `:error` where something fails; what that is, is printed.
+  Errors: `:error` if a check fails. The report says which.
   """
   @spec run([option()]) :: :ok | :error
   def run(opts \\ []) do
@@ -66,7 +72,7 @@ defmodule NetlinkPort.Doctor do
   end
 
   @doc """
-  Whether nothing fails.
+  Whether no check of a report failed. Warnings do not count.
 
       iex> NetlinkPort.Doctor.well?([{"kernel", [{:ok, "Linux 6.18", nil}, {:warn, "no cookies", nil}]}])
       true
@@ -81,7 +87,7 @@ defmodule NetlinkPort.Doctor do
   end
 
   @doc """
-  Looks. It takes a second or so.
+  Makes the checks, and returns the report. It takes about a second.
 
       [{"executable", _checks} | _more] = NetlinkPort.Doctor.report(netns: [{:name, "blue"}])
   """
@@ -92,7 +98,7 @@ defmodule NetlinkPort.Doctor do
     netns = netns!(opts[:netns])
     executable = Options.executable!(opts[:executable]) || Helper.Executable.path()
     executable = executable && FileName.expand(executable)
-    # A helper that cannot be started ends who has started it, if that does not look out for it.
+    # start_link/1 of a server that fails ends a caller that does not trap exits.
     look = fn ->
       Process.flag(:trap_exit, true)
       look(executable, netns)
@@ -108,7 +114,7 @@ defmodule NetlinkPort.Doctor do
       raise ArgumentError, "expected netns: a list of namespaces, got: #{inspect(places)}"
     end
 
-    # What is wrong with a path is told where it is tried.
+    # Only the form is checked here. A path that does not work is reported by the check that enters it.
     Enum.each(places, &Options.target/1)
     places
   end
@@ -116,7 +122,7 @@ defmodule NetlinkPort.Doctor do
   defp look(executable, netns) do
     {_title, checks} = file = section("executable", fn -> Executable.checks(executable) end)
 
-    # Started all the same it would fail for what is said already.
+    # A helper that was started all the same would fail for the reason that is reported already.
     if Enum.any?(checks, &match?({:fail, _line, _remedy}, &1)),
       do: [file, {"helper", [unstarted()]}] ++ running(nil),
       else: [file | started(executable, netns)]
@@ -127,7 +133,7 @@ defmodule NetlinkPort.Doctor do
      "put the executable in order first, as said above"}
   end
 
-  # The report says what its server would log.
+  # The server logs nothing, since the report says the same.
   defp started(executable, netns) do
     case Server.start_link([name: nil, executable: executable], :none) do
       {:ok, server} ->
@@ -143,7 +149,7 @@ defmodule NetlinkPort.Doctor do
               section("round trip", fn -> RoundTrip.checks(server) end)
             ]
 
-        # It goes with this process, too.
+        # The server is linked to this process, and may have ended already.
         if Process.alive?(server), do: GenServer.stop(server)
         report
 
@@ -157,18 +163,18 @@ defmodule NetlinkPort.Doctor do
     info
   end
 
-  # One that fails in a way nobody has thought of, as when somebody kills the helper, hides no other.
+  # A section that fails unexpectedly, for example because its helper was killed, must not hide the others.
   defp section(title, checks) do
     {title, checks.()}
   catch
     kind, reason ->
-      # Cut as a sentence: the message of an exception that is cut cannot be told.
+      # The formatted banner is cut, not the exception: Exception.message/1 fails for a cut one.
       banner = Exception.format_banner(kind, reason) |> String.slice(0, @banner)
       line = "could not be looked at: " <> banner
       {title, [{:fail, line, "try again; if it says so again, it is a bug of this library"}]}
   end
 
-  # The helper of this look does not count.
+  # The doctor's own server is left out.
   defp running(own) do
     servers = Servers.stats(own)
 
@@ -185,7 +191,7 @@ defmodule NetlinkPort.Doctor do
   defp remedy(_error), do: "try again; if it says so again, run it by hand: PATH --version"
 
   @doc """
-  A report for people, in lines. Without `unicode?: true` the marks are ASCII.
+  A report as lines for people. Without `unicode?: true` the marks are ASCII.
 
       iex> NetlinkPort.Doctor.format([{"kernel", [{:fail, "Linux 4.19 is too old", "upgrade"}]}])
       "kernel\\n  XX Linux 4.19 is too old\\n      -> upgrade\\n0 well, 0 to look at, 1 failing"

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Sandbox do
   @moduledoc """
-  A network namespace for a test, and the faults that the real thing has. Without root.
+  A network namespace for a test, with the faults that real namespaces, helpers and kernels have. It needs no root.
 
       defmodule MyApp.LinksTest do
         use ExUnit.Case, async: true
@@ -15,44 +15,46 @@ defmodule NetlinkPort.Sandbox do
         end
       end
 
-  A sandbox is a user namespace and a network namespace of the user that runs the tests
-  (user_namespaces(7)), made by unshare(1) of util-linux, with its loopback up, and a server
-  (`NetlinkPort`) with `user_namespaces: true`. In iex it is started by `start_link/1`. docs/testing.md is the guide.
+  A sandbox is three things: a user namespace and a network namespace (user_namespaces(7), network_namespaces(7)) that
+  belong to the user who runs the tests, made by unshare(1) of util-linux; the loopback interface in it, which is up;
+  and a server (`NetlinkPort`) with `user_namespaces: true`. In iex, `start_link/1` starts a sandbox. The guide is
+  docs/testing.md.
 
-  Needed are unshare(1) and nsenter(1) of util-linux, 2.32 or newer, and for `{:open_refused, :emfile}` its
-  prlimit(1); ip(8) and the like only for what you run in it.
+  A sandbox needs unshare(1) and nsenter(1) of util-linux, 2.32 or newer. The fault `{:open_refused, :emfile}` needs
+  prlimit(1) of util-linux, too. ip(8) and other programs are needed only if you run them in the sandbox.
 
   ## Where namespaces are refused
 
-  A sysctl, AppArmor (Ubuntu 24.04) or a container may refuse user namespaces. Then a sandbox is made as root where
-  the tests run as root, without a user namespace. Otherwise `use NetlinkPort.Sandbox` marks the tests of
-  its module as skipped and prints, once, a line that says what refuses them and how to allow it:
-  `unavailable/0`. Where the module is not used, `setup :netlink_sandbox` fails with that line.
+  A sysctl, AppArmor (Ubuntu 24.04) or a container may refuse user namespaces. If the tests run as root, the sandbox
+  is then made as root, without a user namespace. Otherwise there is no sandbox, and `use NetlinkPort.Sandbox` marks
+  the tests of its module as skipped. It prints one line, once, that says what refuses user namespaces and how to
+  allow them; `unavailable/0` returns that line. In a module without `use NetlinkPort.Sandbox`,
+  `setup :netlink_sandbox` fails with the line.
 
-  ## What stays
+  ## What stays behind
 
-  Nothing, when the test is over, has failed, or its VM was killed with SIGKILL: the process that holds the namespace
-  ends at the end of file of a pipe from the VM, and whatever was started by `run/4` is in a process namespace
-  (pid_namespaces(7)) that ends with it.
+  Nothing stays behind, whether the test passes, fails, or its VM is killed with SIGKILL. The process that holds the
+  namespace reads a pipe from the VM, and ends at the end of file. Programs that `run/4` started are in a process
+  namespace (pid_namespaces(7)) that ends with that process.
 
   ## Faults
 
-  `fault/3` makes them. "Real" ones the kernel brings about; a "stand-in" is a process of this library between the
-  server and its helper, in user space, which speaks in the kernel's place and leaves everything else as it is. It has to be
-  asked for, by `stand_in: true`.
+  `fault/3` makes faults. The kernel brings about a "real" fault. A "stand-in" fault is made by a process of this
+  library that stands between the server and its helper, in user space. It answers in the kernel's place, and passes
+  everything else unchanged. A sandbox has this process only with the option `stand_in: true`.
 
   | fault | by | what follows |
   | --- | --- | --- |
-  | `:helper_killed` | real: SIGKILL | `{:netlink_closed, socket, {:helper_exit, 137}}` (`:epipe` instead of 137 where a command ran into it); the server is started again when `fault/3` returns |
-  | `:helper_stopped` | real: SIGSTOP | nothing comes; `ETIMEDOUT`, then `:stuck`, after the deadlines of `NetlinkPort.start_link/1` |
-  | `:helper_continued` | real: SIGCONT | what was queued comes |
-  | `{:overrun, count}` | real: the receive buffer is filled until the kernel has dropped `count` datagrams | what is older than the gap, then `{:netlink_overrun, socket, count}`, `ENOBUFS` of a passive socket, `:netlink_resync` with `:overrun` from a monitor |
-  | `:namespace_gone` | real: the namespace's process ends | with `close_on: :namespace_gone`, `{:netlink_closed, socket, :namespace_gone}`; later opens are `ESRCH`, or `ENOENT` with `path: true` |
-  | `:namespace_back` | real: a new namespace; with `path: true` under the same path | a monitor's `:netlink_resync` with `:namespace_gone` |
-  | `{:open_refused, :emfile}` | real: RLIMIT_NOFILE of the helper | opens are `EMFILE`, until `:open_allowed` |
-  | `{:open_refused, errno}` | stand-in | the next open is that errno, of the stage `:setns` or of `stage:` |
-  | `{:answer, errno}` | stand-in | the next request is answered by that errno, and does not reach the kernel |
-  | `:interrupted_dump` | stand-in | the next dump is marked as interrupted (`NLM_F_DUMP_INTR`); `NetlinkPort.dump/4` tries it five times, then `EINTR` |
+  | `:helper_killed` | real: SIGKILL | the owner is sent `{:netlink_closed, socket, {:helper_exit, 137}}` (`:epipe` instead of 137 if a command was written to the helper as it ended); the server has been started again when `fault/3` returns |
+  | `:helper_stopped` | real: SIGSTOP | nothing arrives; callers get `ETIMEDOUT`, then the server ends with `:stuck`, after the deadlines of `NetlinkPort.start_link/1` |
+  | `:helper_continued` | real: SIGCONT | what was queued arrives |
+  | `{:overrun, count}` | real: the receive buffer is filled until the kernel has dropped `count` datagrams | the datagrams from before the gap arrive, then `{:netlink_overrun, socket, count}`; a passive socket returns `ENOBUFS`; a monitor sends `:netlink_resync` with `:overrun` |
+  | `:namespace_gone` | real: the process that holds the namespace ends | with `close_on: :namespace_gone`, the owner is sent `{:netlink_closed, socket, :namespace_gone}`; later opens fail with `ESRCH`, or with `ENOENT` if the sandbox has `path: true` |
+  | `:namespace_back` | real: a new namespace; with `path: true` under the same path | a monitor sends `:netlink_resync` with `:namespace_gone` |
+  | `{:open_refused, :emfile}` | real: RLIMIT_NOFILE of the helper | opens fail with `EMFILE`, until `:open_allowed` |
+  | `{:open_refused, errno}` | stand-in | the next open fails with that errno, at the stage `:setns` or that of `stage:` |
+  | `{:answer, errno}` | stand-in | the next request is answered with that errno, and does not reach the kernel |
+  | `:interrupted_dump` | stand-in | the next dump is marked as interrupted (`NLM_F_DUMP_INTR`); `NetlinkPort.dump/4` tries it five times, then returns `EINTR` |
   """
 
   alias NetlinkPort.{Attr, Options}
@@ -80,8 +82,9 @@ defmodule NetlinkPort.Sandbox do
           | :interrupted_dump
 
   @doc """
-  Imports `netlink_sandbox/1`, `run/4`, `run!/4`, `veth/2`, `fault/3` and `replay/2` into a test module, and
-  has its tests skipped where there can be no sandbox, with one line that says why. After `use ExUnit.Case`.
+  Imports `netlink_sandbox/1`, `run/4`, `run!/4`, `veth/2`, `fault/3` and `replay/2` into a test module. On a machine
+  where there can be no sandbox, it marks the module's tests as skipped, and prints one line that says why. It belongs
+  after `use ExUnit.Case`.
   """
   defmacro __using__(_opts) do
     quote do
@@ -122,13 +125,14 @@ defmodule NetlinkPort.Sandbox do
   end
 
   @doc """
-  Why there can be no sandbox on this machine: a line that says what refuses namespaces and how to allow
-  them, or `nil`.
+  Why there can be no sandbox on this machine: a line that says what refuses namespaces and how to allow them. `nil`
+  if there can be one.
 
       iex> NetlinkPort.Sandbox.unavailable() in [nil] or is_binary(NetlinkPort.Sandbox.unavailable())
       true
 
-  For tests of your own that take it, `ExUnit.configure(exclude: …)` in test_helper.exs. It is looked at once.
+  Use it in test_helper.exs to exclude tests of your own, with `ExUnit.configure(exclude: …)`. The machine is examined
+  once for each VM.
   """
   @spec unavailable() :: String.t() | nil
   def unavailable do
@@ -141,8 +145,8 @@ defmodule NetlinkPort.Sandbox do
   ## Start
 
   @doc """
-  The specification of a child: `{NetlinkPort.Sandbox, options}`, see `start_link/1`. Each has an id of its own, so that
-  a test can start several by `start_supervised!/1`; none is restarted.
+  The child specification of `{NetlinkPort.Sandbox, options}`, see `start_link/1`. Each specification has its own id,
+  so that a test can start several sandboxes by `start_supervised!/1`. A sandbox is not restarted.
 
       iex> NetlinkPort.Sandbox.child_spec([]).restart
       :temporary
@@ -158,18 +162,19 @@ defmodule NetlinkPort.Sandbox do
   end
 
   @doc """
-  Starts a sandbox, linked to the caller. It ends with it.
+  Starts a sandbox, linked to the caller. The sandbox ends when the caller ends.
 
   Options:
 
-    * `:server` - options of its server, see `NetlinkPort.start_link/1`, `name: MyApp.Netlink` for one; or a
-      server that is there, by its pid or name, which then is not the sandbox's to start again.
-    * `:path` - `true` to have the namespace named by a path, `{:path, path}`, that stands for its successor after
-      `:namespace_gone` and `:namespace_back`. `{:pid, os_pid}` otherwise, which never comes back. Sockets that are
-      closed with their namespace, a monitor's, then take an instance of inotify(7) for each server, of which a user
-      has 128.
-    * `:stand_in` - `true` for the faults that take one, see above. It costs some ms at the start.
-    * `:name` - to register the sandbox as.
+    * `:server` - a keyword list: the options of the sandbox's own server, see `NetlinkPort.start_link/1`. For example
+      `name: MyApp.Netlink`. Or the pid or name of a server that runs already; then the sandbox does not start it
+      again after `:helper_killed`. Defaults to `[]`.
+    * `:path` - `true` names the namespace by a path, `{:path, path}`. After `:namespace_gone` and `:namespace_back`
+      the path leads to the new namespace. With a path, sockets that are closed with their namespace, as a monitor's
+      are, cost one instance of inotify(7) for each server; a user has 128. `false` names the namespace by
+      `{:pid, os_pid}`, which does not come back. Defaults to `false`.
+    * `:stand_in` - `true` allows the stand-in faults, see above. It costs some ms at the start. Defaults to `false`.
+    * `:name` - the name to register the sandbox as. Defaults to no name.
 
   For example:
 
@@ -177,23 +182,23 @@ defmodule NetlinkPort.Sandbox do
       %{netns: netns, server: server} = NetlinkPort.Sandbox.info(sandbox)
       {:ok, socket} = NetlinkPort.open(server, :route, netns: netns)
 
-  Errors: the line of `unavailable/0`, and those of `NetlinkPort.start_link/1`.
+  Errors: the line of `unavailable/0`, and the errors of `NetlinkPort.start_link/1`.
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(opts \\ []), do: Instance.start_link(opts)
 
   @doc """
-  For `setup :netlink_sandbox`: starts a sandbox under the test's supervisor. It adds to the context
+  For `setup :netlink_sandbox`: starts a sandbox under the test's supervisor. It adds these to the context:
 
-    * `:netns` - for `NetlinkPort.open/3` and `NetlinkPort.Monitor`,
-    * `:server` - the name of its server, also after that was started again,
-    * `:sandbox` - for the functions of this module.
+    * `:netns` - the namespace, for `NetlinkPort.open/3` and `NetlinkPort.Monitor`.
+    * `:server` - the name of the sandbox's server. It stays valid when the server has been started again.
+    * `:sandbox` - the sandbox, for the functions of this module.
 
-  Options of `start_link/1` are a tag, `@tag netlink_sandbox: [stand_in: true]`. By hand, in a test:
+  A tag gives the options of `start_link/1`: `@tag netlink_sandbox: [stand_in: true]`. By hand, in a test:
 
       %{netns: _, server: _, sandbox: _} = NetlinkPort.Sandbox.netlink_sandbox(%{netlink_sandbox: [path: true]})
 
-  Errors: it raises where there can be no sandbox, with the line of `unavailable/0`.
+  Errors: it raises the line of `unavailable/0` on a machine where there can be no sandbox.
   """
   @spec netlink_sandbox(map()) :: %{
           netns: NetlinkPort.netns(),
@@ -203,7 +208,7 @@ defmodule NetlinkPort.Sandbox do
   def netlink_sandbox(context) do
     if line = unavailable(), do: raise(line)
     opts = with true <- Map.get(context, :netlink_sandbox, []), do: []
-    # Not by its name: whoever does not test has no ExUnit.
+    # Called by name, since an application that is not under test may lack ExUnit.
     sandbox = apply(callbacks(), :start_supervised!, [{__MODULE__, opts}])
     sandbox |> info() |> Map.take([:netns, :server]) |> Map.put(:sandbox, sandbox)
   end
@@ -211,8 +216,8 @@ defmodule NetlinkPort.Sandbox do
   defp callbacks, do: Module.concat(ExUnit, Callbacks)
 
   @doc """
-  What is known of a sandbox: `:netns` and `:server` as above, `:os_pid`, a process in its namespace, and `:path`, the
-  file that stands for it (`/proc/<pid>/ns/net`), both `nil` while it is gone.
+  Returns `:netns` and `:server` as above; `:os_pid`, the id of a process in the namespace; and `:path`, the file that
+  stands for the namespace (`/proc/<pid>/ns/net`). `:os_pid` and `:path` are `nil` while the namespace is gone.
 
       %{netns: {:pid, os_pid}, os_pid: os_pid} = NetlinkPort.Sandbox.info(sandbox)
   """
@@ -229,16 +234,18 @@ defmodule NetlinkPort.Sandbox do
   ## What runs in it
 
   @doc """
-  Runs a program in the namespace, as its root, and returns what it printed, standard error with it, and its
-  exit status, as `System.cmd/3`, whose options it takes.
+  Runs a program in the namespace, as root of the namespace. Returns what the program printed, with standard error,
+  and its exit status. It takes the options of `System.cmd/3`.
 
       {_links, 0} = NetlinkPort.Sandbox.run(sandbox, "ip", ["-j", "link"])
 
-  It is in a process namespace of the sandbox's, too. So the namespace of another sandbox is named to it by a path, and
-  not by a process id: `["link", "set", "br0", "netns", NetlinkPort.Sandbox.info(other).path]`. A program that is not
-  there is status 127 (126 where a folder of the path may not be read). What it starts ends with the sandbox.
+  The program is in the sandbox's process namespace, where process ids of the machine mean nothing. So name the
+  namespace of another sandbox by a path: `["link", "set", "br0", "netns", NetlinkPort.Sandbox.info(other).path]`.
 
-  Errors: it raises where the namespace is gone.
+  If there is no such program the exit status is 127, or 126 if a folder of the path may not be read. Every process
+  that the program starts ends with the sandbox.
+
+  Errors: it raises if the namespace is gone.
   """
   @spec run(t(), String.t(), [String.t()], keyword()) :: {Collectable.t(), non_neg_integer()}
   def run(sandbox, program, arguments, opts \\ []) do
@@ -253,7 +260,7 @@ defmodule NetlinkPort.Sandbox do
   end
 
   @doc """
-  As `run/4`, but returns what was printed, and raises where the exit status is not 0.
+  As `run/4`, but returns only what was printed, and raises if the exit status is not 0.
 
       NetlinkPort.Sandbox.run!(sandbox, "ip", ["addr", "add", "192.0.2.1/24", "dev", "lo"])
   """
@@ -278,18 +285,19 @@ defmodule NetlinkPort.Sandbox do
   @info_kind 1
   @info_data 2
   @peer 1
-  # struct ifinfomsg, of no interface by its number; and with IFF_UP.
+  # struct ifinfomsg with interface number 0 (the name is an attribute): without flags, and with IFF_UP.
   @link <<0::128>>
   @up <<0::16, 0::16, 0::32, 1::32-native, 1::32-native>>
 
   @doc """
-  Joins two sandboxes by a veth(4), both ends up and without addresses; returns the names of its ends.
+  Joins two sandboxes by a veth(4). Both ends are up, and have no addresses. Returns the names of the ends.
 
       {here, there} = NetlinkPort.Sandbox.veth(sandbox, other)
       NetlinkPort.Sandbox.run!(sandbox, "ip", ["addr", "add", "192.0.2.1/24", "dev", here])
       NetlinkPort.Sandbox.run!(other, "ip", ["addr", "add", "192.0.2.2/24", "dev", there])
 
-  A second sandbox of a test is `start_supervised!(NetlinkPort.Sandbox)`. Names are `veth0`, `veth1` and so on.
+  Start the second sandbox of a test by `start_supervised!(NetlinkPort.Sandbox)`. The ends are named `veth0`, `veth1`
+  and so on, in each sandbox from 0.
   """
   @spec veth(t(), t()) :: {String.t(), String.t()}
   def veth(a, b) do
@@ -302,7 +310,7 @@ defmodule NetlinkPort.Sandbox do
     ends
   end
 
-  # An end can only be up when it has its peer.
+  # An end can be set up only after its peer exists.
   defp up(name), do: [@up | Attr.encode([{@ifname, name <> <<0>>}])]
 
   defp os_pid!(sandbox), do: info(sandbox).os_pid || raise("the namespace of the sandbox is gone")
@@ -323,28 +331,29 @@ defmodule NetlinkPort.Sandbox do
   ## Faults
 
   @doc """
-  Makes a fault, see the table above. Returns when it is there.
+  Makes a fault of the table above. Returns when the fault has happened, or is in place.
 
       fault(sandbox, {:overrun, 3})
       assert_receive {:netlink_overrun, ^socket, 3}
 
   Options:
 
-    * `:of`, with `:overrun` - a socket, or the process that owns it: a monitor say. All sockets of the sandbox's
-      server in its namespace by default. The count is exact where nothing else happens in the namespace until
-      the owner has been told.
-    * `:lose`, with `:overrun` - a function that is run when the receive buffers are full: what it changes in the
-      namespace is lost, and counts. The helper is stopped meanwhile, so that it changes it by `run!/4`. One that
-      makes more than `count` events raises.
-    * `:times`, with `{:answer, errno}`, `{:open_refused, errno}` and `:interrupted_dump` - how many are to be so. Defaults
-      to 1. A monitor and `NetlinkPort.dump/4` try a dump that was interrupted five times.
-    * `:type`, with `{:answer, errno}` - requests of this type alone, 16 (`RTM_NEWLINK`) say. Those of any type by
-      default. In a batch each message is a request.
-    * `:message` and `:offset`, with `{:answer, errno}` - the extended acknowledgement: the kernel's sentence,
-      and the byte of the request that it objects to, its header included. None by default.
+    * `:of`, with `:overrun` - a socket, or the process that owns it, for example a monitor. Defaults to all sockets
+      that the sandbox's server has in the namespace. The count is exact if nothing else happens in the namespace
+      until the owner has received the overrun.
+    * `:lose`, with `:overrun` - a function, called when the receive buffers are full. The events of its changes to
+      the namespace are lost, and count as drops. The helper is stopped meanwhile, so the function has to make its
+      changes by `run!/4`. One drop has been made before it runs, so `fault/3` raises if the function makes `count`
+      events or more. Defaults to a function that does nothing.
+    * `:times`, with `{:answer, errno}`, `{:open_refused, errno}` and `:interrupted_dump` - how many requests, opens
+      or dumps fail. Defaults to 1. A monitor and `NetlinkPort.dump/4` try an interrupted dump five times.
+    * `:type`, with `{:answer, errno}` - only requests of this type fail, for example 16 (`RTM_NEWLINK`). Defaults to
+      every type. In a batch each message is a request.
+    * `:message` and `:offset`, with `{:answer, errno}` - the extended acknowledgement: the kernel's sentence, and the
+      offset of the byte that it objects to, from the start of the request's header. Default to none.
     * `:stage`, with `{:open_refused, errno}` - `t:NetlinkPort.Error.stage/0`. Defaults to `:setns`.
 
-  Errors: it raises where the fault cannot be made, and says why.
+  Errors: it raises if the fault cannot be made, and says why.
 
   For example:
 
@@ -365,31 +374,37 @@ defmodule NetlinkPort.Sandbox do
   end
 
   @doc """
-  Plays a capture to a process, as the messages that an owner gets: a bug report becomes a test.
+  Plays a capture to a process, as the messages that the owner of a socket gets. So a bug report becomes a test.
 
       {:ok, %{datagrams: _, cut: 0}} =
         NetlinkPort.Sandbox.replay("trace.pcapng", to: pid, socket: socket)
 
-  Reads pcapng and pcap, as `NetlinkPort.capture/3`, Wireshark and tcpdump (on an nlmon interface) write them, with the
-  link type `LINKTYPE_NETLINK` (253). Only what the kernel sent is played; what was sent to it is left out, by the
-  direction in the file, or where it tells none by `NLM_F_REQUEST` of the first message.
+  It reads pcapng and pcap with the link type `LINKTYPE_NETLINK` (253), as `NetlinkPort.capture/3`, Wireshark and
+  tcpdump (on an nlmon interface) write them. Only datagrams from the kernel are played; datagrams to the kernel are
+  left out. The direction is that of the file. If the file has none, a datagram whose first message has
+  `NLM_F_REQUEST` counts as one to the kernel.
 
   Options:
 
-    * `:to` - the process. Required.
-    * `:socket` - what the messages carry as their socket, the one that the process follows say. Defaults to `:replay`.
-    * `:tag` - the first element of the messages. Defaults to `:netlink`; `:netlink_event`, with the monitor's pid as
-      `:socket`, plays to a subscriber of `NetlinkPort.Monitor`.
-    * `:timed` - `true` to wait between them as long as it took; the caller waits. Defaults to `false`: at once.
-    * `:protocol` - datagrams of this protocol alone. Defaults to all.
-    * `:interface` - those of the interface of this name alone; `NetlinkPort.capture/3` makes one for each socket.
+    * `:to` - the process to play to. Required.
+    * `:socket` - the socket in the messages, for example the one that the process follows. Defaults to `:replay`.
+    * `:tag` - the first element of the messages. Defaults to `:netlink`. To play to a subscriber of
+      `NetlinkPort.Monitor`, use `:netlink_event`, with the monitor's pid as `:socket`.
+    * `:timed` - `true` keeps the time between the datagrams; the caller waits. `false` sends them at once. Defaults
+      to `false`.
+    * `:protocol` - plays only the datagrams of this protocol. Defaults to all.
+    * `:interface` - plays only the datagrams of the interface of this name. `NetlinkPort.capture/3` makes one
+      for each socket. Defaults to all.
 
-  A packet that the capture has cut cannot be played: the process is sent `{:netlink_error, socket, error}` with `EMSGSIZE` and
-  the datagram's length, as of a datagram that was cut on its way. Returns how many `:datagrams` were played,
-  how many were `:cut`, and whether the file itself ends in the middle of a packet (`:truncated`).
+  A datagram that was cut by the capture cannot be played. In its place the process is sent
+  `{:netlink_error, socket, error}` with `EMSGSIZE` and the datagram's length, as for a datagram that was cut on its
+  way from the kernel.
 
-  Errors: of the file, such as `ENOENT`; and `NetlinkPort.DecodeError` for what is no capture, or has another link type, which it
-  names.
+  Returns how many datagrams were played (`:datagrams`), how many were cut (`:cut`), and whether the file ends in the
+  middle of a packet (`:truncated`).
+
+  Errors: those of reading the file, such as `ENOENT`. `NetlinkPort.DecodeError` if the file is not a capture, or has
+  another link type; the error names the link type.
   """
   @spec replay(Path.t(), keyword()) ::
           {:ok, %{datagrams: non_neg_integer(), cut: non_neg_integer(), truncated: boolean()}}

@@ -1,23 +1,26 @@
 defmodule NetlinkPort.Top do
   @moduledoc """
-  A live view of servers and their sockets, in a terminal: what passes through each in a second, what was
-  dropped, what waits. The busiest is first.
+  A live view of servers and their sockets, in a terminal: how much passes through each socket in a second, how much
+  was dropped, and what waits. The busiest socket comes first.
 
       mix netlink_port.top                                         # see its help
       bin/my_app remote                                            # in a release, then
       iex> NetlinkPort.Top.run()
 
-  It shows, of each server: its helper's process id, how long that has been up, memory, share of a
-  processor, restarts, descriptors, sockets, and commands that wait for the helper (`OUT`). Of each
-  socket: its handle, protocol, namespace and owner; datagrams and bytes that were received (`IN`) and
-  sent (`OUT`) in a second; datagrams dropped, and how many of them since the last look; how full the
-  kernel's receive queue (`QUEUE`) and its window (`WINDOW`) are, and items that wait in the VM for the owner
-  (`KEPT`). See `t:NetlinkPort.socket_stats/0`. A window of 100% is an owner that does not take what is
-  there; what then fills is the queue, and what the queue has no room for is dropped.
+  For each server it shows the process id of its helper, how long the helper has been up, its memory, its share of a
+  processor, restarts, descriptors, sockets, and the commands that wait for the helper (`OUT`).
 
-  Pins (`NetlinkPort.Pin`) come behind the sockets, with `pin` for a protocol.
+  For each socket it shows the handle, protocol, namespace and owner; the datagrams and bytes received (`IN`) and sent
+  (`OUT`) in a second; the datagrams dropped, and how many of these since the last look; how full the kernel's receive
+  queue (`QUEUE`) and the socket's window (`WINDOW`) are; and the items that wait in the VM for the owner (`KEPT`).
+  See `t:NetlinkPort.socket_stats/0`.
 
-  Each look asks every socket once; that is all it costs.
+  A window of 100% means that the owner does not take what is there. Then the kernel's receive queue fills, and the
+  kernel drops each datagram that the queue has no room for.
+
+  Pins (`NetlinkPort.Pin`) come after the sockets, with `pin` as their protocol.
+
+  Each look costs a call to every server, and two commands to the helper for each socket.
   """
 
   alias NetlinkPort.{Error, Options, Redaction}
@@ -25,12 +28,12 @@ defmodule NetlinkPort.Top do
   alias NetlinkPort.Operations.Survey
   alias NetlinkPort.Top.Screen
 
-  # How long a server may take to tell, in ms: one that does not answer is shown as such.
+  # How long a server may take to answer, in ms. A server that does not is shown as such.
   @patience 2_000
 
   @typedoc """
-  A look at a node: when, in ms of some clock of its own, what each server tells, `nil` for one that does
-  not answer, and what owners and servers are called there.
+  A look at a node: the monotonic time of the node, in ms; the statistics of each server, `nil` if the server did not
+  answer; and the names of owners and servers there.
   """
   @type sample :: %{
           node: node(),
@@ -40,20 +43,20 @@ defmodule NetlinkPort.Top do
         }
 
   @doc """
-  Shows it until `q` (and Enter, in a shell that waits for it).
+  Shows the view until you press `q` (and Enter, in a shell that passes on whole lines).
 
       iex> NetlinkPort.Top.run(interval: 500)
       :ok
 
   Options:
 
-    * `:interval` - ms from one look to the next, 1 000 unless told otherwise, at least 100.
-    * `:once` - `true` prints it once, for scripts: whole, with the rates of one interval.
-    * `:node` - the node to look at; this one unless told otherwise. It is to be connected already.
-    * `:size` - a function that returns `{rows, columns}` of the terminal; it asks the terminal
-      unless told otherwise.
+    * `:interval` - the time from one look to the next, in ms, at least 100. Defaults to 1 000.
+    * `:once` - `true` prints the view once, for scripts: not cut to the terminal, with the rates of one interval.
+      Defaults to `false`.
+    * `:node` - the node to look at. It has to be connected already. Defaults to this node.
+    * `:size` - a function that returns `{rows, columns}` of the terminal. Defaults to asking the terminal.
 
-  Errors say in words why a node cannot be asked.
+  Errors: a sentence that says why the node cannot be asked.
   """
   @spec run(
           interval: pos_integer(),
@@ -102,7 +105,7 @@ defmodule NetlinkPort.Top do
         IO.write(@show)
         result
       catch
-        # The terminal is gone, that of `bin/my_app rpc` say. By `rescue` it would be any error of Erlang's.
+        # The terminal is gone, for example that of `bin/my_app rpc`. `rescue` would take every ErlangError.
         :error, :terminated -> :ok
       after
         Process.unlink(keys)
@@ -122,18 +125,18 @@ defmodule NetlinkPort.Top do
     end
   end
 
-  # Written over the last one, line by line: a cleared screen would flicker.
+  # Each frame is written over the last, line by line, since a cleared screen would flicker.
   defp frame(before, now, {rows, columns}) do
     lines = Screen.lines(before, now, {rows - 1, columns})
     ["\e[H", Enum.map(lines, &[&1, "\e[K\r\n"]), "\e[J"]
   end
 
-  # Control-C is a key where the terminal is told not to make a signal of it.
+  # Control-C arrives as a key if the terminal does not turn it into a signal (stty -isig).
   @quit ["q", "Q", "\x03"]
 
   defp keys do
     top = self()
-    # Linked: it ends with the view.
+    # Linked, so that it ends with the view.
     spawn_link(fn -> read_keys(top) end)
   end
 
@@ -160,7 +163,7 @@ defmodule NetlinkPort.Top do
   defp look(node), do: Attach.call(node, __MODULE__, :sample, [])
 
   @doc false
-  # A look at this node; called from others.
+  # A look at this node. Top calls it on other nodes.
   @spec sample() :: sample()
   def sample do
     told =
@@ -175,7 +178,7 @@ defmodule NetlinkPort.Top do
   defp answered({:ok, stats}), do: stats
   defp answered({:error, _error}), do: nil
 
-  # Elsewhere a pid is shown otherwise.
+  # Names are resolved on this node: a pid is printed differently on another.
   defp names(told) do
     owners =
       for {_pid, %{sockets: sockets, pins: pins}} <- told, held <- sockets ++ pins, do: held.owner

@@ -2,8 +2,8 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
   @shortdoc "Looks at what netlink_port needs, and says what to do"
 
   @moduledoc """
-  Looks at the executable, its privileges, the kernel, namespaces, limits, and prints a line for each with
-  a check mark or a remedy. See `NetlinkPort.Doctor`, also for releases.
+  Checks the executable, its privileges, the kernel, namespaces and limits. Prints a line for each, with a check mark
+  or a remedy. See `NetlinkPort.Doctor`, also for releases.
 
       mix netlink_port.doctor
       mix netlink_port.doctor --netns blue --netns /run/docker/netns/1a2b
@@ -11,13 +11,15 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
 
   Options:
 
-    * `--executable PATH` - the helper, if not the one that servers take by themselves.
-    * `--netns NAME` or `--netns PATH` - a namespace to enter, instead of those in `/run/netns`; any number.
-    * `--node NAME@HOST` - looks at a running application, where it runs: also at its servers, and at
-      namespaces that its sockets alone keep alive. `--cookie COOKIE` if it is not `~/.erlang.cookie`.
+    * `--executable PATH` - the helper to check. Defaults to the executable that servers take.
+    * `--netns NAME` or `--netns PATH` - a namespace to enter. May be given any number of times. Defaults to those in
+      `/run/netns`.
+    * `--node NAME@HOST` - makes the checks in a running application. It then also checks that application's servers,
+      and the namespaces that only its sockets and pins keep alive.
+    * `--cookie COOKIE` - the cookie of that node. Defaults to that of `~/.erlang.cookie`.
 
-  Exit code: 0 when nothing fails, warnings or not; 1 when something fails; 2 for wrong arguments, and
-  where the node cannot be asked.
+  Exit code: 0 if nothing fails, with or without warnings. 1 if something fails. 2 for wrong arguments, or if the node
+  cannot be asked.
   """
 
   use Mix.Task

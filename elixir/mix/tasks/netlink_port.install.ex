@@ -2,31 +2,33 @@ defmodule Mix.Tasks.NetlinkPort.Install do
   @shortdoc "Installs the helper with file capabilities, for a group"
 
   @moduledoc """
-  Installs the helper, with capabilities of its own, outside the build: so that a VM without privileges
-  reaches other network namespaces.
+  Installs the helper outside the build, with capabilities of its own. A VM without privileges can then reach other
+  network namespaces.
 
       mix netlink_port.install --to /usr/local/lib/netlink_port --group netlink
 
-  The file belongs to root and the group, has the mode 0750 and the capabilities `CAP_SYS_ADMIN` and
-  `CAP_NET_ADMIN`. **It is a privileged proxy for everyone in that group**: they may enter any network
-  namespace they can name, and configure any network, the host's included. Put nobody into the group but
-  the users that such VMs run as.
+  The file belongs to root and the group. It has the mode 0750, and the capabilities `CAP_SYS_ADMIN` and
+  `CAP_NET_ADMIN`. **It is a privileged proxy for everyone in that group**: its members may enter any network
+  namespace that they can name, and configure any network, the host's included. Only the users that such
+  VMs run as belong in the group.
 
   Options:
 
-    * `--to` - the file, as an absolute path; or a directory that is there, for `netlink_port` in it. Only root may be able to
-      replace what lies there, or a folder above it: who else could would choose what VMs run.
+    * `--to` - the file, as an absolute path. Or a directory that exists; then the file is `netlink_port` in it. Only
+      root may be able to replace the file, or a folder above it: any other user who could would choose the program
+      that VMs run.
     * `--group` - the group whose members may run it.
-    * `--capability` - one more, any number of times: `sys_ptrace` to open the namespaces of processes
-      of other users, or with more capabilities than the helper; `net_broadcast`, `audit_read`, `audit_control` and
-      `dac_read_search` for the option `keep:` of `NetlinkPort.start_link/1`.
+    * `--capability` - one more capability. May be given any number of times. `sys_ptrace` opens the namespaces of
+      processes of other users, or with more capabilities than the helper. `net_broadcast`, `audit_read`,
+      `audit_control` and `dac_read_search` are for the option `keep:` of `NetlinkPort.start_link/1`.
 
-  What is installed is the executable that `NETLINK_PORT_EXECUTABLE` names, or the one the build has made.
-  Root installs it, or sudo(8) where the user may use it without a password. Otherwise the task says what
-  root has to run; run it again then, and it checks what is there.
+  The task installs the executable that `NETLINK_PORT_EXECUTABLE` names, or else the one of the build. Run it as root,
+  or as a user whom sudo(8) lets run programs without a password. Otherwise the task prints the commands that root has
+  to run. Run the task again after them: it then checks the installed file.
 
-  Owner, mode, capabilities and version are read back before the file gets its name. Where one of them is
-  not as it should be, nothing is left. The temporary file can be run by root alone.
+  The task makes a temporary file first, which only root can run. It reads back the owner, mode and capabilities, and
+  asks the version. Then it renames the file. If anything is wrong before that, it removes the temporary file, and the
+  old file stays in place.
   """
 
   use Mix.Task
@@ -79,7 +81,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
     )
   end
 
-  # Not what `config :netlink_port, executable:` says: that is where it goes.
+  # Not the path of `config :netlink_port, executable:`: that is where the helper is installed to.
   defp source do
     Helper.Executable.variable() || Helper.Executable.built()
   end
@@ -99,7 +101,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
     """
   end
 
-  # The group of the one that was there, where only its group could run it.
+  # The group of the file that was replaced, if only that group could run it and it is not the new group.
   defp another({:ok, %{gid: gid, mode: mode}}, plan)
        when gid != plan.gid and gid != 0 and (mode &&& 0o011) == 0o010,
        do: gid

@@ -8,14 +8,15 @@ defmodule Mix.Tasks.NetlinkPort.Top do
       mix netlink_port.top --node my_app@host.example.org --cookie COOKIE --interval 500
       mix netlink_port.top --node my_app@host --once
 
-  `q` or Control-C ends it. Options:
+  Press `q` or Control-C to end it. Options:
 
-    * `--node NAME@HOST` - the application's node. It is joined as a hidden node, under a name that it
-      chooses, and left again. `--cookie COOKIE` if it is not `~/.erlang.cookie`.
-    * `--interval MS` - from one look to the next; 1000.
-    * `--once` - prints it once, for scripts: whole, with the rates of one interval.
+    * `--node NAME@HOST` - the application's node. Required. The task joins it as a hidden node, under a name that
+      the node chooses, and leaves it at the end.
+    * `--cookie COOKIE` - the cookie of that node. Defaults to that of `~/.erlang.cookie`.
+    * `--interval MS` - the time from one look to the next, at least 100. Defaults to 1000.
+    * `--once` - prints the view once, for scripts: not cut to the terminal, with the rates of one interval.
 
-  Exit code: 0; 1 when the node is lost; 2 for wrong arguments, and where the node cannot be reached.
+  Exit code: 0. 1 if the node is lost. 2 for wrong arguments, or if the node cannot be reached.
   """
 
   use Mix.Task
@@ -73,7 +74,7 @@ defmodule Mix.Tasks.NetlinkPort.Top do
     end
   end
 
-  # Keys come one by one, and Control-C as one of them: otherwise Erlang's own menu would take it.
+  # The terminal hands on each key at once, and Control-C as a key: otherwise Erlang's own menu would take Control-C.
   defp terminal(true, run), do: run.()
 
   defp terminal(false, run) do
@@ -87,7 +88,7 @@ defmodule Mix.Tasks.NetlinkPort.Top do
     end
   end
 
-  # By itself Erlang knows the size of its terminal only from OTP 26 on, where there is no shell.
+  # Erlang finds the size of its terminal only from OTP 26 on, if there is no shell.
   defp size do
     with text when is_binary(text) <- stty("size"),
          [rows, columns] when rows > "0" <- String.split(text) do
@@ -97,7 +98,7 @@ defmodule Mix.Tasks.NetlinkPort.Top do
     end
   end
 
-  # What the VM starts has no /dev/tty: it is given the terminal by its name.
+  # A program that the VM starts has no /dev/tty, so stty(1) is given the terminal by its name.
   defp stty(arguments) do
     with {:ok, "/dev/" <> _ = terminal} <- File.read_link("/proc/self/fd/0"),
          command = ["-c", "exec stty $1 <\"$0\"", terminal, arguments],

@@ -39,9 +39,9 @@ defmodule NetlinkPort.Capture do
   ## For the server
 
   @doc """
-  Starts a capture of the calling server and monitors it. The capture replies to `from` when its file is open, or
-  with the error. When it wants no more datagrams it sends the server `{:untap, capture}`, which the server answers
-  by `untapped/1`.
+  Starts a capture of the calling server and monitors it. The capture replies to `from`: with its pid when the file is
+  open, or with the error. To stop, the capture sends the server `{:untap, capture}`, and the server answers by
+  `untapped/1`.
   """
   @spec start(GenServer.from(), options()) :: Tap.t()
   def start(from, options) do
@@ -54,7 +54,7 @@ defmodule NetlinkPort.Capture do
     {pid, counters}
   end
 
-  @doc "Tells a capture that its tap is off: no datagram that it wants comes after this message."
+  @doc "Tells a capture that its tap has been removed: no datagram arrives after this message."
   @spec untapped(pid()) :: :ok
   def untapped(capture) do
     send(capture, :untapped)
@@ -67,7 +67,7 @@ defmodule NetlinkPort.Capture do
   @impl true
   def init({server, from, options, counters}) do
     Process.monitor(server)
-    # The wall clock is read once, so that no stamp is put back with it.
+    # The wall clock is read once, so that setting it back does not set the timestamps back.
     epoch = System.os_time(:nanosecond) - System.monotonic_time(:nanosecond)
     fields = [server: server, options: options, counters: counters, epoch: epoch]
     {:ok, struct!(__MODULE__, fields), {:continue, {:open, from}}}
@@ -75,7 +75,7 @@ defmodule NetlinkPort.Capture do
 
   @impl true
   def handle_continue({:open, from}, %{options: options} = state) do
-    # Not in init/1: monitoring on a node that takes nothing blocks, and the server would wait for it.
+    # Not in init/1: monitoring a process on a suspended node blocks, and would block the server.
     Process.monitor(options.owner)
 
     with {:ok, file} <- open(options.path),
@@ -102,7 +102,7 @@ defmodule NetlinkPort.Capture do
     {:noreply, %{state | stopping?: true, waiting: [from]}, patience(state)}
   end
 
-  # From a process that takes the capture for a server, say.
+  # A process may call a capture by mistake, as if it were a server.
   def handle_call(_unknown, from, state) do
     GenServer.reply(from, {:error, Error.new(:protocol, :einval)})
     {:noreply, state, patience(state)}
@@ -139,7 +139,7 @@ defmodule NetlinkPort.Capture do
     finish(state, :server_down)
   end
 
-  # Nobody is left to be told.
+  # The owner has ended, so nobody is notified.
   def handle_info({:DOWN, _monitor, :process, _owner, _reason}, state) do
     finish(state, :stopped)
   end
@@ -205,7 +205,7 @@ defmodule NetlinkPort.Capture do
     end
   end
 
-  # A socket becomes an interface with its first datagram. So the bound of the file bounds their number.
+  # A socket becomes an interface with its first datagram. So the bound on the file bounds the number of interfaces.
   defp interface(%{interfaces: interfaces} = state, {handle, _protocol, _netns} = source) do
     if is_map_key(interfaces, handle) do
       {[], state}
@@ -248,7 +248,8 @@ defmodule NetlinkPort.Capture do
     end
   end
 
-  # Opening a pipe or a device can block, or act. Datagrams can hold keys (xfrm): a new file is its owner's.
+  # Danger: opening a pipe or a device can block, or have effects. Datagrams can hold keys (xfrm), so a new file is
+  # readable by its owner alone.
   defp open(path) do
     case File.stat(path) do
       {:ok, %{type: :regular}} -> :file.open(path, [:raw, :binary, :write])

@@ -1,13 +1,13 @@
 defmodule NetlinkPort.Capture.Pcapng do
   @moduledoc false
-  # Blocks of a pcapng file that holds netlink datagrams: draft-ietf-opsawg-pcapng, "PCAP Now Generic
-  # Capture File Format". In the byte order of the machine, as the messages themselves are. Pure.
+  # The blocks of a pcapng file that holds netlink datagrams: draft-ietf-opsawg-pcapng, "PCAP Now Generic Capture File
+  # Format". Numbers are in the byte order of the machine, as in the messages themselves. Pure functions.
   #
   #     section header      once, first
   #     interface           one a socket, before its first datagram; numbered from 0 in their order
   #     enhanced packet     one a datagram
   #
-  # A datagram stands behind the header of LINKTYPE_NETLINK (253), in network byte order
+  # Before each datagram stands the header of LINKTYPE_NETLINK (253), in network byte order
   # (https://www.tcpdump.org/linktypes/LINKTYPE_NETLINK.html):
   #
   #     2  packet type      PACKET_USER or PACKET_KERNEL, as from an nlmon interface
@@ -16,9 +16,9 @@ defmodule NetlinkPort.Capture.Pcapng do
   #     8  address          none
   #     2  netlink family   NETLINK_ROUTE and so on
   #
-  # A block is `type:32, length:32, body, length:32`, an option `code:16, length:16, value`; bodies and
-  # values are padded to 32 bits. Readers refuse packets beyond their own bound (262 144 bytes), with the
-  # whole file: longer ones are cut, and say how long they were.
+  # A block is `type:32, length:32, body, length:32`; an option is `code:16, length:16, value`. Bodies and values are
+  # padded to 32 bits. Readers refuse a whole file for one packet beyond their bound (262 144 bytes). So longer
+  # datagrams are cut, and the packet tells their full length.
 
   @section_header 0x0A0D0D0A
   @interface_description 1
@@ -47,7 +47,7 @@ defmodule NetlinkPort.Capture.Pcapng do
 
   @type direction :: :in | :out
 
-  @doc "How much of a datagram fits into a packet."
+  @doc "How many bytes of a datagram fit into a packet."
   @spec longest() :: pos_integer()
   def longest, do: @longest
 
@@ -69,8 +69,8 @@ defmodule NetlinkPort.Capture.Pcapng do
   end
 
   @doc """
-  A datagram on an interface. `stamp` is in ns since the epoch, `length` that of the datagram, of which
-  `bytes` are the first `longest/0` at most; `family` is the number of the protocol.
+  A packet on an interface. `stamp` is in ns since the epoch. `bytes` are the first bytes of the datagram, at most
+  `longest/0`, and `length` is its full length. `family` is the number of the protocol.
   """
   @spec datagram(
           non_neg_integer(),

@@ -1,11 +1,11 @@
 defmodule NetlinkPort.Capture.Tap do
   @moduledoc false
-  # Copies datagrams to a capture, from the processes that send them and from the server that receives them. The
-  # tap is on each socket's row of the board (NetlinkPort.Helper.Reference), which a sender reads anyway, and in
-  # the server's table. `nil` is no tap.
+  # Copies datagrams to a capture, in the processes that send them and in the server that receives them. The tap is on
+  # each socket's row of the board (NetlinkPort.Helper.Reference), which a sender reads anyway, and in the server's
+  # table. `nil` means no tap.
   #
-  # Invariants: nobody waits for a capture. Datagrams that are on their way to a capture and not yet written cost at
-  # most `@room` bytes; a datagram that does not fit is dropped and counted.
+  # Invariants: no process waits for a capture. Datagrams that are sent to a capture and not yet written cost at most
+  # `@room` bytes. A datagram that does not fit is dropped and counted.
 
   alias NetlinkPort.Socket
   alias NetlinkPort.Capture.Pcapng
@@ -18,7 +18,7 @@ defmodule NetlinkPort.Capture.Tap do
 
   @type t :: {pid(), counters()}
 
-  @typedoc "A datagram: the monotonic time, its socket, its first bytes and its length, how many were dropped before it."
+  @typedoc "Direction, monotonic time, socket, the datagram's first bytes and full length, drops so far."
   @type passed ::
           {:passed, Pcapng.direction(), integer(), socket(), {binary(), non_neg_integer()},
            non_neg_integer()}
@@ -30,7 +30,7 @@ defmodule NetlinkPort.Capture.Tap do
   @spec counters() :: counters()
   def counters, do: :atomics.new(2, [])
 
-  @doc "Sends the capture a datagram as `t:passed/0`, or counts it as dropped where there is no room."
+  @doc "Sends the capture a datagram as `t:passed/0`. If there is no room, the datagram is dropped and counted."
   @spec pass(t() | nil, Pcapng.direction(), Socket.t(), iodata()) :: :ok
   def pass(nil, _direction, _socket, _datagram), do: :ok
 
@@ -61,11 +61,11 @@ defmodule NetlinkPort.Capture.Tap do
   @spec cost(non_neg_integer()) :: pos_integer()
   def cost(size), do: Protocol.charge(size)
 
-  @doc "Gives back the cost of what was written."
+  @doc "Gives back the cost of datagrams that were written."
   @spec done(counters(), non_neg_integer()) :: :ok
   def done(counters, cost), do: :atomics.sub(counters, @queued, cost)
 
-  @doc "How many were dropped."
+  @doc "How many datagrams were dropped."
   @spec dropped(counters()) :: non_neg_integer()
   def dropped(counters), do: :atomics.get(counters, @dropped)
 end

@@ -12,7 +12,7 @@ defmodule NetlinkPort.Capability do
             audit_control setfcap mac_override mac_admin syslog wake_alarm block_suspend
             audit_read perfmon bpf checkpoint_restore)a
 
-  @typedoc "A bit for each capability."
+  @typedoc "A set of capabilities: bit N stands for capability number N."
   @type set :: non_neg_integer()
 
   @doc "The names of the capabilities in a set."
@@ -26,7 +26,7 @@ defmodule NetlinkPort.Capability do
     (set &&& 1 <<< number) != 0
   end
 
-  @doc "The capability that a tool names so, `sys_admin`; `nil` for one that is not known here."
+  @doc "The capability of a name such as `sys_admin`; `nil` for an unknown name."
   @spec named(String.t()) :: atom() | nil
   def named(name), do: Enum.find(@names, &(Atom.to_string(&1) == name))
 

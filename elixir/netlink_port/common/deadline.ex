@@ -1,11 +1,11 @@
 defmodule NetlinkPort.Deadline do
   @moduledoc false
-  # When the caller of a server will have given up, for the server to know. A deadline is a time of the
-  # monotonic clock of its node, which says nothing on another node.
+  # The time at which the caller of a server gives up, sent along for the server to know. It is monotonic time of the
+  # caller's node, and means nothing on another node.
 
   @type t :: :infinity | {node(), integer()}
 
-  # How much longer than the server's own deadline a caller waits for the server, in ms.
+  # How much longer than the given timeout a caller waits for the server, in ms.
   @grace 5_000
 
   @doc "The deadline of a call that begins now and may take `timeout` ms."
@@ -13,7 +13,7 @@ defmodule NetlinkPort.Deadline do
   def new(:infinity), do: :infinity
   def new(timeout), do: {node(), System.monotonic_time(:millisecond) + timeout}
 
-  @doc "How many ms are left, negative when it is over; `otherwise` for a deadline of another node."
+  @doc "How many ms are left; negative after the deadline. `otherwise` for a deadline of another node."
   @spec time_left(t(), timeout()) :: timeout()
   def time_left({node, at}, _otherwise) when node == node() do
     at - System.monotonic_time(:millisecond)
@@ -21,11 +21,11 @@ defmodule NetlinkPort.Deadline do
 
   def time_left(_deadline, otherwise), do: otherwise
 
-  @doc "Whether a caller with so little time left may have stopped waiting for the server."
+  @doc "Whether a caller with so much time left may have stopped waiting for the server."
   @spec gave_up?(timeout()) :: boolean()
   def gave_up?(left), do: left != :infinity and left < -div(@grace, 2)
 
-  @doc "How many ms a caller waits for a server that has `timeout` ms."
+  @doc "How many ms a caller waits for a server that was given `timeout` ms."
   @spec patience(timeout()) :: timeout()
   def patience(:infinity), do: :infinity
   def patience(timeout), do: timeout + @grace

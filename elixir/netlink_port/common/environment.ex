@@ -1,10 +1,10 @@
 defmodule NetlinkPort.Environment do
   @moduledoc false
-  # What this machine lets the VM see and do: the one place that reads it. Each look reads /proc anew,
-  # which takes a fraction of a millisecond: mounts, and what a process may do, change while a VM runs.
+  # What this machine lets the VM see and do. No other file reads it. Each look reads /proc anew, in a fraction of a
+  # millisecond, since mounts and permissions change while a VM runs.
   #
-  # A helper inherits all of it from the VM, but for what its file capabilities add: the namespaces,
-  # the mounts, the bounding set, no_new_privs and the seccomp filter.
+  # A helper inherits all of it from the VM: the namespaces, the mounts, the bounding set, no_new_privs and the
+  # seccomp filter. Only its file capabilities add to it.
   #
   # proc(5), capabilities(7), pid_namespaces(7), user_namespaces(7).
 
@@ -25,17 +25,17 @@ defmodule NetlinkPort.Environment do
   end
 
   @typedoc """
-  Whose process ids `/proc` has: this VM's (`:own`), those of another pid namespace (`:foreign`), where a
-  number names another process or none; or there is no `/proc` (`:absent`).
+  Whose process ids `/proc` shows. `:own`: those of this VM's pid namespace. `:foreign`: those of another, where an id
+  names another process or none. `:absent`: there is no `/proc`.
   """
   @type proc :: :own | :foreign | :absent
 
-  @typedoc "The first namespaces of the kernel, or others; `nil` where nothing tells."
+  @typedoc "Whether a namespace is the kernel's initial one; `nil` if it cannot be told."
   @type namespace :: :initial | :other | nil
 
   @typedoc """
-  `hidepid` is 0, 1, 2 or 4 as `mount -o hidepid=` takes it, `hidepid_gid` the group that it hides nothing
-  from. The sets of capabilities are the VM's own, `nil` where nothing tells; `seccomp` is 0 without a
+  `hidepid` is 0, 1, 2 or 4 as in `mount -o hidepid=`. `hidepid_gid` is the group that it hides nothing from.
+  `bounding` and `effective` are the VM's own capability sets, `nil` if they cannot be read. `seccomp` is 0 without a
   filter, 2 with one.
   """
   @type t :: %__MODULE__{
@@ -68,7 +68,7 @@ defmodule NetlinkPort.Environment do
             container: false,
             mounts: []
 
-  @typedoc "What is read, as it is read; `nil` for what is not there."
+  @typedoc "The texts as they were read; `nil` for a file that is not there."
   @type texts :: %{
           pid: String.t(),
           self: String.t() | nil,
@@ -87,17 +87,17 @@ defmodule NetlinkPort.Environment do
   @spec look() :: t()
   def look, do: parse(texts())
 
-  @doc "The mount that a path lies on, where it leads; `nil` where nothing tells, or there is no such file."
+  @doc "The mount that a path lies on, links followed; `nil` if it is unknown, or there is no such file."
   @spec mount(t(), Path.t()) :: Mount.t() | nil
   def mount(environment, path) do
     with {:ok, path} <- real_path(path), do: mount_of(environment, path), else: (_ -> nil)
   end
 
-  @doc "A path without links, `.` and `..`, as realpath(3)."
+  @doc "A path without symbolic links, `.` and `..`, as realpath(3)."
   @spec real_path(Path.t()) :: {:ok, Path.t()} | {:error, File.posix()}
   def real_path(path), do: path |> Path.absname() |> Path.split() |> tl() |> walk("/", 0)
 
-  # As many links as the kernel follows, path_resolution(7).
+  # The kernel follows as many links, path_resolution(7).
   @links 40
 
   defp walk([], path, _links), do: {:ok, path}
@@ -110,7 +110,7 @@ defmodule NetlinkPort.Environment do
     case :file.read_link_all(next) do
       {:ok, _target} when links == @links -> {:error, :eloop}
       {:ok, target} -> follow(FileName.bytes(target), rest, path, links + 1)
-      # What is no link.
+      # The file is not a link.
       {:error, :einval} -> walk(rest, next, links)
       {:error, reason} -> {:error, reason}
     end
@@ -121,12 +121,12 @@ defmodule NetlinkPort.Environment do
 
   defp follow(target, rest, path, links), do: walk(Path.split(target) ++ rest, path, links)
 
-  # The status of a process can be read while its links cannot: a VM that is not dumpable.
+  # If the VM is not dumpable, /proc/self/status can be read, but the links in /proc/self cannot.
   defp texts do
     %{
       pid: System.pid(),
       self: link("/proc/self"),
-      # Present in any procfs, but for one mounted with subset=pid, which has /proc/self.
+      # Every procfs has it, except one mounted with subset=pid, which has /proc/self.
       procfs: File.exists?("/proc/filesystems"),
       status: read("/proc/self/status"),
       mountinfo: read("/proc/self/mountinfo"),
@@ -140,8 +140,8 @@ defmodule NetlinkPort.Environment do
   defp read(path), do: with({:ok, text} <- File.read(path), do: text, else: (_ -> nil))
   defp link(path), do: with({:ok, link} <- File.read_link(path), do: link, else: (_ -> nil))
 
-  # As container engines mark what they start: Docker, podman, systemd-nspawn and LXC. An image that was
-  # unpacked may have the first, so it is not enough by itself.
+  # The marks that Docker, podman, systemd-nspawn, LXC and Kubernetes leave. An unpacked image may hold the first
+  # file, so a mark alone does not prove a container.
   defp marked? do
     System.get_env("container", "") != "" or System.get_env("KUBERNETES_SERVICE_HOST") != nil or
       Enum.any?(["/.dockerenv", "/run/.containerenv", "/run/systemd/container"], &File.exists?/1)
@@ -152,7 +152,7 @@ defmodule NetlinkPort.Environment do
   # include/linux/proc_ns.h
   @initial %{user: "user:[4026531837]", pid: "pid:[4026531836]"}
 
-  @doc "What these texts say."
+  @doc "The environment that the texts describe."
   @spec parse(texts()) :: t()
   def parse(texts) do
     mounts = mounts(texts.mountinfo || "")
@@ -181,8 +181,8 @@ defmodule NetlinkPort.Environment do
     }
   end
 
-  # NSpid has one number where the pid namespace of /proc is this process's own, more where that lies
-  # outside of it. Seen from one that this process is not in, /proc/self leads nowhere.
+  # NSpid lists one id if the pid namespace of /proc is this process's own, and more if it is an outer one. In the
+  # /proc of a pid namespace that this process is not in, /proc/self leads nowhere.
   defp proc(%{self: nil, procfs: true}, _status), do: :foreign
   defp proc(%{self: nil}, _status), do: :absent
 
@@ -194,7 +194,7 @@ defmodule NetlinkPort.Environment do
   defp namespace(initial, initial), do: :initial
   defp namespace(_link, _initial), do: :other
 
-  # All numbers map to themselves in the initial user namespace.
+  # Only the initial user namespace maps all ids to themselves.
   defp mapped(nil), do: nil
 
   defp mapped(uid_map) do
@@ -217,8 +217,8 @@ defmodule NetlinkPort.Environment do
   defp numbers(nil), do: []
   defp numbers(text), do: text |> String.split() |> Enum.map(&String.to_integer/1)
 
-  # `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [FIELD]... - TYPE SOURCE SUPER_OPTIONS`, with spaces, tabs,
-  # newlines and backslashes of names in octal.
+  # `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [FIELD]... - TYPE SOURCE SUPER_OPTIONS`. Spaces, tabs, newlines and
+  # backslashes in names are octal escapes.
   defp mounts(text) do
     for line <- String.split(text, "\n", trim: true),
         [_id, _parent, _device, _root, point, options | rest] <- [String.split(line, " ")],
@@ -235,7 +235,7 @@ defmodule NetlinkPort.Environment do
   defp unescape(point),
     do: Regex.replace(~r/\\([0-7]{3})/, point, fn _, octal -> <<String.to_integer(octal, 8)>> end)
 
-  # In words since Linux 5.8.
+  # Since Linux 5.8 the option is shown as a word.
   @hidepid %{
     "1" => 1,
     "noaccess" => 1,
@@ -266,13 +266,13 @@ defmodule NetlinkPort.Environment do
     (marked and (inside? or overlay?)) or (inside? and overlay?)
   end
 
-  ## What follows
+  ## Conclusions
 
-  @doc "The mount that a path without links lies on."
+  @doc "The mount that a path without symbolic links lies on."
   @spec mount_of(t(), Path.t()) :: Mount.t() | nil
   def mount_of(%{mounts: mounts}, path), do: covering(mounts, path)
 
-  # The last mount of a place is the one that is seen. In a chroot the root need not be one.
+  # Of several mounts at one point the last is the visible one. In a chroot `/` may be no mount point.
   defp covering(mounts, path) do
     mounts
     |> Enum.filter(&(&1.point in ["/", path] or String.starts_with?(path, &1.point <> "/")))
@@ -280,27 +280,26 @@ defmodule NetlinkPort.Environment do
     |> Enum.max_by(&byte_size(&1.point), fn -> nil end)
   end
 
-  @doc "Whether the numbers of processes in `/proc` are those that this VM and its helper use."
+  @doc "Whether the process ids in `/proc` are those that this VM and its helper use."
   @spec own_proc?(t()) :: boolean()
   def own_proc?(environment), do: environment.proc == :own
 
   @doc """
-  Whether `/proc` hides processes from this VM by hidepid: those of other users, and those with more
-  privileges than it has, its own helper among them. CAP_SYS_PTRACE of another user namespace than the
-  first shows none of those outside.
+  Whether `/proc` hides processes from this VM by hidepid: those of other users, and those with more privileges than
+  the VM, including its own helper. CAP_SYS_PTRACE lifts this only in the initial user namespace.
   """
   @spec hidden?(t()) :: boolean()
   def hidden?(%{hidepid: 0}), do: false
 
   def hidden?(environment) do
     sees_all? = environment.user_namespace == :initial and capable?(environment, :sys_ptrace)
-    # With 4 the group does not count.
+    # With hidepid=4 the group has no effect.
     group? = environment.hidepid != 4 and environment.hidepid_gid in environment.gids
     not (sees_all? or group?)
   end
 
   @doc """
-  Why this VM does not see all processes of the machine, for a sentence; `nil` where it does.
+  Why this VM does not see all processes of the machine, as a part of a sentence; `nil` if it sees all.
   """
   @spec unseen(t()) :: String.t() | nil
   def unseen(environment) do
@@ -328,13 +327,13 @@ defmodule NetlinkPort.Environment do
     do: effective != nil and Capability.in?(effective, name)
 
   @doc """
-  Whether a helper may get a capability at all: from root, from file capabilities, or from the ambient set.
-  What is not told is taken to be allowed.
+  Whether a helper can get a capability at all: from root, from file capabilities, or from the ambient set. `true` if
+  the bounding set is not known.
   """
   @spec bounded?(t(), atom()) :: boolean()
   def bounded?(%{bounding: bounding}, name), do: bounding == nil or Capability.in?(bounding, name)
 
-  @doc "The option of a mount that takes the capabilities of its files away, or keeps them from being run."
+  @doc "Whether a mount has an option such as `nosuid` or `noexec`."
   @spec mounted?(Mount.t() | nil, String.t()) :: boolean()
   def mounted?(nil, _option), do: false
   def mounted?(%Mount{options: options}, option), do: option in options

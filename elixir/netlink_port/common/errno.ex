@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Errno do
   @moduledoc false
-  # errno(3) numbers of Linux (include/uapi/asm-generic/errno-base.h and errno.h), their POSIX
-  # atoms as in `t::file.posix/0`, and nearly what strerror(3) says; and what subsystems answer beyond them.
+  # The errno(3) numbers of Linux (include/uapi/asm-generic/errno-base.h and errno.h), their POSIX atoms as in
+  # `t::file.posix/0`, and texts close to those of strerror(3). Also numbers beyond these that some subsystems return.
 
   @table [
     {1, :eperm, "operation not permitted"},
@@ -137,7 +137,7 @@ defmodule NetlinkPort.Errno do
     {133, :ehwpoison, "memory page has hardware error"}
   ]
 
-  # include/linux/errno.h: meant for the kernel alone, and told by some subsystems all the same.
+  # include/linux/errno.h: meant for use inside the kernel, but some subsystems return them to user space.
   @beyond [
     {512, "ERESTARTSYS", "interrupted by a signal, to be restarted"},
     {513, "ERESTARTNOINTR", "interrupted by a signal, to be restarted"},
@@ -181,7 +181,7 @@ defmodule NetlinkPort.Errno do
     {4115, "IPSET_ERR_BITMASK_NETMASK_EXCL", "bitmask and netmask exclude each other"}
   ]
 
-  @doc "The POSIX atom of an errno; `:unknown` for one that is not in the table."
+  @doc "The POSIX atom of an errno; `:unknown` if the table lacks it."
   @spec atom(integer()) :: atom()
   def atom(number)
   for {number, atom, _text} <- @table, do: def(atom(unquote(number)), do: unquote(atom))
@@ -192,13 +192,13 @@ defmodule NetlinkPort.Errno do
   def number(atom)
   for {number, atom, _text} <- @table, do: def(number(unquote(atom)), do: unquote(number))
 
-  @doc "What strerror(3) says of an errno."
+  @doc "The text of an errno, close to that of strerror(3)."
   @spec text(integer()) :: String.t()
   def text(number)
   for {number, _atom, text} <- @table, do: def(text(unquote(number)), do: unquote(text))
   def text(number) when is_integer(number), do: "error #{number}"
 
-  @doc "The name of an errno that is none of POSIX's, and what it means, where subsystems answer with it."
+  @doc "The name and meaning of an errno that is not POSIX, as some subsystems return it; `nil` if it is unknown."
   @spec beyond(integer()) :: {String.t(), String.t()} | nil
   def beyond(number)
 

@@ -1,17 +1,17 @@
 defmodule NetlinkPort.FileName do
   @moduledoc false
-  # Names of files as the system has them: bytes. Elixir's functions take binaries so, whatever the locale.
-  # What OTP hands out as a list is another matter: under LC_ALL=C each character of it stands for a byte,
-  # and to_string/1 would encode that once more.
+  # The system's file names are bytes. Elixir's functions take binaries as such, in every locale. But OTP returns some
+  # names as charlists. Danger: under LC_ALL=C each character of these is a byte, which to_string/1 would encode
+  # again.
 
-  @doc "The bytes of a name that OTP has handed out."
+  @doc "The bytes of a name that OTP has returned."
   @spec bytes(charlist() | binary()) :: binary()
   def bytes(name) when is_binary(name), do: name
 
   def bytes(name) when is_list(name),
     do: :unicode.characters_to_binary(name, :unicode, :file.native_name_encoding())
 
-  @doc "An absolute path, from the working directory where it is relative."
+  @doc "An absolute path. A relative one is taken from the working directory."
   @spec expand(Path.t()) :: Path.t()
   def expand(path) do
     {:ok, directory} = :file.get_cwd()
@@ -19,8 +19,8 @@ defmodule NetlinkPort.FileName do
   end
 
   @doc """
-  An argument of a command line that names a file. Under LC_ALL=C it may have been encoded twice; what has not
-  is left as it is.
+  The file name of a command line argument. Under LC_ALL=C the VM may have encoded it twice. An argument that was not
+  encoded twice is returned as it is.
   """
   @spec argument(String.t()) :: Path.t()
   def argument(argument) do

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Options do
   @moduledoc false
-  # Checks arguments in the caller: what is wrong raises ArgumentError, before anything is sent.
+  # Checks arguments in the calling process. A wrong one raises ArgumentError before anything is sent.
 
   alias NetlinkPort.{Error, Message, Pin, Redaction, Socket}
 
@@ -55,21 +55,21 @@ defmodule NetlinkPort.Options do
     :closed_message
   ]
   @max_path 4096
-  # The helper takes no command with more terms than 16 384, of which a group needs three.
+  # The helper refuses a command of more than 16 384 terms. A group takes three.
   @max_groups 4096
-  # A capture has room for something.
+  # So that a capture has room for at least some blocks.
   @least_capture 4096
   # BPF_MAXINSNS, include/uapi/linux/bpf_common.h
   @max_instructions 4096
-  # Grants are cumulative and must stay within 64 bits for ever.
+  # Grants are cumulative, and must never exceed 64 bits.
   @max_window 0x100_0000_0000
-  # What `receive` takes, less the grace callers add.
+  # The longest timeout of `receive`, less the time that callers add to it.
   @max_timeout 0xFFFFFFFF - 10_000
   @default_window 1_048_576
   @max_queue 1_000_000_000
   @keepable [:net_broadcast, :audit_read, :audit_control, :dac_read_search]
   @max_uint32 0xFFFFFFFF
-  # What a dump gathers at most, and how many times its timeout it may take.
+  # The most bytes that a dump gathers, and how many times its `timeout` its default `total_timeout` is.
   @max_gathered 268_435_456
   @total 20
 
@@ -101,7 +101,7 @@ defmodule NetlinkPort.Options do
   @spec names() :: [atom()]
   def names, do: @server_side ++ @settable
 
-  @doc "Everything `open/3` takes, checked, with defaults filled in."
+  @doc "The options of `open/3`, checked, with their defaults."
   @spec open(NetlinkPort.protocol(), keyword()) :: {:ok, open()} | {:error, Error.t()}
   def open(protocol, opts) do
     keyword!(opts)
@@ -132,7 +132,7 @@ defmodule NetlinkPort.Options do
     end
   end
 
-  @doc "Everything `pin/3` takes, checked, with defaults filled in."
+  @doc "The options of `pin/3`, checked, with their defaults."
   @spec pin(NetlinkPort.netns(), keyword()) :: {:ok, pin()} | {:error, Error.t()}
   def pin(netns, opts) do
     keyword!(opts)
@@ -146,8 +146,8 @@ defmodule NetlinkPort.Options do
     end
   end
 
-  # Extended acks are on unless told otherwise. Of an option given twice the first counts, so that
-  # no list makes a command too long for the helper.
+  # `ext_ack` defaults to true. Of an option given twice the first counts, so that no list makes a command too long
+  # for the helper.
   defp socket_options(opts) do
     opts = opts |> Keyword.put_new(:ext_ack, true) |> Enum.uniq_by(&elem(&1, 0))
     for {name, value} <- opts, name in @settable, do: {name, value!(name, value)}
@@ -158,7 +158,7 @@ defmodule NetlinkPort.Options do
   @doc "The number of a protocol."
   @spec protocol!(NetlinkPort.protocol()) :: integer()
   def protocol!(number) when is_integer(number) and number in -0x80000000..0x7FFFFFFF, do: number
-  # No kernel has such a protocol: it answers as it does to any other it does not know.
+  # Stands for every number beyond an int: the kernel refuses it as it does any unknown protocol.
   def protocol!(number) when is_integer(number), do: -1
 
   def protocol!(name) when is_map_key(@protocols, name), do: Map.fetch!(@protocols, name)
@@ -170,8 +170,8 @@ defmodule NetlinkPort.Options do
   end
 
   @doc """
-  The namespace with its path from the root on: the helper's working directory is not the caller's. Nothing of
-  the path is worked out, since `..` behind a symbolic link leads elsewhere than it looks.
+  Makes the path of a namespace absolute, since the helper's working directory is not the caller's. `..` is not
+  resolved: behind a symbolic link it leads elsewhere than the text suggests.
   """
   @spec from_here(NetlinkPort.netns()) :: {:ok, NetlinkPort.netns()} | {:error, Error.t()}
   def from_here({:path, <<first, _rest::binary>> = path}) when first != ?/ do
@@ -183,7 +183,7 @@ defmodule NetlinkPort.Options do
 
   def from_here(netns), do: {:ok, netns}
 
-  @doc "Where a namespace is to be found by the helper."
+  @doc "The target of a namespace, as the helper takes it."
   @spec target(NetlinkPort.netns()) ::
           {:ok, NetlinkPort.Helper.Protocol.target()} | {:error, Error.t()}
   def target(:host), do: {:ok, :host}
@@ -214,7 +214,7 @@ defmodule NetlinkPort.Options do
             "got: #{inspect(other)}"
   end
 
-  # The helper's own namespace lasts as long as the helper.
+  # The helper's own namespace lasts as long as the helper, so it need not be watched.
   defp watched(target, close_on) when close_on == nil or target == :host, do: target
   defp watched(target, :namespace_gone), do: {:watched, target}
 
@@ -243,7 +243,7 @@ defmodule NetlinkPort.Options do
     raise ArgumentError, "expected a list of option names, got: #{inspect(other)}"
   end
 
-  @doc "The value of an option as a person reads it."
+  @doc "The value of an option as getopts/2 returns it, from the helper's value."
   @spec read(atom(), term()) :: term()
   def read(name, value) when name in @flags, do: value != 0
 
@@ -289,7 +289,7 @@ defmodule NetlinkPort.Options do
     raise ArgumentError, "expected to: {port_id, groups}, got: #{inspect(other)}"
   end
 
-  @doc "A timeout in milliseconds; one beyond what a timer takes, 49 days, is cut to that."
+  @doc "A timeout in milliseconds. A timeout longer than a timer takes, 49 days, is cut to that."
   @spec timeout!(term()) :: timeout()
   def timeout!(:infinity), do: :infinity
   def timeout!(timeout) when is_integer(timeout) and timeout >= 0, do: min(timeout, @max_timeout)
@@ -298,14 +298,14 @@ defmodule NetlinkPort.Options do
     raise ArgumentError, "expected a timeout in ms or :infinity, got: #{inspect(other)}"
   end
 
-  @doc "The options of a request, `known` of them, as a map with their defaults."
+  @doc "The options of a request as a map, with their defaults. `known` are those that this kind of request has."
   @spec request!(term(), [atom()]) :: map()
   def request!(opts, known) do
     keyword!(opts)
     known!(opts, known)
     timeout = timeout!(Keyword.get(opts, :timeout, 5_000))
 
-    # Without :total_timeout the timeout is for the whole already.
+    # Without :total_timeout among the options, the timeout is for the whole already.
     total =
       if :total_timeout in known,
         do: Keyword.get(opts, :total_timeout, total(timeout)),
@@ -367,7 +367,7 @@ defmodule NetlinkPort.Options do
     raise ArgumentError, "expected executable: a path, got: #{inspect(other)}"
   end
 
-  @doc "How long a helper may look for more before it sleeps, in microseconds."
+  @doc "How long a helper may spin before it sleeps, in microseconds."
   @spec spin!(term()) :: non_neg_integer()
   def spin!(microseconds) when is_integer(microseconds) and microseconds in 0..1_000_000,
     do: microseconds
@@ -376,7 +376,7 @@ defmodule NetlinkPort.Options do
     raise ArgumentError, "expected spin: microseconds, 0 to 1000000, got: #{inspect(other)}"
   end
 
-  @doc "Capabilities that a helper may keep beyond those it always keeps."
+  @doc "The capabilities of `keep:`, beyond those that a helper always keeps."
   @spec keep!(term()) :: [atom()]
   def keep!(list) do
     if is_list(list) and not List.improper?(list) and Enum.all?(list, &(&1 in @keepable)) do
@@ -387,7 +387,7 @@ defmodule NetlinkPort.Options do
     end
   end
 
-  @doc "Raises for an option that is not known."
+  @doc "Raises for an unknown option."
   @spec known!(keyword(), [atom()]) :: :ok
   def known!(opts, known) do
     case Enum.find(opts, fn {name, _value} -> name not in known end) do
@@ -430,7 +430,7 @@ defmodule NetlinkPort.Options do
     raise ArgumentError, "expected a NetlinkPort.Pin, got: #{inspect(other)}"
   end
 
-  @doc "What a GenServer can be called by."
+  @doc "A pid or a name by which a GenServer can be called."
   @spec server!(term()) :: GenServer.server()
   def server!(server) when is_pid(server) or is_atom(server), do: server
   def server!({:global, _name} = server), do: server
@@ -449,7 +449,7 @@ defmodule NetlinkPort.Options do
     raise ArgumentError, "expected a server: a pid or a name, got: #{inspect(other)}"
   end
 
-  @doc "What `NetlinkPort.capture/3` takes, checked, with defaults filled in."
+  @doc "The path and the options of `NetlinkPort.capture/3`, checked, with their defaults."
   @spec capture!(term(), term()) :: %{path: Path.t(), max_bytes: pos_integer()}
   def capture!(path, opts) do
     keyword!(opts)
@@ -469,7 +469,7 @@ defmodule NetlinkPort.Options do
     %{path: path, max_bytes: max_bytes}
   end
 
-  @doc "Raises for what is no keyword list."
+  @doc "Raises unless the term is a keyword list."
   @spec keyword!(term()) :: :ok
   def keyword!(opts) do
     if Keyword.keyword?(opts) do
@@ -487,7 +487,7 @@ defmodule NetlinkPort.Options do
           "expected active: to be true, false, :once or 1..32767, got: #{inspect(other)}"
   end
 
-  # As in inet:setopts/2, a count is added to the present one, and may lower it.
+  # As in inet:setopts/2 a count is added to the present count, and may be negative.
   defp active_change!(count) when is_integer(count) and count in -32_768..32_767, do: count
   defp active_change!(active) when active in [true, false, :once], do: active
 

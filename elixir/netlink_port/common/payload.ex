@@ -1,16 +1,16 @@
 defmodule NetlinkPort.Payload do
   @moduledoc false
-  # What is to be sent: iodata, and pins (NetlinkPort.Pin) where it names a namespace by a descriptor. A pin stays in
-  # it until it is known which helper sends it, since the number is right there alone; without
-  # one nothing is looked at but the length.
+  # A payload to send: iodata that may hold pins (NetlinkPort.Pin), where a message names a namespace by a descriptor.
+  # A pin is replaced by its number only when the sending helper is known, since the number means something only
+  # there. Of a payload without pins only the length is computed.
 
   alias NetlinkPort.Pin
 
-  @doc "Its length in bytes; a pin is four. Raises `ArgumentError` for what is no iodata."
+  @doc "The length in bytes. A pin takes four. Raises `ArgumentError` if the payload is not iodata with pins."
   @spec size(Pin.payload()) :: non_neg_integer()
   def size(payload), do: iodata_size(payload) || IO.iodata_length(replace(payload, &number/1))
 
-  @doc "Its length in bytes, if there are no pins in it."
+  @doc "The length in bytes, or `nil` if the payload holds pins or is not iodata."
   @spec iodata_size(Pin.payload()) :: non_neg_integer() | nil
   def iodata_size(payload) do
     IO.iodata_length(payload)
@@ -18,7 +18,7 @@ defmodule NetlinkPort.Payload do
     ArgumentError -> nil
   end
 
-  @doc "A binary, so that nothing is kept for a part of it; with pins the same, checked to be iodata beside them."
+  @doc "A binary, which refers to nothing larger than itself. A payload with pins is checked and returned unchanged."
   @spec compact(Pin.payload()) :: Pin.payload()
   def compact(payload) do
     if iodata_size(payload) do
@@ -29,7 +29,7 @@ defmodule NetlinkPort.Payload do
     end
   end
 
-  @doc "Replaces each pin by what `fun` makes of it. What is no iodata stays, for the encoder to refuse."
+  @doc "Replaces each pin by the result of `fun`. Terms that are not iodata stay, and the encoder refuses them."
   @spec replace(Pin.payload(), (Pin.t() -> iodata())) :: iodata()
   def replace([head | tail], fun), do: [replace(head, fun) | replace(tail, fun)]
   def replace(%Pin{} = pin, fun), do: fun.(pin)

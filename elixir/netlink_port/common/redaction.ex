@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Redaction do
   @moduledoc false
-  # Makes terms short for :sys.get_status/1, crash reports and logs: a process's state in a few words, and nothing
-  # that can be large or secret. A datagram can be 16 MiB long, and can hold keys.
+  # Shortens terms for :sys.get_status/1, crash reports and logs: a process's state becomes a few words, without
+  # anything large or secret. A datagram can be 16 MiB long, and can hold keys.
 
   @binary 64
   @first 16
@@ -19,8 +19,8 @@ defmodule NetlinkPort.Redaction do
   end
 
   @doc """
-  Empties the mailbox of a process that ends. The crash report of proc_lib(3) would print all of it. Callers that
-  wait for an answer are told of the end by their monitors.
+  Empties the mailbox of a process that ends. Otherwise proc_lib(3)'s crash report would print all messages. Callers
+  that wait for a reply notice the end by their monitors.
   """
   @spec forget_mailbox() :: :ok
   def forget_mailbox do
@@ -28,7 +28,7 @@ defmodule NetlinkPort.Redaction do
     forget(length)
   end
 
-  # Only the messages that were there at first: more may come without end.
+  # Takes only as many messages as there were at first, since more may arrive without end.
   defp forget(0), do: :ok
 
   defp forget(left) do
@@ -40,7 +40,8 @@ defmodule NetlinkPort.Redaction do
   end
 
   @doc """
-  The registered names of processes of this node. Process.info/2 would wait for a suspended process.
+  The names of processes: the registered name, or the pid as text. Process.info/2 is not used, since it would wait for
+  a suspended process.
   """
   @spec names([pid()]) :: %{pid() => String.t()}
   def names(pids) do
@@ -54,8 +55,8 @@ defmodule NetlinkPort.Redaction do
   defp name(name, _pid), do: inspect(name)
 
   @doc """
-  A path or a name as it is, or as an Elixir term if it holds bytes that a terminal would obey.
-  `String.printable?/1` takes some of these for printable.
+  A path or a name as it is. As an Elixir term if it holds bytes that a terminal would obey.
+  `String.printable?/1` accepts some of these bytes, so it is not used.
   """
   @spec plain(String.t()) :: String.t()
   def plain(text) do
@@ -86,7 +87,7 @@ defmodule NetlinkPort.Redaction do
     do: {:cut, map_size(map), :map}
 
   defp brief(map, depth) when is_map(map) do
-    # A struct stays one: its name is one of its keys.
+    # The result of a struct is a struct again, since `__struct__` is one of its keys.
     :maps.map(fn _key, value -> brief(value, depth - 1) end, map)
   end
 

@@ -3,16 +3,16 @@ defmodule NetlinkPort.Spin do
   # Spinning (busy-waiting) instead of sleeping. A scheduler without work is asleep within a microsecond, and a
   # wake-up takes tens of microseconds, longer than the kernel takes for most requests.
   #
-  # The helper spins by the same rules (src/spin.rs). The server spins for the answer to a command, and after
-  # an answer for the next, while that pays: four answers in a row that come late turn it off, answers that
-  # come soon turn it on again. Events alone never make it spin. A caller that waits for its own
-  # answer spins once, in `await/1`.
+  # The helper spins by the same rules (src/spin.rs). The server spins while it waits for the answer to a command, and
+  # after an answer for the next one, as long as that pays. Four late answers in a row turn spinning off; soon answers
+  # turn it on again. Events alone never make it spin. A caller that waits for its own answer spins once, in
+  # `await/1`.
   #
-  # Nothing spins with a single scheduler: it would take the processor from the helper.
+  # With a single scheduler nothing spins: it would take the processor from the helper.
 
-  # An answer is soon up to this many times the limit after the answer before.
+  # An answer is soon if it comes within this many times the limit after the answer before.
   @soon 4
-  # This many more late answers than soon ones turn spinning off.
+  # With this many more late answers than soon ones, spinning is off.
   @patience 4
   # How long a caller spins for its own answer, in microseconds: about as long as a request takes.
   @caller 50
@@ -30,16 +30,16 @@ defmodule NetlinkPort.Spin do
 
   ## In the server
 
-  @doc "A state that spins for up to `limit` microseconds after each answer; never for 0."
+  @doc "The state of a server that spins for up to `limit` microseconds after each answer. 0 turns spinning off."
   @spec new(non_neg_integer()) :: t()
   def new(limit), do: %__MODULE__{limit: if(alone?(), do: 0, else: native(limit))}
 
-  @doc "A command is on its way to the helper, at the time `now`."
+  @doc "A command was written to the helper at the time `now`."
   @spec asked(t(), integer()) :: t()
   def asked(%{limit: 0} = spin, _now), do: spin
   def asked(spin, now), do: %{spin | until: now + spin.limit}
 
-  @doc "An answer has come, at the time `now`."
+  @doc "An answer has arrived at the time `now`."
   @spec answered(t(), integer()) :: t()
   def answered(%{limit: 0} = spin, _now), do: spin
   def answered(%{last: nil} = spin, now), do: %{spin | last: now, until: nil}
@@ -64,8 +64,8 @@ defmodule NetlinkPort.Spin do
   ## In a caller
 
   @doc """
-  Calls `receive_now` until it returns something else than `:timeout`, for as long as a caller spins, and yields
-  to other processes in between.
+  Calls `receive_now` until it returns something other than `:timeout`, or until the time that a caller spins is over.
+  Yields to other processes in between.
   """
   @spec await((() -> :timeout | answer)) :: :timeout | answer when answer: term()
   def await(receive_now) do

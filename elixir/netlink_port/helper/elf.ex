@@ -1,8 +1,8 @@
 defmodule NetlinkPort.Helper.Elf do
   @moduledoc false
-  # As much of the header of an executable as says why a machine does not run it. elf(5).
+  # Reads as much of an ELF header as explains why a machine does not run the file. elf(5).
 
-  @typedoc "The machine it is for, and the dynamic loader that it names; `nil` for a static one."
+  @typedoc "The machine that the file is built for, and its dynamic loader, `nil` for a static executable."
   @type t :: %{machine: String.t(), loader: Path.t() | nil}
 
   # EM_* of include/uapi/linux/elf-em.h, by the names that uname(1) has.
@@ -19,11 +19,11 @@ defmodule NetlinkPort.Helper.Elf do
     258 => "loongarch64"
   }
 
-  # More than the headers and the name of a loader take.
+  # The headers and the name of the loader lie within these first bytes.
   @head 65_536
   @pt_interp 3
 
-  @doc "What the file says, or that it is none."
+  @doc "Reads the header of a file. `:error` if the file cannot be read, or is no ELF file."
   @spec read(Path.t()) :: {:ok, t()} | :error
   def read(path) do
     with {:ok, head} <- head(path), do: parse(head)
@@ -41,7 +41,7 @@ defmodule NetlinkPort.Helper.Elf do
     end
   end
 
-  @doc "The same, of the beginning of a file."
+  @doc "As `read/1`, for the first bytes of a file."
   @spec parse(binary()) :: {:ok, t()} | :error
   # Class 2 is 64 bits, data 1 little-endian.
   def parse(<<0x7F, "ELF", class, data, _::binary>> = head) when class in 1..2 and data in 1..2 do
@@ -59,7 +59,7 @@ defmodule NetlinkPort.Helper.Elf do
   def parse(_no_elf), do: :error
 
   defp loader(head, class, number) do
-    # e_phoff, e_phentsize and e_phnum; p_offset and p_filesz of a program header.
+    # e_phoff, e_phentsize and e_phnum; p_offset and p_filesz of a program header; the size of an address.
     {phoff, phentsize, phnum, offset, filesz, word} =
       if class == 2, do: {32, 54, 56, 8, 32, 8}, else: {28, 42, 44, 4, 16, 4}
 
@@ -74,13 +74,13 @@ defmodule NetlinkPort.Helper.Elf do
     end)
   end
 
-  # Up to its NUL.
+  # The name ends at a NUL.
   defp name(head, at, size) when at + size <= byte_size(head) and size > 0,
     do: head |> binary_part(at, size) |> String.split(<<0>>) |> hd()
 
   defp name(_head, _at, _size), do: nil
 
-  # 0 beyond the end: a file that is cut is no reason to fail.
+  # Beyond the end a number is 0, so that a truncated file raises nothing.
   defp number(head, at, size, endianness) when at + size <= byte_size(head),
     do: head |> binary_part(at, size) |> :binary.decode_unsigned(endianness)
 

@@ -1,11 +1,11 @@
 defmodule NetlinkPort.Helper.Executable do
   @moduledoc false
-  # Which executable the helper is, and the environment that it is started with.
+  # Finds the helper's executable, and makes the environment that it is started with.
 
   alias NetlinkPort.FileName
 
   @doc """
-  The executable of a server without the option `:executable`, see `NetlinkPort.start_link/1`. The path in the
+  The executable for a server without the option `:executable`, see `NetlinkPort.start_link/1`. A path in the
   configuration is not checked here. `nil` if none is named and none is built.
   """
   @spec path() :: Path.t() | nil
@@ -13,19 +13,19 @@ defmodule NetlinkPort.Helper.Executable do
     variable() || configured() || built()
   end
 
-  @doc "What NETLINK_PORT_EXECUTABLE names; `nil` where it is not set, or empty."
+  @doc "The path in NETLINK_PORT_EXECUTABLE. `nil` if the variable is unset or empty."
   @spec variable() :: Path.t() | nil
   def variable do
     case :os.getenv(~c"NETLINK_PORT_EXECUTABLE", []) do
       [] -> nil
-      # System.get_env/1 would encode twice what is beyond ASCII, under LC_ALL=C.
+      # Under LC_ALL=C System.get_env/1 would encode bytes beyond ASCII twice.
       value -> FileName.bytes(value)
     end
   end
 
   @doc """
-  Where the build puts it, whatever servers are told to take. `nil` where this code is in no folder of an
-  application: in an escript, or anywhere else.
+  The path at which the build puts the helper. It depends on no setting. `nil` if this code is not in the folder of an
+  application, as in an escript.
   """
   @spec built() :: Path.t() | nil
   def built do
@@ -42,14 +42,14 @@ defmodule NetlinkPort.Helper.Executable do
   @spec configured() :: term()
   def configured, do: Application.get_env(:netlink_port, :executable)
 
-  # What makes another program of it: libraries, audit modules and tunables of the C library (those that
-  # ld.so(8) itself takes from programs with more privileges than their caller), and of sanitizers and of Rust.
-  # The filter of system calls is for the program as it was built.
+  # Danger: these variables load libraries and audit modules, or tune the C library, sanitizers or Rust's runtime. The
+  # helper would then make system calls that its seccomp filter does not allow. Those of the C library are the ones
+  # that ld.so(8) itself removes from set-user-ID programs.
   @foreign ~r/^(LD_|GLIBC_|MALLOC_|RUST_|[A-Z]+SAN_OPTIONS$|GCONV_PATH$|LOCPATH$|NLSPATH$|GETCONF_DIR$|LLVM_PROFILE_FILE$)/
 
   @doc """
-  What is taken out of the environment that a helper inherits, as `open_port/2` takes it. Who wants
-  one of these names a script as the executable, which sets it.
+  The variables to remove from the environment that a helper inherits, as `open_port/2` takes them. To run the helper
+  with one of these, name a script as the executable, and set the variable in the script.
   """
   @spec environment() :: [{charlist(), false}]
   def environment do

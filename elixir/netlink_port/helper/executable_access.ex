@@ -1,10 +1,10 @@
 defmodule NetlinkPort.Helper.ExecutableAccess do
   @moduledoc false
-  # Who may run an executable. Why this user may not, and what to do about it: for the error of a start, and
-  # for the doctor. And whether whoever installs one may.
+  # Says why this user may not run an executable, and what to do about it: for the error of a start, and for the
+  # doctor. Also says whether the user who installs an executable may run it.
   #
-  # An installed helper is a privileged proxy for everyone who may run it. So the way to it is the group, and
-  # nothing that is said here opens a file to all users.
+  # Danger: an installed helper is a privileged proxy for everyone who may run it. So the remedy is always membership
+  # of its group, and no remedy here opens a file to all users.
 
   import Bitwise, only: [&&&: 2]
 
@@ -12,7 +12,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
 
   @install "mix netlink_port.install --to"
 
-  @doc "What is found of a file that execve(2) refuses with EACCES, and the remedy."
+  @doc "Why execve(2) refuses a file with EACCES, and the remedy."
   @spec refused(Path.t()) :: {found :: String.t(), remedy :: String.t()}
   def refused(path) do
     case File.stat(path) do
@@ -37,7 +37,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
       may?(mode, uid, gid, user) ->
         runnable(path)
 
-      # The user's own, as what a build makes.
+      # The user's own file, for example that of a build.
       uid == user.uid and not roots?(uid, gid) ->
         {", which does not let its owner run it", "chmod u+x #{path}"}
 
@@ -57,7 +57,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
     end
   end
 
-  # In a container nobody logs in: its engine says which groups a process has.
+  # Nobody logs in to a container: its engine sets the groups of its processes.
   defp again(gid) do
     if Environment.look().container,
       do: "start the container with --group-add #{gid}",
@@ -70,7 +70,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
       else: "usermod -aG #{group(gid)} #{user.name}, and log in again"
   end
 
-  # By its mode this user may run it.
+  # The mode lets this user run the file.
   defp runnable(path) do
     mount = Environment.mount(Environment.look(), path)
 
@@ -83,12 +83,12 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
          "its file system is not mounted noexec; see that its interpreter, if any, may be run"}
   end
 
-  # As an installed one is: root's, for a group that is not root's own.
+  # Owned as an installed helper is: by root, for a group other than root's.
   defp roots?(uid, gid), do: uid == 0 and gid != 0
 
   defp elsewhere, do: "#{@install} /usr/local/lib --group GROUP"
 
-  # As the kernel looks at it: the first class that fits counts. Root may if anybody may.
+  # As the kernel checks: only the first class that fits counts. Root needs any execute bit.
   defp may?(mode, _uid, _gid, %{uid: 0}), do: (mode &&& 0o111) != 0
   defp may?(mode, uid, _gid, %{uid: uid}), do: (mode &&& 0o100) != 0
 
@@ -98,8 +98,8 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
   end
 
   @doc """
-  Whoever runs a task, or has sudo(8) run it, if not in the group; `nil` otherwise, and of root. A member who
-  has not logged in since is none yet.
+  The name of the user who runs a task, directly or by sudo(8), if the user is not in the group. `nil` if the user is
+  in the group, or is root. A user who was added to the group but has not logged in since counts as not in it.
   """
   @spec outsider(non_neg_integer(), String.t() | nil) :: String.t() | nil
   def outsider(gid, sudo_user \\ System.get_env("SUDO_USER")) do
@@ -110,7 +110,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
     end
   end
 
-  # Of another user than this process's.
+  # The groups of another user than the one this process runs as.
   defp gids(name) do
     case System.cmd("id", ["-G", "--", name], stderr_to_stdout: true) do
       {gids, 0} -> gids |> String.split() |> Enum.map(&String.to_integer/1)
@@ -118,11 +118,11 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
     end
   end
 
-  @doc "Owner and group as `root:netlink`, by number where they have no name."
+  @doc "Owner and group, for example `root:netlink`. An id without a name is a number."
   @spec owner(File.Stat.t()) :: String.t()
   def owner(stat), do: "#{name("/etc/passwd", stat.uid)}:#{group(stat.gid)}"
 
-  @doc "A group's name, or its number."
+  @doc "A group's name, or its number if it has none."
   @spec group(non_neg_integer()) :: String.t()
   def group(gid), do: name("/etc/group", gid)
 
@@ -131,7 +131,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
   def octal(mode),
     do: (mode &&& 0o7777) |> Integer.to_string(8) |> String.pad_leading(4, "0")
 
-  # Those of this process, which may be fewer than the user has by now. proc(5).
+  # The ids of this process, which may have fewer groups than its user has by now. proc(5).
   defp user do
     status = with {:ok, status} <- File.read("/proc/self/status"), do: status, else: (_ -> "")
     [uid | _] = numbers(status, "Uid") ++ [-1]
@@ -146,7 +146,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
     end
   end
 
-  # Whether the group's line has the user, who may have been put there after this process began.
+  # Whether group(5) lists the user, who may have been added after this process began.
   defp member?(gid, user) do
     case line("/etc/group", gid) do
       [_name, _password, _gid, members] -> user.name in String.split(members, ",")
@@ -161,7 +161,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
     end
   end
 
-  # passwd(5) and group(5): the number is the third field. Without the file everybody is a number.
+  # passwd(5) and group(5): the number is the third field. Without the file every id is shown as a number.
   defp line(file, id) do
     with {:ok, text} <- File.read(file) do
       text

@@ -1,28 +1,28 @@
 defmodule NetlinkPort.Helper.Execve do
   @moduledoc false
-  # What execve(2) makes of an executable: why it was not run, why it ended before it could say anything, and
-  # what takes its capabilities away.
+  # Explains execve(2) of an executable: why it was not run, why it ended before its first frame, and why its file
+  # capabilities do not count.
   #
-  # The VM tells of an execve(2) that failed by an exit status, which is the errno: so it may as well be a
-  # program's own. The file says which.
+  # The VM reports a failed execve(2) as an exit status that equals the errno. A program that did run can end with the
+  # same status. So the file itself is examined to tell the two apart.
 
   alias NetlinkPort.{Capability, Environment, Errno, Helper}
   alias NetlinkPort.Helper.{Elf, ExecutableAccess, OsProcess}
 
   @version Mix.Project.config()[:version]
 
-  # How long a program may take to say its version, or why it ends, in ms; and how much of that is told.
+  # How long a program may take to print its version, or the reason of its end, in ms; and how much of it is shown.
   @patience 5_000
   @words 2_000
 
-  @typedoc "What was found, and what to do."
+  @typedoc "What was found, and what to do about it."
   @type told :: {found :: String.t(), remedy :: String.t() | nil}
 
   @doc "The version of this library."
   @spec version() :: String.t()
   def version, do: @version
 
-  @doc "What an executable says to `--version`: that of a helper, or what is wrong with it."
+  @doc "Runs an executable with `--version`. Returns the helper's version, or what is wrong with the file."
   @spec version(Path.t()) ::
           {:ok, String.t()}
           | {:error,
@@ -41,11 +41,12 @@ defmodule NetlinkPort.Helper.Execve do
     do: unrun(path, output, status) || {:another, String.slice(output, 0, 80), status}
 
   @doc """
-  Why a helper has ended with a status before its first frame, where that can be told: what keeps it from being
-  run, or what it says when it is run once more. Its words went to standard error, where nobody may see them.
+  Why a helper ended with a status before its first frame: the reason that it could not be run, or what it prints when
+  it is run once more. (The first time it printed to standard error, which perhaps nobody reads.) `nil` if neither
+  tells.
   """
   @spec ended(Path.t(), [String.t()], non_neg_integer()) :: told() | nil
-  # 0, and ends by a signal, have no words.
+  # A helper that ended with 0 or by a signal has printed nothing.
   def ended(_path, _arguments, status) when status == 0 or status >= 128, do: nil
 
   def ended(path, arguments, status) do
@@ -60,7 +61,7 @@ defmodule NetlinkPort.Helper.Execve do
     end
   end
 
-  # Lines of a terminal, in one.
+  # Joins printed lines into one.
   defp shown(output) do
     output
     |> String.split(~r/[\r\n]+/, trim: true)
@@ -72,7 +73,7 @@ defmodule NetlinkPort.Helper.Execve do
   ## Why it was not run
 
   @doc """
-  Why a file was not run, or not linked, from its exit status and what was printed; `nil` where it ran.
+  Why a file was not run, or not linked, from its exit status and output. `nil` if it ran.
   """
   @spec unrun(Path.t(), String.t(), non_neg_integer()) :: told() | nil
   def unrun(path, output, status) do
@@ -83,7 +84,7 @@ defmodule NetlinkPort.Helper.Execve do
     end
   end
 
-  # As glibc's and musl's say it.
+  # The messages of the dynamic loaders of glibc and musl.
   @unlinked ~r/error while loading shared libraries|: version `.*' not found|symbol lookup error|Error loading shared library|Error relocating/
 
   defp linked?(output), do: not (output =~ @unlinked)
@@ -159,11 +160,11 @@ defmodule NetlinkPort.Helper.Execve do
       "see docs/deployment.md"
   end
 
-  ## Capabilities of its file
+  ## File capabilities
 
   @doc """
-  What takes the capabilities of an executable away where it is started by this VM, and what to do; `nil` where
-  nothing is known to. For one capability, or for those of the file.
+  Why a capability of an executable does not count if this VM starts the executable, and what to do. `nil` if no
+  reason is known.
   """
   @spec powerless(Path.t(), atom(), Environment.t()) :: told() | nil
   def powerless(path, capability, environment \\ Environment.look()) do
@@ -188,7 +189,7 @@ defmodule NetlinkPort.Helper.Execve do
     end
   end
 
-  # Of the file itself, where it has the capability or nobody can tell.
+  # Reasons that lie in the file. They matter if the file has the capability, or if its capabilities cannot be read.
   defp unheeded(path, capability, environment) do
     mount = Environment.mount(environment, path)
 
@@ -211,7 +212,7 @@ defmodule NetlinkPort.Helper.Execve do
      "install it on another file system, or mount that one without nosuid"}
   end
 
-  @doc "What is said of file capabilities that belong to another user namespace."
+  @doc "The finding and remedy for file capabilities that belong to another user namespace."
   @spec foreign(String.t()) :: told()
   def foreign(rootid) do
     {"its file capabilities were made inside a user namespace, and count only where user #{rootid} is root",
@@ -227,7 +228,7 @@ defmodule NetlinkPort.Helper.Execve do
 
   defp build, do: if(path = Helper.Executable.built(), do: ", #{path}", else: "")
 
-  # Those of the file, or where there is no getcap(8) those that an installed one has.
+  # The capabilities of the file that are not in the bounding set. Without getcap(8), those of an installed helper.
   defp unbounded(path) do
     environment = Environment.look()
 
@@ -247,19 +248,19 @@ defmodule NetlinkPort.Helper.Execve do
   end
 
   @doc """
-  The capabilities of a file, as getcap(8) tells and in names; none is `%{text: "", names: []}`. Where there is
-  no getcap(8) they are not known.
+  The capabilities of a file: `text` as getcap(8) prints them, and their names. A file without any gives
+  `%{text: "", names: []}`. `:unknown` if there is no getcap(8).
   """
   @spec file_capabilities(Path.t()) ::
           {:ok, %{text: String.t(), names: [atom()], rootid: String.t() | nil}} | :unknown
   def file_capabilities(path) do
-    # In a directory that users often do not have in their path.
+    # getcap(8) is in a directory that is often not in a user's PATH.
     getcap =
       System.find_executable("getcap") ||
         Enum.find(["/usr/sbin/getcap", "/sbin/getcap"], &File.exists?/1)
 
     with true <- getcap != nil,
-         # Older ones know no -n.
+         # An older getcap(8) does not know -n.
          {output, 0} <- getcap(getcap, ["-n", path]) || getcap(getcap, [path]) do
       {:ok, capabilities(output |> String.replace_prefix(path, "") |> String.trim())}
     else
@@ -273,7 +274,7 @@ defmodule NetlinkPort.Helper.Execve do
          do: nil
   end
 
-  # `cap_a,cap_b=ep [rootid=1000]`; older ones begin with `= ` and write `+ep`.
+  # `cap_a,cap_b=ep [rootid=1000]`; an older getcap(8) begins with `= ` and writes `+ep`.
   defp capabilities(text) do
     text = String.replace_prefix(text, "= ", "")
     names = for [_, name] <- Regex.scan(~r/cap_([a-z_]+)/, text), do: Capability.named(name)
@@ -288,7 +289,8 @@ defmodule NetlinkPort.Helper.Execve do
 
   ## Running it
 
-  # In a process of its own, whose mailbox the port has to itself. What does not end is killed.
+  # Runs in a process of its own, so that the mailbox holds only the port's messages. A program that does not end is
+  # killed.
   defp run(path, arguments) do
     fn ->
       path |> open(arguments) |> collect("", System.monotonic_time(:millisecond) + @patience)

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Helper.Handle do
   @moduledoc false
-  # Handles of sockets, from one counter for the whole VM. No handle is ever used twice, over all servers and
+  # Handles of sockets and pins, from one counter for the whole VM. No handle is ever used twice, over all servers and
   # helpers, so a late command cannot reach another socket.
 
   @key __MODULE__

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Helper do
   alias NetlinkPort.{Capability, Error, FileName}
   alias NetlinkPort.Helper.{Executable, ExecutableAccess, Execve, OsProcess, Protocol}
 
-  # 73 kB in the port's queue make it busy by default; a batch of routes is more than that.
+  # By default 73 kB in its queue make a port busy. A batch of routes is larger.
   @busy_limits {1_048_576, 4_194_304}
 
   @type hello :: %{
@@ -45,7 +45,7 @@ defmodule NetlinkPort.Helper do
   end
 
   def start(executable, arguments, _linux) do
-    # execve(2) of a directory would fail in the child, where nobody can see why.
+    # execve(2) of a directory would fail in the child, where the reason is lost.
     if File.dir?(executable) do
       {:error, refused(:eacces, executable)}
     else
@@ -76,7 +76,7 @@ defmodule NetlinkPort.Helper do
 
     {:ok, port, OsProcess.of_port(port)}
   rescue
-    # The VM has as many ports as it may have (+Q of erl).
+    # The VM has reached its limit of ports (+Q of erl).
     _error in SystemLimitError -> {:error, refused(:emfile, executable)}
     error in ErlangError -> {:error, refused(posix(error), executable)}
     _error in ArgumentError -> {:error, refused(:einval, executable)}
@@ -106,7 +106,7 @@ defmodule NetlinkPort.Helper do
   defp hint(:einval, executable), do: "that is no path; #{named_by(executable)} has to name one"
   defp hint(_reason, _executable), do: nil
 
-  # In the order of `executable/0`. An option that says the same as one of these is no matter.
+  # In the order of `Executable.path/0`. If the option names the same path, it does not matter which is shown.
   defp named_by(executable) do
     cond do
       same?(Executable.variable(), executable) -> "NETLINK_PORT_EXECUTABLE"
@@ -128,7 +128,7 @@ defmodule NetlinkPort.Helper do
   defp posix(_error), do: :eio
 
   @doc """
-  Waits for the first frame. What is wrong is told as a term that `format_error/1` puts in words.
+  Waits for the helper's first frame. An error is a term that `format_error/1` turns into words.
   """
   @spec await_hello(port(), timeout()) :: {:ok, hello()} | {:error, term()}
   def await_hello(port, timeout) do
@@ -154,7 +154,7 @@ defmodule NetlinkPort.Helper do
         {:error, no_greeting(frame)}
     end
   rescue
-    # Properties that are no pairs.
+    # The properties are not a list of pairs.
     ArgumentError -> {:error, no_greeting(frame)}
   end
 
@@ -184,8 +184,8 @@ defmodule NetlinkPort.Helper do
   defp no_greeting(frame), do: {:no_greeting, binary_part(frame, 0, min(byte_size(frame), 64))}
 
   @doc """
-  The error of a start whose helper is not usable, as `await_hello/2` tells it. Where the helper has ended it is
-  asked once more what for.
+  The error of a start whose helper is not usable, from the error of `await_hello/2`. A helper that has ended is run
+  once more, to find out why.
   """
   @spec unusable(Path.t(), [String.t()], term()) :: Error.t()
   def unusable(executable, arguments, {:helper_exit, status} = reason) when is_integer(status) do
@@ -193,7 +193,7 @@ defmodule NetlinkPort.Helper do
       nil ->
         Error.new(:thread, :eproto, subject: "#{executable} #{format_error(reason)}")
 
-      # No exit status of a program's.
+      # The status is the errno of execve(2), not that of a program, so it is not shown.
       {"was not run, execve(2) says EPERM" <> _ = found, remedy} ->
         Error.new(:thread, :eproto, subject: "#{executable} #{found}", hint: remedy)
 
@@ -209,7 +209,7 @@ defmodule NetlinkPort.Helper do
     Error.new(:thread, errno, subject: "#{executable} #{format_error(reason)}")
   end
 
-  @doc "In words, why a helper is not usable."
+  @doc "Why a helper is not usable, in words."
   @spec format_error(term()) :: String.t()
   def format_error({:helper_exit, status}) do
     "ended with exit status #{inspect(status)} before its first frame"

@@ -1,11 +1,11 @@
 defmodule NetlinkPort.Helper.Install do
   @moduledoc false
-  # Installs the helper with file capabilities, for `mix netlink_port.install`. What takes root is a few
-  # programs, which sudo may run; all else is looked at first, as the user.
+  # Installs the helper with file capabilities, for `mix netlink_port.install`. Only a few programs need root, and
+  # sudo may run them. Everything else is checked first, as the user.
   #
-  # Whoever could write into the folder could put another file under the temporary name before setcap(8)
-  # comes to it, and would have the capabilities. So nobody but root may, and what is used from there on
-  # is the folder itself: a link to it may lie where others could turn it meanwhile.
+  # Danger: a user who can write to the folder could put another file under the temporary name before setcap(8) runs,
+  # and that file would get the capabilities. So only root may be able to write there. All later steps use the
+  # resolved folder, since another user may be able to turn a symbolic link to it.
 
   import Bitwise, only: [&&&: 2]
 
@@ -28,13 +28,13 @@ defmodule NetlinkPort.Helper.Install do
   @always ~w(cap_sys_admin cap_net_admin)
   @more ~w(sys_ptrace net_broadcast audit_read audit_control dac_read_search)
   @version Mix.Project.config()[:version]
-  # Users often lack the folders of root's programs.
+  # A user's PATH often lacks the folders of root's programs.
   @tools ~w(setcap getcap getent install chmod mv rm readlink id)
   @root_path ~w(/usr/local/sbin /usr/sbin /sbin)
 
-  ## What is to be done
+  ## The plan
 
-  @doc "Looks at all that can be looked at before anything is done."
+  @doc "Makes all checks that are possible before anything is changed."
   @spec plan(Path.t(), Path.t(), String.t(), [String.t()]) :: {:ok, t()} | {:error, String.t()}
   def plan(source, to, group, more) do
     source = Path.expand(source)
@@ -61,7 +61,7 @@ defmodule NetlinkPort.Helper.Install do
     end
   end
 
-  # With a slash at its end it is a directory, there or not.
+  # A path with a slash at its end names a directory, whether it exists or not.
   defp target(to) do
     path = Path.expand(to)
 
@@ -163,16 +163,16 @@ defmodule NetlinkPort.Helper.Install do
 
   ## The folder
 
-  # Who may write to a folder may replace what is in it, also another folder; where that is sticky, as
-  # /tmp is, only what is their own. Where there is an access control list the group's bits are the most
-  # that anybody named in it has, so that they count for root's group, too.
-  @doc "Whether nobody but root can put a file into a directory, or another directory in its place."
+  # A user who may write to a folder may replace everything in it, including folders. In a sticky folder such as /tmp
+  # the user may replace only the user's own files. With an access control list the group bits of the mode are the
+  # most that any entry grants, so they count even if the group is root's.
+  @doc "Whether only root can put a file into a directory, or another directory in its place."
   @spec closed(Path.t()) :: :ok | {:error, String.t()}
   def closed(directory) do
     with {:ok, path} <- real_path(directory), do: closed(path, 0)
   end
 
-  # `sticky` is the bit of the mode that makes up for others who may write.
+  # `sticky` is the mode bit that makes up for the write permission of others.
   defp closed(path, sticky) do
     %{uid: uid, mode: mode, type: type} = File.stat!(path)
 
@@ -223,9 +223,9 @@ defmodule NetlinkPort.Helper.Install do
     end
   end
 
-  ## What takes root
+  ## The steps that need root
 
-  @doc "Does it, unless it has been done."
+  @doc "Installs the helper, unless it is installed already."
   @spec run(t()) :: {:ok, :installed | :there} | {:error, String.t()}
   def run(plan) do
     cond do
@@ -240,7 +240,7 @@ defmodule NetlinkPort.Helper.Install do
     end
   end
 
-  # What cannot be read is not known to be the same.
+  # A file that cannot be read counts as different.
   defp there?(plan) do
     with {:ok, %{type: :regular}} <- File.lstat(plan.to),
          {:ok, bytes} <- File.read(plan.source),
@@ -251,7 +251,8 @@ defmodule NetlinkPort.Helper.Install do
     end
   end
 
-  # chown(2) takes capabilities away, so owner and group come first; the mode is the group's at last.
+  # chown(2) clears file capabilities, so owner and group are set before setcap(8). The group gets its permission
+  # at the end.
   defp install(plan) do
     _swept = sweep(plan)
     temporary = "#{plan.to}.tmp#{System.pid()}"
@@ -272,11 +273,11 @@ defmodule NetlinkPort.Helper.Install do
     end
   end
 
-  # Of tasks that were killed.
+  # Removes the temporary files of tasks that were killed.
   defp sweep(plan) do
     directory = Path.dirname(plan.to)
     temporary = Path.basename(plan.to) <> ".tmp"
-    # A user who has sudo may be one who cannot look into the folder.
+    # A user with sudo may lack permission to list the folder.
     names = with {:error, _reason} <- File.ls(directory), do: {:ok, []}
 
     for name <- elem(names, 1),
@@ -295,7 +296,7 @@ defmodule NetlinkPort.Helper.Install do
     end
   end
 
-  # Where the output is read, sudo(8) may have said something beside it, of a host name say.
+  # Standard error is left out if the output is parsed: sudo(8) may print warnings, for example about a host name.
   defp command(plan, program, arguments, opts \\ []) do
     [program | arguments] = plan.prefix ++ [program | arguments]
     System.cmd(program, arguments, [env: [{"LC_ALL", "C"}]] ++ opts)
@@ -307,7 +308,7 @@ defmodule NetlinkPort.Helper.Install do
         "the file system of #{Path.dirname(plan.to)} keeps no extended attributes, and so no file " <>
           "capabilities (#{output}); choose another directory"
 
-      # At the end: it may also have said something, of a host name say, before the tool did.
+      # sudo(8) may also have printed a warning before the tool's own output, so only its last line counts.
       plan.prefix != [] and output =~ ~r/^sudo: .*\z/m ->
         by_hand(plan, "this takes root, and #{output}")
 
@@ -335,7 +336,7 @@ defmodule NetlinkPort.Helper.Install do
     end)
   end
 
-  ## What has been done
+  ## The final checks
 
   defp check(plan, path, mode) do
     with {:ok, stat} <- File.lstat(path),
@@ -355,7 +356,7 @@ defmodule NetlinkPort.Helper.Install do
     {stat.type, stat.uid, stat.gid, stat.mode &&& 0o7777} == {:regular, 0, plan.gid, mode}
   end
 
-  # `PATH cap_a,cap_b=ep`; older ones write `PATH = cap_a,cap_b+ep`.
+  # `PATH cap_a,cap_b=ep`; an older getcap(8) writes `PATH = cap_a,cap_b+ep`.
   defp capable?(output, path, plan) do
     rest = output |> String.trim() |> String.replace_prefix(path, "")
 
@@ -366,7 +367,7 @@ defmodule NetlinkPort.Helper.Install do
     end
   end
 
-  # By root, since the mode is root's alone as yet.
+  # Root runs it, since at this point the mode lets only root run it.
   defp check_version(%{prefix: []} = plan, path) do
     case version(path) do
       {:error, reason} ->
@@ -377,7 +378,7 @@ defmodule NetlinkPort.Helper.Install do
     end
   end
 
-  # sudo(8) says of execve(2) what strerror(3) says.
+  # sudo(8) reports a failed execve(2) by the text of strerror(3).
   defp check_version(plan, path) do
     {output, status} = command(plan, path, ["--version"], stderr_to_stdout: true)
 

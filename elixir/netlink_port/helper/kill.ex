@@ -1,8 +1,8 @@
 defmodule NetlinkPort.Helper.Kill do
   @moduledoc false
-  # kill(2), which OTP does not have, by programs that do: a shell, kill(1), and the helper's own executable,
-  # which is there where an image has nothing else. The first that can be run does it. None is believed that
-  # does not say so: what stands in the place of a shell may be any program.
+  # kill(2), which OTP lacks, by programs that call it: a shell, kill(1), or the helper's own executable, which exists
+  # even in an image without the others. They are tried in this order until one runs. Danger: any program may lie in
+  # the place of a shell, so only output that reports success counts.
 
   alias NetlinkPort.Helper
   alias NetlinkPort.Helper.OsProcess
@@ -13,8 +13,8 @@ defmodule NetlinkPort.Helper.Kill do
   @type outcome :: :sent | :gone | {:error, String.t()}
 
   @doc """
-  Sends SIGKILL, or signal 0, which only tells whether there is such a process. `:gone` where there is none. It
-  needs no `/proc`, and reaches what hidepid hides.
+  Sends SIGKILL, or signal 0, which only tells whether the process exists. `:gone` if it does not. It needs no
+  `/proc`, and reaches processes that hidepid hides.
   """
   @spec signal(OsProcess.t(), :kill | 0) :: outcome()
   def signal(process, signal) do
@@ -65,8 +65,8 @@ defmodule NetlinkPort.Helper.Kill do
     end
   end
 
-  # It waits for the end itself. Only one that has said hello is asked, or the one of the build: another
-  # program would be started once more.
+  # `--kill` waits for the end itself. Only an executable that has said hello is run, or that of the build: any other
+  # program would just be started once more.
   defp helper(_process, _os_pid, 0), do: {:error, "nothing tells whether it is there"}
 
   defp helper(process, os_pid, :kill) do
@@ -78,14 +78,15 @@ defmodule NetlinkPort.Helper.Kill do
       _other -> {:unable, "neither a shell, kill(1) nor #{program} could be run to do it"}
     end
   rescue
-    # The application is not known.
+    # OTP does not know the application :netlink_port.
     ArgumentError -> {:unable, "neither a shell nor kill(1) could be run to do it"}
   end
 
   defp number(:kill), do: 9
   defp number(0), do: 0
 
-  # In a process of its own, whose mailbox the port has to itself. What does not end is left.
+  # Runs in a process of its own, so that the mailbox holds only the port's messages. A program that does not end is
+  # left.
   defp run(program, arguments) do
     task = spawn_monitor(fn -> exit({:told, collect(open(program, arguments), "")}) end)
     {pid, monitor} = task

@@ -1,9 +1,9 @@
 defmodule NetlinkPort.Helper.OsProcess do
   @moduledoc false
-  # The helper as a process of the operating system: whether it is there, what it takes, and its end.
+  # The helper as an operating system process: whether it exists, what it uses, and how it is killed.
   #
-  # Danger: a number is another process's as soon as its parent has waited for it. docs/decisions.md
-  # has the table of what keeps a successor from being killed, where /proc shows it and where it does not.
+  # Danger: a process id passes to another process as soon as the parent has waited for the first. docs/decisions.md
+  # has the table of what keeps another process from being killed, with /proc and without.
 
   alias NetlinkPort.Environment
   alias NetlinkPort.Helper.Kill
@@ -12,8 +12,8 @@ defmodule NetlinkPort.Helper.OsProcess do
   defstruct [:os_pid, :start_time, :executable]
 
   @typedoc """
-  `start_time` tells it from a successor with its number; `nil` where `/proc` did not tell. `executable` is the
-  helper's own once it has said hello: that can kill, too.
+  `start_time` tells the process from a later one with the same id; `nil` if `/proc` did not show it. `executable` is
+  the helper's own, once the helper has said hello: it can be run with `--kill`.
   """
   @type t :: %__MODULE__{
           os_pid: pos_integer(),
@@ -21,7 +21,7 @@ defmodule NetlinkPort.Helper.OsProcess do
           executable: Path.t() | nil
         }
 
-  @doc "The process of a port; `nil` where it has ended."
+  @doc "The process of a port; `nil` if it has ended."
   @spec of_port(port()) :: t() | nil
   def of_port(port) do
     with {:os_pid, os_pid} <- Port.info(port, :os_pid) do
@@ -33,11 +33,11 @@ defmodule NetlinkPort.Helper.OsProcess do
     end
   end
 
-  ## Whether it is there
+  ## Whether it exists
 
   @doc """
-  Whether the process is there. A zombie is `:gone`. `:hidden` is said where `/proc` does not show it, or is that
-  of other processes; `:unknown` where there is no descriptor to look with.
+  The state of the process. A zombie is `:gone`. `:hidden`: `/proc` does not show the process, or shows those of
+  another pid namespace. `:unknown`: there is no free descriptor, or no memory, to look with.
   """
   @spec state(t()) :: :alive | :gone | :hidden | :unknown
   def state(%{os_pid: os_pid, start_time: start_time}) do
@@ -50,7 +50,7 @@ defmodule NetlinkPort.Helper.OsProcess do
     end
   end
 
-  @doc "Whether the process is gone, also where only kill(2) tells."
+  @doc "Whether the process is gone, also if only kill(2) can tell."
   @spec gone?(t()) :: boolean()
   def gone?(process) do
     case state(process) do
@@ -60,7 +60,8 @@ defmodule NetlinkPort.Helper.OsProcess do
     end
   end
 
-  # Field 22 of /proc/<pid>/stat, field 3 is the state. Numbers of another pid namespace name others.
+  # Field 3 of /proc/<pid>/stat is the state, field 22 the start time. In a foreign /proc the id names another
+  # process.
   defp start_time(os_pid) do
     case File.read("/proc/#{os_pid}/stat") do
       {:ok, stat} -> if own_proc?(), do: started(fields(stat)), else: :hidden
@@ -79,22 +80,22 @@ defmodule NetlinkPort.Helper.OsProcess do
     Environment.own_proc?(environment) and not Environment.hidden?(environment)
   end
 
-  # From field 3 on, counted from behind the name in parentheses, which may hold anything. proc(5).
+  # The fields from field 3 on. The name in parentheses before them may hold any character. proc(5).
   defp fields(stat), do: stat |> String.split(")") |> List.last() |> String.split()
 
-  ## Its end
+  ## Killing it
 
-  # How long its end is waited for after a signal, in ms; and between two looks.
+  # How long to wait for its end after SIGKILL, and the first pause between two checks, in ms.
   @patience 500
   @pause 10
 
   @doc """
-  Ends the process with SIGKILL, which it can neither ignore nor miss while it is stopped, and sees to it that
-  it has ended. A successor with its number is left alone.
+  Sends SIGKILL, which ends a stopped process, too, and waits until the process has ended. A later process with the
+  same id is left alone.
 
-  With the port of a process its `exit_status` tells, too; it is taken from the mailbox.
+  If the port is given, its `exit_status` also proves the end, and is taken from the mailbox.
 
-  Errors: why it is not known to have ended.
+  Errors: the reason why the process is not known to have ended.
   """
   @spec kill(t() | nil, port() | nil) :: :gone | {:error, String.t()}
   def kill(process, port \\ nil)
@@ -112,7 +113,7 @@ defmodule NetlinkPort.Helper.OsProcess do
     end
   end
 
-  # Each look at a hidden one is a program that runs, so that they become rarer.
+  # Each check of a hidden process runs a program, so the pauses grow.
   defp await_end(process, port, pause, deadline) do
     receive do
       {^port, {:exit_status, _status}} when port != nil -> :gone
@@ -131,14 +132,14 @@ defmodule NetlinkPort.Helper.OsProcess do
     end
   end
 
-  ## What it takes
+  ## What it uses
 
-  # Of a clock tick of /proc, USER_HZ, which is 100 on every architecture this is written for.
+  # ms in a clock tick of /proc (USER_HZ), which is 100 Hz on every architecture that this library supports.
   @tick 10
 
   @doc """
-  What a process takes: `:rss` in bytes and `:cpu`, its time on a processor, in ms. `nil` where `/proc` does
-  not tell, as with `hidepid`, or is that of other processes.
+  What a process uses: `:rss` in bytes, and `:cpu`, its processor time in ms. `nil` if `/proc` does not show it, as
+  with `hidepid`, or shows another pid namespace.
   """
   @spec usage(pos_integer()) :: %{
           rss: non_neg_integer() | nil,
@@ -160,7 +161,7 @@ defmodule NetlinkPort.Helper.OsProcess do
     end
   end
 
-  # Fields 14 and 15, in user and kernel mode.
+  # Fields 14 and 15: time in user mode and in kernel mode.
   defp cpu(stat) do
     [user, system] = stat |> fields() |> Enum.slice(11, 2) |> Enum.map(&String.to_integer/1)
     (user + system) * @tick

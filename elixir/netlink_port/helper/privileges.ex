@@ -1,16 +1,16 @@
 defmodule NetlinkPort.Helper.Privileges do
   @moduledoc false
-  # What a helper may do, and what it was started with: what a refusal is explained by. Helpers tell it
-  # themselves, since a program between them and the VM can have changed it.
+  # What a helper may do, and how it was started: the facts that explain a refusal. The helper reports them itself,
+  # since a program between it and the VM may have changed them.
   #
-  # What is not known, as on another node, is `nil`.
+  # A field that is not known is `nil`, for example for a helper of another node.
 
   alias NetlinkPort.{Capability, Environment}
 
   @typedoc """
-  `capabilities` are those that the helper uses, `keep` those it was told not to give up. It was started with
-  `bounding`, `no_new_privs` and the mode `seccomp` of a filter, from a file that is mounted `nosuid`.
-  `user_namespace` is whether it is in the first one, `children` whether it may enter others in a child.
+  `capabilities` are those that the helper uses, `keep` those that it was told to keep. `bounding`, `no_new_privs` and
+  `seccomp` (the mode of the filter) are what it was started with. `nosuid`: its file is on a mount with that option.
+  `user_namespace` says whether it is in the initial one, `children` whether it may enter others in a child process.
   """
   @type t :: %__MODULE__{
           capabilities: Capability.set(),
@@ -30,7 +30,7 @@ defmodule NetlinkPort.Helper.Privileges do
   # PROC_USER_INIT_INO, include/linux/proc_ns.h
   @first 0xEFFFFFFD
 
-  @doc "Those of a helper that has said hello."
+  @doc "The privileges of a helper that has said hello."
   @spec new(NetlinkPort.Helper.hello(), keyword(), Path.t()) :: t()
   def new(hello, opts, executable) do
     mount = Environment.mount(Environment.look(), executable)
@@ -51,7 +51,7 @@ defmodule NetlinkPort.Helper.Privileges do
   @spec capable?(t(), atom()) :: boolean()
   def capable?(privileges, name), do: Capability.in?(privileges.capabilities, name)
 
-  @doc "How the helper can get a capability that it lacks, where it runs."
+  @doc "How the helper can get a capability that it lacks."
   @spec remedy(t(), atom()) :: String.t()
   def remedy(%{bounding: bounding} = privileges, name) do
     cond do
@@ -91,11 +91,11 @@ defmodule NetlinkPort.Helper.Privileges do
   defp without(:sys_admin), do: "; sockets in its own namespace (netns: :host) need no capability"
   defp without(_other), do: ""
 
-  # Those two are installed unless told otherwise.
+  # These two are installed by default.
   defp flag(name) when name in [:sys_admin, :net_admin], do: ""
   defp flag(name), do: " with --capability #{name}"
 
-  @doc "What can refuse a system call that nothing is missing for."
+  @doc "What may refuse a system call although no capability is missing."
   @spec refuser(t()) :: String.t()
   def refuser(%{seccomp: 0}) do
     "a security module (AppArmor, SELinux) can be what refuses it"

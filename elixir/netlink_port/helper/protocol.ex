@@ -1,10 +1,10 @@
 defmodule NetlinkPort.Helper.Protocol do
   @moduledoc false
-  # Frames to and from the helper; docs/protocol.md is the specification, and the tests of both
-  # sides read docs/vectors.txt. Pure.
+  # Frames to and from the helper. docs/protocol.md is the specification. The tests of both sides read
+  # docs/vectors.txt. Pure functions.
 
   @version 4
-  # Stands for "not told" in the metadata of a datagram.
+  # Stands for an absent value in the metadata of a datagram.
   @absent -0x80000000
 
   @type reference_number :: 0..0x7FFFFFFF
@@ -23,7 +23,7 @@ defmodule NetlinkPort.Helper.Protocol do
           | {:info}
           | {:ping}
           | {:stop}
-  @typedoc "Number, start time and pidfd inode: a process that a target has led through."
+  @typedoc "Process id, start time and pidfd inode of a process that a target led through."
   @type process :: {integer(), non_neg_integer(), non_neg_integer()}
   @type place :: {:path, binary()} | {:pid, integer()}
   @type known :: place() | {:known, place(), [process()]}
@@ -45,7 +45,7 @@ defmodule NetlinkPort.Helper.Protocol do
   @spec version() :: pos_integer()
   def version, do: @version
 
-  @doc "A command that is answered."
+  @doc "A command with a reference: the helper replies to it."
   @spec command(reference_number(), command()) :: binary()
   def command(reference, command), do: encode(Tuple.insert_at(command, 1, reference))
 
@@ -58,23 +58,23 @@ defmodule NetlinkPort.Helper.Protocol do
   def grant_all(bytes), do: encode({:grant, bytes})
 
   @doc """
-  What a datagram of `size` bytes takes of the windows: its length and what it costs in the VM beside it. The
-  helper counts the same (src/sockets.rs).
+  What a datagram of `size` bytes takes of a window: its length, and a fixed overhead for its cost in the VM. The
+  helper computes the same (src/sockets.rs).
   """
   @spec charge(non_neg_integer()) :: pos_integer()
   def charge(size), do: size + @overhead
 
-  @doc "A datagram to the kernel. Reference 0 asks for no answer."
+  @doc "A datagram to the kernel. To reference 0 the helper sends no reply."
   @spec send(reference_number(), NetlinkPort.Socket.handle(), iodata(), non_neg_integer()) ::
           iodata()
   def send(reference, handle, datagram, size) do
     [<<131, 104, 4, 97, 1, 98, reference::32, 98, handle::32, 109, size::32>> | datagram]
   end
 
-  # Minor version 2 writes atoms as UTF-8 on every OTP, so that frames are the same bytes.
+  # Minor version 2 encodes atoms as UTF-8 on every OTP release, so the bytes of a frame are always the same.
   defp encode(term), do: :erlang.term_to_binary(term, minor_version: 2)
 
-  @doc "Reads a frame. One that is no event of this protocol is `{:unknown, reason}`."
+  @doc "Decodes a frame. A frame that is no event of this protocol is `{:unknown, reason}`."
   @spec decode(binary()) :: event()
   def decode(<<131, 104, 3, 97, 1, 98, handle::32, 109, size::32, datagram::binary-size(size)>>) do
     {:data, handle, datagram, nil}
@@ -89,7 +89,7 @@ defmodule NetlinkPort.Helper.Protocol do
           sender::32, 109, size::32, datagram::binary-size(size)>>
       ) do
     metadata = %{group: told(group), nsid: told(nsid)}
-    # The kernel is port id 0: only a peer in user space is worth naming.
+    # The kernel has port id 0. Only a peer in user space is added to the metadata.
     metadata = if sender == 0, do: metadata, else: Map.put(metadata, :port_id, sender)
     {:data, handle, datagram, metadata}
   end
@@ -129,7 +129,7 @@ defmodule NetlinkPort.Helper.Protocol do
     ArgumentError -> {:unknown, :not_a_term}
   end
 
-  @doc "Atoms a frame may bring, so that `:safe` decoding finds them whatever is loaded."
+  @doc "The atoms that a frame may hold, so that they exist for decoding with `:safe`, whatever modules are loaded."
   @spec atoms() :: [atom()]
   def atoms do
     ~w(open setns socket bind connect setsockopt getsockopt send recv info watch protocol

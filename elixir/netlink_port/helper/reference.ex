@@ -8,9 +8,9 @@ defmodule NetlinkPort.Helper.Reference do
   #     {:reference, last, privileges}           the last reference given to a command; what the helper may do
   #     {reference, waiter}                      commands without an answer yet
   #     {{:socket, handle}, owner, socket, tap}  open sockets; only the server writes these. The owner is `nil`
-  #                                              if it is not to be told of the end
-  #     {{:gone, handle}, owner, socket, nil}    sockets that the helper has closed by itself, whose owner the
-  #                                              server has not told yet
+  #                                              if it gets no `:netlink_closed`
+  #     {{:gone, handle}, owner, socket, nil}    sockets that the helper has closed by itself, and whose owner the
+  #                                              server has not notified yet
   #     {{:pin, handle}, owner, pin, nil}        pins
   #
   # A reference works only on the node of its server. On other nodes the server does the work.
@@ -42,7 +42,7 @@ defmodule NetlinkPort.Helper.Reference do
   def put_privileges(%__MODULE__{board: board}, privileges),
     do: :ets.update_element(board, :reference, {3, privileges})
 
-  @doc "What the helper may do, as far as is known here."
+  @doc "What the helper may do. If the board cannot be read, only its capabilities are known."
   @spec privileges(t()) :: Privileges.t()
   def privileges(%__MODULE__{board: board, capabilities: capabilities}) do
     :ets.lookup_element(board, :reference, 3) || %Privileges{capabilities: capabilities}
@@ -73,8 +73,8 @@ defmodule NetlinkPort.Helper.Reference do
   end
 
   @doc """
-  The tap of a socket, or `:closed` if the board does not have it. Every send makes this look-up, captured or
-  not.
+  The tap of a socket, or `:closed` if the socket is not on the board. Every send makes this look-up, with or without
+  a capture.
   """
   @spec tap(t(), NetlinkPort.Socket.handle()) :: NetlinkPort.Capture.Tap.t() | nil | :closed
   def tap(%__MODULE__{board: board}, handle) do
@@ -93,7 +93,7 @@ defmodule NetlinkPort.Helper.Reference do
     :ets.insert(board, {{:socket, NetlinkPort.Socket.handle(socket)}, owner, socket, tap})
   end
 
-  @doc "Marks a socket as gone: no process may use it, and its owner is still to be told."
+  @doc "Marks a socket as gone: no process may use it, and its owner is still to be notified."
   @spec retire_socket(t(), NetlinkPort.Socket.t(), pid() | nil) :: true
   def retire_socket(%__MODULE__{board: board}, socket, owner) do
     handle = NetlinkPort.Socket.handle(socket)
@@ -128,7 +128,7 @@ defmodule NetlinkPort.Helper.Reference do
     ArgumentError -> false
   end
 
-  @doc "Owners that are to be told of the end, with their sockets and pins on a board, each once."
+  @doc "The owners to notify of the server's end, each once for each of its sockets and pins on the board."
   @spec to_tell(:ets.tid()) :: [{pid(), NetlinkPort.Socket.t() | NetlinkPort.Pin.t()}]
   def to_tell(board) do
     rows = :ets.match(board, {{:_, :_}, :"$1", :"$2", :_})

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Helper.Restarts do
   @moduledoc false
-  # Counts how often a supervisor has started a server again, and decides which ends are worth a line in the log.
+  # Counts how often a supervisor has restarted a server, and decides which ends are logged.
   #
   # start_link/1 runs in the supervisor, so the counts are in that process's dictionary: they need no process and go
   # with the supervisor. A start takes over the count of an ended server of the same name. A server without a name
@@ -8,15 +8,15 @@ defmodule NetlinkPort.Helper.Restarts do
   # never, so only the last few are remembered.
 
   @kept 32
-  # At most this many starts within a period (in ms) are logged when they end.
+  # The ends of at most this many starts within a period (in ms) are logged.
   @lines 5
   @period 60_000
 
-  @typedoc "Whether the end of a server may be logged: yes, for the last time for a while, no."
+  @typedoc "Whether the end of a server is logged: `:more` yes, `:last` yes but then not for a while, `:none` no."
   @type log :: :more | :last | :none
   @type start :: %{restarts: non_neg_integer(), log: log()}
 
-  @doc "Starts a server by `fun`, which is given the count of starts before this one."
+  @doc "Starts a server by `fun`, which is given the number of starts before this one, and whether to log its end."
   @spec start(GenServer.name() | nil, (start() -> GenServer.on_start())) :: GenServer.on_start()
   def start(name, fun) do
     slots = Process.get(__MODULE__, [])

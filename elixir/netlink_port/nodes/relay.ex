@@ -1,15 +1,15 @@
 defmodule NetlinkPort.Nodes.Relay do
   @moduledoc false
-  # Sends to one other node on behalf of a process that must not be suspended, its principal: a server, a
-  # monitor or a connection.
+  # Sends to one other node on behalf of a process that must not be suspended, its principal: a server, a monitor or a
+  # connection.
   #
-  # The VM suspends a process that sends to a node, monitors or demonitors there, once 1 MB waits for that node;
-  # and it first connects to a node that is gone. A principal therefore has one relay for each node. The relay
-  # is suspended instead. The functions below leave everything on the principal's own node as it is.
+  # The VM suspends a process that sends to a node, or monitors or demonitors there, while 1 MB or more waits for that
+  # node. If the node is gone the VM first tries to connect to it. So a principal has one relay for each node, and the
+  # relay is suspended in its place. For processes on the principal's own node the functions below need no relay.
   #
   # Invariants:
   #
-  #   * Whatever goes to one node leaves in the order in which the principal gave it, replies included.
+  #   * Everything for one node leaves in the order in which the principal gave it, replies included.
   #   * The relay reports a datagram to the principal when it has left. Until then the datagram counts as not
   #     taken, so the windows of the sockets bound what waits in a relay.
   #   * Messages for one connection never arrive over the next: all go through a process on the other node
@@ -23,8 +23,8 @@ defmodule NetlinkPort.Nodes.Relay do
   alias NetlinkPort.Nodes.RemoteWitness
 
   @enforce_keys [:principal, :node]
-  # `witness` is the remote witness of the present connection, `:none` where the other node cannot run one. Each
-  # watch names its own.
+  # `witness` is the remote witness of the present connection, `:none` if the other node cannot run one. Each watch
+  # holds the witness of its own connection.
   defstruct @enforce_keys ++ [:witness, handled: 0, watches: %{}, monitors: %{}]
 
   ## For the principal
@@ -37,8 +37,8 @@ defmodule NetlinkPort.Nodes.Relay do
   def reply({pid, _tag} = from, answer), do: post(node(pid), {:reply, from, answer})
 
   @doc """
-  As `Process.monitor/1`. The owner of a socket, or of a pin, is told `:netlink_closed` if the principal ends or
-  the connection is lost before `demonitor/2`.
+  As `Process.monitor/1`. If `socket` is given, its owner `pid` is sent `:netlink_closed` if the principal ends or the
+  connection is lost before `demonitor/2`.
   """
   @spec monitor(pid(), Socket.t() | Pin.t() | nil) :: reference()
   def monitor(pid, socket \\ nil)
@@ -53,14 +53,14 @@ defmodule NetlinkPort.Nodes.Relay do
   @doc "As `Process.demonitor/2` with `:flush`."
   @spec demonitor(reference(), pid()) :: :ok
   def demonitor(reference, pid) do
-    # Flushes what a relay has sent in the place of a monitor, too.
+    # A relay may have sent a `:DOWN` message in place of a monitor. This flushes it, too.
     Process.demonitor(reference, [:flush])
     if node(pid) == node(), do: :ok, else: post(node(pid), {:forget, reference})
   end
 
   @doc """
-  As `send/2`, to a process that is monitored by `reference`. When a message of a `{handle, cost}` has
-  left, the principal gets `{:relayed, handle, cost}`.
+  As `send/2`, to a process that is monitored by `reference`. If `charge` is `{handle, cost}`, the principal is sent
+  `{:relayed, handle, cost}` when the message has left.
   """
   @spec deliver(pid(), reference(), term(), {Socket.handle(), pos_integer()} | nil) :: :ok
   def deliver(pid, reference, message, charge \\ nil)
@@ -74,11 +74,11 @@ defmodule NetlinkPort.Nodes.Relay do
     post(node(pid), {:deliver, reference, pid, message, charge})
   end
 
-  @doc "Runs `fun` in a process of its own, when all that was sent to `node` before has left."
+  @doc "Runs `fun` in a process of its own, after everything that was given for `node` before has left."
   @spec run(node(), (() -> term())) :: :ok
   def run(node, fun), do: post(node, {:run, fun})
 
-  @doc "Answers `{:relay_idle, node, relay, handled}`: a relay goes when its node has gone."
+  @doc "Answers `{:relay_idle, node, relay, handled}`. The node is gone: its relay ends, unless it has new items."
   @spec idle(node(), pid(), non_neg_integer()) :: :ok
   def idle(node, relay, handled) do
     if Process.get({__MODULE__, node}) == {relay, handled} do
@@ -97,8 +97,8 @@ defmodule NetlinkPort.Nodes.Relay do
     Enum.any?(Process.get(), &match?({{__MODULE__, _node}, {^pid, _sent}}, &1))
   end
 
-  # The relays are in the process dictionary: otherwise the state would have to pass through every reply. The
-  # count of items given to a relay keeps it from ending with items left.
+  # The relays are in the process dictionary, since otherwise every reply would have to return the principal's state.
+  # The number of items given to a relay keeps the relay from ending while items are on their way to it.
   defp post(node, item) do
     {relay, sent} = Process.get({__MODULE__, node}) || {start(node), 0}
     Process.put({__MODULE__, node}, {relay, sent + 1})
@@ -118,7 +118,7 @@ defmodule NetlinkPort.Nodes.Relay do
     loop(attend(state))
   end
 
-  # The VM reports a node that is not there at once. A VM that is no node itself reports nothing, so this does.
+  # The VM reports at once that a node is not there. A VM that is not distributed raises, so this reports it.
   defp attend(%{node: node} = state) do
     true = :erlang.monitor_node(node, true)
     state
@@ -179,7 +179,7 @@ defmodule NetlinkPort.Nodes.Relay do
     state
   end
 
-  # Sending to a node that is gone would connect to it again.
+  # A send to a node that is gone would connect to it again.
   defp handle(%{node: node} = state, {:reply, from, answer}) do
     if node in Node.list(:connected), do: GenServer.reply(from, answer)
     state
@@ -204,9 +204,8 @@ defmodule NetlinkPort.Nodes.Relay do
 
   ## The witness
 
-  # A watch holds only after the remote witness has confirmed it: the witness known here may belong to a
-  # connection that is lost already, of which the VM has not told yet. While it waits the relay delays only
-  # what goes to that node.
+  # A watch holds only after the remote witness has confirmed it: the known witness may belong to a connection that is
+  # lost already, which the VM has not reported yet. While the relay waits, only messages to that node are delayed.
   defp enrol(state, {reference, pid, socket} = watch) do
     case found(state) do
       %{witness: witness} = state when is_pid(witness) ->
@@ -249,7 +248,7 @@ defmodule NetlinkPort.Nodes.Relay do
       {{:witness, witness}, monitors} ->
         state = %{state | monitors: monitors}
 
-        # If the connection was lost the remote witness has told its owners. If it was killed the relay does.
+        # After a lost connection the remote witness has notified its owners. If it was killed, the relay does.
         its = for {reference, {_, _, _, ^witness}} <- state.watches, do: reference
         if reason != :noconnection, do: Enum.each(its, &close(state, &1, reason))
         state = if state.witness == witness, do: %{state | witness: nil}, else: state

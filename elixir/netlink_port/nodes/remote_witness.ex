@@ -1,11 +1,11 @@
 defmodule NetlinkPort.Nodes.RemoteWitness do
   @moduledoc false
-  # Runs on the node of owners whose server is on another node, one process for all of them. It passes on what the
-  # server's relay (NetlinkPort.Nodes.Relay) sends. It tells each owner once that its socket is closed: when the
-  # relay says so, and when the relay is gone, by itself, with its node or with the connection.
+  # Runs on the node of owners whose server is on another node, one process for all of the server's owners there. It
+  # passes on what the server's relay (NetlinkPort.Nodes.Relay) sends. It sends each owner `:netlink_closed` once:
+  # when the relay says so, or when the relay is gone, by itself, with its node or with the connection.
   #
-  # Invariant: it belongs to one connection and ends with it. Messages that arrive later, over another
-  # connection, reach nobody, so `:netlink_closed` stays the last message of a socket.
+  # Invariant: it belongs to one connection and ends with it. Messages that arrive later, over another connection,
+  # find no process. So `:netlink_closed` is always the last message of a socket.
 
   @doc "Starts a remote witness. A relay calls this from its own node."
   @spec start(pid()) :: pid()

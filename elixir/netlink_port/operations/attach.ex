@@ -1,9 +1,9 @@
 defmodule NetlinkPort.Operations.Attach do
   @moduledoc false
-  # Connects the Mix tasks to a running application, by distribution.
+  # Connects the Mix tasks to a running application, by Erlang distribution.
 
   @doc """
-  Connects to a node. The VM becomes a hidden node to which nobody can connect, and whose name the other node
+  Connects to a node. This VM becomes a hidden node that accepts no connections, and whose name the other node
   chooses. An error is a sentence.
   """
   @spec node(String.t(), String.t() | nil) :: {:ok, node()} | {:error, String.t()}

@@ -7,7 +7,7 @@ defmodule NetlinkPort.Operations.Survey do
 
   @type told :: {pid(), {:ok, NetlinkPort.server_stats()} | {:error, Error.t()}}
 
-  @doc "The statistics of each server except those in `without`, within `patience` ms. `nil` in `without` is ignored."
+  @doc "The statistics of each server, within `patience` ms. Servers in `without` are left out; `nil` is ignored."
   @spec stats(timeout(), [pid() | nil]) :: [told()]
   def stats(patience, without \\ []) do
     servers = Witness.servers() -- without

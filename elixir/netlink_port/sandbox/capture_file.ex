@@ -1,7 +1,8 @@
 defmodule NetlinkPort.Sandbox.CaptureFile do
   @moduledoc false
-  # The netlink datagrams of a capture. Pure. pcapng (draft-ietf-opsawg-pcapng, as `NetlinkPort.Capture.Pcapng` writes it)
-  # and pcap (draft-ietf-opsawg-pcap), of either byte order:
+  # Reads the netlink datagrams of a capture file: pcapng (draft-ietf-opsawg-pcapng, as `NetlinkPort.Capture.Pcapng`
+  # writes it) and pcap (draft-ietf-opsawg-pcap), in either byte order. Pure functions.
+  #
   #
   #     pcap     magic:32 | major:16 | minor:16 | 0:64 | snaplen:32 | link type:32
   #     packet   seconds:32 | fraction:32 | captured:32 | length:32 | bytes
@@ -41,8 +42,8 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
         }
 
   @doc """
-  The datagrams in their order, and whether the file ends in the middle of a packet. Times are in ns. Packets of
-  interfaces with another link type are left out, where there is one of netlink.
+  The datagrams in order, and whether the file ends in the middle of a packet. Times are in ns. Packets of interfaces
+  with another link type are left out, but a file with no netlink interface at all is an error.
   """
   @spec read(binary()) :: {:ok, [packet()], boolean()} | {:error, DecodeError.t()}
   def read(<<0x0A0D0D0A::32, _::binary>> = bytes), do: pcapng(bytes)
@@ -76,7 +77,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
     )
   end
 
-  ## Numbers, of a byte order
+  ## Numbers in a byte order
 
   defp u16(:big, <<n::16-big, _::binary>>), do: n
   defp u16(:little, <<n::16-little, _::binary>>), do: n
@@ -88,7 +89,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
   ## pcap
 
   defp pcap(<<header::binary-24, rest::binary>>, order, unit) do
-    # The upper bits tell of a frame check sequence.
+    # The upper four bits are about a frame check sequence.
     case Bitwise.band(u32(order, binary_part(header, 20, 4)), 0x0FFFFFFF) do
       @linktype_netlink -> records(rest, 24, order, unit, [])
       other -> other_link_type(20, other)
@@ -120,7 +121,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
 
   ## The header of LINKTYPE_NETLINK
 
-  # One that is cut even before its datagram tells nothing of it.
+  # A packet that is cut within this header is left out.
   defp packet(<<type::16, _arphrd::16, _address::80, protocol::16, bytes::binary>>, length, known) do
     direction = direction(type) || known.direction
 
@@ -134,7 +135,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
 
   defp packet(_cut, _length, _known), do: nil
 
-  # Packets on nlmon may also be PACKET_OUTGOING, whoever sent them.
+  # A packet on nlmon may also be PACKET_OUTGOING, which tells no direction.
   defp direction(@packet_user), do: :in
   defp direction(@packet_kernel), do: :out
   defp direction(_other), do: nil
@@ -161,7 +162,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
 
   defp blocks(<<>>, _offset, state), do: done(state, false)
 
-  # The length stands behind the type, in the order that the magic behind it tells.
+  # The magic, which follows the length, tells the byte order of both.
   defp blocks(
          <<@section::32, _length::binary-4, magic::binary-4, _::binary>> = bytes,
          offset,
@@ -198,7 +199,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
 
   defp block(_cut, _offset, state), do: done(state, true)
 
-  # A file without packets is one of netlink, unless it says otherwise.
+  # A file with neither packets nor interfaces counts as a netlink file.
   defp done(%{refused: {offset, type}, netlink?: false}, _truncated?),
     do: other_link_type(offset, type)
 
@@ -241,7 +242,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
     enhanced(u16(state.order, interface), {high, low}, captured, length, rest, state, offset)
   end
 
-  # It tells neither time nor how much of it was captured.
+  # A simple packet has no time, and no captured length: that follows from the snaplen of the first interface.
   defp one(@simple_packet, <<length::binary-4, rest::binary>>, state, offset) do
     length = u32(state.order, length)
 
@@ -282,7 +283,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
     end
   end
 
-  # The lower two bits: 1 inbound, 2 outbound.
+  # The lower two bits: 1 is inbound, 2 is outbound.
   defp flagged(nil, _order), do: nil
 
   defp flagged(value, order) when byte_size(value) >= 4 do
@@ -295,7 +296,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
 
   defp flagged(_cut, _order), do: nil
 
-  # In units of which there are so many a second: powers of ten, or of two.
+  # The number of time units in a second, as a power of two or of ten.
   defp unit(<<1::1, power::7>>), do: Bitwise.bsl(1, power)
   defp unit(<<0::1, power::7>>), do: Integer.pow(10, power)
   defp unit(_microseconds), do: 1_000_000
@@ -309,7 +310,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
     div(count * 1_000_000_000, interface.unit) + interface.offset * 1_000_000_000
   end
 
-  # The first of each code.
+  # Of several options with one code the first counts.
   defp options(<<code::binary-2, size::binary-2, rest::binary>>, order) do
     {code, size} = {u16(order, code), u16(order, size)}
     padded = size + Integer.mod(-size, 4)

@@ -1,13 +1,14 @@
 defmodule NetlinkPort.Sandbox.Fault do
   @moduledoc false
-  # Faults on demand, see `NetlinkPort.Sandbox.fault/3`. Each returns when what it is about has happened.
+  # Makes the faults of `NetlinkPort.Sandbox.fault/3`. Each function returns when its fault has happened or is in
+  # place.
 
   alias NetlinkPort.{Options, Socket}
   alias NetlinkPort.Sandbox.{Holder, Instance, Overrun, StandIn}
 
-  # How long a signal may take, in ms.
+  # How long a process may take to act on a signal, in ms.
   @patience 10_000
-  # Standard input, output and error: no other descriptor fits below.
+  # With this limit only standard input, output and error are possible descriptors.
   @no_descriptor 3
 
   @spec make(GenServer.server(), term(), keyword()) :: :ok | {:error, term()}
@@ -120,7 +121,7 @@ defmodule NetlinkPort.Sandbox.Fault do
     GenServer.whereis(server) || raise ArgumentError, "no such server: #{inspect(server)}"
   end
 
-  # The sockets in the namespace: all, one, or those of a process.
+  # The sockets that the server has in the namespace: one, those of a process, or all.
   defp sockets(_info, %Socket{} = socket), do: {:ok, [socket]}
 
   defp sockets(info, owner) when is_pid(owner) or owner == nil do
@@ -150,7 +151,7 @@ defmodule NetlinkPort.Sandbox.Fault do
     with :ok <- Holder.signal("CONT", os_pid), do: await_state(os_pid, &(&1 != "T"))
   end
 
-  # A signal is delivered when the process runs next.
+  # A signal takes effect only when the process runs next, so this waits for it.
   defp await_state(os_pid, wanted, deadline \\ System.monotonic_time(:millisecond) + @patience) do
     cond do
       wanted.(state(os_pid)) ->
@@ -171,7 +172,7 @@ defmodule NetlinkPort.Sandbox.Fault do
     end
   end
 
-  # The soft limit; the hard one stays.
+  # Sets only the soft limit, so that it can be raised again.
   defp prlimit(os_pid, limit) do
     case System.cmd("prlimit", ["--pid", "#{os_pid}", "--nofile=#{limit}"], stderr_to_stdout: true) do
       {_output, 0} -> :ok

@@ -1,25 +1,25 @@
 defmodule NetlinkPort.Sandbox.Holder do
   @moduledoc false
-  # The operating system process that holds a namespace: unshare(1) of util-linux, and below it a shell
-  # that is the init of a process namespace, so that whatever runs in the sandbox ends with it.
+  # The operating system process that holds a namespace: unshare(1) of util-linux. Its child is a shell, the init
+  # process of a process namespace, so every program in the sandbox ends with the shell.
   #
-  # Invariant: the shell reads its standard input, a pipe of the VM's, and ends at its end of file. So the
-  # namespace ends with the VM, however that ends.
+  # Invariant: the shell reads its standard input, a pipe from the VM, and ends at the end of file. So the namespace
+  # ends with the VM, however the VM ends.
 
   alias NetlinkPort.Sandbox.UserNamespace
 
-  # How long a start, and an end, may take, in ms. Where many namespaces come and go at once the kernel makes
-  # them wait for each other.
+  # How long a start or an end may take, in ms. If many namespaces start and end at once, the kernel makes them wait
+  # for each other.
   @patience 60_000
 
-  # $1 is the folder of the sandbox, or empty. At an end of file the VM is not there to remove it.
+  # $1 is the folder of the sandbox, or empty. At the end of file the VM is gone, so the shell removes the folder.
   @init ~S(echo ready; read -r word || { [ -z "$1" ] || rm -rf -- "$1"; })
 
   @type t :: {port(), os_pid :: pos_integer()}
 
   @doc """
-  Starts one, in the user namespace of the other sandboxes if there are any; `await/2` follows. With
-  `:root` there is no user namespace.
+  Starts a holder; `await/2` follows. With `:user` it enters the user namespace of the other sandboxes, or makes it
+  for the first of them. With `:root` there is no user namespace.
   """
   @spec start(:user | :root, Path.t() | nil, pos_integer() | nil) ::
           {:ok, port(), pos_integer() | nil} | {:error, String.t()}
@@ -50,7 +50,7 @@ defmodule NetlinkPort.Sandbox.Holder do
     end
   end
 
-  # Looked for once: each folder of the path is a look at the disk.
+  # The path is kept, since the search reads every folder of PATH.
   defp executable(program) do
     with nil <- :persistent_term.get({__MODULE__, program}, nil),
          path when path != nil <- System.find_executable(program) do
@@ -59,7 +59,7 @@ defmodule NetlinkPort.Sandbox.Holder do
     end
   end
 
-  @doc "Waits until the namespace is there."
+  @doc "Waits until the namespace exists."
   @spec await(port(), binary()) :: {:ok, t()} | {:error, String.t()} | {:late, String.t()}
   def await(port, printed \\ "") do
     receive do
@@ -83,10 +83,10 @@ defmodule NetlinkPort.Sandbox.Holder do
     end
   end
 
-  @doc "Ends it, with all that runs in the sandbox."
+  @doc "Ends the holder, and with it every program in the sandbox."
   @spec stop(t()) :: :ok
   def stop({port, os_pid}) do
-    # The shell reads a line, and ends.
+    # The shell ends after it has read a line.
     _sent? = command(port)
 
     receive do
@@ -111,7 +111,7 @@ defmodule NetlinkPort.Sandbox.Holder do
     ArgumentError -> :ok
   end
 
-  @doc "Sends a signal, by the shell: OTP has no kill(2)."
+  @doc "Sends a signal by a shell, since OTP has no kill(2)."
   @spec signal(String.t(), pos_integer()) :: :ok | {:error, String.t()}
   def signal(name, os_pid) do
     case System.cmd("sh", ["-c", "kill -#{name} #{os_pid}"], stderr_to_stdout: true) do
@@ -120,11 +120,11 @@ defmodule NetlinkPort.Sandbox.Holder do
     end
   end
 
-  @doc "The arguments of nsenter(1) that lead into it."
+  @doc "The arguments with which nsenter(1) enters the namespaces of the holder."
   @spec enter(t(), :user | :root) :: [String.t()]
   def enter({_port, os_pid}, mode) do
     user = if mode == :user, do: ["--user", "--preserve-credentials"], else: []
-    # The process namespace is that of the child: unshare(1) itself is not in it.
+    # unshare(1) itself is not in the process namespace; its child is.
     processes = "--pid=/proc/#{os_pid}/ns/pid_for_children"
     ["--target", "#{os_pid}"] ++ user ++ ["--net", processes]
   end

@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Sandbox.Instance do
   @moduledoc false
-  # The process of a sandbox: it owns the holder of its namespace, and supervises its server. What ends it
-  # ends both; a holder whose VM is gone reads the end of its input.
+  # The process of a sandbox. It owns the holder of the namespace, and supervises the server; both end with it. If the
+  # VM is killed, the holder reads the end of its input, and ends.
 
   use GenServer, restart: :temporary
 
@@ -14,7 +14,7 @@ defmodule NetlinkPort.Sandbox.Instance do
   # A test may kill the helper as often as it likes.
   @restarts [max_restarts: 1_000_000, max_seconds: 1]
   @options [:name, :server, :path, :stand_in]
-  # How long a server may take to be there again, in ms.
+  # How long the restart of a server may take, in ms.
   @patience 10_000
 
   @enforce_keys [:way, :folder, :path?, :server]
@@ -61,7 +61,7 @@ defmodule NetlinkPort.Sandbox.Instance do
     with {:ok, way} <- Refusal.way() do
       folder = if path? or stand_in?, do: folder!()
       state = %__MODULE__{way: way, folder: folder, path?: path?, server: name(server)}
-      # The namespace and the helper are made at the same time.
+      # The holder and the helper start at the same time.
       started = Holder.start(way, folder)
 
       with {:ok, state} <- serve(state, server, stand_in?),
@@ -86,7 +86,7 @@ defmodule NetlinkPort.Sandbox.Instance do
     folder
   end
 
-  # A name, so that it leads to the server that succeeds one that has ended.
+  # A name stays valid when the server is restarted, a pid does not.
   defp name(opts) when is_list(opts),
     do: Keyword.get(opts, :name, {:global, {__MODULE__, self()}})
 
@@ -129,14 +129,14 @@ defmodule NetlinkPort.Sandbox.Instance do
         {:error, reason}
 
       {:error, printed} ->
-        # The sandbox whose user namespace was to be entered has ended meanwhile.
+        # The sandbox whose user namespace this one was to enter has ended meanwhile.
         if entered && not File.exists?("/proc/#{entered}/ns/user"),
           do: held(state, Holder.start(state.way, state.folder, entered)),
           else: {:error, Refusal.line(printed)}
     end
   end
 
-  # Replaced as a whole, so that there is no moment without a link but the one that is meant.
+  # The link is replaced by rename(2), so that at no moment it is missing.
   defp link(%{path?: false} = state), do: state
 
   defp link(%{holder: {_port, os_pid}} = state) do
@@ -181,7 +181,7 @@ defmodule NetlinkPort.Sandbox.Instance do
     {:reply, :ok, %{state | stopped: os_pid}}
   end
 
-  # A second server, for what is done while the first is stopped.
+  # A second server, which acts while the helper of the first is stopped.
   def handle_call(:helping, _from, %{helping: nil} = state) do
     case NetlinkPort.start_link(name: nil, user_namespaces: true) do
       {:ok, server} -> {:reply, {:ok, server}, %{state | helping: server}}
@@ -228,7 +228,7 @@ defmodule NetlinkPort.Sandbox.Instance do
     }
   end
 
-  # The supervisor hears of the server's end before or after this call: it is asked until it has.
+  # The supervisor may receive the server's exit only after this call, so it is asked until it has.
   defp restarted(state, old, deadline \\ System.monotonic_time(:millisecond) + @patience) do
     case Supervisor.which_children(state.supervisor) do
       [{:server, pid, _type, _modules}] when is_pid(pid) and pid != old ->
@@ -251,7 +251,7 @@ defmodule NetlinkPort.Sandbox.Instance do
 
   ## The end
 
-  # Somebody else has ended the holder.
+  # The holder was ended by another process.
   @impl true
   def handle_info({port, {:exit_status, _status}}, %{holder: {port, _os_pid}} = state) do
     if state.way == :user, do: UserNamespace.leave()
@@ -262,12 +262,12 @@ defmodule NetlinkPort.Sandbox.Instance do
     {:stop, reason, state}
   end
 
-  # The parent's end comes to `terminate/2` by itself.
+  # GenServer itself calls `terminate/2` when the parent exits.
   def handle_info(_message, state), do: {:noreply, state}
 
   @impl true
   def terminate(_reason, state) do
-    # Otherwise the end of its server would wait for it.
+    # A stopped helper would hold up the end of its server.
     _continued = state.stopped && Holder.signal("CONT", state.stopped)
     for pid <- [state.supervisor, state.helping, state.stand_in], pid != nil, do: stop(pid)
     _state = let_go(state)

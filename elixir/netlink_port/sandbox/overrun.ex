@@ -1,24 +1,23 @@
 defmodule NetlinkPort.Sandbox.Overrun do
   @moduledoc false
-  # Has the kernel drop an exact number of datagrams of a socket. While its helper is stopped another fills the
-  # socket's receive buffer, and goes on until the kernel has counted so many drops (proc(5),
-  # /proc/net/netlink).
+  # Makes the kernel drop an exact number of datagrams of a socket. While the helper of the socket is stopped, another
+  # helper fills the socket's receive buffer, until the drop counter of /proc/net/netlink has reached the number.
   #
-  # What fills it is sent to a multicast group that this socket alone is in meanwhile, so that no other is
-  # touched, and comes from user space: the helper does not hand it on. The type is NLMSG_NOOP, and there is no
-  # NLM_F_REQUEST: the kernel, which gets a copy, does nothing.
+  # The filling datagrams are sent to a multicast group that only this socket has joined, so no other socket gets
+  # them. They come from user space, so the helper does not pass them to the owner. The kernel gets a copy and ignores
+  # it: the type is NLMSG_NOOP, without NLM_F_REQUEST.
 
   alias NetlinkPort.{Message, Options}
 
   @noop 1
-  # The kernel makes one skb of it: well below the usual sndbuf.
+  # One skb, well below the usual sndbuf.
   @filler 60_000
-  # Groups that an address can name (`nl_groups`).
+  # The groups that an address can name (`nl_groups`).
   @groups 1..32
 
   @doc """
-  Drops of each of these sockets, in the namespace that `info` tells of. `lose` runs when all buffers are full. The
-  helper of the sockets is stopped by `stop`, and continued by `continue`.
+  Drops `count` datagrams of each of `sockets`, in the namespace of `info`. `stop` stops the helper of the sockets,
+  and `continue` continues it. `lose` runs when all receive buffers are full.
   """
   @spec make(map(), GenServer.server(), [NetlinkPort.Socket.t()], pos_integer(), map()) ::
           :ok | {:error, term()}
@@ -81,7 +80,7 @@ defmodule NetlinkPort.Sandbox.Overrun do
   defp free_group(info, socket) do
     taken = for {protocol, _, groups, _} <- table(info), protocol == number(socket), do: groups
     taken = Enum.reduce(taken, 0, &Bitwise.bor/2)
-    # The upper ones are the least used.
+    # The upper groups are the least used.
     Enum.find(Enum.reverse(@groups), &(Bitwise.band(taken, Bitwise.bsl(1, &1 - 1)) == 0)) ||
       raise "all 32 groups of the protocol are taken in the namespace"
   end
@@ -105,7 +104,7 @@ defmodule NetlinkPort.Sandbox.Overrun do
     message = Message.encode(%Message{type: @noop, payload: :binary.copy(<<0>>, @filler)})
     to = {0, Bitwise.bsl(1, victim.group - 1)}
 
-    # The kernel, where it has no part in the protocol, refuses its copy when the group has had its own.
+    # For a protocol without a kernel socket the copy for the kernel is refused, after the group got its own.
     case NetlinkPort.send(victim.sender, message, to: to) do
       {:error, %{reason: :econnrefused}} -> :ok
       sent -> sent

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Sandbox.Recording do
   @moduledoc false
-  # Plays a capture to a process, see `NetlinkPort.Sandbox.replay/2`.
+  # Plays a capture to a process, for `NetlinkPort.Sandbox.replay/2`.
 
   alias NetlinkPort.{DecodeError, Error, Message, Options}
   alias NetlinkPort.Sandbox.CaptureFile
@@ -47,7 +47,7 @@ defmodule NetlinkPort.Sandbox.Recording do
 
   defp from_kernel?(_cut), do: true
 
-  # Messages are in the byte order of the machine that they were captured on.
+  # Messages are in the byte order of the machine on which they were captured.
   defp readable(packets) do
     case Enum.find(packets, &foreign?/1) do
       nil ->

@@ -1,9 +1,9 @@
 defmodule NetlinkPort.Sandbox.Refusal do
   @moduledoc false
-  # Which way to a namespace this machine allows, found out once for each VM; and where there is none, a
-  # line that says what refuses it, and how to allow it. user_namespaces(7).
+  # How this machine allows namespaces to be made, found out once for each VM. If it allows none, a line that says
+  # what refuses them, and how to allow them. user_namespaces(7).
 
-  # What refuses an ordinary user a user namespace: the file, the value that does, the remedy.
+  # Sysctls that refuse namespaces to an ordinary user: the file, the value that refuses, the remedy.
   @sysctls [
     {"kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"},
     {"kernel/apparmor_restrict_unprivileged_userns", "1",
@@ -15,7 +15,7 @@ defmodule NetlinkPort.Sandbox.Refusal do
 
   @type way :: :user | :root
 
-  @doc "The way to take, or the line that says why there is none."
+  @doc "The way to make a namespace, or the line that says why there is none."
   @spec way() :: {:ok, way()} | {:error, String.t()}
   def way do
     with nil <- :persistent_term.get(__MODULE__, nil) do
@@ -45,7 +45,7 @@ defmodule NetlinkPort.Sandbox.Refusal do
     ErlangError -> {:error, :missing}
   end
 
-  @doc "The line, from what unshare(1) has printed."
+  @doc "The line for what unshare(1) has printed."
   @spec line(String.t() | :missing, (String.t() -> String.t() | nil)) :: String.t()
   def line(printed, read \\ &read/1)
 
@@ -91,7 +91,7 @@ defmodule NetlinkPort.Sandbox.Refusal do
      "`#{remedy}` as root allows them, or run the tests as root"}
   end
 
-  # Seccomp: 2 is SECCOMP_MODE_FILTER. Of this process, whose filters its children have.
+  # Mode 2 is SECCOMP_MODE_FILTER. A child inherits the filter of this process.
   defp filtered?(read), do: (read.("/proc/self/status") || "") =~ ~r/^Seccomp:\s+2$/m
 
   defp read(path) do

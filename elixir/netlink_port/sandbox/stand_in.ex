@@ -1,16 +1,16 @@
 defmodule NetlinkPort.Sandbox.StandIn do
   @moduledoc false
-  # Stands between a server and its helper, and answers in the kernel's place what a test says: in user
-  # space, with nothing of the socket or of its user changed. Everything else passes as it is.
+  # Stands between a server and its helper, and answers in the kernel's place what a test asks for. It works in user
+  # space, and needs no change to a socket or its user. All other frames pass unchanged.
   #
   #     server ── a ──▶ this process ── b ──▶ helper
   #            ◀─ d ───              ◀─ c ───
   #
-  # a to d are FIFOs. The server is started with a script that copies its standard input to a and d to its
-  # standard output, and becomes the helper, between b and c: so process id, exit status, signals and the
-  # end of the input are the helper's own. Each start of the server has FIFOs of its own.
+  # a to d are FIFOs. The server starts a script as its helper. The script copies its standard input to a, and d to
+  # its standard output. Then it becomes the helper by exec, which reads b and writes c. So the process id, the exit
+  # status, signals and the end of the input are those of the helper. Each start of the server gets new FIFOs.
   #
-  # What is left open by either side ends the rest: a copier ends at the end of file of its input.
+  # When either side ends, the rest ends too: each copier ends at the end of file of its input.
 
   use GenServer
 
@@ -25,7 +25,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
   @message 1
   @offset 2
 
-  # `rules` are `{rule, times left}`; `dumps` are those that are to be interrupted, by handle and number.
+  # `rules` are `{rule, times left}`. `dumps` are the dumps to interrupt, by handle and sequence number.
   defstruct [:folder, :commands, :events, :number, rules: [], dumps: %{}]
 
   @type rule ::
@@ -34,11 +34,11 @@ defmodule NetlinkPort.Sandbox.StandIn do
   @spec start_link(Path.t()) :: GenServer.on_start()
   def start_link(folder), do: GenServer.start_link(__MODULE__, folder)
 
-  @doc "What is to happen to the next `times` commands that it is about."
+  @doc "Adds a rule for the next `times` commands to which it applies."
   @spec add(pid(), rule(), pos_integer()) :: :ok
   def add(stand_in, rule, times), do: GenServer.call(stand_in, {:add, rule, times})
 
-  @doc "Starts a server whose helper it stands before. Runs in the supervisor."
+  @doc "Starts a server whose frames pass through this process. Runs in the supervisor."
   @spec start_server(pid(), keyword()) :: GenServer.on_start()
   def start_server(stand_in, opts) do
     executable = Keyword.get_lazy(opts, :executable, &Helper.Executable.path/0)
@@ -83,7 +83,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
     """
   end
 
-  # A port that reads one FIFO and writes another.
+  # A port that reads frames from one FIFO, and writes frames to another.
   defp copy(folder, from, to) do
     script = ~S(exec 3<&0; cat <&3 >"$2" & exec cat "$1" 3<&-)
     arguments = ["-c", script, "sh", Path.join(folder, from), Path.join(folder, to)]
@@ -102,7 +102,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
     {:noreply, state}
   end
 
-  # The server has closed its end, or the helper has ended: the other side is to see the same.
+  # The server has closed its end, or the helper has ended. The other side must notice the same.
   def handle_info({port, {:exit_status, _status}}, %{commands: port} = state) do
     {:noreply, close(state, :commands)}
   end
@@ -111,7 +111,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
     {:noreply, close(state, :events)}
   end
 
-  # Of a port that was closed.
+  # From a port that was closed.
   def handle_info({port, _message}, state) when is_port(port), do: {:noreply, state}
   def handle_info({:EXIT, port, _reason}, state) when is_port(port), do: {:noreply, state}
   def handle_info({:EXIT, _parent, reason}, state), do: {:stop, reason, state}
@@ -124,7 +124,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
 
   defp pass(port, frame), do: port(port, &Port.command(&1, frame))
 
-  # It may have ended meanwhile.
+  # The port may have ended meanwhile.
   defp port(nil, _fun), do: false
 
   defp port(port, fun) do
@@ -135,7 +135,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
 
   ## Commands of the server
 
-  # A datagram to the kernel: docs/protocol.md.
+  # A datagram to the kernel, see docs/protocol.md.
   defp command(
          <<131, 104, 4, 97, 1, 98, ref::32, 98, handle::32, 109, size::32,
            datagram::binary-size(size)>> = frame,
@@ -187,7 +187,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
 
   defp term(term), do: :erlang.term_to_binary(term, minor_version: 2)
 
-  # A message that is not answered here passes.
+  # Returns nil for a message that is answered here. Other messages pass.
   defp request(message, handle, state) do
     request? = Bitwise.band(message.flags, @request) != 0
     dump? = Bitwise.band(message.flags, @dump) == @dump
@@ -214,7 +214,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
     end
   end
 
-  # NLMSG_ERROR with the request, and what netlink(7) calls an extended acknowledgement behind it.
+  # NLMSG_ERROR with the request, followed by the extended acknowledgement, netlink(7).
   defp refusal(request, errno, opts) do
     said = for text when text != nil <- [opts[:message]], do: {@message, text <> <<0>>}
     there = for offset when offset != nil <- [opts[:offset]], do: {@offset, <<offset::32-native>>}
@@ -237,7 +237,7 @@ defmodule NetlinkPort.Sandbox.StandIn do
     [<<131, 104, 3, 97, 1, 98, handle::32, 109, size::32>> | datagram]
   end
 
-  # The first rule that `match?` takes, used once.
+  # Uses up one time of the first rule for which `match?` is true.
   defp take(state, match?) do
     case Enum.split_while(state.rules, fn {rule, _times} -> not match?.(rule) end) do
       {_all, []} ->

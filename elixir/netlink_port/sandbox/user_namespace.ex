@@ -1,31 +1,31 @@
 defmodule NetlinkPort.Sandbox.UserNamespace do
   @moduledoc false
-  # Sandboxes of a VM that live at the same time share a user namespace: the two ends of a veth can only be
-  # put into namespaces of which one process rules both (`netlink_ns_capable` of the kernel). The first
-  # sandbox makes it, the others enter it by the process that holds any of them, and it ends with the last.
+  # All sandboxes of a VM share one user namespace: the kernel puts the ends of a veth only into namespaces over which
+  # one process has CAP_NET_ADMIN (`netlink_ns_capable`). The first sandbox makes the user namespace. The others enter
+  # it by the holder of any of them. It ends with the last sandbox.
   #
-  # There is no anchor process: nothing is left when no sandbox is. So the process that was named by
-  # `join/1` may have ended before it could be entered; the caller then joins again, and says which.
+  # No process anchors the user namespace, so nothing is left when the last sandbox has ended. Hence the holder that
+  # `join/1` named may have ended before it can be entered. The caller then calls `join/1` again with that holder.
 
   use GenServer
 
-  # Of each sandbox its monitor and the process id of its holder, once it has one. `maker` is the sandbox
-  # that makes the namespace, and `waiting` are those that will enter it.
+  # `sandboxes` holds the monitor of each sandbox, and the process id of its holder once it has one. `maker` is the
+  # sandbox that makes the user namespace, and `waiting` are those that wait to enter it.
   defstruct sandboxes: %{}, maker: nil, waiting: []
 
-  @doc "What the calling sandbox is to do; `gone` is a holder that was named before and has ended."
+  @doc "Whether the calling sandbox makes the user namespace or enters it. `gone` is a named holder that has ended."
   @spec join(pos_integer() | nil) :: :make | {:enter, pos_integer()}
   def join(gone \\ nil), do: call({:join, gone})
 
-  @doc "The calling sandbox has a holder."
+  @doc "The holder of the calling sandbox has started."
   @spec joined(pos_integer()) :: :ok
   def joined(os_pid), do: call({:joined, os_pid})
 
-  @doc "The calling sandbox has no holder any more, or could not start it."
+  @doc "The holder of the calling sandbox has ended, or could not be started."
   @spec leave() :: :ok
   def leave, do: call(:leave)
 
-  # It is started by the first sandbox, and stays: an idle process.
+  # The first sandbox starts this process. It stays, idle.
   defp call(message),
     do: GenServer.call(Process.whereis(__MODULE__) || started(), message, :infinity)
 

@@ -1,9 +1,9 @@
 defmodule NetlinkPort.Server.Client do
   @moduledoc false
-  # What runs in the calling process: commanding the port directly, waiting for the answer with a
-  # deadline, and asking the server for what only it knows.
+  # Runs in the calling process: it commands the port directly, waits for the answer with a deadline, and asks the
+  # server for what only the server knows.
   #
-  # Nothing here crashes the caller or suspends it for good, whatever becomes of server and helper.
+  # Whatever happens to the server and the helper, no function here crashes the caller, or suspends it for ever.
 
   alias NetlinkPort.{Deadline, Errno, Error, Options, Payload, Pin, Socket, Spin}
   alias NetlinkPort.Capture.Tap
@@ -29,7 +29,7 @@ defmodule NetlinkPort.Server.Client do
     explain(answer, socket)
   end
 
-  @doc "Sends a datagram to the kernel: at once, or waiting for sendmsg(2) to be done."
+  @doc "Sends a datagram to the kernel. With `wait?`, returns when the helper has called sendmsg(2)."
   @spec send(Socket.t(), Pin.payload(), boolean(), timeout()) :: :ok | {:error, Error.t()}
   def send(socket, payload, wait?, timeout) do
     case Payload.iodata_size(payload) do
@@ -43,7 +43,7 @@ defmodule NetlinkPort.Server.Client do
   end
 
   defp send(%Socket{link: link, handle: handle} = socket, datagram, size, wait?, timeout) do
-    # The prefix counts, too.
+    # max_frame bounds the whole frame: the datagram and its prefix.
     fits? = size + 64 <= link.max_frame
 
     cond do
@@ -68,7 +68,7 @@ defmodule NetlinkPort.Server.Client do
     with {:ok, _value} <- explain(answer, socket), do: :ok
   end
 
-  # It passes before it is written, so that its answer never passes first.
+  # The datagram goes to the capture before the port, so that the kernel's answer is never captured first.
   defp post(%{link: link, handle: handle} = socket, datagram, frame, timeout) do
     with tap when tap != :closed <- Reference.tap(link, handle),
          :ok <- Tap.pass(tap, :out, socket, datagram),
@@ -83,7 +83,7 @@ defmodule NetlinkPort.Server.Client do
     ArgumentError -> {:error, Error.new(:thread, :epipe)}
   end
 
-  # What is then found to be closed does not pass.
+  # A datagram on a socket that turns out to be closed is not captured.
   defp pass(socket, {:send_to, _handle, _port_id, _groups, datagram}), do: pass(socket, datagram)
   defp pass(_socket, command) when is_tuple(command), do: :ok
 
@@ -100,14 +100,14 @@ defmodule NetlinkPort.Server.Client do
   defp stage(:eagain), do: :send
   defp stage(:epipe), do: :thread
 
-  @doc "Has the server close a socket. How it ends does not matter."
+  @doc "Has the server close a socket. The result is `:ok`, also if the server or the helper has ended."
   @spec close(Socket.t()) :: :ok
   def close(%Socket{handle: handle, link: link}) do
     _answer = ask(link, {:close, handle}, link.call_timeout)
     :ok
   end
 
-  @doc "One datagram of a passive socket, or what came in its place."
+  @doc "Receives one datagram of a passive socket, or the error that arrived in its place."
   @spec recv(Socket.t(), timeout()) ::
           {:ok, binary()} | {:ok, binary(), NetlinkPort.metadata()} | {:error, Error.t()}
   def recv(%Socket{handle: handle, link: link} = socket, timeout) do
@@ -120,15 +120,15 @@ defmodule NetlinkPort.Server.Client do
   end
 
   @doc """
-  Calls the server of a socket or a pin. That this server is not there is the end of what it held, and not that
-  there is none of its name.
+  Calls the server of a socket or a pin. A server that is not there has ended, and with it the socket or pin: the
+  error is EPIPE. `call/3` says ESRCH, since there the name may never have had a server.
   """
   @spec ask(Reference.t(), term(), timeout()) :: term()
   def ask(%{server: server}, message, timeout) do
     if self?(server), do: deadlock(), else: called(server, message, timeout, :epipe)
   end
 
-  @doc "Calls the server. Every way it can end becomes a value."
+  @doc "Calls the server. Returns an error however the call fails; it never exits."
   @spec call(GenServer.server(), term(), timeout()) :: term()
   def call(server, message, timeout) do
     server = Options.server!(server)
@@ -138,12 +138,12 @@ defmodule NetlinkPort.Server.Client do
 
   defp deadlock, do: {:error, {:thread, Errno.number(:edeadlk), ""}}
 
-  # A handler of telemetry may run in the server.
+  # A telemetry handler runs in the server, and may call a function of this library.
   defp self?(name) when is_atom(name), do: name != nil and Process.whereis(name) == self()
   defp self?(server), do: server == self()
 
-  # By gen_server:call/3, whose wait looks at nothing that was in the mailbox before: the VM marks the place where
-  # request and receive are in one function. A late reply goes to an alias that is no more.
+  # gen_server:call/3 skips messages that were in the mailbox before: the VM marks the place when the reference is
+  # made and received in one function. A late reply goes to an alias that has ended, and the VM drops it.
   defp called({:via, registry, name}, message, timeout, noproc) do
     case whereis(registry, name) do
       :undefined -> failed_call(:noproc, noproc)
@@ -157,7 +157,7 @@ defmodule NetlinkPort.Server.Client do
     :exit, {reason, {:gen_server, :call, _arguments}} -> failed_call(reason, noproc)
   end
 
-  # A registry that is not there raises, but for a PartitionSupervisor.
+  # A registry that is not running raises. Only PartitionSupervisor exits.
   defp whereis(registry, name) do
     registry.whereis_name(name)
   catch
@@ -168,19 +168,19 @@ defmodule NetlinkPort.Server.Client do
   defp failed_call(:noproc, noproc), do: {:error, {:thread, Errno.number(noproc), ""}}
   defp failed_call(reason, _noproc), do: {:error, {:thread, Errno.number(gone(reason)), ""}}
 
-  # What the end of the server means to a caller.
+  # Turns the exit reason of the server into the errno that the caller gets.
   defp gone(:noconnection), do: :esrch
-  # This VM is no node.
+  # This VM is not a distributed node.
   defp gone({:nodedown, _node}), do: :esrch
   defp gone(:stuck), do: :etimedout
   defp gone(_reason), do: :epipe
 
-  @doc "The error of a failure that is of no socket. One that is none of ours can have answered."
+  @doc "The error of a failure that belongs to no socket. `%Error{}`, sent by a process that is no server, passes."
   @spec failed({Error.stage(), integer(), binary()} | Error.t()) :: {:error, Error.t()}
   def failed({stage, errno, _detail}), do: {:error, Error.new(stage, errno)}
   def failed(%Error{} = error), do: {:error, error}
 
-  @doc "Turns a raw failure into an error that knows its socket, for a person to read."
+  @doc "Turns a raw failure into an error with the socket's protocol and namespace in its sentence."
   @spec explain(raw(), Socket.t()) :: {:ok, term()} | {:error, Error.t()}
   def explain({:ok, value}, _socket), do: {:ok, value}
 
@@ -189,8 +189,8 @@ defmodule NetlinkPort.Server.Client do
     {:error, Refusal.error(failure, place, Reference.privileges(socket.link))}
   end
 
-  # The answer comes from the server, to an alias that ends with the deadline: a late one is dropped
-  # by the VM. The monitor that comes with the alias tells of the server's end.
+  # The server sends the answer to an alias that ends with the deadline, so the VM drops a late answer. The alias
+  # comes with a monitor, which reports the end of the server.
   defp direct(%{server: server}, _frame, _timeout) when server == self() do
     {:error, {:thread, Errno.number(:edeadlk), ""}}
   end
@@ -225,8 +225,8 @@ defmodule NetlinkPort.Server.Client do
       {^monitor, answer} ->
         answer
 
-      # The VM sends the request to monitor when it comes to it, which may be behind the command that has
-      # ended helper and server: there was one, whatever that says.
+      # The VM sends the request to monitor lazily, perhaps behind the command that has ended helper and server. So
+      # `:noproc` means here that the server has ended meanwhile.
       {:DOWN, ^monitor, :process, _server, :noproc} ->
         {:error, {:thread, Errno.number(:epipe), ""}}
 
@@ -248,9 +248,8 @@ defmodule NetlinkPort.Server.Client do
     end
   end
 
-  # A port that is busy suspends whoever commands it, for as long as the helper does not read. So
-  # another process is suspended in the caller's place, and is given up at the deadline: it has
-  # either written the whole frame or none of it.
+  # A busy port suspends every process that commands it until the helper reads. So another process writes in the
+  # caller's place, and is killed at the deadline. It has then written the whole frame or none of it.
   defp write(link, frame, timeout) do
     if Port.command(link.port, frame, [:nosuspend]) do
       :ok
@@ -277,7 +276,7 @@ defmodule NetlinkPort.Server.Client do
     end
   end
 
-  # An impatient caller says nothing of the helper.
+  # A caller with a timeout shorter than `call_timeout` does not prove that the helper is stuck.
   defp report_overdue(%{call_timeout: call_timeout} = link, timeout) do
     if timeout >= call_timeout, do: Kernel.send(link.server, :overdue)
     :ok

@@ -1,21 +1,21 @@
 defmodule NetlinkPort.Server.Delivery do
   @moduledoc false
-  # What one socket does with what arrives: deliver it to the owner, hand it to a waiting `recv`, or
-  # keep it, by the meaning that inet:setopts/2 gives `active`. And the window that follows from
-  # that: the helper may send on as much as was taken, plus the window. Pure.
+  # What one socket does with an item that arrives: deliver it to the owner, hand it to a waiting `recv`, or keep it,
+  # as inet:setopts/2 defines `active`. The window follows from this: the helper may send as many bytes as have been
+  # taken, plus the window. Pure functions.
   #
-  # With `active: true` and a bound on the owner's mailbox there is credit: the number of messages the
-  # owner may still be sent, until its mailbox has been looked at again (NetlinkPort.Server.MailboxGauge).
+  # With `active: true` and a bound on the owner's mailbox (`max_queue:`) there is credit: the number of messages that
+  # the owner may still be sent before NetlinkPort.Server.MailboxGauge has measured its mailbox again.
   #
-  # What goes to an owner on another node is taken when it has left this one (NetlinkPort.Nodes.Relay), and
-  # not when it is delivered.
+  # A datagram for an owner on another node counts as taken when it has left this node (NetlinkPort.Nodes.Relay), not
+  # when it is delivered.
   #
-  # Invariants: items leave in the order they came; while anything is kept nobody waits; what is kept
-  # never costs more than the window plus one datagram (errors, which cost nothing, are few).
+  # Invariants: items leave in the order in which they came. While an item is kept, no `recv` waits. The kept items
+  # never cost more than the window plus one datagram. (Errors cost nothing, and are few.)
 
   alias NetlinkPort.Helper.Protocol
 
-  # Errors of sends, kept for a passive owner: the newest are dropped beyond this.
+  # At most this many errors of sends are kept for a passive owner. Later ones are dropped.
   @max_errors 64
 
   @type item ::
@@ -57,7 +57,7 @@ defmodule NetlinkPort.Server.Delivery do
     %__MODULE__{mode: mode, window: window, granted: window, credit: credit, relayed?: relayed?}
   end
 
-  @doc "Something has arrived."
+  @doc "An item has arrived."
   @spec arrive(t(), item()) :: {[effect()], t()}
   def arrive(state, item) do
     case {state.mode, :queue.out(state.waiters)} do
@@ -75,7 +75,7 @@ defmodule NetlinkPort.Server.Delivery do
     end
   end
 
-  @doc "An item was handed on, and costs its window nothing any more."
+  @doc "An item was handed on: its bytes count as taken, and open the window again."
   @spec take(t(), item()) :: t()
   def take(state, {:data, datagram, _metadata}) do
     %{state | taken: state.taken + Protocol.charge(byte_size(datagram))}
@@ -83,18 +83,18 @@ defmodule NetlinkPort.Server.Delivery do
 
   def take(state, _item), do: state
 
-  @doc "What was delivered to another node has left this one."
+  @doc "A datagram of `cost`, delivered to another node, has left this node."
   @spec relayed(t(), pos_integer()) :: t()
   def relayed(state, cost), do: %{state | taken: state.taken + cost}
 
-  @doc "The owner may be sent so many messages more: what was kept for want of credit goes first."
+  @doc "Sets how many more messages the owner may be sent. Kept items that had no credit go first."
   @spec credit(t(), credit()) :: {[effect()], t()}
   def credit(state, credit) do
     {:ok, effects, state} = drain(%{state | credit: credit}, [])
     {effects, state}
   end
 
-  @doc "Someone wants one item. It is there, or it is not yet; not on an active socket."
+  @doc "A `recv` asks for one item. Returns the item, `:empty`, or `:active` on an active socket."
   @spec demand(t()) :: {:item, item(), t()} | :empty | :active
   def demand(%{mode: mode}) when mode != false, do: :active
 
@@ -105,18 +105,18 @@ defmodule NetlinkPort.Server.Delivery do
     end
   end
 
-  @doc "Someone waits for one item, behind those who wait already. `demand/1` has said `:empty`."
+  @doc "Queues a `recv` behind those that wait. `demand/1` has returned `:empty`."
   @spec wait(t(), waiter()) :: t()
   def wait(state, waiter), do: %{state | waiters: :queue.in(waiter, state.waiters)}
 
-  @doc "Takes those who wait no more out of the line, and returns them."
+  @doc "Removes the waiting `recv`s for which `which` is true, and returns them."
   @spec withdraw(t(), (waiter() -> boolean())) :: {[waiter()], t()}
   def withdraw(state, which) do
     {gone, rest} = state.waiters |> :queue.to_list() |> Enum.split_with(which)
     {gone, %{state | waiters: :queue.from_list(rest)}}
   end
 
-  @doc "Takes those at the head of the line out of it to whom nothing shall go any more."
+  @doc "Removes waiting `recv`s from the head of the queue while `stale?` is true, and returns them."
   @spec skip(t(), (waiter() -> boolean())) :: {[waiter()], t()}
   def skip(state, stale?) do
     case :queue.out(state.waiters) do
@@ -133,13 +133,13 @@ defmodule NetlinkPort.Server.Delivery do
     end
   end
 
-  @doc "Those who wait."
+  @doc "The `recv`s that wait."
   @spec waiters(t()) :: [waiter()]
   def waiters(state), do: :queue.to_list(state.waiters)
 
   @doc """
-  The mode that changes lead to, one after the other, and how often one of them ended a count. A count is
-  added to the present one; with a sum beyond 32767 all are refused.
+  The mode after a list of changes, and how many of the changes ended a count. A count is added to the present count.
+  If the sum exceeds 32767, no change is made.
   """
   @spec mode(NetlinkPort.active() | 0, [NetlinkPort.active() | integer()]) ::
           {:ok, NetlinkPort.active(), ended :: non_neg_integer()} | :einval
@@ -162,7 +162,7 @@ defmodule NetlinkPort.Server.Delivery do
 
   defp changed(_mode, change), do: change
 
-  @doc "Changes the mode, see `mode/2`; nothing is delivered between the changes."
+  @doc "Changes the mode as `mode/2` does. No item is delivered between the changes."
   @spec set_active(t(), [NetlinkPort.active() | integer()]) :: {:ok, [effect()], t()} | :einval
   def set_active(state, changes) do
     with {:ok, mode, ended} <- mode(state.mode, changes) do
@@ -170,7 +170,7 @@ defmodule NetlinkPort.Server.Delivery do
     end
   end
 
-  @doc "The cumulative grant that is due, if one is: when half the window has been taken."
+  @doc "The cumulative grant to send to the helper, `nil` if none is due. It is due when half the window was taken."
   @spec grant(t()) :: {non_neg_integer() | nil, t()}
   def grant(%{taken: taken, window: window, granted: granted} = state) do
     due = taken + window
@@ -204,7 +204,7 @@ defmodule NetlinkPort.Server.Delivery do
     end
   end
 
-  # Only datagrams count: an error or an overrun is told without using up `:once` or a count.
+  # Only datagrams count: an error or an overrun does not use up `:once` or a count.
   defp deliver(state, {:data, _datagram, _metadata} = item) do
     state = if state.relayed?, do: spend(state), else: state |> take(item) |> spend()
 
@@ -218,7 +218,7 @@ defmodule NetlinkPort.Server.Delivery do
 
   defp deliver(state, item), do: {[{:deliver, item}], spend(state)}
 
-  # Once and a count are bounds of their own: they only use credit up.
+  # `:once` and a count limit deliveries by themselves: they use credit up, and never wait for it.
   defp spend(%{credit: credit} = state) when credit in [:infinity, 0], do: state
   defp spend(%{credit: credit} = state), do: %{state | credit: credit - 1}
 
@@ -228,7 +228,7 @@ defmodule NetlinkPort.Server.Delivery do
     %{state | kept: :queue.in(item, state.kept), errors: state.errors + 1}
   end
 
-  # One gap, told in parts, is one: what is kept stays bounded, whoever provokes overruns.
+  # Two overruns with no datagram between them are one gap. So kept items stay bounded however many overruns come.
   defp keep(state, {:overrun, dropped} = item) do
     case :queue.out_r(state.kept) do
       {{:value, {:overrun, before}}, kept} ->

@@ -2,9 +2,9 @@ defmodule NetlinkPort.Server.MailboxGauge do
   @moduledoc false
   # Measures the mailbox of a socket's owner, or of a monitor's subscriber, for `max_queue:`.
   #
-  # The VM does not tell when a process takes a message, and reading the length of a mailbox can block for as
-  # long as its process is suspended. So another process reads it, one at a time for each owner: when half of
-  # the owner's credit is used up, and while the owner does not catch up again and again, ever less often.
+  # The VM does not notify when a process takes a message, and reading the length of a mailbox can block while that
+  # process is suspended. So another process reads the length, one at a time for each owner. It does so when half of
+  # the owner's credit is used up. While the owner does not catch up, it does so again, less and less often.
 
   alias NetlinkPort.Nodes.Relay
   alias NetlinkPort.Server.Delivery
@@ -30,18 +30,18 @@ defmodule NetlinkPort.Server.MailboxGauge do
   @enforce_keys [:bound]
   defstruct [:bound, found: :infinity, asked: nil, resting?: false, rest: @soonest]
 
-  @doc "A gauge for a bound in messages; `nil` for no bound."
+  @doc "A gauge for a bound, in messages. `nil` for `:infinity`."
   @spec new(pos_integer() | :infinity) :: t() | nil
   def new(:infinity), do: nil
   def new(bound), do: %__MODULE__{bound: bound}
 
   @doc """
   Starts a measurement if one is due. The calling process is sent `{:gauge, key, report}`.
-  `waiting?` is whether there is something that waits for credit.
+  `waiting?` says whether items wait for credit.
   """
   @spec watch(t(), key(), pid(), Delivery.credit(), waiting? :: boolean()) :: t()
   def watch(%{asked: nil, resting?: false} = gauge, key, owner, credit, waiting?) do
-    # The mailbox of an owner that is sent nothing is not measured.
+    # An owner to which nothing was sent since the last measurement is not measured again.
     if 2 * credit <= gauge.bound and (credit < gauge.found or waiting?) do
       measure(key, owner)
       %{gauge | asked: credit}
@@ -52,8 +52,8 @@ defmodule NetlinkPort.Server.MailboxGauge do
 
   def watch(gauge, _key, _owner, _credit, _waiting?), do: gauge
 
-  # The measuring process may be held up for as long as the owner is suspended. A mailbox on another node is
-  # measured behind everything that is on its way there.
+  # The measuring process waits while the owner is suspended. For an owner on another node it runs after everything
+  # that is on its way to that node.
   defp measure(key, owner) do
     principal = self()
     report = fn -> send(principal, {:gauge, key, {:length, owner, queue_length(owner)}}) end
@@ -66,7 +66,7 @@ defmodule NetlinkPort.Server.MailboxGauge do
     end
   end
 
-  @doc "What a report means for the credit: what the owner was sent since counts as not yet taken."
+  @doc "The credit that follows from a report. Messages sent since the measurement began count as not taken."
   @spec read(t(), key(), report(), Delivery.credit()) :: {Delivery.credit(), t()}
   def read(gauge, _key, :rested, credit), do: {credit, %{gauge | resting?: false}}
   # An earlier gauge of this socket asked for this measurement.

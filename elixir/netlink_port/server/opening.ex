@@ -1,18 +1,17 @@
 defmodule NetlinkPort.Server.Opening do
   @moduledoc false
-  # How a server is asked for a socket: once, and again, as `NetlinkPort.Connection` and
-  # `NetlinkPort.Monitor` do.
+  # How a server is asked for a socket. `once/3` opens one. `again/4` opens one for `NetlinkPort.Connection` and
+  # `NetlinkPort.Monitor`, which open again and again.
   #
-  # A process is named by a number, which is another's when it has ended. So who opens again is told which
-  # processes the target led through, by number, start time and pidfd, and gives them back with the next
-  # open: a number that another process has by then is ESRCH. A link that leads to a process of another
-  # number is followed.
+  # Danger: a process id passes to another process when its process has ended. So the helper reports which processes
+  # the target led through (process id, start time, pidfd inode), and `again/4` passes them to the next open. An id
+  # that another process has by then is ESRCH. A link that now leads to another process id is followed.
 
   alias NetlinkPort.{Deadline, Error, Options, Socket, Telemetry}
   alias NetlinkPort.Helper.Protocol
   alias NetlinkPort.Server.Client
 
-  @typedoc "The processes that a target has led through, as the helper tells them."
+  @typedoc "The processes that a target led through, as the helper reports them."
   @type known :: [Protocol.process()]
 
   @doc "Opens a socket."
@@ -24,7 +23,7 @@ defmodule NetlinkPort.Server.Opening do
          do: {:ok, socket}
   end
 
-  @doc "Opens a socket, where earlier ones have told of these processes."
+  @doc "Opens a socket, given the processes that earlier opens reported. Returns those of this open."
   @spec again(GenServer.server(), NetlinkPort.protocol(), keyword(), known()) ::
           {:ok, Socket.t(), known()} | {:error, Error.t()}
   def again(server, protocol, opts, known) do
@@ -41,7 +40,7 @@ defmodule NetlinkPort.Server.Opening do
 
     case Client.call(server, {:open, options, deadline}, options.timeout) do
       {:ok, {%Socket{} = socket, known}} -> {:ok, socket, known}
-      # It was not asked for these, or is of a version that does not tell them.
+      # Only again/4 asks for the processes. A server of an older version does not report them.
       {:ok, %Socket{} = socket} -> {:ok, socket, []}
       {:error, %Error{} = error} -> {:error, error}
       {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
@@ -62,7 +61,7 @@ defmodule NetlinkPort.Server.Opening do
 
   ## In the server
 
-  @doc "The target of an open, with what its caller knows of it."
+  @doc "The target of an open, with the processes that the caller passed."
   @spec target(map()) :: Protocol.target()
   def target(%{target: target, known: [_ | _] = known}), do: with_known(target, known)
   def target(%{target: target}), do: target
@@ -71,7 +70,7 @@ defmodule NetlinkPort.Server.Opening do
   defp with_known({:watched, target}, known), do: {:watched, {:known, target, known}}
   defp with_known(target, known), do: {:known, target, known}
 
-  @doc "What an open is answered with: the processes, too, for who gives them back."
+  @doc "The value that answers an open: the socket, with the processes if the caller passed any."
   @spec opened(Socket.t(), map(), keyword()) :: Socket.t() | {Socket.t(), known()}
   def opened(socket, %{known: _known}, place),
     do: {socket, Keyword.get(place, :processes, [])}

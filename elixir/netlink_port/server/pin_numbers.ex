@@ -1,12 +1,12 @@
 defmodule NetlinkPort.Server.PinNumbers do
   @moduledoc false
-  # Replaces the pins in a payload by the numbers of their descriptors, for the helper that sends it. The number is
-  # right in messages of that helper alone, so a pin of another helper is refused before anything is sent.
+  # Replaces the pins in a payload by the numbers of their descriptors. A number is valid only in messages that the
+  # pin's helper sends, so a pin of another helper is refused before anything is sent.
 
   alias NetlinkPort.{Error, Payload, Pin, Socket}
   alias NetlinkPort.Helper.Reference
 
-  @doc "With the numbers of its pins, to be sent on a socket. Refuses a pin that is not of its helper."
+  @doc "Replaces the pins in a payload that is to be sent on `socket`. Refuses a pin of another helper."
   @spec resolve(Pin.payload(), Socket.t()) :: {:ok, iodata()} | {:error, Error.t()}
   def resolve(payload, %Socket{} = socket) do
     if Payload.iodata_size(payload) do
@@ -18,7 +18,7 @@ defmodule NetlinkPort.Server.PinNumbers do
     {__MODULE__, reason, pin} -> {:error, Error.new(:pin, reason, subject: inspect(pin))}
   end
 
-  @doc "The same of the payloads of a request, a dump or a batch."
+  @doc "As `resolve/2`, for the payloads of a request, a dump or a batch."
   @spec resolve_question(question, Socket.t()) :: {:ok, question} | {:error, Error.t()}
         when question:
                {:request | :dump, 0..0xFFFF, Pin.payload(), map()}
@@ -49,7 +49,7 @@ defmodule NetlinkPort.Server.PinNumbers do
 
   defp refusal(%Pin{link: %Reference{server: server}} = pin, %Reference{server: server} = link) do
     cond do
-      # A socket elsewhere is sent on by its server. The kernel refuses the number of a pin that has ended.
+      # On another node the server sends the datagram, and the kernel refuses the number of a pin that has ended.
       not Reference.local?(link) -> nil
       Reference.pin?(link, pin.handle) -> nil
       Process.alive?(server) -> :ebadf

@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Server.Pins do
   @moduledoc false
-  # The server's table of pins: who owns each. They are on the board beside the sockets, so that whoever
-  # sends one knows whether it is still there, and the witness tells their owners of the server's end.
+  # The server's table of pins and their owners. Pins are also on the board, beside the sockets. There a sender sees
+  # whether a pin still exists, and the witness finds the owners to notify when the server ends.
 
   alias NetlinkPort.{Errno, Pin, Socket, Telemetry}
   alias NetlinkPort.Helper.Reference
@@ -19,7 +19,7 @@ defmodule NetlinkPort.Server.Pins do
   @spec new(Reference.t()) :: t()
   def new(link), do: %__MODULE__{link: link}
 
-  @doc "The pin that a helper tells of."
+  @doc "The pin, from the reply of the helper."
   @spec pin(Socket.handle(), NetlinkPort.netns(), keyword(), Reference.t()) :: Pin.t()
   def pin(handle, netns, told, link) do
     {device, inode} = told[:namespace]
@@ -65,25 +65,25 @@ defmodule NetlinkPort.Server.Pins do
   @spec known?(t(), Socket.handle()) :: boolean()
   def known?(%__MODULE__{entries: entries}, handle), do: is_map_key(entries, handle)
 
-  @doc "Whose owner a monitor was for."
+  @doc "The pin whose owner a monitor watches."
   @spec watched(t(), reference()) :: Socket.handle() | nil
   def watched(%__MODULE__{monitors: monitors}, monitor), do: Map.get(monitors, monitor)
 
-  @doc "How many there are."
+  @doc "How many pins there are."
   @spec count(t()) :: non_neg_integer()
   def count(%__MODULE__{entries: entries}), do: map_size(entries)
 
-  @doc "The answer for a handle that no pin has."
+  @doc "The error for a handle that no pin has."
   @spec ended() :: {:error, {:pin, pos_integer(), binary()}}
   def ended, do: {:error, {:pin, Errno.number(:ebadf), ""}}
 
-  @doc "What is known of one."
+  @doc "The `t:NetlinkPort.pin_info/0` of a pin."
   @spec info(t(), Socket.handle()) :: map() | nil
   def info(%__MODULE__{entries: entries}, handle) do
     with {pin, owner, _monitor} <- Map.get(entries, handle), do: told(pin, owner)
   end
 
-  @doc "The same of each, by handle."
+  @doc "As `info/2`, for all pins, by handle."
   @spec list(t()) :: [NetlinkPort.pin_info()]
   def list(%__MODULE__{entries: entries}) do
     for {_handle, {pin, owner, _monitor}} <- Enum.sort(entries), do: told(pin, owner)

@@ -1,9 +1,9 @@
 defmodule NetlinkPort.Server.Refusal do
   @moduledoc false
-  # The error of what the helper could not do, in the place where it runs: the capability that it lacks
-  # there, and a sentence that is true there. What is the same everywhere `NetlinkPort.Error` says.
+  # The error for a failure in the helper, with what depends on where the helper runs: the capability that it lacks,
+  # and the sentence that fits. Sentences that are the same everywhere are in `NetlinkPort.Error`.
   #
-  # The details are those of docs/protocol.md.
+  # docs/protocol.md lists the details that the helper sends.
 
   alias NetlinkPort.{Errno, Error, Redaction}
   alias NetlinkPort.Helper.Privileges
@@ -11,7 +11,7 @@ defmodule NetlinkPort.Server.Refusal do
   @type failure :: {Error.stage(), integer(), binary()}
   @type place :: {NetlinkPort.protocol() | nil, NetlinkPort.netns()}
 
-  @doc "The error of a failure of a socket of this protocol, in this namespace."
+  @doc "The error for a failure on a socket of a protocol in a namespace."
   @spec error(failure(), place(), Privileges.t()) :: Error.t()
   def error({stage, errno, detail}, {protocol, netns}, privileges) do
     reason = Errno.atom(errno)
@@ -26,7 +26,8 @@ defmodule NetlinkPort.Server.Refusal do
     )
   end
 
-  # Of these the detail is what was found, a word or a word and a number; of others the subject.
+  # At these stages the detail says what the helper found: a word, or a word and a number. At others it is the
+  # subject.
   defp found(stage, detail) when stage in [:open, :setns, :watch] do
     case String.split(detail, " ", parts: 2) do
       [word, number] when number != "kind" -> {word, number}
@@ -148,7 +149,7 @@ defmodule NetlinkPort.Server.Refusal do
       "in that user namespace, or in one above it"
   end
 
-  # A child was tried.
+  # The helper has tried it in a child already.
   defp hint(:setns, :eperm, "below", %{privileges: %{children: true}} = c) do
     "it belongs to a user namespace of another user, which a child of the helper may not join" <>
       unless_capable(c)
@@ -171,7 +172,7 @@ defmodule NetlinkPort.Server.Refusal do
       "name it, or a seccomp profile of the container to allow it"
   end
 
-  # The kernel has none of these for a socket of this family.
+  # The kernel itself returns none of these errors for socket(2) of AF_NETLINK.
   defp hint(:socket, reason, _found, c) when reason in [:einval, :eperm, :eacces, :enosys] do
     "socket(2) of this protocol was refused: " <>
       Privileges.refuser(c.privileges) <>
@@ -195,7 +196,7 @@ defmodule NetlinkPort.Server.Refusal do
   defp lacks(c),
     do: "the helper lacks #{cap(c.lacks)}; #{Privileges.remedy(c.privileges, c.lacks)}"
 
-  # Where it is another way, beside the first.
+  # The second remedy, if the first does not apply.
   defp unless_capable(%{lacks: nil}), do: ""
   defp unless_capable(c), do: ". Otherwise " <> lacks(c)
 

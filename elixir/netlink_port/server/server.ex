@@ -1,10 +1,10 @@
 defmodule NetlinkPort.Server do
   @moduledoc false
-  # Owns the port: starts the helper, routes its frames to sockets and to those who wait for answers,
-  # notices when it is stuck, and ends when it does, for the supervisor to decide.
+  # Owns the port. It starts the helper, and routes the helper's frames to sockets and to waiting callers. It kills a
+  # helper that is stuck. It ends when the helper ends, and its supervisor starts the next.
   #
-  # It never waits for the port; answers are matched by reference on a board that callers share. It
-  # does not tell owners of its end: its witness does, whichever way it ends.
+  # The server never waits for the port. It matches answers to callers by reference, on a board that the callers
+  # share. It does not notify owners of its own end: the witness does, however the server ends.
 
   use GenServer
 
@@ -25,15 +25,15 @@ defmodule NetlinkPort.Server do
   alias NetlinkPort.Nodes.Relay
   alias NetlinkPort.Server.{Opening, Pins, Refusal, Sockets, Status, Witness, WriteQueue}
 
-  # How much the helper may send before the server has looked at it, over all sockets.
+  # How many bytes the helper may send ahead of the server, over all sockets.
   @window 8_388_608
   # How long a helper that seems stuck has to answer one last ping, in ms.
   @last_chance 1_000
-  # How long the helper may take for the last acknowledgement when the server is stopped, in ms.
-  # Shorter than the usual shutdown of a child, 5 s.
+  # How long the helper has for its last acknowledgement when the server is stopped, in ms. Shorter than a child's
+  # default shutdown of 5 s.
   @stop_timeout 2_000
-  # What a process may use up before others go first (CONTEXT_REDS of erts). After two of these a
-  # scheduler asks for input.
+  # The reductions after which the VM preempts a process (CONTEXT_REDS of erts). A scheduler polls for input after two
+  # of these.
   @turn 4_000
   @timeouts [call_timeout: 15_000, hello_timeout: 5_000, ping_interval: 30_000]
   @defaults @timeouts ++ [keep: [], spin: 50, user_namespaces: false]
@@ -61,7 +61,7 @@ defmodule NetlinkPort.Server do
                 spin: nil
               ]
 
-  @doc "See `NetlinkPort.start_link/1`. With `log: :none` the caller tells what becomes of it."
+  @doc "See `NetlinkPort.start_link/1`. With `log: :none` the server logs nothing: its caller reports the failure."
   @spec start_link(keyword(), Restarts.log()) :: GenServer.on_start()
   def start_link(opts, log \\ :more) do
     Options.keyword!(opts)
@@ -88,7 +88,7 @@ defmodule NetlinkPort.Server do
   @impl true
   def init(opts) do
     Process.flag(:trap_exit, true)
-    # Names the atoms a frame may bring, so that they exist.
+    # Creates the atoms that a frame may hold, for decoding with `:safe`.
     _atoms = Protocol.atoms()
     executable = opts[:executable] && FileName.expand(opts[:executable])
     arguments = Helper.arguments(opts)
@@ -123,7 +123,7 @@ defmodule NetlinkPort.Server do
   end
 
   defp ready(port, process, hello, witness, executable, opts) do
-    # A helper that has said hello can be run to kill.
+    # A helper that has said hello is ours, so its executable may be run with `--kill`.
     process = process && %{process | executable: executable}
     Witness.helper(witness, process)
 
@@ -157,19 +157,19 @@ defmodule NetlinkPort.Server do
     write(state, Protocol.grant_all(@window))
   end
 
-  # An orderly stop loses no command: the helper has carried out what came before the last one when
-  # it acknowledges that. A helper that does not is killed, and one that a port cannot be drained to
-  # as well: otherwise the port would outlive the server, and the VM could not stop.
+  # An orderly stop loses no command: by the time the helper acknowledges `stop`, it has carried out all commands
+  # before it. A helper that does not acknowledge is killed. Otherwise its port could not be drained, would outlive
+  # the server, and would keep the VM from stopping.
   @impl true
   def terminate(reason, state) do
     ended = stop(reason, state)
-    # The witness has no more to do then, and the number may be another's soon.
+    # Danger: the process id may soon be another process's, so the witness must not kill it.
     if ended == :gone, do: Witness.helper(state.witness, nil)
     :ok = Status.ended(state, reason, ended)
     Redaction.forget_mailbox()
   end
 
-  # Whether the helper has been seen to have ended; the witness goes on where it has not.
+  # Returns `:gone` if the helper was seen to end. Otherwise the witness goes on watching the helper.
   defp stop(:stuck, state), do: kill(state)
   defp stop({:helper_exit, status}, _state) when is_integer(status), do: :gone
   defp stop({:helper_exit, _reason}, state), do: kill(state)
@@ -338,13 +338,13 @@ defmodule NetlinkPort.Server do
     {:open, handle, Opening.target(options), number, bind, peers, window, settings}
   end
 
-  # Not by the value of the callback: GenServer would be suspended with who is on a node that is.
+  # GenServer's own reply, by the return value, would suspend the server while a caller's node is suspended.
   defp answer(from, answer, state) do
     Relay.reply(from, answer)
     {:noreply, state}
   end
 
-  # Sockets have changed: the helper is told what may come.
+  # After each change of the sockets the helper is sent the grants that are due.
   defp update(state, sockets), do: write_grants(%{state | sockets: sockets})
 
   defp write_grants(%{sockets: %{grants: []}} = state), do: state
@@ -373,7 +373,7 @@ defmodule NetlinkPort.Server do
     end
   end
 
-  # Nothing has come: the scheduler is kept awake, and made to ask for input, but others go first.
+  # The mailbox is empty. Spinning keeps the scheduler awake and has it poll for input, and yields to other processes.
   def handle_info(:timeout, state) do
     :erlang.bump_reductions(@turn)
     :erlang.yield()
@@ -389,12 +389,12 @@ defmodule NetlinkPort.Server do
     {:stop, {:helper_exit, reason}, state}
   end
 
-  # The VM stops, and no supervisor has told this server to: its witness does.
+  # The VM stops, and no supervisor has stopped this server. So its witness does.
   def handle_info({:EXIT, witness, reason}, %{witness: witness} = state) do
     {:stop, reason, state}
   end
 
-  # A relay that was killed has not passed on what it held.
+  # A relay that was killed loses the messages that it held, so the server ends.
   def handle_info({:EXIT, pid, reason}, state) do
     if Relay.mine?(pid), do: {:stop, reason, state}, else: {:noreply, state}
   end
@@ -425,7 +425,7 @@ defmodule NetlinkPort.Server do
     {:noreply, %{state | frames_at_ping: state.frames}}
   end
 
-  # Whatever has arrived by now lies before these in the mailbox: judge only when it has been seen.
+  # An answer that has arrived by now is in the mailbox before the second message. So only that one judges.
   def handle_info({:overdue, reference}, state) do
     send(self(), {:truly_overdue, reference})
     {:noreply, state}
@@ -442,7 +442,7 @@ defmodule NetlinkPort.Server do
     end
   end
 
-  # A caller that commanded the port itself has waited in vain, for as long as a command may take.
+  # A caller that commanded the port itself got no answer for `call_timeout`.
   def handle_info(:overdue, state), do: {:noreply, suspect(state)}
 
   def handle_info({:judge, frames}, state) do
@@ -498,7 +498,7 @@ defmodule NetlinkPort.Server do
     spin(%{state | spin: Spin.asked(state.spin, System.monotonic_time())})
   end
 
-  # `handle_info(:timeout, …)` follows when the mailbox is empty.
+  # With timeout 0 `handle_info(:timeout, …)` follows as soon as the mailbox is empty.
   defp spin(%{spin: %{until: nil}} = state), do: {:noreply, state}
 
   defp spin(state) do
@@ -576,7 +576,7 @@ defmodule NetlinkPort.Server do
   end
 
   defp answered(state, {:open, from, handle, options}, {:ok, place}) do
-    # A caller that has given up, or died, would never know of its socket, or its pin.
+    # A caller that has given up or died would never learn of its socket or pin, so this closes it.
     if Deadline.time_left(options.deadline, :infinity) < 0 or dead?(from) do
       Relay.reply(from, {:error, Error.new(:thread, :etimedout)})
       ask(state, {:close, handle}, :ping)
@@ -591,7 +591,7 @@ defmodule NetlinkPort.Server do
     state
   end
 
-  # The caller was told that the open timed out; the socket must not stay.
+  # The caller was sent ETIMEDOUT, so the socket must not stay open.
   defp answered(state, {:given_up, handle}, {:ok, _place}),
     do: ask(state, {:close, handle}, :ping)
 
@@ -616,7 +616,7 @@ defmodule NetlinkPort.Server do
 
   defp dead?({pid, _tag}), do: node(pid) == node() and not Process.alive?(pid)
 
-  # A caller that waits for less than a command may take says nothing of the helper.
+  # A timeout shorter than `call_timeout` does not prove that the helper is stuck.
   defp impatient?({:open, _from, _handle, options}, state) do
     options.timeout < state.link.call_timeout
   end
@@ -636,7 +636,7 @@ defmodule NetlinkPort.Server do
     Relay.reply(from, {:error, {:thread, Errno.number(:etimedout), ""}})
   end
 
-  # One last ping: a VM that was stopped itself has not heard the helper either.
+  # One last ping, since the VM itself may have been stopped, and have read nothing from the helper meanwhile.
   defp suspect(%{suspect?: true} = state), do: state
 
   defp suspect(state) do

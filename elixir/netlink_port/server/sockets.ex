@@ -1,8 +1,7 @@
 defmodule NetlinkPort.Server.Sockets do
   @moduledoc false
-  # The server's table of sockets: who owns each, who waits on it, and what becomes of what arrives.
-  # Sends owners their messages and answers those who wait; what the helper is to be told, grants, is
-  # collected for the server to write.
+  # The server's table of sockets: their owners, the `recv`s that wait, and where each arriving item goes. It sends
+  # owners their messages and answers waiting `recv`s. It collects the grants, which the server writes to the helper.
 
   alias NetlinkPort.{Errno, Error, Socket}
   alias NetlinkPort.Capture.Tap
@@ -14,10 +13,10 @@ defmodule NetlinkPort.Server.Sockets do
   defmodule Entry do
     @moduledoc false
     @enforce_keys [:socket, :owner, :monitor, :delivery]
-    # `resume` is the mode to go back to, while controlling_process/2 has the socket paused.
-    # `gauge` measures the mailbox of an owner that has a bound.
-    # `gone?`: the helper has closed it, and what is kept is all that will ever be there.
-    # `tell?`: the owner is to be told when it is closed.
+    # `resume` is the mode to return to after controlling_process/2, while it has paused the socket.
+    # `gauge` measures the mailbox of an owner with `max_queue:`.
+    # `gone?`: the helper has closed the socket, and only the kept items are left to take.
+    # `tell?`: the owner is sent `:netlink_closed` when the socket is closed.
     defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, gone?: false, tell?: true]
   end
 
@@ -36,7 +35,7 @@ defmodule NetlinkPort.Server.Sockets do
   @spec new(Reference.t()) :: t()
   def new(link), do: %__MODULE__{link: link}
 
-  @doc "How many there are."
+  @doc "How many sockets there are."
   @spec count(t()) :: non_neg_integer()
   def count(%__MODULE__{entries: entries}), do: map_size(entries)
 
@@ -46,15 +45,15 @@ defmodule NetlinkPort.Server.Sockets do
     match?(%{^handle => %{gone?: false}}, entries)
   end
 
-  @doc "Whether a handle is that of an open socket, or of one that is gone with things left to take."
+  @doc "Whether a socket is on the table: open, or closed by the helper with kept items left."
   @spec known?(t(), Socket.handle()) :: boolean()
   def known?(%__MODULE__{entries: entries}, handle), do: is_map_key(entries, handle)
 
-  @doc "The answer for a handle that no socket has."
+  @doc "The error for a handle that no socket has."
   @spec closed() :: raw()
   def closed, do: {:error, {:info, Errno.number(:ebadf), ""}}
 
-  @doc "Takes the grants that are due, for the helper."
+  @doc "Takes the collected grants, to be written to the helper."
   @spec take_grants(t()) :: {[binary()], t()}
   def take_grants(%__MODULE__{grants: grants} = sockets), do: {grants, %{sockets | grants: []}}
 
@@ -77,11 +76,11 @@ defmodule NetlinkPort.Server.Sockets do
 
   defp elsewhere?(owner), do: node(owner) != node()
 
-  # What may be sent to an owner whose mailbox has not been looked at yet.
+  # The mailbox of a new owner has not been measured yet, so the first credit is 0.
   defp credit(nil), do: :infinity
   defp credit(_gauge), do: 0
 
-  @doc "Forgets a socket; those who wait on it are told that it is closed."
+  @doc "Forgets a socket. Waiting `recv`s are answered with EBADF."
   @spec remove(t(), Socket.handle(), :closed | :owner_down | :namespace_gone) :: t()
   def remove(sockets, handle, reason) do
     {entry, entries} = Map.pop!(sockets.entries, handle)
@@ -92,8 +91,8 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   @doc """
-  The helper has closed a socket, since its namespace is gone. Its owner is told when what is kept has
-  been taken: at once, unless the owner has left something.
+  The helper has closed a socket because its namespace is gone. Its owner is sent `:netlink_closed` after the kept
+  items have been taken; at once if there are none.
   """
   @spec gone(t(), Socket.handle()) :: t()
   def gone(sockets, handle) do
@@ -102,13 +101,13 @@ defmodule NetlinkPort.Server.Sockets do
         Reference.retire_socket(sockets.link, entry.socket, told_of_end(entry, entry.owner))
         put(sockets, %{entry | gone?: true})
 
-      # Closed meanwhile.
+      # The owner has closed it meanwhile.
       _closed ->
         sockets
     end
   end
 
-  # What ends between the two is told again by the witness, rather than by nobody.
+  # If the server ends between the two calls the witness notifies the owner again: better twice than never.
   defp finish(sockets, %{owner: owner, socket: socket, monitor: monitor, tell?: tell?}) do
     if tell?, do: Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
     remove(sockets, Socket.handle(socket), :namespace_gone)
@@ -119,11 +118,11 @@ defmodule NetlinkPort.Server.Sockets do
     Telemetry.execute([:socket, event], measurements, metadata)
   end
 
-  @doc "What a monitor was for."
+  @doc "Which socket a monitor belongs to, and whether it is for the owner or for a waiting `recv`."
   @spec watched(t(), reference()) :: {:owner | :waiter, Socket.handle()} | nil
   def watched(%__MODULE__{monitors: monitors}, monitor), do: Map.get(monitors, monitor)
 
-  @doc "First half of controlling_process/2: the old owner is sent nothing more."
+  @doc "First half of controlling_process/2: from now on the old owner is sent no message."
   @spec pause(t(), Socket.handle(), pid()) :: {raw(), t()}
   def pause(sockets, handle, caller) do
     with_entry(sockets, handle, fn
@@ -137,7 +136,7 @@ defmodule NetlinkPort.Server.Sockets do
     end)
   end
 
-  @doc "Second half: the new owner gets what has come since."
+  @doc "Second half of controlling_process/2: the new owner is sent what has arrived since the first half."
   @spec give(t(), Socket.handle(), pid()) :: {raw(), t()}
   def give(sockets, handle, owner) do
     with_entry(sockets, handle, fn entry ->
@@ -145,7 +144,7 @@ defmodule NetlinkPort.Server.Sockets do
       monitor = Relay.monitor(owner, if(entry.tell?, do: entry.socket))
       sockets = forget(sockets, entry.monitor, entry.owner)
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
-      # The new owner's mailbox has not been looked at yet.
+      # The new owner's mailbox has not been measured yet.
       gauge = entry.gauge && MailboxGauge.new(entry.gauge.bound)
       delivery = %{entry.delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
       {:ok, effects, delivery} = Delivery.set_active(delivery, [entry.resume || false])
@@ -167,7 +166,7 @@ defmodule NetlinkPort.Server.Sockets do
 
   ## What passes
 
-  @doc "From now on what passes goes to a tap as well, or to none."
+  @doc "Copies all datagrams to a tap from now on; `nil` ends that."
   @spec tap(t(), Tap.t() | nil) :: t()
   def tap(sockets, tap) do
     sockets = %{sockets | tap: tap}
@@ -175,7 +174,7 @@ defmodule NetlinkPort.Server.Sockets do
     sockets
   end
 
-  @doc "The server sends a datagram, on behalf of another node."
+  @doc "The server sends a datagram on behalf of a process on another node."
   @spec sent(t(), Socket.handle(), iodata()) :: :ok
   def sent(sockets, handle, datagram), do: pass(sockets, :out, handle, datagram)
 
@@ -188,7 +187,7 @@ defmodule NetlinkPort.Server.Sockets do
 
   ## What arrives, and who takes it
 
-  @doc "Something has arrived for a socket, which may be closed by now."
+  @doc "An item has arrived for a socket, which may be closed by now."
   @spec arrive(t(), Socket.handle(), Delivery.item()) :: t()
   def arrive(%__MODULE__{tap: tap} = sockets, handle, {:data, datagram, _metadata} = item)
       when tap != nil do
@@ -217,7 +216,7 @@ defmodule NetlinkPort.Server.Sockets do
 
   defp take_in(sockets, handle, item) do
     case sockets.entries do
-      # The usual case, made short: nothing is kept, nobody waits, nothing is counted or relayed.
+      # The fast path for the usual case: no kept items, no waiting `recv`, no count, no credit, no relay.
       %{
         ^handle =>
           %{delivery: %{mode: true, credit: :infinity, relayed?: false}, gone?: false} = entry
@@ -236,14 +235,14 @@ defmodule NetlinkPort.Server.Sockets do
     end
   end
 
-  # A caller that has died, or whose time is up: what went to it would be lost. Its timer, or its
-  # monitor, has fired already or is about to, but may lie behind the datagram in the mailbox.
+  # A datagram for a caller that has died or timed out would be lost. The message of its monitor or timer may lie
+  # behind the datagram in the mailbox.
   defp stale?({_monitor, _timer, {pid, _tag}, give_up_at}) do
     (node(pid) == node() and not Process.alive?(pid)) or
       (give_up_at != :never and System.monotonic_time(:millisecond) > give_up_at)
   end
 
-  @doc "What was delivered to an owner on another node has left."
+  @doc "A datagram of `cost`, delivered to an owner on another node, has left this node."
   @spec relayed(t(), Socket.handle(), pos_integer()) :: t()
   def relayed(sockets, handle, cost) do
     case sockets.entries do
@@ -255,7 +254,7 @@ defmodule NetlinkPort.Server.Sockets do
     end
   end
 
-  @doc "The gauge of an owner's mailbox has something to say."
+  @doc "The gauge of the owner's mailbox has sent a report."
   @spec gauged(t(), Socket.handle(), MailboxGauge.report()) :: t()
   def gauged(sockets, handle, report) do
     case sockets.entries do
@@ -276,16 +275,16 @@ defmodule NetlinkPort.Server.Sockets do
     sockets |> perform(entry, effects) |> put(entry)
   end
 
-  # A former owner's mailbox says nothing.
+  # A report on the mailbox of a former owner is ignored.
   defp told_of?({:length, owner, _length}, asked), do: owner == asked
   defp told_of?(:rested, _owner), do: true
 
   @doc """
-  A process changes the mode of a socket; whoever waits on one that becomes active is told.
+  Changes the mode of a socket. If it becomes active, waiting `recv`s are answered with EINVAL.
 
-  Between the halves of controlling_process/2 nothing may go to the old owner, though the new one may
-  have heard from it and want more: then it counts from the second half on. The old owner itself can
-  only ask for it if it has given up handing over.
+  Between the halves of controlling_process/2 the socket must deliver nothing to the old owner. The new owner may know
+  of the socket by then, and change its mode: that change takes effect in the second half. A change by the old owner
+  means that it has given up handing over the socket.
   """
   @spec set_active(t(), Socket.handle(), [NetlinkPort.active() | integer()], pid()) ::
           {raw(), t()}
@@ -301,7 +300,7 @@ defmodule NetlinkPort.Server.Sockets do
 
   defp set_active_later(sockets, entry, changes) do
     case Delivery.mode(entry.resume, changes) do
-      # 0: the new owner is told of a count that has ended.
+      # The second half, given 0, sends the new owner `:netlink_passive` for the count that ended.
       {:ok, false, ended} when ended > 0 -> {{:ok, nil}, put(sockets, %{entry | resume: 0})}
       {:ok, resume, _ended} -> {{:ok, nil}, put(sockets, %{entry | resume: resume})}
       :einval -> {too_many(), sockets}
@@ -328,10 +327,10 @@ defmodule NetlinkPort.Server.Sockets do
   defp too_many, do: {:error, {:setsockopt, Errno.number(:einval), "active"}}
 
   @doc """
-  Someone wants one item within `left` ms. Without one there they wait, and are answered later.
+  A caller wants one item within `left` ms. If there is none, the caller waits and is answered later.
 
-  `left` is negative where the server is late: what is there is still handed out. The server has made
-  sure that the caller still waits, since a datagram handed to one that has given up would be lost.
+  A negative `left` means that the server is late: an item that is there is still handed out. The server has checked
+  that the caller still waits, since a datagram for a caller that has given up would be lost.
   """
   @spec recv(t(), Socket.handle(), GenServer.from(), timeout()) :: {raw() | :wait, t()}
   def recv(sockets, handle, from, left) do
@@ -345,7 +344,7 @@ defmodule NetlinkPort.Server.Sockets do
     end)
   end
 
-  # Who waits is watched, so that no datagram goes to a process that has died.
+  # The waiting caller is monitored, so that no datagram goes to a process that has died.
   defp wait(sockets, entry, {pid, _tag} = from, left) do
     monitor = Relay.monitor(pid)
     handle = Socket.handle(entry.socket)
@@ -357,7 +356,7 @@ defmodule NetlinkPort.Server.Sockets do
     put(%{sockets | monitors: monitors}, %{entry | delivery: delivery})
   end
 
-  @doc "One who waits has waited long enough, or has died."
+  @doc "A waiting `recv` has timed out, or its caller has died."
   @spec withdraw(t(), Socket.handle(), reference()) :: t()
   def withdraw(sockets, handle, monitor) do
     case sockets.entries do
@@ -371,14 +370,14 @@ defmodule NetlinkPort.Server.Sockets do
     end
   end
 
-  @doc "What is known of a socket in the VM."
+  @doc "What the server knows of a socket."
   @spec info(t(), Socket.handle()) :: raw()
   def info(sockets, handle) do
     {told, _sockets} = with_entry(sockets, handle, &{{:ok, told(&1)}, sockets})
     told
   end
 
-  @doc "The same of each socket."
+  @doc "As `info/2`, for each socket."
   @spec list(t()) :: [map()]
   def list(sockets), do: for({_handle, entry} <- sockets.entries, do: told(entry))
 
@@ -399,7 +398,7 @@ defmodule NetlinkPort.Server.Sockets do
     end
   end
 
-  # Every change of a socket comes through here, behind what it had to say.
+  # Every change of a socket ends here, after its messages were sent: grants and the end of a gone socket follow.
   defp put(sockets, entry) do
     handle = Socket.handle(entry.socket)
     {sockets, entry} = grant(sockets, handle, watch(entry, handle))
@@ -410,7 +409,7 @@ defmodule NetlinkPort.Server.Sockets do
       else: sockets
   end
 
-  # What is sent in another mode than `true` has a bound of its own.
+  # Credit bounds only mode `true`: `:once` and counts bound themselves.
   defp watch(%{gauge: gauge, delivery: %{mode: true} = delivery} = entry, handle)
        when gauge != nil do
     waiting? = Delivery.kept?(delivery)
@@ -449,14 +448,14 @@ defmodule NetlinkPort.Server.Sockets do
     Relay.deliver(owner, monitor, message, charge)
   end
 
-  # What the report of a relay says of a datagram.
+  # The relay names this handle and cost in its report when the datagram has left.
   defp charge(%{socket: socket}, {:data, datagram, _metadata}) do
     {Socket.handle(socket), Protocol.charge(byte_size(datagram))}
   end
 
   defp charge(_entry, _item), do: nil
 
-  # Answers one who waits.
+  # Answers a waiting `recv`.
   defp dismiss(sockets, {monitor, timer, {pid, _tag} = from, _give_up_at}, answer) do
     _left = timer && Process.cancel_timer(timer, async: true, info: false)
     Relay.reply(from, answer)

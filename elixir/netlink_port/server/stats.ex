@@ -1,15 +1,15 @@
 defmodule NetlinkPort.Server.Stats do
   @moduledoc false
-  # Statistics of sockets: what the server knows, merged with what the helper has counted. Runs in the process that
-  # asks.
+  # The statistics of sockets: what the server knows, merged with the counters of the helper. Runs in the calling
+  # process.
 
   alias NetlinkPort.{Error, Options, Socket}
   alias NetlinkPort.Server.Client
 
-  # This many processes ask at once: one after the other, thousands of sockets would take seconds.
+  # So many processes ask at once: with one, thousands of sockets would take seconds.
   @askers 16
 
-  @doc "The statistics of one socket; `known` is what its server knows."
+  @doc "The statistics of one socket. `known` is what its server knows."
   @spec of(Socket.t(), map()) :: {:ok, NetlinkPort.socket_stats()} | {:error, Error.t()}
   def of(%Socket{} = socket, known) do
     with {:ok, told} <- Client.request(socket, {:info, socket.handle}),
@@ -28,7 +28,7 @@ defmodule NetlinkPort.Server.Stats do
     end
   end
 
-  @doc "The statistics of all sockets of a server, by handle, without sockets that are closed meanwhile."
+  @doc "The statistics of all sockets of a server, by handle. Sockets that close meanwhile are left out."
   @spec all([map()]) :: [NetlinkPort.socket_stats()]
   def all(sockets), do: sockets |> gathered() |> Enum.sort_by(& &1.handle)
 

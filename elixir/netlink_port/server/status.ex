@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Server.Status do
   @moduledoc false
-  # What a server tells of itself and of its helper: to those who ask, in status and crash reports, in
-  # the log, and as telemetry of how it begins and ends.
+  # What a server reports of itself and of its helper: in replies to info/1 and stats/1, in status and crash reports,
+  # in the log, and as telemetry of its start and end.
 
   alias NetlinkPort.{Capability, Error, Helper, Redaction, Telemetry}
   alias NetlinkPort.Helper.{OsProcess, Protocol, Restarts}
@@ -9,7 +9,7 @@ defmodule NetlinkPort.Server.Status do
 
   require Logger
 
-  # `began` is when the start began, `started` when the helper had said hello, of the monotonic clock.
+  # Monotonic times: `began` when the start began, `started` when the helper had said hello.
   @type t :: %__MODULE__{
           name: GenServer.name() | nil,
           restarts: non_neg_integer(),
@@ -22,7 +22,7 @@ defmodule NetlinkPort.Server.Status do
   @enforce_keys [:name, :restarts, :log, :began]
   defstruct [:name, :restarts, :log, :began, :started, malformed: 0]
 
-  @doc "A server that begins to start."
+  @doc "The status of a server that starts now."
   @spec new(GenServer.name() | nil, Restarts.start()) :: t()
   def new(name, %{restarts: restarts, log: log}) do
     %__MODULE__{name: name, restarts: restarts, log: log, began: System.monotonic_time()}
@@ -40,7 +40,7 @@ defmodule NetlinkPort.Server.Status do
     %{status | started: now}
   end
 
-  @doc "It could not be started. A supervisor shows the error as a struct; this is the sentence."
+  @doc "The server could not start. A supervisor logs the error as a struct; this logs its sentence."
   @spec failed(t(), Error.t()) :: :ok
   def failed(status, error) do
     duration = System.monotonic_time() - status.began
@@ -49,7 +49,7 @@ defmodule NetlinkPort.Server.Status do
     log(status, nil, Exception.message(error))
   end
 
-  @doc "The server ends; `seen` says whether the helper has been seen to have ended."
+  @doc "The server ends. `seen` says whether the helper was seen to end."
   @spec ended(map(), term(), :gone | :ending | {:error, String.t()}) :: :ok
   def ended(%{status: status} = state, reason, seen) do
     os_pid = state.hello.os_pid
@@ -68,7 +68,7 @@ defmodule NetlinkPort.Server.Status do
 
   defp metadata(status, more), do: Map.merge(%{server: self(), name: status.name}, more)
 
-  # Lines are told by helpers that end, and those are bounded: more than a few a minute say nothing new.
+  # Restarts limits the lines: helpers that end again and again would flood the log.
   defp log(%{log: :none}, _os_pid, _line), do: :ok
 
   defp log(status, os_pid, line) do
@@ -89,7 +89,7 @@ defmodule NetlinkPort.Server.Status do
   defp gone(1), do: ", and its pin is gone"
   defp gone(count), do: ", and its #{count} pins are gone"
 
-  # An orderly end is not worth a line.
+  # Without words nothing is logged: the end was orderly.
   defp words({:helper_exit, code}, _seen) when is_integer(code),
     do: "has ended " <> exit_code(code)
 
@@ -113,7 +113,7 @@ defmodule NetlinkPort.Server.Status do
   defp ended(:gone), do: "has ended"
   defp ended(_not_seen), do: "cannot be reached any more"
 
-  # docs/protocol.md; 128 and more is a signal.
+  # docs/protocol.md lists the codes; 128 and more is a signal.
   defp exit_code(0), do: "by itself (exit code 0)"
   defp exit_code(65), do: "after a frame that was too long (exit code 65)"
   defp exit_code(70), do: "by a bug of its own (exit code 70): please report what it said"
@@ -127,7 +127,7 @@ defmodule NetlinkPort.Server.Status do
   defp exit_code(code) when code > 128, do: "by signal #{code - 128}"
   defp exit_code(code), do: "with exit code #{code}"
 
-  @doc "The helper could not read a command. The first says so in the log, the rest are counted."
+  @doc "The helper could not read a command. The first such event is logged, and all are counted."
   @spec malformed(map(), atom()) :: map()
   def malformed(%{status: status} = state, reason) do
     if status.malformed == 0,
@@ -136,9 +136,9 @@ defmodule NetlinkPort.Server.Status do
     %{state | status: %{status | malformed: status.malformed + 1}}
   end
 
-  ## For those who ask
+  ## For info/1 and stats/1
 
-  @doc "Of the helper, beside what it tells itself, for `NetlinkPort.info/1`."
+  @doc "For `NetlinkPort.info/1`: what the helper replied, with what its server knows of it."
   @spec info(map(), keyword()) :: map()
   def info(state, told) do
     Map.merge(Map.new(told), %{
@@ -153,8 +153,7 @@ defmodule NetlinkPort.Server.Status do
   end
 
   @doc """
-  Of the helper, for `NetlinkPort.stats/1`. What `/proc` says is read in a process of its own: the server
-  waits for no file.
+  For `NetlinkPort.stats/1`. A process of its own reads `/proc`, so that the server never waits for a file.
   """
   @spec stats(map(), keyword(), GenServer.from()) :: :ok
   def stats(%{status: status} = state, told, from) do
@@ -204,6 +203,6 @@ defmodule NetlinkPort.Server.Status do
     )
   end
 
-  # A start that has failed, with options for a state.
+  # The start has failed, so the state is still the options.
   def format(status), do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
 end

@@ -1,19 +1,19 @@
 defmodule NetlinkPort.Server.Witness do
   @moduledoc false
-  # Outlives its server by a moment. However the server ends, killed or not, the witness tells each owner on its
-  # node once that the socket is closed, and makes sure that the helper is gone. Owners hear nothing only if server
-  # and witness are killed at the same time.
+  # Outlives its server by a moment. However the server ends, also if it is killed, the witness sends each owner on
+  # its node `:netlink_closed` once, and makes sure that the helper has ended. Owners get nothing only if server and
+  # witness are killed at the same time.
   #
-  # The witness is the heir of the server's board of sockets. It alone sends `:netlink_closed` for the end of the
-  # server, so no owner is told twice. When the namespace of one socket is gone the server itself tells the owner,
-  # and takes the socket off the board. Owners on other nodes are told by the server's relay, behind everything
-  # that the relay still has for them.
+  # The witness is the heir of the server's board of sockets. For the end of the server only the witness sends
+  # `:netlink_closed`, so no owner gets it twice. When the namespace of one socket is gone, the server itself notifies
+  # the owner, and takes the socket off the board. Owners on other nodes are notified by the server's relay, after
+  # everything that the relay still holds for them.
 
   alias NetlinkPort.Helper.{OsProcess, Reference}
 
   require Logger
 
-  # How long a helper may take to notice the end of its standard input before it is killed.
+  # How long the helper has to notice the end of its standard input before it is killed, in ms.
   @patience 500
 
   # How long a server may take to stop in order, in ms, and how long the VM waits for all of it.
@@ -97,7 +97,7 @@ defmodule NetlinkPort.Server.Witness do
   end
 
   defp testify(reason, process) do
-    # A server without a board has no owners.
+    # A server that ended before it made a board has no owners.
     receive do
       {:"ETS-TRANSFER", board, _server, :board} -> tell_owners(board, reason)
     after
@@ -118,7 +118,8 @@ defmodule NetlinkPort.Server.Witness do
   defp plain({:shutdown, reason}), do: reason
   defp plain(reason), do: reason
 
-  # Where only kill(2) tells, each look is a program that runs, so that they become rarer.
+  # Waits until the helper is gone, and kills it at the deadline. If only kill(2) can tell, each check runs a program,
+  # so the pauses grow.
   defp see_to_it(process, deadline, pause \\ 10) do
     cond do
       OsProcess.gone?(process) ->
@@ -134,8 +135,8 @@ defmodule NetlinkPort.Server.Witness do
     end
   end
 
-  # It is tried again until the helper is seen to have ended, or until the VM stops: what is left then ends
-  # with it (PR_SET_PDEATHSIG). Without a descriptor, for one, there is neither /proc nor a shell.
+  # Tries again until the helper is seen to have ended, or the VM stops: PR_SET_PDEATHSIG then ends the helper. A try
+  # can fail, for example, when no descriptor is free: then neither /proc nor a shell can be opened.
   defp insist(process, told?) do
     with {:error, why} <- OsProcess.kill(process) do
       if not told?, do: tell(process.os_pid, why)

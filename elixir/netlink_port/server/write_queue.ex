@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Server.WriteQueue do
   @moduledoc false
-  # Writes the server's frames to its port, in order, without ever waiting. Frames that find the port busy are
-  # queued and tried again after a time: a port does not tell when it has room again.
+  # Writes the server's frames to its port, in order, and never waits. Frames for a busy port are queued, and written
+  # when a timer fires: a port does not notify when it has room again.
 
   alias NetlinkPort.Telemetry
 
@@ -17,7 +17,7 @@ defmodule NetlinkPort.Server.WriteQueue do
   @spec new(port()) :: t()
   def new(port), do: %__MODULE__{port: port}
 
-  @doc "Writes a frame, or queues it. With frames in the queue the calling process is sent `:retry`."
+  @doc "Writes a frame, or queues it. While frames are queued the calling process is sent `:retry`."
   @spec write(t(), iodata()) :: t()
   def write(%__MODULE__{} = outgoing, frame) do
     none_kept? = :queue.is_empty(outgoing.kept)
@@ -31,7 +31,7 @@ defmodule NetlinkPort.Server.WriteQueue do
     end
   end
 
-  @doc "Answers the message `:retry`."
+  @doc "Handles the message `:retry`."
   @spec retry(t()) :: t()
   def retry(%__MODULE__{} = outgoing), do: drain(%{outgoing | timer: nil})
 
@@ -53,7 +53,7 @@ defmodule NetlinkPort.Server.WriteQueue do
     end
   end
 
-  # A closed port sends its exit to the server, which ends by that.
+  # A closed port sends its exit to the server, which ends the server. So the frame counts as written.
   defp command(port, frame) do
     Port.command(port, frame, [:nosuspend])
   rescue

@@ -1,13 +1,13 @@
 defmodule NetlinkPort.Doctor.Capabilities do
   @moduledoc false
-  # What the helper may do as it runs, what cannot be done for want of which capability, and whether its
-  # own sandbox is on.
+  # Checks the capabilities of the helper as it runs, what does not work without a missing one, and whether its
+  # seccomp filter and no_new_privs are on.
 
   alias NetlinkPort.{Capability, Doctor, Environment}
   alias NetlinkPort.Helper.Execve
   alias NetlinkPort.Doctor.Remedy
 
-  # What cannot be done without it.
+  # What does not work without each capability.
   @needed [
     sys_admin: "no other namespace can be entered",
     net_admin: "nothing can be changed, and no place is verified",
@@ -52,7 +52,7 @@ defmodule NetlinkPort.Doctor.Capabilities do
 
   defp remedy(:net_admin, path), do: Remedy.capability(path, :net_admin)
 
-  # They are given up at start by every helper that is not told to keep them.
+  # The helper gives these up at its start, unless `keep:` names them.
   defp optional(held) do
     kept = for {name, _what} <- @optional, name in held, do: cap(name)
     given_up = for {name, what} <- @optional, name not in held, do: "#{name} (#{what})"
@@ -82,7 +82,7 @@ defmodule NetlinkPort.Doctor.Capabilities do
      remedy}
   end
 
-  # Only where the number is the helper's in this /proc, too.
+  # /proc/<pid>/status is the helper's only if /proc shows the pid namespace of this VM.
   defp sandbox(os_pid) do
     with true <- Environment.own_proc?(Environment.look()),
          {:ok, status} <- File.read("/proc/#{os_pid}/status") do

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Doctor.Executable do
   @moduledoc false
-  # The file: whether it is there, of this version, and who may write and run it.
+  # Checks the file of the helper: whether it exists, its version, and who may write and run it.
 
   import Bitwise, only: [&&&: 2]
 
@@ -86,7 +86,7 @@ defmodule NetlinkPort.Doctor.Executable do
   defp file_capabilities(_path, _mode, {:ok, %{text: ""}}),
     do: [{:ok, "file capabilities: none, so that it has those of who starts it", nil}]
 
-  # They are as good as none to whoever is in another user namespace, root of the machine included.
+  # In any other user namespace they do not count, not even for root of the machine.
   defp file_capabilities(_path, _mode, {:ok, %{text: text, rootid: rootid}}) when rootid != nil do
     {found, remedy} = Execve.foreign(rootid)
     [{:warn, "file capabilities: #{text}: #{found}", remedy}]
@@ -104,8 +104,8 @@ defmodule NetlinkPort.Doctor.Executable do
     [shared | powerless(path, names)]
   end
 
-  # The same reason for each of them is told once. Those that the bounding set lacks keep it from being run,
-  # which is told as such.
+  # A reason that holds for several capabilities is reported once. A capability that the bounding set lacks keeps the
+  # file from being run at all, which is another finding.
   defp powerless(path, names) do
     environment = Environment.look()
 

@@ -1,10 +1,10 @@
 defmodule NetlinkPort.Doctor.Kernel do
   @moduledoc false
-  # The kernel: what it is, and what it has, by trying.
+  # Checks the kernel: its version, and by trying what it supports.
 
   alias NetlinkPort.{Doctor, Error}
 
-  # pidfds, as the program uses them, and /proc as it reads it.
+  # The oldest version with pidfds and /proc as the helper uses them.
   @oldest {5, 8}
   @protocols ~w(route generic netfilter sock_diag xfrm audit kobject_uevent connector crypto rdma selinux
                 fib_lookup scsitransport iscsi usersock)a
@@ -80,7 +80,7 @@ defmodule NetlinkPort.Doctor.Kernel do
     end
   end
 
-  # Whatever comes of the namespace itself: the watch is made first.
+  # The namespace itself may fail to open: pidfd_open(2) comes before that, and only it is checked here.
   defp pidfd(server) do
     place = {:pid, String.to_integer(System.pid())}
 
@@ -97,7 +97,7 @@ defmodule NetlinkPort.Doctor.Kernel do
     end
   end
 
-  # A kernel that is new enough has it.
+  # A new kernel has pidfd_open(2), so something before the kernel refuses it.
   defp allow do
     {major, minor, _patch} = :os.version()
 

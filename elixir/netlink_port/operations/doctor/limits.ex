@@ -1,13 +1,13 @@
 defmodule NetlinkPort.Doctor.Limits do
   @moduledoc false
-  # Limits of buffers, descriptors and watches, and whether the helper may go beyond the first.
+  # Checks the limits of buffers, descriptors and watches, and whether the helper may exceed the limit of buffers.
 
   alias NetlinkPort.Doctor
 
-  # What the kernel has by default, include/linux/skmbuff.h; a storm of route events fills it in 1 ms.
+  # The kernel's default (include/linux/skmbuff.h). A storm of route events fills it in 1 ms.
   @usual 212_992
   @large 8_388_608
-  # By default before Linux 6.8, where no namespace but the first tells it.
+  # The default before Linux 6.8. Until then only the initial network namespace shows the value.
   @optmem 20_480
   @few_fds 1_024
   @few_instances 128
@@ -25,8 +25,8 @@ defmodule NetlinkPort.Doctor.Limits do
     {:ok, "net.core: " <> Enum.join(told, ", "), nil}
   end
 
-  # By trying, with what a storm of events takes. The kernel tells twice the bytes that it grants, which is what
-  # they take with its own records, socket(7).
+  # Tries with a buffer that holds a storm of events. The kernel reports twice the bytes that it grants, to include
+  # its own records, socket(7).
   defp forced(server) do
     limit = sysctl("net/core/rmem_max") || @usual
     asked = max(limit + 4_096, @large)
@@ -55,7 +55,8 @@ defmodule NetlinkPort.Doctor.Limits do
     end
   end
 
-  # struct bpf_prog and what the kernel puts before the instructions; setopts/2 takes no more than these.
+  # The size of struct bpf_prog and its head, and that of an instruction. setopts/2 takes at most so many
+  # instructions.
   @filter_head 112
   @instruction 8
   @instructions 4_096
@@ -79,7 +80,7 @@ defmodule NetlinkPort.Doctor.Limits do
   defp fds(count),
     do: {:ok, "#{count} descriptors of the helper, one a socket or pin (RLIMIT_NOFILE)", nil}
 
-  # The kernel looks descriptors that a message names up in the table of the helper, its sender.
+  # The kernel looks up a descriptor in a message in the table of the sender, which is the helper.
   defp low_fds(%{lowest_fd: lowest}) when lowest >= @few_fds do
     {:ok,
      "its descriptors lie from #{lowest} on: a smaller number in a message (IFLA_NET_NS_FD) is EBADF",

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Doctor.Namespaces do
   @moduledoc false
-  # Whether namespaces can be entered: those that `ip netns` has made, or those that were asked for.
+  # Checks whether namespaces can be entered: those of `ip netns`, or those that the caller named.
 
   alias NetlinkPort.{Doctor, FileName, Redaction, Socket}
 
@@ -31,7 +31,7 @@ defmodule NetlinkPort.Doctor.Namespaces do
 
   def checks(server, places), do: told(for place <- places, do: check(server, place))
 
-  # One that is deleted meanwhile is no fault.
+  # A namespace that is deleted during the check is no fault.
   defp listed(server, places) do
     looks = for place <- places, do: check(server, place)
 
@@ -46,7 +46,7 @@ defmodule NetlinkPort.Doctor.Namespaces do
     reached(for({:ok, place} <- well, do: place)) ++ Enum.flat_map(alike(rest), &some/1)
   end
 
-  # The same reason for many is told for some of them.
+  # Of many namespaces that fail for the same reason only some are shown.
   defp alike(failed) do
     failed
     |> Enum.group_by(fn {_check, reason} -> reason end, fn {check, _reason} -> check end)
@@ -95,8 +95,8 @@ defmodule NetlinkPort.Doctor.Namespaces do
      "it tells only those with CAP_NET_ADMIN there"}
   end
 
-  # A file that is mounted nowhere here: left over after a reboot, or alive in another mount namespace, where it
-  # would end if the file were deleted. Which, cannot be seen from here; so nothing is said that deletes it.
+  # No namespace is mounted on the file here. The file was left behind by a reboot, or a namespace is mounted on it in
+  # another mount namespace. Danger: deleting the file would end that namespace, so no remedy here deletes it.
   defp failed({:name, _name}, %{stage: :setns, reason: :einval}, line) do
     {:warn, line,
      "it is left over, or it is alive in another mount namespace, the host's say: `ip netns list` tells where it was " <>
@@ -108,6 +108,6 @@ defmodule NetlinkPort.Doctor.Namespaces do
     {:fail, line, "see CAP_#{lacks |> Atom.to_string() |> String.upcase()} above"}
   end
 
-  # Its own sentence says what to do.
+  # The error's sentence already says what to do.
   defp failed(_place, _error, line), do: {:fail, line, nil}
 end

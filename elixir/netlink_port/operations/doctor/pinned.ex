@@ -1,10 +1,10 @@
 defmodule NetlinkPort.Doctor.Pinned do
   @moduledoc false
-  # Namespaces that are there only because sockets or pins of ours are: no process is in them, no mount and no
-  # descriptor of anybody stands for them. proc(5), namespaces(7).
+  # Finds namespaces that only sockets or pins of this node's servers keep alive: no process is in them, and no mount
+  # and no descriptor of another process stands for them. proc(5), namespaces(7).
   #
-  # Two things hold a namespace that /proc does not show: sockets that somebody else has there and has
-  # left it, and the kernel's own. So such a namespace may live on when ours are closed.
+  # /proc does not show all holders. Another process may have sockets in a namespace that it has left, and the kernel
+  # has sockets of its own. So such a namespace may live on when our sockets and pins are closed.
 
   alias NetlinkPort.{Doctor, Environment, Redaction}
   alias NetlinkPort.Server.Witness
@@ -19,11 +19,11 @@ defmodule NetlinkPort.Doctor.Pinned do
     if spaces == %{} do
       [{:ok, "no server of this node has a socket or a pin", nil}]
     else
-      # All helpers, of which some may not have answered.
+      # The helpers of the servers that have answered.
       helpers = MapSet.new(for stats <- told, do: "#{stats.os_pid}")
       environment = Environment.look()
 
-      # Numbers of another pid namespace would take the helpers for others, and others for helpers.
+      # In a foreign /proc the ids of helpers would name other processes.
       {left, unseen} =
         if Environment.own_proc?(environment),
           do: unheld(Map.keys(spaces), helpers),
@@ -35,12 +35,12 @@ defmodule NetlinkPort.Doctor.Pinned do
   end
 
   @typedoc """
-  Processes of which it cannot be told where they are, and those of whose descriptors it cannot be told what they
-  stand for.
+  `places`: processes whose network namespace cannot be read. `descriptors`: processes with descriptors that cannot be
+  examined.
   """
   @type unseen :: %{places: [String.t()], descriptors: [String.t()]}
 
-  @doc "Which of these namespaces (inodes) nothing holds that `/proc` shows, these processes aside."
+  @doc "The namespaces (inodes) that nothing visible in `/proc` holds, except the processes `helpers`."
   @spec unheld([pos_integer()], MapSet.t(String.t())) :: {[pos_integer()], unseen()}
   def unheld(inodes, helpers) do
     pids = for pid <- ls("/proc"), pid =~ ~r/^\d+$/, pid not in helpers, do: pid
@@ -53,18 +53,18 @@ defmodule NetlinkPort.Doctor.Pinned do
     {Enum.filter(inodes, &("net:[#{&1}]" in left)), unseen}
   end
 
-  # Each namespace with one of its processes.
+  # Collects each namespace with one of its processes, and the processes whose namespace cannot be read.
   defp process(pid, {links, closed}) do
     case File.read_link("/proc/#{pid}/ns/net") do
       {:ok, link} -> {Map.put_new(links, link, pid), closed}
-      # Ended; a zombie has none.
+      # It has ended, or is a zombie, which has no namespace.
       {:error, reason} when reason in [:enoent, :esrch, :einval] -> {links, closed}
       {:error, _not_ours} -> {links, [pid | closed]}
     end
   end
 
-  # Of those, who is where another is that can be looked at. A file below /proc/<pid>/net anybody may
-  # look at, and its inode is another in each namespace.
+  # Of the unreadable processes, those that share a namespace with a readable one. /proc/<pid>/net can be read by
+  # every user, and the inodes of its files differ in each namespace.
   defp beside(closed, links) do
     known = MapSet.new(Map.values(links), &place/1)
     Enum.filter(closed, &(place(&1) in known))
@@ -80,7 +80,7 @@ defmodule NetlinkPort.Doctor.Pinned do
       else: []
   end
 
-  # A container has mounts of its own: one process of each mount namespace is asked.
+  # A container has its own mounts, so one process of each mount namespace is read.
   defp mounts(left, pids) do
     pids
     |> Enum.uniq_by(
@@ -88,7 +88,7 @@ defmodule NetlinkPort.Doctor.Pinned do
     )
     |> Enum.reduce(left, fn pid, left ->
       with {:ok, text} <- File.read("/proc/#{pid}/mountinfo") do
-        # The fourth field of an nsfs is the namespace.
+        # The fourth field of an nsfs mount is the namespace.
         for [link] <- Regex.scan(~r/net:\[\d+\]/, text), reduce: left do
           left -> MapSet.delete(left, link)
         end
@@ -98,7 +98,7 @@ defmodule NetlinkPort.Doctor.Pinned do
     end)
   end
 
-  # What nobody holds, and the processes of which a descriptor cannot be told.
+  # The namespaces that no thread or descriptor holds, and the processes with a descriptor that cannot be examined.
   defp threads_and_files(left, pids) do
     Enum.reduce(pids, {left, []}, fn pid, {left, untold} ->
       threads = for thread <- ls("/proc/#{pid}/task"), do: link(pid, "task/#{thread}/ns/net")
@@ -127,15 +127,17 @@ defmodule NetlinkPort.Doctor.Pinned do
   end
 
   @doc """
-  What a descriptor holds, by its link and its fdinfo: a namespace that the link names, or what may be one, by its
-  inode. One that was opened by a path is shown as that, and as `/` once that is unmounted: so its inode is
-  looked at, and not by stat(2), which can hang on what is none of ours (NFS), before it can be one. Before
-  Linux 5.14 fdinfo has no inode: what is shown as `/` cannot be told then, and other paths are seen as mounts.
+  What a descriptor holds, from its link and its fdinfo: the namespace that the link names, or the inode of what may
+  be a namespace.
+
+  The link of a descriptor that was opened by a path shows the path, and `/` once the path is unmounted. So the inode
+  in fdinfo decides whether it may be a namespace. stat(2) is called only then, since on a foreign file system (NFS)
+  it can hang. Before Linux 5.14 fdinfo has no inode: then `/` is `:untold`, and other paths are found as mounts.
   """
   @spec holds(String.t(), String.t()) :: {:link, String.t()} | {:stat, String.t()} | :untold | nil
   def holds("/" <> _ = path, fdinfo) do
     case Regex.run(~r/^ino:\s+(\d+)$/m, fdinfo) do
-      # Those of the kernel's namespaces are beyond 0xF0000000.
+      # The kernel's namespaces have inodes from 0xF0000000 on.
       [_line, "4" <> <<_::binary-size(9)>> = inode] -> {:stat, inode}
       [_line, _another] -> nil
       nil -> if path == "/", do: :untold
@@ -162,7 +164,7 @@ defmodule NetlinkPort.Doctor.Pinned do
     for(inode <- left, do: alone(inode, users(spaces[inode]), unseen)) ++ silent(silent)
   end
 
-  # Whoever else is there would not be seen.
+  # Other holders of the namespace would not be visible.
   defp alone(inode, {_kinds, users}, %{why: why}) when why != nil do
     {:warn,
      "#{inode}, where #{users} is open: #{why}; so it cannot tell whether anything else keeps it alive",

@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Doctor.Remedy do
   @moduledoc false
-  # What to do about an executable, by where it lies. One that users may write to, as that of a build, gets
-  # no capabilities where it is: who could write there would have them.
+  # The remedy for an executable, by where it lies. Danger: a file that users may write to, such as that of a build,
+  # must not get capabilities where it lies, since every such user would then have them.
 
   import Bitwise, only: [&&&: 2]
 
@@ -11,7 +11,7 @@ defmodule NetlinkPort.Doctor.Remedy do
   @usual "/usr/local/lib/netlink_port"
   @name "NETLINK_PORT_EXECUTABLE, `executable:` or --executable"
 
-  @doc "Whether only root can have put it there, outside of a build."
+  @doc "Whether the file was installed: only root can have put it there, and it is not that of a build."
   @spec installed?(Path.t()) :: boolean()
   def installed?(path) do
     folder = Path.dirname(path)
@@ -25,8 +25,8 @@ defmodule NetlinkPort.Doctor.Remedy do
   end
 
   @doc """
-  For a helper that lacks a capability: what keeps it from having that, or how it gets it. `usual` is where one
-  may be installed already.
+  The remedy for a helper that lacks a capability: the reason that it cannot have it, or how it gets it. `usual` is
+  the path at which a helper may be installed already.
   """
   @spec capability(Path.t(), atom(), Path.t()) :: String.t()
   def capability(path, capability, usual \\ @usual) do
@@ -62,7 +62,7 @@ defmodule NetlinkPort.Doctor.Remedy do
     end
   end
 
-  @doc "For a helper that everybody may run, with its capabilities."
+  @doc "The remedy for a helper with capabilities that every user may run."
   @spec group(Path.t()) :: String.t()
   def group(path) do
     if installed?(path),
@@ -71,7 +71,7 @@ defmodule NetlinkPort.Doctor.Remedy do
         "install it for a group: mix netlink_port.install --to #{Path.dirname(@usual)} --group GROUP"
   end
 
-  @doc "For a helper of another version."
+  @doc "The remedy for a helper of another version."
   @spec version(Path.t()) :: String.t()
   def version(path) do
     cond do
@@ -87,7 +87,7 @@ defmodule NetlinkPort.Doctor.Remedy do
     end
   end
 
-  @doc "For what is no helper: it is left alone."
+  @doc "The remedy for a file that is not a helper. The file itself is left alone."
   @spec another(Path.t()) :: String.t()
   def another(path) do
     if path == Helper.Executable.built(),
@@ -95,7 +95,7 @@ defmodule NetlinkPort.Doctor.Remedy do
       else: "it is another program; name the helper by #{@name}"
   end
 
-  @doc "For what is not there."
+  @doc "The remedy for a file that does not exist."
   @spec missing(Path.t() | nil) :: String.t()
   def missing(path) do
     if path != nil and path == Helper.Executable.built(),
@@ -103,7 +103,7 @@ defmodule NetlinkPort.Doctor.Remedy do
       else: "name one that is there by #{@name}; `mix netlink_port.install` installs one"
   end
 
-  # For the group that it has, if that is one.
+  # For the group of the installed file, unless that is root's.
   defp install(path) do
     group =
       case File.stat(path) do

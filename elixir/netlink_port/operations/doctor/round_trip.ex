@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Doctor.RoundTrip do
   @moduledoc false
-  # How long a request takes, from the caller to the kernel and back.
+  # Measures how long a request takes, from the caller to the kernel and back.
 
   alias NetlinkPort.Doctor
 

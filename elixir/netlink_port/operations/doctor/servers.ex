@@ -1,14 +1,14 @@
 defmodule NetlinkPort.Doctor.Servers do
   @moduledoc false
-  # The servers that run on this node.
+  # Checks the servers that run on this node.
 
   alias NetlinkPort.{Doctor, Error}
   alias NetlinkPort.Operations.Survey
 
-  # How long a server may take to tell, in ms.
+  # How long a server may take to answer, in ms.
   @patience 5_000
 
-  @doc "What each server tells, but for the doctor's own."
+  @doc "The answer of each server, except the doctor's own."
   @spec stats(pid() | nil) :: [Survey.told()]
   def stats(own), do: Survey.stats(@patience, [own])
 
@@ -22,7 +22,7 @@ defmodule NetlinkPort.Doctor.Servers do
 
   def checks(servers), do: Enum.flat_map(servers, &check/1)
 
-  # It has ended meanwhile.
+  # The server has ended meanwhile.
   defp check({_server, {:error, %Error{reason: :esrch}}}), do: []
 
   defp check({server, {:error, error}}) do
@@ -72,7 +72,7 @@ defmodule NetlinkPort.Doctor.Servers do
     end
   end
 
-  # What waits keeps the kernel from forgetting what it could not tell: NetlinkPort.setopts/2.
+  # With broadcast_error conntrack keeps the entry of a flow until its end could be delivered: NetlinkPort.setopts/2.
   defp backed_up?(%{broadcast_error: true} = socket) do
     socket.window_left == 0 or 2 * socket.queued_bytes > socket.queue_limit
   end

@@ -1,13 +1,13 @@
 defmodule NetlinkPort.Top.Screen do
   @moduledoc false
-  # Two looks in, lines out. Pure.
+  # Turns two looks into the lines of a screen. Pure functions.
 
   alias NetlinkPort.{Socket, Top}
 
-  @typedoc "Rows and columns, or no bound."
+  @typedoc "Rows and columns, or no limit."
   @type size :: {pos_integer(), pos_integer()} | :infinity
 
-  # What each column says, its width, negative for those that begin at the left.
+  # The title and the width of each column. A negative width aligns left.
   @servers [
     {"SERVER", -28},
     {"PID", 8},
@@ -35,7 +35,7 @@ defmodule NetlinkPort.Top.Screen do
     {"KEPT", 6}
   ]
 
-  @doc "The lines of a screen. Without a look before there are no rates yet."
+  @doc "The lines of a screen. Without an earlier look there are no rates."
   @spec lines(Top.sample() | nil, Top.sample(), size()) :: [String.t()]
   def lines(before, now, size) do
     sockets = sockets(before, now)
@@ -48,7 +48,7 @@ defmodule NetlinkPort.Top.Screen do
     |> fit(size)
   end
 
-  # Sockets say more than servers: those get a third of the screen.
+  # Servers get a third of the screen, since sockets say more.
   defp some(lines, :infinity), do: lines
   defp some(lines, {rows, _columns}), do: first(lines, max(div(rows, 3), 2))
 
@@ -102,7 +102,7 @@ defmodule NetlinkPort.Top.Screen do
     ])
   end
 
-  # What is not registered by an atom has another name, or none.
+  # The name as registered with the server, that of its pid on its node, or the pid.
   defp name({_pid, %{name: name}}, _names) when name != nil, do: inspect(name)
   defp name({pid, _stats}, names), do: Map.get(names, pid) || inspect(pid)
 
@@ -126,7 +126,7 @@ defmodule NetlinkPort.Top.Screen do
 
   ## Sockets
 
-  # With their rates, those with the highest first.
+  # The sockets with their rates, the highest first.
   defp sockets(before, now) do
     elapsed = elapsed(before, now)
 
@@ -186,7 +186,7 @@ defmodule NetlinkPort.Top.Screen do
     end
   end
 
-  # Nothing passes through a pin: a line says that it is there.
+  # A pin has no traffic, so its line has no rates.
   defp pins(now) do
     for {_pid, stats} <- now.servers, pin <- pins_of(stats) do
       owner = Map.get(now.names, pin.owner) || inspect(pin.owner)
@@ -194,11 +194,11 @@ defmodule NetlinkPort.Top.Screen do
     end
   end
 
-  # A node with an older version has none, and a server that does not answer.
+  # An older version reports no pins, and a server that does not answer reports nothing.
   defp pins_of(%{pins: pins}), do: pins
   defp pins_of(_stats), do: []
 
-  # A path can hold any byte, and a terminal obeys some.
+  # A path can hold any byte, and a terminal obeys some of them.
   defp plain(place), do: place |> inspect() |> String.trim("\"")
 
   defp percent(_part, 0), do: nil
@@ -209,7 +209,7 @@ defmodule NetlinkPort.Top.Screen do
 
   ## Cells
 
-  # One that is too long for its column pushes the others, unless it can be cut.
+  # A cell on the left is cut to its column. A cell on the right that is too long moves the following ones.
   defp row(columns, cells) do
     columns
     |> Enum.zip(cells)
@@ -220,7 +220,7 @@ defmodule NetlinkPort.Top.Screen do
 
   defp cell(cell, width) when width < 0 do
     text = to_string(cell)
-    # The end tells more than the beginning, of a path and of a module.
+    # The end of a path or a module says more than the beginning.
     text =
       if String.length(text) > -width,
         do: "…" <> String.slice(text, (width + 1)..-1//1),
@@ -231,11 +231,11 @@ defmodule NetlinkPort.Top.Screen do
 
   defp cell(cell, width), do: cell |> to_string() |> String.pad_leading(width)
 
-  @doc "A number for people: 4 digits at most, and a letter."
+  @doc "A number for people: at most 4 digits, and a letter for its scale."
   @spec count(number()) :: String.t()
   def count(number), do: scale(number, ["", "k", "M", "G", "T"], 1_000)
 
-  @doc "Bytes for people."
+  @doc "A number of bytes for people."
   @spec bytes(number()) :: String.t()
   def bytes(number), do: scale(number, ["B", "kB", "MB", "GB", "TB"], 1_000)
 
