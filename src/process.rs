@@ -6,7 +6,7 @@ use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{openat, readlinkat, OFlag, AT_FDCWD};
 use nix::poll::{ppoll, PollFd, PollFlags};
-use nix::sys::stat::{fstat, Mode};
+use nix::sys::stat::{fstat, FileStat, Mode};
 use nix::sys::time::TimeSpec;
 use nix::unistd::read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -99,11 +99,14 @@ pub fn of(folder: &OwnedFd, id: i32, own: bool) -> Option<Held> {
     let (number, fields) = (stat.split(' ').next()?, stat.rsplit(')').next()?);
     // Field 22, counted from behind the name, which may hold anything.
     let started = fields.split_whitespace().nth(19)?.parse().ok()?;
-    let inode = pidfd.as_ref().ok().and_then(|pidfd| fstat(pidfd).ok());
+    // Inode numbers have 32 bits on some machines.
+    #[allow(clippy::useless_conversion)]
+    let inode = |stat: FileStat| u64::from(stat.st_ino);
+    let stat = pidfd.as_ref().ok().and_then(|pidfd| fstat(pidfd).ok());
     let process = Process {
         id,
         started,
-        inode: inode.map_or(0, |stat| stat.st_ino),
+        inode: stat.map_or(0, inode),
     };
     (number.parse() == Ok(id)).then_some(Held { process, pidfd })
 }

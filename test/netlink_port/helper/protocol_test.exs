@@ -120,7 +120,7 @@ defmodule NetlinkPort.ProtocolTest do
       tested = Map.keys(commands()) ++ Map.keys(events())
       assert Enum.sort(tested) == vectors() |> Map.keys() |> Enum.sort()
       # vectors/0 is a map: a name that is there twice would hide one of them.
-      lines = Path.expand("../../docs/vectors.txt", __DIR__) |> File.read!() |> String.split("\n")
+      lines = Path.expand("../../../docs/vectors.txt", __DIR__) |> File.read!() |> String.split("\n")
       assert Enum.count(lines, &(&1 =~ ~r/^[^#].*: [0-9a-f]+$/)) == length(tested)
     end
 
@@ -146,7 +146,7 @@ defmodule NetlinkPort.ProtocolTest do
   end
 
   test "every atom that the program can send exists before it does" do
-    sources = Path.expand("../../src/*.rs", __DIR__) |> Path.wildcard() |> Map.new(&source/1)
+    sources = Path.expand("../../../src/*.rs", __DIR__) |> Path.wildcard() |> Map.new(&source/1)
     properties = Regex.scan(~r/\b(?:property|number)\(\s*"(\w+)"/, Enum.join(Map.values(sources)))
     # Stages, and the reasons of `malformed`: arms of the two functions `atom`.
     arms = Regex.scan(~r/Self::\w+ => "(\w+)",/, sources["error.rs"] <> sources["etf.rs"])
