@@ -316,8 +316,8 @@ defmodule NetlinkPort.TelemetryTest do
 
     shared =
       for {file, object, pattern} <- [
-            {"sockets.ex", "socket", ~r/tell\(\w+, :(\w+),/},
-            {"capture.ex", "capture", ~r/told\(state, :(\w+),/}
+            {"server/sockets.ex", "socket", ~r/tell\(\w+, :(\w+),/},
+            {"capture/capture.ex", "capture", ~r/told\(state, :(\w+),/}
           ],
           [_all, event] <-
             Regex.scan(pattern, File.read!(Path.join(Path.dirname(catalogue), file))),
