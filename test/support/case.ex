@@ -21,6 +21,7 @@ defmodule NetlinkPort.Case do
   @doc "Makes a namespace with its loopback up; returns its name."
   def netns! do
     name = "#{@prefix}#{System.pid()}-#{System.unique_integer([:positive])}"
+
     # The status is not checked: inside unshare -Ur ip(8) makes the namespace, and then cannot return from it.
     {output, _status} = as_root("ip", ["netns", "add", name])
     on_exit(fn -> as_root("ip", ["netns", "del", name]) end)
