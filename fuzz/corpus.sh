@@ -1,6 +1,6 @@
 #!/bin/sh
-# The corpora are one file a target, corpus/TARGET: an input a line, its name and its bytes in hexadecimal
-# digits, sorted by name. libFuzzer reads and writes folders of one file an input.
+# Each target has one corpus, the file corpus/TARGET. Each line is an input: its name, and its bytes in hexadecimal
+# digits. Lines are sorted by name. libFuzzer reads and writes folders with one file for each input.
 #
 #   corpus.sh unpack TARGET FOLDER   writes the inputs of a corpus into a folder
 #   corpus.sh pack TARGET FOLDER     writes a corpus from the files of a folder

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Takes into the corpora the inputs that fuzzing has found, and drops inputs that cover nothing of their own.
-# The seeds of seed.sh stay.
+# Adds the inputs that fuzzing has found to the corpora, and removes inputs that add no coverage. The seeds of
+# seed.sh stay.
 set -eu
 cd "$(dirname "$0")"
 for target in frame term command; do

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Puts the seeds into the corpora: the vectors of docs/vectors.txt, and the limits of the decoder, one input
-# on either side of each.
+# Puts the seeds into the corpora: the vectors of docs/vectors.txt, and for each limit of the decoder an input at
+# the limit and an input beyond it.
 set -eu
 cd "$(dirname "$0")"
 for target in frame term command; do
@@ -18,13 +18,13 @@ grep -v '^#' ../docs/vectors.txt | while IFS=: read -r name hex; do
   hex=${hex# }
   file=seed-$(printf %s "$name" | tr ' ' -)
   bytes "$hex" | tee "target/seeds/term/$file" >"target/seeds/command/$file"
-  # One chunk of a script (src/testing/properties.rs): how long it is but one, the header, the frame.
+  # A script of one chunk (src/testing/properties.rs): the length of the chunk less one, the header, the frame.
   length=$((${#hex} / 2))
   bytes "$(printf '%02x%08x' $((length + 3)) $length)$hex" >"target/seeds/frame/$file"
 done
 
-# Of 4 GiB; one beyond the check's limit; at it, but cut; empty ones; one that makes the buffer grow
-# and one behind it that lets it shrink; byte by byte.
+# Frames: of 4 GiB; one byte longer than the limit; within the limit, but cut; empty frames; a frame that makes the
+# buffer grow, and one behind it that lets it shrink; a frame in chunks of one byte.
 bytes 03ffffffff >target/seeds/frame/seed-4-gib
 bytes 0300000201 >target/seeds/frame/seed-too-long
 bytes 0a0000020083680277 >target/seeds/frame/seed-cut

@@ -4,8 +4,8 @@
 //!     0    4     8        16       24           64
 //!     | nr | arch | ip     | args[0] | …          |     each argument 64 bits, in the machine's byte order
 //!
-//! Invariant: a call that no rule lists ends the program, and so does every call through another
-//! ABI of the same machine (32 bits on a 64-bit kernel): its numbers mean other calls.
+//! Invariant: a call that no rule lists ends the program, and so does every call through another ABI of the same
+//! machine (32 bits on a 64-bit kernel), where the numbers mean other calls.
 
 use libc::{c_long, sock_filter};
 use libc::{BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
@@ -67,33 +67,33 @@ const NUMBER_AT: u32 = 0;
 const ARCH_AT: u32 = 4;
 const ARGUMENTS_AT: u32 = 16;
 
-/// What an argument must be. The lower 32 bits are looked at: all that the kernel takes of an int.
+/// A test of an argument. It sees the lower 32 bits, which are all that the kernel takes of an int.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Test {
-    /// It is this.
+    /// The argument is this.
     Equal(u32),
     /// None of these bits is set.
     NoneOf(u32),
 }
 
-/// The calls that are let through: whatever their arguments are, or where one of the tests passes.
+/// The calls that are allowed: with any arguments (`None`), or if one of the tests passes.
 #[derive(Debug, Default)]
 pub struct Rules(BTreeMap<c_long, Option<Vec<(u8, Test)>>>);
 
 impl Rules {
-    /// Lets a call through, whatever its arguments are.
+    /// Allows a call with any arguments.
     pub fn allow(&mut self, call: c_long) {
         self.0.insert(call, None);
     }
 
-    /// Lets a call through where this argument, from 0, passes, beside those it passes with already.
+    /// Allows a call if an argument, counted from 0, passes `test`. Earlier tests of the call still count.
     pub fn allow_if(&mut self, call: c_long, argument: u8, test: Test) {
         if let Some(tests) = self.0.entry(call).or_insert_with(|| Some(Vec::new())) {
             tests.push((argument, test));
         }
     }
 
-    /// The program. Each call is compared with one number after the other, in their order.
+    /// The program. It compares the number of a call with that of one rule after the other.
     pub fn assemble(&self) -> Vec<sock_filter> {
         let mut program = vec![
             load(ARCH_AT),
@@ -110,7 +110,7 @@ impl Rules {
                     each.chain([end(SECCOMP_RET_KILL_PROCESS)]).collect()
                 }
             };
-            // At most a handful of tests: far below the 255 that a jump reaches.
+            // A call has few tests, far below the 255 instructions that a jump reaches.
             program.push(skip_if_equal(*call as u32, 0, verdict.len() as u8));
             program.extend(verdict);
         }
@@ -119,7 +119,7 @@ impl Rules {
     }
 }
 
-/// Ends with leave if the argument passes, and goes on behind itself if not.
+/// Instructions that allow the call if the argument passes, and otherwise go on behind themselves.
 fn let_through(argument: u8, test: Test) -> Vec<sock_filter> {
     let low = if cfg!(target_endian = "little") { 0 } else { 4 };
     let mut program = vec![load(ARGUMENTS_AT + 8 * u32::from(argument) + low)];
@@ -185,7 +185,7 @@ mod tests {
         rules.allow(7);
         rules.allow_if(9, 2, Test::Equal(5));
         rules.allow_if(9, 1, Test::NoneOf(0xf0));
-        // Those with a test stay so: what is let through only grows.
+        // A test added to a call that is allowed with any arguments changes nothing.
         rules.allow(11);
         rules.allow_if(11, 0, Test::Equal(1));
         let program = rules.assemble();

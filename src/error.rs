@@ -1,4 +1,4 @@
-//! What can go wrong, in the words of the wire: a stage, an errno, a detail.
+//! Errors as the wire has them: a stage, an errno, a detail.
 
 use nix::errno::Errno;
 use std::borrow::Cow;
@@ -27,7 +27,7 @@ pub enum Stage {
     Recv,
     /// A system call that looks at a socket or the program itself.
     Info,
-    /// inotify(7) or pidfd_open(2), where the end of the namespace shall be told.
+    /// inotify(7) or pidfd_open(2), for a socket whose namespace is watched.
     Watch,
     /// The command itself is malformed.
     Protocol,
@@ -60,7 +60,7 @@ pub struct Failure {
     pub stage: Stage,
     /// The errno(3) of the failed call.
     pub errno: Errno,
-    /// What it failed on, or what was found there, as docs/protocol.md lists it; may be empty.
+    /// More about the cause, as docs/protocol.md lists it; may be empty.
     pub detail: Cow<'static, str>,
 }
 
@@ -90,7 +90,7 @@ impl Failure {
 
 /// Turns an errno into a [`Failure`] of a stage, for use with `?`.
 pub trait At<T> {
-    /// Names the stage an errno belongs to.
+    /// Names the stage of an errno.
     fn at(self, stage: Stage) -> Result<T, Failure>;
 }
 
@@ -107,15 +107,15 @@ pub enum Exit {
     Done = 0,
     /// `EX_USAGE`: wrong arguments, or not started as a port.
     Usage = 64,
-    /// `EX_DATAERR`: a frame longer than the limit; what follows it cannot be told apart any more.
+    /// `EX_DATAERR`: a frame longer than the limit. Where the next frame begins is unknown.
     BadFrame = 65,
     /// `EX_SOFTWARE`: a panic; a bug of this program.
     Software = 70,
-    /// `EX_OSERR`: the system refused what the program cannot run without, memory included.
+    /// `EX_OSERR`: the system refused something that the program needs to run, memory included.
     System = 71,
     /// `EX_IOERR`: standard output is gone or cannot be written.
     Output = 74,
-    /// The way back into the home namespace failed, so no later socket could be trusted.
+    /// The way back into the home namespace failed: later sockets would be in the wrong namespace.
     LostHome = 80,
 }
 
@@ -136,14 +136,14 @@ pub const EXIT_CODES: [(Exit, &str); 7] = [
     ),
 ];
 
-/// The reason a run ends before its time: what was being done, and why it failed.
+/// The failure of a step without which the program cannot run.
 #[derive(Debug)]
 pub struct Fatal {
     /// The exit code.
     pub exit: Exit,
     /// What was being done.
     pub doing: &'static str,
-    /// The system's reason, where there is one.
+    /// The errno(3), if there is one.
     pub source: Option<Errno>,
 }
 

@@ -1,18 +1,17 @@
-//! External Term Format, behind a check. Pure: bytes in, values out.
+//! External Term Format, behind a check. Bytes in, values out, without input or output.
 //!
-//! The decoder, the crate `erlang-term`, panics on some malformed terms, recurses as deep as the
-//! term does, and takes tags that no command uses. So [`decode`] first walks the bytes itself and
-//! lets through only terms the decoder is safe on: tags of an allow-list, a bounded depth and
-//! number of terms, lengths within the frame, UTF-8 atoms, sign bytes of 0 or 1, integers of at
-//! most 64 bits, one term and nothing behind it.
+//! The decoder, the crate `erlang-term`, panics on some malformed terms, recurses as deep as the term does, and
+//! takes tags that no command uses. So [`decode`] first checks the bytes itself, and passes on only terms that are
+//! safe to decode: tags of an allow-list, a bounded depth and number of terms, lengths within the frame, UTF-8
+//! atoms, sign bytes of 0 or 1, integers of at most 64 bits, and one term with nothing behind it.
 
 use byteorder::{BigEndian, ByteOrder};
 pub use erlang_term::RawTerm as Term;
 
 /// How deep terms may nest. Commands nest four deep.
 pub const MAX_DEPTH: usize = 8;
-/// How many terms one frame may hold, elements of strings included. The longest command, an open
-/// that joins many groups, stays far below.
+/// How many terms one frame may hold; the elements of a STRING_EXT count. The longest command, an open that joins
+/// many groups, stays far below.
 pub const MAX_TERMS: usize = 16 * 1024;
 
 const VERSION: u8 = 131;
@@ -36,7 +35,7 @@ pub enum Malformed {
     Version,
     /// It ends in the middle of a term.
     Truncated,
-    /// A tag no command uses; 80, a compressed term, among them.
+    /// A tag that no command uses, such as 80, a compressed term.
     Tag,
     /// Nested too deep.
     Depth,
@@ -81,7 +80,7 @@ pub fn encode(term: Term) -> Vec<u8> {
     term.to_bytes()
 }
 
-/// Walks over a frame without building anything.
+/// Checks a frame without allocating anything.
 pub fn check(frame: &[u8]) -> Result<(), Malformed> {
     let (version, rest) = frame.split_first().ok_or(Malformed::Empty)?;
     if *version != VERSION {
@@ -98,7 +97,7 @@ pub fn check(frame: &[u8]) -> Result<(), Malformed> {
     }
 }
 
-/// What is left of a frame, and of the number of terms it may hold.
+/// The bytes of a frame that are left, and how many more terms it may hold.
 struct Walk<'a> {
     rest: &'a [u8],
     terms: usize,
@@ -195,7 +194,7 @@ pub fn atom(name: &str) -> Term {
     Term::SmallAtom(name.to_owned())
 }
 
-/// An integer, in the shortest of the three forms Erlang writes.
+/// An integer, in the shortest of the three forms that Erlang writes.
 pub fn integer(value: impl Into<i128>) -> Term {
     let value = value.into();
     match (u8::try_from(value), i32::try_from(value)) {

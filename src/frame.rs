@@ -1,8 +1,8 @@
-//! `<packet,4>` buffering, both ways: frames out of the bytes read, and one arena for what is to
-//! be written. Pure but for the one read(2) and the one write(2).
+//! `<packet,4>` buffering in both directions: the inbox finds frames in the bytes that were read, and the outbox
+//! is one arena of frames to be written. Its only system calls are read(2) and write(2).
 //!
-//! A datagram is received straight into the arena behind room for its prefix, so that it is never
-//! copied and one write(2) carries many frames.
+//! A datagram is received into the arena, behind room for its prefix. So it is never copied, and one write(2)
+//! carries many frames.
 
 use crate::sys;
 use byteorder::{BigEndian, ByteOrder};
@@ -12,15 +12,14 @@ use std::os::fd::AsFd;
 
 /// Length of the header of a frame: its length, big-endian.
 pub const HEADER: usize = 4;
-/// Longest frame taken from standard input, without its header. Checked before anything is
-/// allocated for it.
+/// Longest frame that is taken from standard input, without its header. Checked before anything is allocated.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024 + 64;
-/// How much one read(2) takes from standard input.
+/// How many bytes one read(2) takes from standard input.
 const READ: usize = 256 * 1024;
-/// So many times its usual size the inbox keeps, so that frames around a megabyte do not cost new pages
-/// each. What is beyond goes back to the kernel with the frame.
+/// The inbox keeps up to this many times its usual size, so that frames of about a megabyte do not cost new pages
+/// each. A larger buffer shrinks after its frame.
 const KEPT: usize = 5;
-/// Kept free in the arena for the answers to commands, so that a flood of datagrams does not stop
+/// The bytes of the arena that are kept free for answers to commands, so that a flood of datagrams does not stop
 /// them. No answer is longer than [`MAX_REPLY`].
 const REPLIES: usize = 512 * 1024;
 /// Longest answer to a command.
@@ -36,9 +35,9 @@ pub struct Inbox {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// Its size while no longer frame comes in.
+    /// The size of the buffer while no longer frame comes in.
     usual: usize,
-    /// The longest frame it takes, without its header.
+    /// The longest frame that it takes, without its header.
     longest: usize,
 }
 
@@ -48,7 +47,7 @@ impl Inbox {
         Self::sized(READ, MAX_FRAME)
     }
 
-    /// An empty inbox of another size, with another limit.
+    /// An empty inbox of the size `usual`, which takes frames of up to `longest` bytes.
     pub fn sized(usual: usize, longest: usize) -> Self {
         Self {
             buffer: vec![0; usual],
@@ -59,8 +58,8 @@ impl Inbox {
         }
     }
 
-    /// One `read(2)`; returns how much came. 0 is the end of the input. The caller has taken every
-    /// whole frame first, so that there is room.
+    /// One `read(2)`; returns how many bytes came, 0 at the end of the input. The caller has taken all whole
+    /// frames, so that there is room.
     pub fn fill(&mut self, from: impl AsFd) -> Result<usize, Errno> {
         self.make_room();
         let room = self.buffer.get_mut(self.end..).unwrap_or_default();
@@ -82,7 +81,7 @@ impl Inbox {
         Ok(self.buffer.get(from..self.start))
     }
 
-    /// The length of the frame at the front, where its header is there.
+    /// The length of the frame at the front, if its whole header has come.
     fn announced(&self) -> Result<Option<usize>, TooLong> {
         match self.buffer.get(self.start..self.end) {
             Some(bytes) if bytes.len() >= HEADER => {
@@ -96,7 +95,7 @@ impl Inbox {
         }
     }
 
-    /// Moves what is left to the front, and fits the buffer to the frame that is coming in.
+    /// Moves the remaining bytes to the front, and fits the buffer to the frame that is coming in.
     fn make_room(&mut self) {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -127,8 +126,8 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An empty arena that takes datagrams of up to `datagram` bytes. Its pages cost no memory
-    /// before they are first written.
+    /// An empty arena that takes datagrams of up to `datagram` bytes. Its pages take no memory before they are
+    /// first written.
     pub fn new(datagram: usize) -> Self {
         Self {
             buffer: vec![0; Self::size(datagram)],
@@ -138,7 +137,7 @@ impl Outbox {
         }
     }
 
-    /// Room for two datagrams of the largest size, their prefixes, and the answers.
+    /// The size of an arena: two datagrams of the largest size, their prefixes, and the answers.
     fn size(datagram: usize) -> usize {
         2 * datagram + 4096 + REPLIES
     }
@@ -153,12 +152,12 @@ impl Outbox {
         self.pending() + MAX_REPLY + HEADER <= self.buffer.len()
     }
 
-    /// Whether one more datagram of the largest size fits beside the room kept for answers.
+    /// Whether one more datagram of the largest size fits without the room that is kept for answers.
     pub fn has_room_for_datagram(&self) -> bool {
         self.pending() + self.datagram + 2048 + REPLIES <= self.buffer.len()
     }
 
-    /// Appends a whole frame. The caller has asked [`Self::has_room_for_reply`].
+    /// Appends a whole frame. The caller has checked [`Self::has_room_for_reply`].
     pub fn push(&mut self, payload: &[u8]) {
         self.compact(HEADER + payload.len());
         let tail = self.tail;
@@ -170,7 +169,7 @@ impl Outbox {
         }
     }
 
-    /// Room for the largest datagram, behind `prefix` bytes left free for its header.
+    /// Room for the largest datagram, behind `prefix` bytes that are left free for the prefix of its frame.
     pub fn datagram_room(&mut self, prefix: usize) -> &mut [u8] {
         self.compact(prefix + self.datagram);
         let from = self.tail + prefix;
@@ -179,8 +178,8 @@ impl Outbox {
             .unwrap_or_default()
     }
 
-    /// Turns what was received into [`Self::datagram_room`] into a frame: `prefix` is the frame up
-    /// to the datagram, its header included.
+    /// Makes a frame of the datagram that was received into [`Self::datagram_room`]. `prefix` is the frame up to
+    /// the datagram, its header included.
     pub fn commit(&mut self, prefix: &[u8], length: usize) {
         let tail = self.tail;
         if let Some(room) = self.buffer.get_mut(tail..tail + prefix.len()) {
@@ -189,7 +188,7 @@ impl Outbox {
         }
     }
 
-    /// Makes datagrams of up to `datagram` bytes fit.
+    /// Grows the arena for datagrams of up to `datagram` bytes.
     pub fn grow(&mut self, datagram: usize) {
         if datagram > self.datagram {
             self.datagram = datagram;
@@ -197,7 +196,7 @@ impl Outbox {
         }
     }
 
-    /// Writes what the pipe takes.
+    /// Writes as much as the pipe takes.
     pub fn flush(&mut self, to: impl AsFd) -> Result<(), Errno> {
         while self.pending() > 0 {
             let bytes = self.buffer.get(self.head..self.tail).unwrap_or_default();
@@ -212,7 +211,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Moves what is left to the front where `wanted` bytes do not fit behind it.
+    /// Moves the remaining bytes to the front if `wanted` more do not fit behind them.
     fn compact(&mut self, wanted: usize) {
         if self.tail + wanted > self.buffer.len() {
             self.buffer.copy_within(self.head..self.tail, 0);

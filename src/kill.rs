@@ -1,6 +1,6 @@
-//! Ends another process: for a VM that has neither a shell nor kill(1) to do it with, and whose own
-//! helper does not answer. kill(2) asks for the same user; the capabilities of this program's file
-//! add nothing to that, as CAP_KILL is not among them.
+//! Kills another process: for a VM that has neither a shell nor kill(1), and whose helper does not answer. kill(2)
+//! requires the same user. The capabilities of this program's executable do not change that, since CAP_KILL is not
+//! among them.
 
 use crate::error::{Exit, Fatal};
 use crate::sys;
@@ -8,11 +8,11 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::os::fd::AsFd;
 
-/// How long the end is waited for, in ms.
+/// How long to wait for the end of the process, in ms.
 const PATIENCE: u16 = 1_000;
 
-/// Sends SIGKILL and waits until the process has ended. One that is not there has. The pidfd tells
-/// it from a successor with its number from here on, and needs no `/proc`.
+/// Sends SIGKILL and waits until the process has ended. A process that does not exist has ended. From the open of
+/// the pidfd on no later process with the same number can be hit, and no `/proc` is needed.
 pub fn kill(pid: i32) -> Result<(), Fatal> {
     let process = match sys::pidfd_open(pid, 0) {
         Err(Errno::ESRCH) => return Ok(()),
@@ -46,7 +46,7 @@ mod tests {
         let pid = child.id() as i32;
         assert!(kill(pid).is_ok());
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
-        // It is waited for now, so that nobody has the number.
+        // It has been waited for, so that no process has the number.
         assert!(kill(pid).is_ok());
     }
 

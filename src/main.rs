@@ -1,6 +1,6 @@
-//! `netlink_port`: an Erlang port program that opens AF_NETLINK sockets in other network
-//! namespaces and forwards their datagrams. It speaks `<packet,4>` External Term Format on
-//! standard input and output; docs/protocol.md is the specification.
+//! `netlink_port`, the helper: an Erlang port program that opens AF_NETLINK sockets in other network namespaces
+//! and forwards their datagrams. It speaks `<packet,4>` External Term Format on standard input and output;
+//! docs/protocol.md is the specification.
 
 mod bpf;
 mod calls;

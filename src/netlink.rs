@@ -1,4 +1,4 @@
-//! One netlink socket: made, bound, tied to the kernel; options; datagrams out and in. netlink(7).
+//! One netlink socket: made, bound, connected to the kernel; its options; datagrams out and in. netlink(7).
 
 use crate::error::{At, Failure, Stage};
 use crate::netns::{Home, Identity, Target};
@@ -10,32 +10,33 @@ use nix::errno::Errno;
 use nix::sys::socket::{bind, connect, getsockname, send, sendto, MsgFlags, NetlinkAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// Words of `SO_MEMINFO`, include/uapi/linux/sock_diag.h: `SK_MEMINFO_RMEM_ALLOC`, what the receive
-/// queue takes, `SK_MEMINFO_RCVBUF`, what it may take, and `SK_MEMINFO_DROPS`, dropped datagrams.
+/// Words of `SO_MEMINFO`, include/uapi/linux/sock_diag.h: `SK_MEMINFO_RMEM_ALLOC`, the bytes of the receive
+/// queue; `SK_MEMINFO_RCVBUF`, its limit; `SK_MEMINFO_DROPS`, the number of dropped datagrams.
 const MEMINFO_RMEM_ALLOC: usize = 0;
 const MEMINFO_RCVBUF: usize = 1;
 const MEMINFO_DROPS: usize = 8;
 
-/// How a socket shall be made.
+/// What the command `open` says of the socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
-    /// Where.
+    /// The namespace to open it in.
     pub target: Target,
-    /// Processes that `target` has led through before: their numbers are to be theirs still.
+    /// The processes that `target` led through at an earlier open. The open fails if another process has the
+    /// number of one of them.
     pub known: Vec<Process>,
-    /// Whether it is closed when its namespace is gone by the name in `target`.
+    /// Whether the socket is closed when `target` no longer names its namespace.
     pub watched: bool,
     /// `NETLINK_ROUTE` and so on.
     pub protocol: i32,
-    /// The port id to bind to, 0 for one the kernel picks; `None` for no bind(2).
+    /// The port id to bind to, or 0 for a number that the kernel picks; `None` for no bind(2).
     pub bind: Option<u32>,
-    /// Whether processes of user space may speak to it, too.
+    /// Whether datagrams from other processes are accepted, and not the kernel's alone.
     pub user_peers: bool,
-    /// Options set after it is bound, in this order.
+    /// Options to set after bind(2), in this order.
     pub options: Vec<(Name, Value)>,
 }
 
-/// Where a socket really is.
+/// The namespace that a socket is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// The namespace it was opened for.
@@ -46,24 +47,24 @@ pub struct Place {
     pub verified: bool,
 }
 
-/// One datagram's story, as the loop needs it.
+/// The outcome of one recvmsg(2).
 #[derive(Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// A datagram lies in the buffer.
+    /// A datagram is in the buffer.
     Datagram(sys::Received),
-    /// It came from user space, and was dropped and counted.
+    /// A datagram came from user space. It was counted and dropped.
     Foreign,
-    /// It was longer than the buffer; this is its real length.
+    /// A datagram was longer than the buffer; this is its real length.
     Truncated(usize),
-    /// Nothing waits any more. This many were lost since the last time, before what comes next.
+    /// The queue is empty. This many datagrams were lost since it was last empty.
     Drained(u32),
-    /// The kernel has begun to drop; what waits is older than the gap.
+    /// The kernel has begun to drop datagrams. Those in the queue are older than the dropped ones.
     Overrun,
     /// recvmsg(2) failed.
     Failed(Errno),
 }
 
-/// What has passed one way.
+/// The datagrams that have passed in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     /// How many datagrams.
@@ -82,9 +83,9 @@ impl Tally {
 /// The kernel's receive queue, in bytes as it counts them: a datagram costs more than its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Queue {
-    /// What waits.
+    /// The bytes that wait.
     pub queued: u32,
-    /// What may wait before datagrams are dropped.
+    /// The bytes that may wait before datagrams are dropped.
     pub limit: u32,
 }
 
@@ -99,12 +100,12 @@ pub struct Socket {
     all_nsid: bool,
     no_enobufs: bool,
     drops: u32,
-    /// Whether there may be drops that were not told yet.
+    /// Whether there may be drops that were not reported yet.
     doubt: bool,
     /// How many datagrams were read since the queue was last seen empty.
     run: u32,
     foreign: u64,
-    /// Datagrams that were handed on.
+    /// Datagrams that were forwarded to the VM.
     received: Tally,
     /// Datagrams that the kernel has taken.
     sent: Tally,
@@ -117,8 +118,8 @@ impl AsFd for Socket {
 }
 
 impl Socket {
-    /// Makes a socket in its namespace, proves where it is, and binds, connects and sets it up. Tells by way
-    /// of which processes it was found.
+    /// Makes a socket in its namespace, checks that it is there, binds it, connects it and sets its options.
+    /// Returns it with the processes that the target led through.
     pub fn open(home: &Home, spec: &Spec) -> Result<(Self, Vec<Process>), Failure> {
         let visit = home.visit(&spec.target, &spec.known, || {
             sys::netlink_socket(spec.protocol).at(Stage::Socket)
@@ -147,15 +148,15 @@ impl Socket {
             connect(socket.fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).at(Stage::Connect)?;
         }
         socket.port_id = socket.name()?;
-        // After bind(2), which would take back the memberships.
+        // After bind(2), which would undo the memberships.
         for (name, value) in &spec.options {
             socket.set(*name, value)?;
         }
         Ok((socket, visit.processes))
     }
 
-    /// `bind(2)`. A socket the kernel has already bound is bound again to its own port id, since a
-    /// second bind to 0 is EINVAL.
+    /// `bind(2)`. A port id of 0 stands for the one that the socket has already, since a second bind(2) to 0 is
+    /// EINVAL.
     pub fn bind(&mut self, port_id: u32, groups: u32) -> Result<(), Failure> {
         let port_id = match port_id {
             0 => self.name()?,
@@ -166,7 +167,7 @@ impl Socket {
         Ok(())
     }
 
-    /// `getsockname(2)`: the port id the socket is bound to, 0 for none.
+    /// `getsockname(2)`: the port id that the socket is bound to, 0 for none.
     fn name(&self) -> Result<u32, Failure> {
         let address: NetlinkAddr = getsockname(self.fd.as_raw_fd()).at(Stage::Info)?;
         Ok(address.pid())
@@ -188,13 +189,13 @@ impl Socket {
     /// `getsockopt(2)` by name.
     pub fn get(&self, name: Name) -> Result<Value, Failure> {
         match options::get(&self.fd, name) {
-            // Not every kernel lets this one be read back.
+            // Not every kernel lets this option be read.
             Err(_) if name == Name::ListenAllNsid => Ok(Value::Integer(self.all_nsid.into())),
             other => other,
         }
     }
 
-    /// Takes in nothing more: what the kernel has queued can be read to its end.
+    /// Makes the socket take in nothing more, so that reading comes to the end of its queue.
     pub fn shut(&self) {
         let nothing = libc::sock_filter {
             code: (libc::BPF_RET | libc::BPF_K) as u16,
@@ -202,7 +203,7 @@ impl Socket {
             jf: 0,
             k: 0,
         };
-        // Without memory for it the end comes when nothing is queued for once.
+        // If the kernel has no memory for the filter, reading ends the first time that the queue is empty.
         let _ = sys::attach_filter(&self.fd, &mut [nothing]);
     }
 
@@ -250,20 +251,20 @@ impl Socket {
         }
     }
 
-    /// Whether the queue must be seen empty soon, since only then what was dropped is told. The
-    /// first drop since it was last empty is told by ENOBUFS, unless that is turned off.
+    /// Whether the queue must soon be read until it is empty, since drops are reported only then. ENOBUFS tells
+    /// of the first drop since the queue was last empty, unless the option `no_enobufs` is set.
     pub fn in_doubt(&self) -> bool {
         self.doubt || self.no_enobufs
     }
 
-    /// How many were dropped since it was last told; the queue is empty. Asking is a call, and is
-    /// left out where no more than one datagram came, without ENOBUFS.
+    /// How many datagrams were dropped since the last report. The queue is empty. The kernel is not asked, which
+    /// would cost a system call, after at most one datagram without ENOBUFS.
     fn lost(&mut self) -> u32 {
         let run = std::mem::take(&mut self.run);
         if run < 2 && !self.in_doubt() {
             return 0;
         }
-        // As long as the kernel does not tell, it is asked again.
+        // If the kernel does not tell, the doubt stays, and it is asked again.
         let Some(dropped) = self.dropped() else {
             return 0;
         };
@@ -279,7 +280,7 @@ impl Socket {
         Some(dropped)
     }
 
-    /// The kernel's receive queue, where it tells of it.
+    /// The kernel's receive queue; `None` if the kernel does not report it.
     pub fn queue(&self) -> Option<Queue> {
         let [queued, limit] = self.memory([MEMINFO_RMEM_ALLOC, MEMINFO_RCVBUF])?;
         Some(Queue { queued, limit })
@@ -298,45 +299,44 @@ impl Socket {
         Some(read)
     }
 
-    /// Whether datagrams are told with metadata: where someone has asked for it, and where the
-    /// sender matters.
+    /// Whether datagrams carry metadata: if an option asks for it, or if the sender may be another process.
     pub fn metadata(&self) -> bool {
         self.pktinfo || self.all_nsid || self.user_peers
     }
 
-    /// Where the socket is.
+    /// The namespace that the socket is in.
     pub fn place(&self) -> Place {
         self.place
     }
 
-    /// The port id it is bound to.
+    /// The port id that the socket is bound to.
     pub fn port_id(&self) -> u32 {
         self.port_id
     }
 
-    /// How many datagrams the kernel has dropped, as far as has been told.
+    /// How many dropped datagrams have been reported.
     pub fn drops(&self) -> u32 {
         self.drops
     }
 
-    /// How many datagrams from user space were refused.
+    /// How many datagrams from user space were dropped.
     pub fn foreign(&self) -> u64 {
         self.foreign
     }
 
-    /// What was received and handed on.
+    /// The datagrams that were forwarded to the VM.
     pub fn received(&self) -> Tally {
         self.received
     }
 
-    /// What was sent, and not refused.
+    /// The datagrams that the kernel has taken.
     pub fn sent(&self) -> Tally {
         self.sent
     }
 }
 
-/// Asks the kernel which namespace a new socket is in. Where it may not tell (EPERM) or cannot
-/// (an old kernel), the socket is taken on trust and says so.
+/// Asks the kernel which namespace a new socket is in. If the kernel does not tell (EPERM, or an old kernel), the
+/// socket is accepted with `verified: false`.
 fn prove(fd: &OwnedFd, wanted: Identity) -> Result<Place, Failure> {
     let verified = match sys::socket_namespace(fd) {
         Ok(file) if Identity::of(&file).at(Stage::Info)? == wanted => true,
@@ -354,7 +354,7 @@ fn prove(fd: &OwnedFd, wanted: Identity) -> Result<Place, Failure> {
     })
 }
 
-/// The cookie of the namespace a socket is in (`SO_NETNS_COOKIE`), where the kernel has it.
+/// The cookie of the namespace that a socket is in (`SO_NETNS_COOKIE`), if the kernel has it.
 pub fn cookie(socket: &OwnedFd) -> Option<u64> {
     let mut cookie = [0; 8];
     sys::getsockopt(socket, libc::SOL_SOCKET, sys::SO_NETNS_COOKIE, &mut cookie).ok()?;

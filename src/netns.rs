@@ -1,7 +1,7 @@
 //! Network namespaces: finding one, entering it, and coming home. setns(2), network_namespaces(7).
 //!
-//! Invariant: outside [`Home::visit`] the one thread of this program is in its home namespace. A
-//! visit that cannot return ends the program, since every later socket would be in the wrong place.
+//! Invariant: outside [`Home::enter`] the program's one thread is in its home namespace. If it cannot come home,
+//! the program ends, since every later socket would be in the wrong namespace.
 
 use crate::error::{At, Exit, Failure, Stage};
 use crate::privileges::Privileges;
@@ -19,21 +19,21 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The file system that namespace files live in (`NSFS_MAGIC`, include/uapi/linux/magic.h).
 const NSFS: FsType = FsType(0x6e73_6673);
-/// Longest path the kernel takes, its NUL included (`PATH_MAX`, include/uapi/linux/limits.h).
+/// Longest path that the kernel takes, its NUL included (`PATH_MAX`, include/uapi/linux/limits.h).
 const PATH_MAX: usize = 4096;
 
-/// Which namespace a socket shall be opened in.
+/// The namespace to open a socket in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// The namespace this program was started in.
+    /// The namespace that this program was started in.
     Host,
-    /// The namespace a file stands for.
+    /// The namespace of a file.
     Path(Vec<u8>),
     /// The namespace of a process.
     Pid(i32),
 }
 
-/// What tells two namespaces apart: device and inode number of their file.
+/// The identity of a namespace: device and inode number of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// `st_dev`.
@@ -60,22 +60,22 @@ impl From<FileStat> for Identity {
     }
 }
 
-/// The namespace this program was started in, and the way back to it.
+/// The namespace that this program was started in, and the way back to it.
 #[derive(Debug)]
 pub struct Home {
     file: OwnedFd,
     identity: Identity,
     may_leave: bool,
     privileges: Privileges,
-    /// The user namespace of this program, where the kernel has such.
+    /// The user namespace of this program; `None` if the kernel has no user namespaces.
     user: Option<Identity>,
-    /// Whether others may be entered from it, in a child.
+    /// Whether a child may join other user namespaces (`--user-namespaces`).
     by_child: bool,
 }
 
 impl Home {
-    /// Opens the home namespace and tries the way back. Where setns(2) into home is refused, this
-    /// program never leaves it.
+    /// Opens the home namespace and tries the way back. If setns(2) into home is refused, the program never
+    /// leaves it.
     pub fn find(privileges: Privileges, user_namespaces: bool) -> Result<Self, Errno> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let own = |path: &str| sys::retry(|| fcntl::open(path, flags, Mode::empty()));
@@ -96,7 +96,7 @@ impl Home {
         })
     }
 
-    /// What this program may still do.
+    /// The capabilities that this program has kept.
     pub fn privileges(&self) -> &Privileges {
         &self.privileges
     }
@@ -106,18 +106,19 @@ impl Home {
         self.identity
     }
 
-    /// The inode of its user namespace, 0 where the kernel has none.
+    /// The inode of this program's user namespace; 0 if the kernel has no user namespaces.
     pub fn user_namespace(&self) -> u64 {
         self.user.map_or(0, |user| user.inode)
     }
 
-    /// Whether this program may enter other namespaces at all.
+    /// Whether this program can enter other namespaces: it could not come back from them without setns(2) into
+    /// home.
     pub fn may_leave(&self) -> bool {
         self.may_leave
     }
 
-    /// Makes a socket by `work` in `target` and comes home. Returns it with the identity of the
-    /// namespace it was made in. Ends the program where the way home is closed.
+    /// Makes a socket by `work` in `target` and comes home. Returns the socket with the identity of the namespace
+    /// it was made in. Ends the program if it cannot come home.
     pub fn visit(
         &self,
         target: &Target,
@@ -139,14 +140,14 @@ impl Home {
         })
     }
 
-    /// Makes a socket by `work` in an opened namespace, and comes home.
+    /// Makes a socket by `work` in an opened namespace and comes home. Ends the program if it cannot come home.
     pub fn enter(
         &self,
         namespace: &Namespace,
         work: impl FnOnce() -> Result<OwnedFd, Failure>,
     ) -> Result<OwnedFd, Failure> {
         if namespace.identity == self.identity {
-            // Which cannot always be entered, but need not be.
+            // setns(2) into home may be refused, and is not needed here.
             return work();
         }
         let entered = match self.may_leave {
@@ -166,7 +167,8 @@ impl Home {
         }
     }
 
-    /// Where setns(2) is EPERM: whose namespace it is decides whether a child can enter it, and what is said.
+    /// Called when setns(2) is EPERM. The owner of the namespace decides whether a child can enter it, and the
+    /// detail of the error.
     fn refused(
         &self,
         file: &OwnedFd,
@@ -191,12 +193,12 @@ impl Home {
         }
     }
 
-    /// The user namespace that owns a namespace: EPERM of NS_GET_USERNS is one that is neither this program's
-    /// nor below it.
+    /// The user namespace that owns a network namespace. NS_GET_USERNS is EPERM if that is neither this program's
+    /// user namespace nor below it.
     fn owner(&self, file: &OwnedFd) -> Result<Owner, Errno> {
         match sys::namespace_owner(file) {
             Err(Errno::EPERM) => Ok(Owner::Elsewhere),
-            // A kernel without user namespaces, or from before this call.
+            // A kernel without user namespaces, or without this ioctl.
             Err(Errno::EINVAL | Errno::ENOTTY | Errno::EOPNOTSUPP) => Ok(Owner::Own),
             Err(errno) => Err(errno),
             Ok(owner) if Some(Identity::of(&owner)?) == self.user => Ok(Owner::Own),
@@ -212,11 +214,11 @@ pub struct Visit {
     pub socket: OwnedFd,
     /// The namespace.
     pub identity: Identity,
-    /// The processes by way of which it was found.
+    /// The processes that its path led through.
     pub processes: Vec<Process>,
 }
 
-/// Whose user namespace owns a network namespace.
+/// Which user namespace owns a network namespace: this program's own, one below it, or another.
 enum Owner {
     Own,
     Below(OwnedFd),
@@ -230,12 +232,12 @@ pub struct Namespace {
     pub file: OwnedFd,
     /// Which namespace it is.
     pub identity: Identity,
-    /// The processes by way of which it was found.
+    /// The processes that its path led through.
     pub processes: Vec<Process>,
 }
 
-/// Opens the file of a namespace, with every check there is: what a path leads to and nothing else, of a
-/// process that lives and is, where its number is `known`, the one that had it before.
+/// Opens the file of a namespace. The file must be a network namespace, its process must be alive, and if the
+/// number of a process on the way is in `known`, that process must be the same.
 pub fn open(
     target: &Target,
     known: &[Process],
@@ -272,7 +274,7 @@ fn open_path(path: &[u8], privileges: &Privileges) -> Result<Namespace, Failure>
     let file = opened.map_err(|failure| way.explain(failure))?;
     for held in &way.processes {
         if held.has_ended().at(Stage::Open)? {
-            // Its number may have been another's by the time of the open.
+            // The number may have been another process's at the time of the open.
             return Err(Failure::new(Stage::Open, Errno::ESRCH));
         }
     }
@@ -283,8 +285,8 @@ fn open_path(path: &[u8], privileges: &Privileges) -> Result<Namespace, Failure>
     })
 }
 
-/// Nothing but a file of nsfs is ever really opened: a device or a FIFO named by mistake is looked at through
-/// O_PATH alone, so that its driver does not notice.
+/// Opens a file of nsfs and nothing else. A device or a FIFO that was named by mistake is opened with O_PATH alone,
+/// which does not reach its driver.
 fn open_file(path: &CStr) -> Result<OwnedFd, Failure> {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let place = sys::retry(|| fcntl::open(path, flags, Mode::empty())).at(Stage::Open)?;
@@ -303,17 +305,17 @@ fn open_file(path: &CStr) -> Result<OwnedFd, Failure> {
     }
 }
 
-/// The pidfd is held across the open: if the process is still alive afterwards, `/proc/<pid>` was its own all
-/// the while and not that of a successor.
+/// The pidfd is held across the open. If the process is still alive afterwards, `/proc/<pid>` has been its own
+/// all the time, and not that of a later process.
 fn open_pid(pid: i32, privileges: &Privileges) -> Result<Namespace, Failure> {
     if !process::has_own_proc() {
-        // The number would be another process's, of another pid namespace.
+        // This procfs is of another pid namespace, where the number is another process's.
         return Err(Failure::new(Stage::Open, Errno::EOPNOTSUPP).because("foreign"));
     }
     let found = privileges.with_ptrace(|| process::find(pid, Stage::Open))?;
     let namespace = open_path(format!("/proc/{pid}/ns/net").as_bytes(), privileges);
     match (process::has_ended(&found).at(Stage::Open)?, namespace) {
-        // A process that is about to end gives up its namespaces before it can be waited for.
+        // A process that is ending has no namespaces any more, some time before its pidfd says so.
         (false, Err(failure)) if failure.errno == Errno::ENOENT => {
             Err(Failure::new(Stage::Open, Errno::ESRCH))
         }
@@ -380,7 +382,7 @@ mod tests {
             let path = format!("/proc/{pid}/ns/net").into_bytes();
             assert_eq!(fails(Target::Path(path), &[other]), Err(successor.clone()));
         }
-        // Another number is another matter: a link that leads elsewhere now.
+        // Another number is no error: the link leads to another process now.
         let elsewhere = Process { id: pid + 1, ..own };
         assert_eq!(fails(Target::Pid(pid), &[elsewhere]), Ok(()));
     }

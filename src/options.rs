@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 /// The bytes of one classic BPF instruction on the wire: code, jt, jf, k, big-endian.
 const INSTRUCTION: usize = 8;
-/// The most instructions the kernel takes (`BPF_MAXINSNS`, include/uapi/linux/bpf_common.h).
-/// Checked before a copy of them is made.
+/// The most instructions that the kernel takes (`BPF_MAXINSNS`, include/uapi/linux/bpf_common.h). Checked
+/// before the program is copied.
 const MAX_INSTRUCTIONS: usize = 4096;
 
 /// An option of a netlink socket.
@@ -43,7 +43,7 @@ pub enum Name {
     Filter,
 }
 
-/// All options with the atom that stands for each on the wire.
+/// All options, each with its atom on the wire.
 pub const NAMES: [(&str, Name); 13] = [
     ("add_membership", Name::AddMembership),
     ("drop_membership", Name::DropMembership),
@@ -61,7 +61,7 @@ pub const NAMES: [(&str, Name); 13] = [
 ];
 
 impl Name {
-    /// The option an atom stands for.
+    /// The option that an atom stands for.
     pub fn from_atom(atom: &str) -> Option<Self> {
         NAMES
             .iter()
@@ -162,8 +162,8 @@ fn netlink_option(socket: BorrowedFd<'_>, option: i32, value: u32) -> Result<(),
     sys::setsockopt(socket, libc::SOL_NETLINK, option, &value.to_ne_bytes())
 }
 
-/// The FORCE form passes the limit of net.core.*mem_max and needs CAP_NET_ADMIN in the initial
-/// user namespace; without it the plain form is what is to be had.
+/// The FORCE form is not bound by net.core.*mem_max, and needs CAP_NET_ADMIN in the initial user namespace.
+/// Without that capability the plain form is used.
 fn buffer_size(socket: BorrowedFd<'_>, forced: i32, plain: i32, bytes: u32) -> Result<(), Errno> {
     let bytes = bytes.to_ne_bytes();
     match sys::setsockopt(socket, libc::SOL_SOCKET, forced, &bytes) {
@@ -172,8 +172,8 @@ fn buffer_size(socket: BorrowedFd<'_>, forced: i32, plain: i32, bytes: u32) -> R
     }
 }
 
-/// `NETLINK_LIST_MEMBERSHIPS`: a bitmap in 32-bit words. Kernels before 6.4 report one word too few where
-/// the number of groups is no multiple of 32, and fill what they are given all the same.
+/// `NETLINK_LIST_MEMBERSHIPS`: a bitmap in 32-bit words. If the number of groups is no multiple of 32, kernels
+/// before 6.4 report one word too few, but fill a longer buffer.
 fn memberships(list: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u32>, Errno> {
     let reported = list(&mut [])?;
     let mut bitmap = vec![0; reported.next_multiple_of(4) + 4];
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn groups_beyond_the_length_that_older_kernels_report_are_listed() {
-        // 33 groups, of which 1 and 33 are joined: two words, and one is reported.
+        // 33 groups, of which 1 and 33 are joined: two words, of which the kernel reports one.
         let list = |bitmap: &mut [u8]| {
             let words = [1_u32, 1].map(u32::to_ne_bytes).concat();
             let room = bitmap.len().min(words.len());

@@ -1,9 +1,9 @@
-//! Pins: namespace files that are held open, so that a message of this program can name a namespace
-//! by a descriptor, as IFLA_NET_NS_FD does. The kernel looks the number up in the table of whoever
-//! calls sendmsg(2). rtnetlink(7), namespaces(7).
+//! Pins: namespace files that are held open, so that a netlink message can name a namespace by a descriptor, as
+//! IFLA_NET_NS_FD does. The kernel looks the number up in the descriptor table of the process that calls
+//! sendmsg(2), which is this program. rtnetlink(7), namespaces(7).
 //!
-//! Invariant: numbers go up, so that the number of a pin that has ended is EBADF to the kernel and not
-//! another namespace. Only when they have reached the end of their range do they begin anew.
+//! Invariant: the numbers of pins go up, so that the number of an ended pin is EBADF to the kernel and not
+//! another namespace. The numbers start again only at the end of their range.
 
 use crate::protocol::Handle;
 use crate::sys;
@@ -11,10 +11,10 @@ use nix::errno::Errno;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// The lowest number of a pin, above what is written by mistake.
+/// The lowest number of a pin, above the small numbers that messages contain by mistake.
 const FIRST: RawFd = 4096;
-/// The numbers of pins stay below this. The kernel's table of descriptors has eight bytes for each
-/// number up to the highest.
+/// The numbers of pins stay below this, since the kernel's table of descriptors takes eight bytes for each number
+/// up to the highest.
 const END: RawFd = 1 << 20;
 
 /// The namespace files that are held, by handle.
@@ -27,7 +27,7 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// No pins, in a program that may have so many descriptors.
+    /// No pins, in a program whose limit of descriptors is `max_fds`.
     pub fn new(max_fds: u64) -> Self {
         let end = RawFd::try_from(max_fds).unwrap_or(END).min(END);
         let first = if end >= 2 * FIRST { FIRST } else { end / 2 };
@@ -39,7 +39,7 @@ impl Pins {
         }
     }
 
-    /// Holds a namespace file, and tells the descriptor that stands for it from now on.
+    /// Holds a namespace file. Returns the descriptor that stands for it from now on.
     pub fn hold(&mut self, handle: Handle, file: OwnedFd) -> Result<RawFd, Errno> {
         let pin = self.numbered(&file)?;
         let descriptor = pin.as_raw_fd();
@@ -48,7 +48,7 @@ impl Pins {
         Ok(descriptor)
     }
 
-    /// At the next number, else at the first of the range, else at any that is free.
+    /// Duplicates the file to the next number, else to the lowest free one of the range, else to any free one.
     fn numbered(&self, file: &OwnedFd) -> Result<OwnedFd, Errno> {
         let numbered = |least: RawFd| match least < self.end {
             true => sys::duplicate(file, least),
@@ -59,12 +59,12 @@ impl Pins {
             .or_else(|_| numbered(0))
     }
 
-    /// Ends a pin, if the handle is that of one.
+    /// Ends the pin of a handle. Returns whether there was one.
     pub fn end(&mut self, handle: Handle) -> bool {
         self.held.remove(&handle).is_some()
     }
 
-    /// How many there are.
+    /// How many pins there are.
     pub fn len(&self) -> usize {
         self.held.len()
     }

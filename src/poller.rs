@@ -215,7 +215,7 @@ pub fn pipes(
     })
 }
 
-/// A descriptor that epoll does not take: EPERM is its word for a file or a device.
+/// The error of a descriptor that epoll does not take: EPERM means a file or a device.
 fn unwatchable(no_pipe: &'static str) -> impl Fn(Errno) -> Fatal {
     move |errno| match errno {
         Errno::EPERM => Fatal::system(no_pipe)(errno),
@@ -223,7 +223,7 @@ fn unwatchable(no_pipe: &'static str) -> impl Fn(Errno) -> Fatal {
     }
 }
 
-/// What epoll tells of a socket: nothing, where it is not watched, but an error, and that once.
+/// The events of a socket. For a socket that is not polled epoll reports an error alone, and that once.
 fn interest(watched: bool, handle: Handle) -> EpollEvent {
     let flags = match watched {
         true => EpollFlags::EPOLLIN,

@@ -1,4 +1,4 @@
-//! The capabilities this program runs with: as few as its work takes. capabilities(7).
+//! The capabilities of this program: those that its work needs, and no others. capabilities(7).
 
 use crate::error::{Exit, Fatal};
 use crate::sys;
@@ -6,7 +6,7 @@ use caps::errors::CapsError;
 use caps::{Capability, CapsHashSet};
 use nix::sys::prctl::set_no_new_privs;
 
-/// What may be kept beyond the two that the work takes, by the names of the `--keep` argument.
+/// The capabilities that can be kept beyond the two that are always kept, by their names in `--keep`.
 pub const KEEPABLE: [(&str, Capability); 4] = [
     // NETLINK_LISTEN_ALL_NSID.
     ("net_broadcast", Capability::CAP_NET_BROADCAST),
@@ -17,18 +17,18 @@ pub const KEEPABLE: [(&str, Capability); 4] = [
     ("dac_read_search", Capability::CAP_DAC_READ_SEARCH),
 ];
 
-/// What this program was started with, which it gives up or changes itself: proc_pid_status(5).
+/// The restrictions that this program was started with. It changes them itself later. proc_pid_status(5).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Inherited {
-    /// The bounding set, a bit for each capability: no execve(2) gives more than these.
+    /// The bounding set, a bit for each capability. execve(2) gives no capability outside it.
     pub bounding: u64,
-    /// Whether no_new_privs was set, so that capabilities of its file did not count.
+    /// Whether no_new_privs was set, so that the capabilities of the executable had no effect.
     pub no_new_privs: bool,
-    /// `SECCOMP_MODE_*` of a filter from outside, 0 for none.
+    /// `SECCOMP_MODE_*` of a filter that was there at start, 0 for none.
     pub seccomp: u8,
 }
 
-/// Reads it, before [`reduce`]. What `/proc` does not tell is as on a machine that restricts nothing.
+/// Reads the restrictions, before [`reduce`]. A field that `/proc` does not have counts as no restriction.
 pub fn inherited() -> Inherited {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| {
@@ -44,16 +44,16 @@ pub fn inherited() -> Inherited {
     }
 }
 
-/// What is left after [`reduce`].
+/// The capabilities that are left after [`reduce`].
 #[derive(Debug)]
 pub struct Privileges {
     effective: CapsHashSet,
     ptrace: bool,
 }
 
-/// Gives up every capability but CAP_SYS_ADMIN, CAP_NET_ADMIN and `keep`, for good: the bounding
-/// set is emptied where that is allowed, and no execve(2) can bring any back. CAP_SYS_PTRACE stays
-/// permitted, to be raised by [`Privileges::with_ptrace`] alone.
+/// Gives up every capability except CAP_SYS_ADMIN, CAP_NET_ADMIN and `keep`, for good: no_new_privs is set, and
+/// the bounding set is emptied if CAP_SETPCAP allows it. CAP_SYS_PTRACE stays permitted, and only
+/// [`Privileges::with_ptrace`] raises it.
 pub fn reduce(keep: &[Capability]) -> Result<Privileges, Fatal> {
     set_no_new_privs().map_err(Fatal::system("prctl(PR_SET_NO_NEW_PRIVS)"))?;
     give_up(keep).map_err(|_| Fatal::at_start("capabilities could not be given up, capset(2)"))
@@ -83,7 +83,7 @@ fn give_up(keep: &[Capability]) -> Result<Privileges, CapsError> {
 }
 
 impl Privileges {
-    /// None at all.
+    /// No capabilities.
     #[cfg(test)]
     pub fn none() -> Self {
         Self {
@@ -92,7 +92,7 @@ impl Privileges {
         }
     }
 
-    /// The numbers of the capabilities that can be used, in order.
+    /// The numbers of the usable capabilities, in order.
     pub fn numbers(&self) -> Vec<u8> {
         let ptrace = self.ptrace.then_some(Capability::CAP_SYS_PTRACE);
         let usable = self.effective.iter().copied().chain(ptrace);
@@ -106,12 +106,12 @@ impl Privileges {
         self.ptrace
     }
 
-    /// Runs `work` with CAP_SYS_PTRACE, where it is permitted: `/proc/<pid>/ns/*` of a process
-    /// of another user, or with more capabilities than this one, is closed without it. Ends the program where it cannot
-    /// be given up again.
+    /// Runs `work` with CAP_SYS_PTRACE, if it is permitted. Without it `/proc/<pid>/ns/*` cannot be opened if the
+    /// process has another user, or more capabilities than this program. Ends the program if CAP_SYS_PTRACE cannot
+    /// be lowered again.
     pub fn with_ptrace<T>(&self, work: impl FnOnce() -> T) -> T {
         use caps::CapSet::Effective;
-        // Where it cannot be raised, the open says what is missing.
+        // If it cannot be raised, the error of the open says what is missing.
         let raised =
             self.ptrace && caps::raise(None, Effective, Capability::CAP_SYS_PTRACE).is_ok();
         let result = work();
@@ -121,8 +121,8 @@ impl Privileges {
         result
     }
 
-    /// Runs `work` as one without capabilities, whom limits of a user are for. Ends the program
-    /// where they do not come back.
+    /// Runs `work` without capabilities, so that the limits of the user apply. Ends the program if the
+    /// capabilities cannot be raised again.
     pub fn unprivileged(&self, work: impl FnOnce()) {
         use caps::CapSet::Effective;
         if caps::clear(None, Effective).is_err() {

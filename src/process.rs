@@ -1,5 +1,5 @@
-//! Processes. A number alone does not name one: the kernel gives it to another process when the first has
-//! ended. pidfd_open(2), proc(5).
+//! Processes. A number alone does not identify a process: the kernel gives it to another process when the first
+//! has ended. pidfd_open(2), proc(5).
 
 use crate::error::{At, Failure, Stage};
 use crate::sys;
@@ -11,41 +11,41 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::read;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// What tells a process from those that have had its number before, or get it later.
+/// Identifies a process: earlier and later processes with the same number differ in the other fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
     /// Its number in procfs.
     pub id: i32,
     /// When it was started, in clock ticks since boot: field 22 of `/proc/<pid>/stat`.
     pub started: u64,
-    /// `st_ino` of its pidfd: its own since Linux 6.9, the same for all before; 0 without a pidfd.
+    /// `st_ino` of its pidfd: unique since Linux 6.9, before that the same for all; 0 without a pidfd.
     pub inode: u64,
 }
 
-/// A process, and the descriptor that tells of its end.
+/// A process, and a pidfd, which tells when it has ended.
 #[derive(Debug)]
 pub struct Held {
     /// Which process.
     pub process: Process,
-    /// Why there is no pidfd, where there is none: EOPNOTSUPP of a process of another pid namespace, EINVAL of
-    /// a thread before Linux 6.9.
+    /// Its pidfd, or the reason why it has none: EOPNOTSUPP for a process of another pid namespace, EINVAL for a
+    /// thread before Linux 6.9.
     pub pidfd: Result<OwnedFd, Errno>,
 }
 
 impl Held {
-    /// Whether it has ended.
+    /// Whether it has ended. False for a process without a pidfd.
     pub fn has_ended(&self) -> Result<bool, Errno> {
         self.pidfd.as_ref().map_or(Ok(false), has_ended)
     }
 }
 
-/// Whether the numbers in the procfs whose root `folder` is are those of this program's pid namespace:
-/// `self` leads to the reader's number there.
+/// Whether the procfs with the root `folder` is of this program's pid namespace: `self` is a link to the reader's
+/// number there.
 pub fn is_own_proc(folder: impl AsFd) -> bool {
     is_own(folder, "self")
 }
 
-/// The same of `/proc`.
+/// The same for `/proc`.
 pub fn has_own_proc() -> bool {
     is_own(AT_FDCWD, "/proc/self")
 }
@@ -62,8 +62,8 @@ pub fn has_ended(pidfd: &OwnedFd) -> Result<bool, Errno> {
     sys::retry(|| ppoll(&mut ended, at_once, None)).map(|count| count > 0)
 }
 
-/// `pidfd_open(2)` of a process by its number. ESRCH says, where it is the number of a thread, of which
-/// process; kernels do not agree on the errno of that, nor of a number that only a group or a session has.
+/// `pidfd_open(2)` of a process. The number of a thread is ESRCH, with its process in the detail. A number that
+/// only a process group or a session has is ESRCH, too. Kernels differ in the errno of both.
 pub fn find(id: i32, stage: Stage) -> Result<OwnedFd, Failure> {
     let missing = Failure::new(stage, Errno::ESRCH);
     if id < 1 {
@@ -88,16 +88,16 @@ fn leader(id: i32) -> Option<i32> {
     line?.trim().parse().ok()
 }
 
-/// The process, or the thread, whose folder in procfs this is; `own` where numbers there are this program's.
+/// The process or thread of a folder in procfs. `own`: the procfs is of this program's pid namespace.
 pub fn of(folder: &OwnedFd, id: i32, own: bool) -> Option<Held> {
     let pidfd = match own {
         true => pidfd(id),
         false => Err(Errno::EOPNOTSUPP),
     };
-    // Behind that: what the folder still tells now it tells of the process that the pidfd has found.
+    // After pidfd_open(2): while the folder can be read, the process of the pidfd is its process.
     let stat = text(folder, "stat").ok()?;
     let (number, fields) = (stat.split(' ').next()?, stat.rsplit(')').next()?);
-    // Field 22, counted from behind the name, which may hold anything.
+    // Field 22, counted from the end of the name, which may contain spaces and parentheses.
     let started = fields.split_whitespace().nth(19)?.parse().ok()?;
     // Inode numbers have 32 bits on some machines.
     #[allow(clippy::useless_conversion)]
@@ -113,14 +113,14 @@ pub fn of(folder: &OwnedFd, id: i32, own: bool) -> Option<Held> {
 
 fn pidfd(id: i32) -> Result<OwnedFd, Errno> {
     let pidfd = match sys::pidfd_open(id, 0) {
-        // A thread: its own end is told since Linux 6.9.
+        // A thread: it has a pidfd of its own since Linux 6.9.
         Err(Errno::EINVAL | Errno::ENOENT) => sys::pidfd_open(id, sys::PIDFD_THREAD),
         other => other,
     };
     pidfd.map(sys::out_of_the_way)
 }
 
-/// The beginning of a file of procfs.
+/// The first 4,096 bytes of a file of procfs.
 fn text(folder: impl AsFd, name: &str) -> Result<String, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let file = sys::retry(|| openat(folder.as_fd(), name, flags, Mode::empty()))?;

@@ -1,5 +1,5 @@
-//! Commands and events, to and from terms. docs/protocol.md is the specification; its vectors are
-//! tested here and in Elixir. Pure.
+//! Commands and events, to and from terms, without input or output. docs/protocol.md is the specification; its
+//! vectors are tested here and in Elixir.
 //!
 //! Frames that carry a datagram have a fixed prefix, so that neither side builds a term for them:
 //!
@@ -22,27 +22,27 @@ use byteorder::{BigEndian, ByteOrder};
 use std::mem::take;
 use std::os::fd::RawFd;
 
-/// Version of the protocol; `hello` names it.
+/// Version of the protocol, named in `hello`.
 pub const VERSION: u8 = 4;
 /// Length of the fixed prefix of a `send` frame.
 const SEND_PREFIX: usize = 20;
-/// Stands for "not told" where a metadata field of a datagram is absent.
+/// The value of a metadata field that a datagram does not have.
 const ABSENT: i32 = i32::MIN;
 
-/// A socket's name on the wire: never used twice in the life of the VM.
+/// The name of a socket or a pin on the wire. The VM never uses a handle twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Handle(pub u32);
 
-/// What an answer is matched to its command by. 0 asks for no answer.
+/// Matches an answer to its command. 0 asks for no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reference(pub u32);
 
-/// What standard input may ask for.
+/// A command from standard input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command<'a> {
     /// Open a socket, with its first window in bytes.
     Open(Handle, Box<Spec>, u64),
-    /// Hold a namespace, for messages that name it by a descriptor.
+    /// Hold a namespace, so that messages can name it by a descriptor.
     Pin(Handle, Target),
     /// Close a socket, or end a pin.
     Close(Handle),
@@ -54,24 +54,24 @@ pub enum Command<'a> {
     Get(Handle, Name),
     /// Send a datagram to the kernel.
     Send(Handle, &'a [u8]),
-    /// Send a datagram to a process of user space: its port id, or a mask of groups.
+    /// Send a datagram to other processes, by port id or by a mask of groups.
     SendTo(Handle, u32, u32, Vec<u8>),
-    /// Tell of one socket.
+    /// Answer with the state of one socket.
     SocketInfo(Handle),
-    /// Tell of the program.
+    /// Answer with the state of the program.
     Info,
-    /// Raise the window of one socket to this many bytes since it was opened.
+    /// Raise the window of one socket to this many bytes, counted from its open.
     Grant(Handle, u64),
-    /// Raise the window of the whole program to this many bytes since its start.
+    /// Raise the window of the whole program to this many bytes, counted from its start.
     GrantAll(u64),
     /// Answer.
     Ping,
-    /// Answer, and end.
+    /// Answer, and end the program.
     Stop,
 }
 
-/// Decodes one frame. A malformed term has no reference to answer to; a term that is no command
-/// has, if its second element is one.
+/// Decodes one frame. A malformed term has no reference, and so no answer. A term that is no command is answered
+/// if its second element is a reference.
 pub fn parse(frame: &[u8]) -> Result<(Reference, Result<Command<'_>, Failure>), Malformed> {
     if let Some((reference, handle, datagram)) = parse_send(frame) {
         return Ok((reference, Ok(Command::Send(handle, datagram))));
@@ -87,7 +87,7 @@ pub fn parse(frame: &[u8]) -> Result<(Reference, Result<Command<'_>, Failure>), 
     Ok((Reference(reference.unwrap_or(0)), command))
 }
 
-/// The fast path of [`parse`]: a `send` frame, whole and exact.
+/// The fast path of [`parse`]: a frame that is exactly a `send`.
 fn parse_send(frame: &[u8]) -> Option<(Reference, Handle, &[u8])> {
     let (prefix, datagram) = frame.split_at_checked(SEND_PREFIX)?;
     match prefix {
@@ -106,7 +106,7 @@ fn parse_send(frame: &[u8]) -> Option<(Reference, Handle, &[u8])> {
     }
 }
 
-/// Takes the binaries out of the term: there is never a third copy of one.
+/// Reads a command, and moves the binaries out of the term, which saves a copy of each.
 fn command<'a>(elements: &mut [Term]) -> Result<Command<'a>, Failure> {
     let (name, arguments) = elements
         .split_first_mut()
@@ -282,14 +282,14 @@ fn window_of(term: &Term) -> Option<u64> {
     u64::try_from(etf::as_integer(term)?).ok()
 }
 
-/// Answers a command that has succeeded.
+/// The answer to a command that has succeeded.
 pub fn ok(reference: Reference, value: Option<Term>) -> Vec<u8> {
     let mut elements = vec![etf::atom("ok"), etf::integer(reference.0)];
     elements.extend(value);
     etf::encode(etf::tuple(elements))
 }
 
-/// Answers a command that has failed.
+/// The answer to a command that has failed.
 pub fn error(reference: Reference, failure: &Failure) -> Vec<u8> {
     etf::encode(etf::tuple(vec![
         etf::atom("error"),
@@ -300,8 +300,8 @@ pub fn error(reference: Reference, failure: &Failure) -> Vec<u8> {
     ]))
 }
 
-/// Tells that something failed on a socket without a command that waits for it. `length` is the
-/// real length of a datagram that was cut, 0 otherwise.
+/// The event of a failure on a socket that is the answer to no command. `length` is the real length of a
+/// datagram that was cut, and otherwise 0.
 pub fn failed(handle: Handle, failure: &Failure, length: usize) -> Vec<u8> {
     etf::encode(etf::tuple(vec![
         etf::atom("failed"),
@@ -312,7 +312,7 @@ pub fn failed(handle: Handle, failure: &Failure, length: usize) -> Vec<u8> {
     ]))
 }
 
-/// Tells how many datagrams a socket has lost before the next one.
+/// The event that a socket has lost this many datagrams before the next one.
 pub fn overrun(handle: Handle, dropped: u32) -> Vec<u8> {
     etf::encode(etf::tuple(vec![
         etf::atom("overrun"),
@@ -321,13 +321,13 @@ pub fn overrun(handle: Handle, dropped: u32) -> Vec<u8> {
     ]))
 }
 
-/// Tells that the namespace of a socket is gone, and the socket is closed.
+/// The event that the namespace of a socket is gone, and the socket closed.
 pub fn gone(handle: Handle) -> Vec<u8> {
     let elements = vec![etf::atom("gone"), etf::integer(handle.0)];
     etf::encode(etf::tuple(elements))
 }
 
-/// Tells of a frame that is no term of this protocol.
+/// The event that a frame was no term of this protocol.
 pub fn malformed(reason: Malformed) -> Vec<u8> {
     etf::encode(etf::tuple(vec![
         etf::atom("malformed"),
@@ -335,7 +335,7 @@ pub fn malformed(reason: Malformed) -> Vec<u8> {
     ]))
 }
 
-/// What the first frame says of the program.
+/// What the first frame says about the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// Its process id.
@@ -344,17 +344,17 @@ pub struct Hello {
     pub home: Identity,
     /// Whether it can enter other namespaces.
     pub may_leave: bool,
-    /// Its effective capabilities, by number, capability.h.
+    /// The numbers of its usable capabilities, include/uapi/linux/capability.h.
     pub capabilities: Vec<u8>,
-    /// The longest frame it takes.
+    /// The longest frame that it takes.
     pub max_frame: usize,
-    /// How many descriptors it may have open.
+    /// How many descriptors it may have open (RLIMIT_NOFILE).
     pub max_fds: u64,
-    /// The lowest number of the descriptors that it keeps open, standard ones aside.
+    /// The lowest number of the descriptors that it keeps open, apart from 0, 1 and 2.
     pub lowest_fd: u32,
-    /// The inode of its user namespace, 0 where the kernel has none.
+    /// The inode of its user namespace; 0 if the kernel has no user namespaces.
     pub user_namespace: u64,
-    /// What it was started with.
+    /// The restrictions that it was started with.
     pub inherited: Inherited,
 }
 
@@ -392,14 +392,14 @@ pub fn identity(identity: Identity) -> Term {
     etf::tuple(vec![etf::integer(device), etf::integer(inode)])
 }
 
-/// Where a socket is, as properties.
+/// The place of a socket, as properties.
 pub fn place(place: Place) -> Vec<Term> {
     let mut told = namespace(place.identity, place.cookie);
     told.push(property("verified", etf::boolean(place.verified)));
     told
 }
 
-/// A namespace and its cookie, where the kernel tells that, as properties.
+/// A namespace and its cookie, `nil` if the kernel does not tell it, as properties.
 fn namespace(of: Identity, cookie: Option<u64>) -> Vec<Term> {
     let cookie = cookie.map_or_else(|| etf::atom("nil"), etf::integer);
     vec![
@@ -408,14 +408,14 @@ fn namespace(of: Identity, cookie: Option<u64>) -> Vec<Term> {
     ]
 }
 
-/// The answer that tells of a new pin.
+/// The answer to `pin`.
 pub fn pin(descriptor: RawFd, of: Identity, cookie: Option<u64>) -> Term {
     let mut told = namespace(of, cookie);
     told.push(property("descriptor", etf::integer(descriptor)));
     etf::list(told)
 }
 
-/// Processes that a target has led through, as `{known, Target, Processes}` takes them.
+/// The processes that a target has led through, as in `{known, Target, Processes}`.
 pub fn processes(processes: &[Process]) -> Term {
     let process = |process: &Process| {
         let Process { id, started, inode } = *process;
@@ -428,30 +428,30 @@ pub fn processes(processes: &[Process]) -> Term {
     etf::list(processes.iter().map(process).collect())
 }
 
-/// What is told of a socket.
+/// What `info` says about a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketInfo {
     /// Where it is.
     pub place: Place,
     /// The port id it is bound to.
     pub port_id: u32,
-    /// Datagrams the kernel has dropped, as far as was told.
+    /// Datagrams that the kernel has dropped, as far as reported.
     pub drops: u32,
-    /// Datagrams from user space that were refused.
+    /// Datagrams from user space that were dropped.
     pub foreign: u64,
-    /// What was received and handed on.
+    /// The datagrams that were forwarded.
     pub received: Tally,
-    /// What was sent.
+    /// The datagrams that were sent.
     pub sent: Tally,
-    /// The kernel's receive queue, where it tells.
+    /// The kernel's receive queue, if the kernel reports it.
     pub queue: Option<Queue>,
-    /// What its window was granted since the beginning.
+    /// The bytes granted to its window since its open.
     pub granted: u64,
-    /// What its window was charged since the beginning.
+    /// The bytes charged to its window since its open.
     pub charged: u64,
 }
 
-/// The answer that tells of a socket.
+/// The answer to `info` of a socket.
 pub fn socket(info: &SocketInfo) -> Term {
     let number = |name, value: u64| property(name, etf::integer(value));
     let (queued, limit) = info
@@ -488,7 +488,7 @@ pub fn value(value: Value) -> Term {
 pub enum Form {
     /// The datagram alone.
     Plain,
-    /// The same, where it is most likely the answer to a send: the next one is soon to come.
+    /// The datagram alone, probably an answer: the VM is likely to send the next request soon.
     Answer,
     /// With metadata.
     Metadata,

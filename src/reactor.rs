@@ -1,9 +1,9 @@
 //! The loop, on one thread: commands in, datagrams out.
 //!
-//! Rules that keep it from deadlock and from unbounded memory:
+//! Rules that prevent deadlock and unbounded memory:
 //! - A socket is read only while its window, the program's window and the arena have room.
 //! - Commands are read, also while standard output is full, until the room for answers is used up.
-//! - End of input ends the program at once, whatever else is going on.
+//! - End of input ends the program at once, whatever else it is doing.
 
 use crate::error::{At, Exit, Failure, Fatal, Stage};
 use crate::etf;
@@ -19,24 +19,24 @@ use crate::watch::Watches;
 use nix::errno::Errno;
 use std::time::Duration;
 
-/// First size of the receive buffer. The kernel cuts dumps to the reader's buffer, up to 32 KiB.
+/// First size of the receive buffer. The kernel fits the datagrams of a dump to the reader's buffer, up to 32 KiB.
 const DATAGRAM: usize = 1 << 20;
-/// Largest size the receive buffer grows to, so that a frame stays within the VM side's limit.
+/// Largest size that the receive buffer grows to: a frame must not exceed the limit of the VM's side.
 const MAX_DATAGRAM: usize = 16 << 20;
-/// How many datagrams one socket may bring before the next has its turn.
+/// How many datagrams are read from one socket before the next socket has its turn.
 const TURN: usize = 64;
-/// The loop and all it holds.
+/// The loop and its state.
 #[derive(Debug)]
 pub struct Reactor {
     wire: Wire,
     poller: Poller,
     inbox: Inbox,
-    /// Whole frames wait in the inbox for room for their answers.
+    /// Whether whole frames wait in the inbox because the outbox has no room for their answers.
     stalled: bool,
     state: State,
 }
 
-/// What commands and datagrams work on.
+/// The state that commands and datagrams change.
 #[derive(Debug)]
 struct State {
     home: Home,
@@ -47,7 +47,7 @@ struct State {
     outbox: Outbox,
     /// Sockets to be read.
     due: Vec<Handle>,
-    /// An empty list, for the next `due`.
+    /// An empty list that becomes the next `due`: it saves an allocation a turn.
     spare: Vec<Handle>,
     stopping: bool,
 }
@@ -84,7 +84,7 @@ impl Reactor {
         })
     }
 
-    /// Runs until the input ends, or until it is told to stop.
+    /// Runs until the input ends, or until the command `stop`.
     pub fn run(&mut self) -> Exit {
         loop {
             if let Err(exit) = self.turn() {
@@ -93,7 +93,7 @@ impl Reactor {
         }
     }
 
-    /// Writes what is ready, waits, reads commands, reads sockets. `Err` is the end.
+    /// One turn: writes frames, waits, reads commands, reads sockets. `Err` ends the loop.
     fn turn(&mut self) -> Result<(), Exit> {
         self.flush()?;
         if self.state.stopping && self.state.outbox.pending() == 0 {
@@ -127,7 +127,7 @@ impl Reactor {
         Ok(())
     }
 
-    /// Carries out the whole frames in the inbox, as long as there is room for the answers.
+    /// Carries out the whole frames in the inbox while the outbox has room for the answers.
     fn commands(&mut self) -> Result<(), Exit> {
         self.stalled = true;
         while self.state.outbox.has_room_for_reply() && !self.state.stopping {
@@ -148,8 +148,8 @@ impl Reactor {
         outcome.map_err(|_| Exit::Output)
     }
 
-    /// Waits for something to do. While nothing may be read from any socket only the two pipes
-    /// are looked at, so that sockets with datagrams do not keep the loop awake.
+    /// Waits for something to do. While no socket may be read only the two pipes are polled, so that sockets with
+    /// datagrams do not keep the loop awake.
     fn wait(&mut self) -> Result<Ready, Exit> {
         let writing = self.state.outbox.pending() > 0;
         let reading = !self.stalled;
@@ -181,7 +181,7 @@ impl State {
                     _ => None,
                 };
                 let outcome = self.perform(poller, command);
-                // Nobody waits for the answer of this one: its failure is an event.
+                // A send without a reference has no answer: its failure is an event.
                 if let (Reference(0), Some(handle), Err(failure)) = (reference, handle, &outcome) {
                     self.outbox.push(&protocol::failed(handle, failure, 0));
                 }
@@ -291,7 +291,7 @@ impl State {
         Ok(etf::list(told))
     }
 
-    /// Marks a handle as used: each is that of one socket, or of one pin.
+    /// Marks a handle as used. A handle stands for one socket or one pin, and is never used again.
     fn reserve(&mut self, handle: Handle) -> Result<(), Failure> {
         if !self.sockets.is_fresh(handle) {
             return Err(Failure::protocol("handle used before"));
@@ -302,8 +302,8 @@ impl State {
 
     fn pin(&mut self, handle: Handle, target: &Target) -> Result<etf::Term, Failure> {
         let namespace = netns::open(target, &[], self.home.privileges())?;
-        // The kernel tells it of a socket alone. Where this program may not make one in there it can
-        // hold the namespace all the same.
+        // The kernel tells the cookie only of a socket. If the helper may not make a socket in there, it
+        // holds the namespace without a cookie.
         let probe = || sys::netlink_socket(libc::NETLINK_ROUTE).at(Stage::Socket);
         let socket = self.home.enter(&namespace, probe);
         let cookie = socket.ok().and_then(|socket| netlink::cookie(&socket));
@@ -334,7 +334,7 @@ impl State {
 
     fn info(&self) -> etf::Term {
         let number = |name, value: u64| protocol::property(name, etf::integer(value));
-        // The listing itself holds one descriptor while it counts.
+        // The listing itself has one descriptor open.
         let fds = std::fs::read_dir("/proc/self/fd").map_or(0, |fds| fds.count().saturating_sub(1));
         etf::list(vec![
             number("os_pid", std::process::id().into()),
@@ -347,7 +347,7 @@ impl State {
         ])
     }
 
-    /// Reads one socket until it is drained, has had its turn, or may not be read any more.
+    /// Reads one socket until it is empty, has had its turn, or may no longer be read.
     fn pump(&mut self, poller: &Poller, handle: Handle) {
         for _ in 0..TURN {
             if !self.may_read() {
@@ -375,7 +375,7 @@ impl State {
                     self.window.charge(received.length);
                     let prefix = Prefix::of(handle, form, &received);
                     self.outbox.commit(prefix.bytes(), received.length);
-                    // Most answers are alone: whether this one is, epoll tells.
+                    // Most answers come alone. Epoll tells if more follow, which is cheaper than a failing read.
                     let asked = std::mem::take(&mut entry.asked);
                     if asked && !entry.socket.in_doubt() && !entry.leaving {
                         entry.undrained = false;
@@ -413,7 +413,7 @@ impl State {
         self.read_again(handle);
     }
 
-    /// Sockets whose namespace is gone take in nothing more, and are read for the last time.
+    /// Makes sockets whose namespace is gone take in nothing more, and reads them for the last time.
     fn leave(&mut self) {
         for handle in self.watches.gone(self.home.privileges()) {
             if let Some(entry) = self.sockets.get_mut(handle) {
@@ -425,14 +425,13 @@ impl State {
         }
     }
 
-    /// Behind all that came from the socket.
+    /// Closes a socket whose namespace is gone. The event comes after all datagrams of the socket.
     fn close_gone(&mut self, handle: Handle) {
         drop(self.sockets.remove(handle));
         self.outbox.push(&protocol::gone(handle));
     }
 
-    /// The kernel has answered most requests before sendmsg(2) returns: the socket is looked at
-    /// before the next wait.
+    /// Makes a socket due before the next wait: the kernel has answered most requests before sendmsg(2) returns.
     fn expect_answer(&mut self, handle: Handle) {
         if let Some(entry) = self.sockets.get_mut(handle) {
             entry.undrained = true;
@@ -441,7 +440,7 @@ impl State {
         self.read_again(handle);
     }
 
-    /// Puts a socket whose queue was not seen empty on the list of those to be read again.
+    /// Makes a socket due if it may be read and its queue has not been seen empty.
     fn read_again(&mut self, handle: Handle) {
         if let Some(entry) = self.sockets.get_mut(handle) {
             let readable = entry.window.is_open() || entry.leaving;
@@ -452,7 +451,7 @@ impl State {
         }
     }
 
-    /// Takes that list, while sockets may be read.
+    /// Takes the list of due sockets, or none while no socket may be read.
     fn take_due(&mut self) -> Vec<Handle> {
         if !self.may_read() {
             return Vec::new();
@@ -467,10 +466,10 @@ impl State {
     }
 }
 
-/// A handle that no socket has.
+/// The failure of a command whose handle has no socket.
 fn closed() -> Failure {
     Failure::new(Stage::Info, Errno::EBADF)
 }
 
-// Frames are bounded so that neither side allocates for a length alone.
+// The largest datagram fits into a frame.
 const _: () = assert!(MAX_DATAGRAM + Prefix::LONGEST <= MAX_FRAME);

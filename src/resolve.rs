@@ -1,8 +1,8 @@
-//! Where a path leads, step by step: path_resolution(7). The kernel alone opens what a path stands for; this
-//! says by way of which processes it leads there, and which step failed.
+//! Where a path leads, step by step: path_resolution(7). The kernel opens the file of a path by itself. This file
+//! finds the processes that the path leads through, and the step that failed.
 //!
-//! Invariant: CAP_SYS_PTRACE is raised for steps out of folders of procfs alone. There it is what links such
-//! as `/proc/<pid>/ns/net` and `/proc/<pid>/root` ask for, and what hidepid hides processes without.
+//! Invariant: CAP_SYS_PTRACE is raised only for steps out of folders of procfs. Links there, such as
+//! `/proc/<pid>/ns/net` and `/proc/<pid>/root`, require it, and hidepid hides processes from a reader without it.
 
 use crate::error::{At, Failure, Stage};
 use crate::privileges::Privileges;
@@ -15,45 +15,45 @@ use nix::sys::statfs::{fstatfs, PROC_SUPER_MAGIC};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 
-/// How many symbolic links lead on, path_resolution(7).
+/// How many symbolic links are followed, path_resolution(7).
 const LINKS: usize = 40;
-/// A step into a folder.
+/// The flags of a step into a folder.
 const STEP: OFlag = OFlag::O_PATH
     .union(OFlag::O_DIRECTORY)
     .union(OFlag::O_CLOEXEC);
 
-/// What was found of a path.
+/// The way that a path takes.
 #[derive(Debug, Default)]
 pub struct Way {
-    /// The processes whose folders in procfs it leads through. Not this program as `/proc/self`, which is
-    /// whoever looks.
+    /// The processes whose folders in procfs it leads through. `/proc/self` does not count: it is always this
+    /// program.
     pub processes: Vec<Held>,
     /// Whether it leads through procfs.
     pub procfs: bool,
-    /// The last number of a process in it, and whether that process is hidden: it lives, and its folder tells
-    /// nothing (hidepid, proc(5)).
+    /// The last number of a process in the path.
     number: Option<i32>,
+    /// Whether that process is hidden: it is alive, and its folder cannot be read (hidepid, proc(5)).
     hidden: bool,
-    /// What its last step is.
+    /// The kind of its last step.
     pub end: End,
-    /// Why it does not lead to its last step.
+    /// The failure of a step, if the path does not lead to its end.
     pub lost: Option<Failure>,
 }
 
 /// The last step of a path.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// A file in a folder, which inotify(7) tells of.
+    /// A file in a folder that inotify(7) can watch.
     #[default]
     File,
-    /// A namespace of a process.
+    /// A file in `/proc/<pid>/ns`.
     Namespace,
     /// Another file of procfs.
     Proc,
 }
 
-/// Calls what runs before each last step, the one of each link that leads on included: with the folder and
-/// the name in it.
+/// Called before the last step, with the folder and the name in it. If that name is a symbolic link, it is called
+/// again before the last step of the link's target.
 pub type Visit<'a> = dyn FnMut(&OwnedFd, &[u8]) -> Result<(), Failure> + 'a;
 
 /// Follows a path.
@@ -63,18 +63,18 @@ pub fn follow(path: &[u8], privileges: &Privileges, visit: &mut Visit<'_>) -> Wa
     way
 }
 
-/// A folder on the way.
+/// A folder of the path.
 struct Folder {
     fd: OwnedFd,
     procfs: bool,
-    /// Whether numbers of processes in it are those of this program's pid namespace.
+    /// Whether it is of a procfs of this program's pid namespace.
     own: bool,
-    /// Whether it is the folder of a process's namespaces.
+    /// Whether it is `/proc/<pid>/ns`.
     namespaces: bool,
 }
 
 impl Way {
-    /// What is known of a failure beyond its errno: where in procfs the path did not lead on.
+    /// Adds to the failure of an open which process in the path it failed at.
     pub fn explain(&self, failure: Failure) -> Failure {
         match &self.lost {
             _ if failure.stage != Stage::Open => failure,
@@ -93,7 +93,7 @@ impl Way {
             (true, Errno::ENOENT | Errno::EPERM | Errno::EACCES) => {
                 Failure::new(Stage::Open, Errno::EACCES).because(format!("hidden {id}"))
             }
-            // Of another pid namespace, where hidepid=1 says this.
+            // A process of another pid namespace: hidepid=1 answers with EPERM.
             (false, Errno::EPERM) => {
                 Failure::new(Stage::Open, Errno::EACCES).because(format!("process {id}"))
             }
@@ -108,7 +108,7 @@ impl Way {
         visit: &mut Visit<'_>,
     ) -> Result<(), Failure> {
         let mut folder = self.begin(path)?;
-        // The next is the last of these.
+        // The next name is the last element.
         let mut rest = names(path);
         let mut links = 0;
         while let Some(name) = rest.pop() {
@@ -169,18 +169,18 @@ impl Way {
         }
         match sys::retry(|| readlinkat(&folder.fd, name)) {
             Ok(target) => Ok(Step::Link(target.into_vec())),
-            // It is no link.
+            // Not a symbolic link.
             Err(Errno::EINVAL) if last => Ok(Step::File),
             Err(Errno::EINVAL) => Err(Failure::new(Stage::Open, Errno::ENOTDIR)),
             Err(errno) => Err(Failure::new(Stage::Open, errno)),
         }
     }
 
-    /// Links of procfs are followed by the kernel: most of them are no paths.
+    /// A step out of a folder of procfs. The kernel follows the links there, since most of them are no paths.
     fn step_in_proc(&mut self, folder: &Folder, name: &[u8]) -> Result<Folder, Failure> {
         let number = number(name);
         if number.is_some() {
-            // hidepid=4 does not even let it be looked up.
+            // Before the step, which fails under hidepid=4: a pidfd shows that the hidden process is alive.
             self.number = number;
             self.hidden = folder.own && number.is_some_and(|id| sys::pidfd_open(id, 0).is_ok());
         }
@@ -216,21 +216,21 @@ impl Way {
     }
 }
 
-/// What a step leads to.
+/// The result of a step.
 enum Step {
     Into(Folder),
     Link(Vec<u8>),
     File,
 }
 
-/// The names of a path, the first last.
+/// The names of a path in reverse order.
 fn names(path: &[u8]) -> Vec<Vec<u8>> {
     let names = path.rsplit(|byte| *byte == b'/');
     let names = names.filter(|name| !name.is_empty() && *name != b".");
     names.map(<[u8]>::to_vec).collect()
 }
 
-/// A number of a process, as procfs has it.
+/// The number of a process, if the name is one.
 fn number(name: &[u8]) -> Option<i32> {
     let digits = !name.is_empty() && name.iter().all(u8::is_ascii_digit);
     digits.then(|| std::str::from_utf8(name).ok()?.parse().ok())?

@@ -1,8 +1,8 @@
-//! The system calls this program may make once it runs: those of its loop and no other. Anything
-//! else ends it with SIGSYS. seccomp(2).
+//! The system calls that this program may make once the loop runs. Any other call ends the program with SIGSYS.
+//! seccomp(2).
 //!
-//! The filter sees numbers and not what pointers point to: neither paths nor socket addresses. What
-//! can be said about the arguments that are numbers is said.
+//! A filter sees the arguments of a call, but not the memory that pointers point to: neither paths nor socket
+//! addresses. Arguments that are numbers are restricted as far as possible.
 
 use crate::bpf::{Rules, Test};
 use crate::calls;
@@ -12,22 +12,22 @@ use crate::watch;
 use libc::c_long;
 use nix::errno::Errno;
 
-/// What this run of the program may need beyond the loop.
+/// What this run of the program needs beyond the calls of the loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Needs {
-    /// To raise CAP_SYS_PTRACE around the opening of a namespace file.
+    /// Whether it raises CAP_SYS_PTRACE to open namespace files.
     pub capset: bool,
-    /// To enter other user namespaces in a child.
+    /// Whether it enters other user namespaces in a child.
     pub user_namespaces: bool,
 }
 
-/// Installs the filter. There is no way to take it off again. `outer` is the mode of one from outside.
+/// Installs the filter, which cannot be removed again. `outer` is the mode of a filter that was there at start.
 pub fn install(needs: Needs, outer: u8) -> Result<(), Fatal> {
     let mut program = rules(needs).assemble();
     sys::install_filter(&mut program).map_err(|errno| refused(errno, outer))
 }
 
-/// An errno that the kernel does not give here is another filter's, or an emulator's.
+/// Explains why seccomp(2) failed: another filter, an emulator, or the kernel's configuration.
 fn refused(errno: Errno, outer: u8) -> Fatal {
     let doing = match (errno, outer) {
         (Errno::ENOMEM, _) => "seccomp(2)",
@@ -83,9 +83,9 @@ fn plain() -> Vec<c_long> {
         libc::SYS_epoll_ctl,
         libc::SYS_epoll_pwait,
         libc::SYS_ppoll,
-        // Where the clock cannot be read without a system call, vdso(7).
+        // The clock, on machines where vdso(7) cannot read it.
         libc::SYS_clock_gettime,
-        // Sockets. Options of other levels than these two do not exist for netlink(7).
+        // Sockets.
         libc::SYS_bind,
         libc::SYS_connect,
         libc::SYS_getsockname,
@@ -93,12 +93,12 @@ fn plain() -> Vec<c_long> {
         libc::SYS_setsockopt,
         libc::SYS_sendto,
         libc::SYS_recvmsg,
-        // Namespace files, and /proc/self/fd, which is counted.
+        // Namespace files, and /proc/self/fd, whose entries `info` counts.
         libc::SYS_close,
         libc::SYS_getdents64,
         libc::SYS_pidfd_open,
         libc::SYS_getpid,
-        // What namespaces were named by.
+        // The paths of namespaces, and their watches.
         libc::SYS_readlinkat,
         libc::SYS_inotify_rm_watch,
         // Memory.
@@ -119,16 +119,16 @@ fn plain() -> Vec<c_long> {
 
 type Condition = (c_long, u8, Test);
 
-/// Calls with an argument that must be this.
+/// Calls that are allowed if an argument passes a test.
 fn conditional() -> Vec<Condition> {
     let mut conditions = vec![
         (libc::SYS_socket, 0, Test::Equal(libc::AF_NETLINK as u32)),
-        // Away from small numbers, and pins to numbers that only go up.
+        // Moves descriptors to high numbers, and pins to numbers that only go up.
         (calls::FCNTL, 1, Test::Equal(libc::F_DUPFD_CLOEXEC as u32)),
         (libc::SYS_setns, 1, Test::Equal(libc::CLONE_NEWNET as u32)),
         (libc::SYS_ioctl, 1, Test::Equal(SIOCGSKNS as u32)),
         (libc::SYS_ioctl, 1, Test::Equal(NS_GET_NSTYPE as u32)),
-        // Whose user namespace refuses, for the error; and whose a child has to join.
+        // The user namespace that owns a namespace: for the error, and for the child that joins it.
         (libc::SYS_ioctl, 1, Test::Equal(NS_GET_USERNS as u32)),
         (
             libc::SYS_inotify_init1,
@@ -141,12 +141,12 @@ fn conditional() -> Vec<Condition> {
             Test::Equal(watch::FOLDER.bits()),
         ),
     ];
-    // No bit of these means to write, or to make a file. O_LARGEFILE is of the C library.
+    // No flag to write, or to make a file. The C library adds O_LARGEFILE.
     let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
     let open_flags = none_but(open_flags | libc::O_NOFOLLOW | libc::O_LARGEFILE);
     let opening = calls::OPEN.iter();
     conditions.extend(opening.map(|(call, argument)| (*call, *argument, open_flags)));
-    // PROT_EXEC would be code from outside.
+    // Without PROT_EXEC no memory becomes code.
     let data = Test::NoneOf(libc::PROT_EXEC as u32);
     if calls::MMAP_IS_SEEN {
         conditions.push((calls::MMAP, 2, data));
@@ -158,8 +158,8 @@ fn conditional() -> Vec<Condition> {
     conditions
 }
 
-/// What the child that enters another user namespace takes: fork(2), and its way to hand the socket
-/// back. A thread or a namespace of its own it may not make.
+/// The calls of the child that enters another user namespace: fork(2), and those that pass the socket back. It
+/// may make neither a thread nor a namespace.
 fn child() -> [Condition; 4] {
     let fork_flags = libc::CLONE_CHILD_CLEARTID | libc::CLONE_CHILD_SETTID | 0xff;
     [
@@ -174,7 +174,7 @@ fn child() -> [Condition; 4] {
     ]
 }
 
-/// No bit but these is set.
+/// No bits other than these are set.
 fn none_but(bits: i32) -> Test {
     Test::NoneOf(!(bits as u32))
 }
@@ -195,7 +195,7 @@ mod tests {
         user_namespaces: true,
     };
 
-    /// Whether a child under the filter may make this call, whatever comes of it.
+    /// Whether a child under the filter may make this call. Its result does not matter.
     fn may(needs: Needs, number: c_long, arguments: [c_long; 5]) -> bool {
         match sys::fork().unwrap() {
             ForkResult::Child => {
@@ -263,13 +263,13 @@ mod tests {
             (libc::SYS_pidfd_getfd, [-1, 0, 0, 0, 0]),
             (libc::SYS_setns, flag(libc::CLONE_NEWNS)),
             (libc::SYS_setns, flag(libc::CLONE_NEWPID)),
-            // 0 would be any kind of namespace.
+            // 0 stands for any kind of namespace.
             (libc::SYS_setns, flag(0)),
             (libc::SYS_unshare, [0; 5]),
             (libc::SYS_mount, [0; 5]),
             (libc::SYS_bpf, [0; 5]),
             (libc::SYS_inotify_init1, [0; 5]),
-            // What others read and write is none of its business.
+            // Events that the program does not need: reads and writes of other processes.
             (
                 libc::SYS_inotify_add_watch,
                 [-1, 0, libc::IN_ALL_EVENTS as c_long, 0, 0],
@@ -277,7 +277,7 @@ mod tests {
             (libc::SYS_fanotify_init, [0; 5]),
             (libc::SYS_io_uring_setup, [0; 5]),
             (libc::SYS_ioctl, [-1, libc::TIOCSTI as c_long, 0, 0, 0]),
-            // Whoever would be told of signals, or of locks, is none of its business.
+            // Commands of fcntl(2) that the program does not need.
             (calls::FCNTL, flag(libc::F_SETOWN)),
             (calls::FCNTL, flag(libc::F_DUPFD)),
             (calls::FCNTL, flag(libc::F_SETFL)),
@@ -288,8 +288,8 @@ mod tests {
             (libc::SYS_kill, [0; 5]),
             (libc::SYS_prctl, [0; 5]),
             (libc::SYS_setuid, [0; 5]),
-            // A number no kernel has, and one through the x32 ABI. s390x takes 16 bits of a number, before
-            // the filter sees it.
+            // A number that no kernel has, and one of the x32 ABI. s390x cuts a number to 16 bits before the
+            // filter sees it.
             (9999, [0; 5]),
             #[cfg(not(target_arch = "s390x"))]
             (0x4000_0000 + libc::SYS_read, [-1, 0, 0, 0, 0]),

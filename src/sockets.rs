@@ -4,11 +4,11 @@ use crate::netlink::Socket;
 use crate::protocol::Handle;
 use std::collections::HashMap;
 
-/// What a datagram costs beyond its length: about what it takes in the VM.
+/// What a datagram costs beyond its length, in bytes: about the memory of its message in the VM.
 pub const OVERHEAD: u64 = 300;
 
-/// How much may still be read: what was granted since the beginning, less what was read. While it
-/// is open it admits one datagram of any size.
+/// How many bytes may still be read: the bytes granted since the beginning, less those read. An open window
+/// admits one datagram of any size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Window {
     granted: u64,
@@ -16,7 +16,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// A window of its first grant.
+    /// A window with its first grant.
     pub fn new(granted: u64) -> Self {
         Self {
             granted,
@@ -34,17 +34,17 @@ impl Window {
         self.charged = self.charged.saturating_add(length as u64 + OVERHEAD);
     }
 
-    /// Raises the grant. It is cumulative, so one that comes late changes nothing.
+    /// Raises the grant. Grants count from the beginning, so that a grant which comes late changes nothing.
     pub fn grant(&mut self, granted: u64) {
         self.granted = self.granted.max(granted);
     }
 
-    /// What was granted since the beginning.
+    /// The bytes granted since the beginning.
     pub fn granted(&self) -> u64 {
         self.granted
     }
 
-    /// What was charged since the beginning.
+    /// The bytes charged since the beginning.
     pub fn charged(&self) -> u64 {
         self.charged
     }
@@ -57,18 +57,17 @@ pub struct Entry {
     pub socket: Socket,
     /// Its window.
     pub window: Window,
-    /// Whether epoll watches it: only while its window is open. A socket with nothing to read but
-    /// an error would wake the loop again and again, since EPOLLERR cannot be masked.
+    /// Whether epoll polls it: only while its window is open. Otherwise a socket with an error would wake the
+    /// loop again and again, since EPOLLERR cannot be masked.
     pub watched: bool,
-    /// Whether datagrams were read since the queue was last seen empty. Only then are losses told;
-    /// and epoll says nothing of a queue that has just been emptied, so such a socket is due.
+    /// Whether datagrams were read since the queue was last seen empty. Such a socket is due: losses are
+    /// reported when the queue is seen empty, and epoll does not report a queue that has just been emptied.
     pub undrained: bool,
-    /// Whether a request was sent on it whose answer is about to be there.
+    /// Whether a request was sent on it and the answer is expected at once.
     pub asked: bool,
-    /// Whether its namespace is gone: it is closed once what the kernel has queued is read, or its
-    /// window is used up.
+    /// Whether its namespace is gone. The socket is closed once its queue is read, or its window used up.
     pub leaving: bool,
-    /// Whether the loop has it on its list of those to be read again without being woken.
+    /// Whether it is on the loop's list of sockets that are read before the next wait.
     pub due: bool,
 }
 
@@ -80,12 +79,12 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Whether `handle` may be given to a new socket: handles only ever go up.
+    /// Whether a new socket may have `handle`: handles only go up.
     pub fn is_fresh(&self, handle: Handle) -> bool {
         self.newest.is_none_or(|newest| handle > newest)
     }
 
-    /// Marks `handle` as used, whether its socket comes to be or not.
+    /// Marks `handle` as used, also if its socket cannot be opened.
     pub fn reserve(&mut self, handle: Handle) {
         self.newest = Some(handle);
     }
@@ -100,12 +99,12 @@ impl Sockets {
         self.entries.get_mut(&handle)
     }
 
-    /// Takes a socket out; dropping it closes it.
+    /// Removes a socket. Dropping the entry closes the socket.
     pub fn remove(&mut self, handle: Handle) -> Option<Entry> {
         self.entries.remove(&handle)
     }
 
-    /// How many there are.
+    /// How many sockets are open.
     pub fn len(&self) -> usize {
         self.entries.len()
     }

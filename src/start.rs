@@ -1,6 +1,6 @@
-//! Start-up: the command line, the private wire, limits and signals, and the way into the loop.
-//! Only here may anything be printed: after [`reactor::Reactor::run`] begins, standard error could
-//! be a full pipe.
+//! Start-up: the command line, the private wire, limits and signals, and the start of the loop. Only this file
+//! prints anything: once [`Reactor::run`] has begun, standard error may be a full pipe, and a write to it would
+//! stop the loop.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use crate::error::{Exit, Fatal, EXIT_CODES};
@@ -30,10 +30,10 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-/// Size the pipe to the VM is given, in bytes: more brings nothing that can be measured. That from
-/// the VM stays as it is.
+/// The size that the pipe to the VM is given, in bytes: a larger pipe has no measurable effect. The pipe from
+/// the VM keeps its size.
 const PIPE: i32 = 256 << 10;
-/// What the user of this program must have left for that, in bytes: a user beyond
+/// How many bytes of pipes the user must have left before the pipe is widened: a user beyond
 /// pipe-user-pages-soft gets pipes of 8 KiB everywhere. pipe(7).
 const PIPE_SPARE: i32 = 1 << 20;
 
@@ -44,11 +44,11 @@ struct Arguments {
     keep: Vec<Capability>,
     /// Whether namespaces of other user namespaces may be entered, in a child.
     user_namespaces: bool,
-    /// How long to look for more before each sleep.
+    /// How long to spin before each sleep.
     spin: Duration,
 }
 
-/// The whole program: from its arguments to its exit code.
+/// The whole program, from its arguments to its exit code.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
     let exit = match arguments.as_slice() {
@@ -72,7 +72,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-/// Ends a process that does not end by itself: a helper that is stuck.
+/// Kills a helper that is stuck (`--kill`).
 fn end_process(pid: &OsString) -> Exit {
     let Some(pid) = pid.to_str().and_then(|pid| pid.parse().ok()) else {
         eprintln!("netlink_port: --kill takes a process id");
@@ -148,8 +148,7 @@ fn port(arguments: &Arguments) -> Exit {
     }
     end_on_panic();
     match prepare(arguments) {
-        // Without the clean-up of the standard library, whose system calls the filter does not let
-        // through.
+        // The standard library's clean-up makes system calls that the filter does not let through.
         Ok(mut reactor) => sys::exit_now(reactor.run() as i32),
         Err(fatal) => {
             eprintln!("netlink_port: {fatal}{}", refuser(&fatal));
@@ -158,7 +157,7 @@ fn port(arguments: &Arguments) -> Exit {
     }
 }
 
-/// What can have refused it but the kernel, where that is not said already.
+/// Adds to a fatal error that a seccomp profile, not the kernel, may have refused the call.
 fn refuser(fatal: &Fatal) -> &'static str {
     let refused = [Errno::EPERM, Errno::EACCES, Errno::ENOSYS];
     let by_kernel = fatal.source.is_some_and(|errno| !refused.contains(&errno));
@@ -169,15 +168,15 @@ fn refuser(fatal: &Fatal) -> &'static str {
      systemd unit"
 }
 
-/// A panic is a bug. It ends the program by a named exit code, after one line to standard error
-/// if that takes it without waiting.
+/// Makes a panic, which is a bug, end the program with [`Exit::Software`]. One line goes to standard error, if
+/// that can be written without waiting.
 fn end_on_panic() {
     use nix::poll::{ppoll, PollFd, PollFlags};
     use nix::sys::time::TimeSpec;
     std::panic::set_hook(Box::new(|info| {
         let stderr = stderr();
         let mut writable = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        // poll(2) is another call on some machines, and the filter may be on.
+        // ppoll, since poll(2) is another system call on some machines, and the filter may be on.
         let at_once = Some(TimeSpec::new(0, 0));
         if ppoll(&mut writable, at_once, None) == Ok(1) {
             let _ = writeln!(stderr.lock(), "netlink_port: bug: {info}");
@@ -187,7 +186,7 @@ fn end_on_panic() {
 }
 
 fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
-    // The pipes go where that has made room.
+    // First, since the pipes move to high descriptor numbers.
     let max_fds = raise_fd_limit().map_err(Fatal::system("setrlimit(RLIMIT_NOFILE)"))?;
     let wire = take_wire()?;
     sys::set_signals();
@@ -195,7 +194,7 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
     let inherited = privileges::inherited();
     let privileges = privileges::reduce(&arguments.keep)?;
     privileges.unprivileged(|| widen(&wire.output));
-    // Behind the change of credentials, which could undo both.
+    // After the change of credentials, which can undo both.
     set_pdeathsig(Signal::SIGKILL).map_err(Fatal::system("prctl(PR_SET_PDEATHSIG)"))?;
     set_dumpable(false).map_err(Fatal::system("prctl(PR_SET_DUMPABLE)"))?;
     let needs = seccomp::Needs {
@@ -220,7 +219,7 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
     Ok(reactor)
 }
 
-/// Without CONFIG_NET_NS a process has no network namespace that could be named, or come home to.
+/// Says why the home namespace cannot be opened: without CONFIG_NET_NS there is no file that names it.
 fn homeless(errno: Errno) -> Fatal {
     let doing = match (errno, Path::new("/proc/self/stat").exists()) {
         (Errno::ENOENT, true) => {
@@ -231,7 +230,7 @@ fn homeless(errno: Errno) -> Fatal {
     Fatal::system(doing)(errno)
 }
 
-/// Where the descriptors that stay open begin. The pipes are the first of them.
+/// The lowest number of the descriptors that stay open. The pipes are the first of them.
 fn lowest(wire: &Wire) -> u32 {
     match wire.input.as_raw_fd() {
         low @ ..sys::LOWEST_FD => low as u32,
@@ -239,7 +238,7 @@ fn lowest(wire: &Wire) -> u32 {
     }
 }
 
-/// With one processor, looking for more keeps away who would bring it.
+/// How long the loop spins. Never on one processor, where spinning would keep the VM from running.
 fn spin(wanted: Duration) -> Duration {
     match available_parallelism() {
         Ok(processors) if processors.get() > 1 => wanted,
@@ -247,8 +246,8 @@ fn spin(wanted: Duration) -> Duration {
     }
 }
 
-/// Moves the two pipes off descriptors 0 and 1, so that nothing but the loop can reach them: four
-/// stray bytes on the wire would be a length to the VM.
+/// Moves the two pipes off descriptors 0 and 1, so that only the loop can reach them: the VM would take four
+/// stray bytes on the wire for the length of a frame.
 fn take_wire() -> Result<Wire, Fatal> {
     let system = Fatal::system;
     let private = |fd: std::os::fd::BorrowedFd<'_>| {
@@ -268,21 +267,21 @@ fn take_wire() -> Result<Wire, Fatal> {
     Ok(Wire { input, output })
 }
 
-/// Makes the pipe wider, where its user can spare it: more is asked for than is kept, as nothing
-/// else tells how much is left. A socket stays as it is.
+/// Widens the pipe, if the user has [`PIPE_SPARE`] bytes of pipes left: the kernel tells that only by granting
+/// them. Does nothing to a socket.
 fn widen(pipe: &OwnedFd) {
     if fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE_SPARE)).is_ok() {
         let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
     }
 }
 
-/// A descriptor that reads as empty: /dev/null, or where there is none a pipe nobody writes to.
+/// A descriptor that reads as empty: /dev/null, or a pipe without a writer where there is no /dev/null.
 fn nothing() -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     open("/dev/null", flags, Mode::empty()).or_else(|_| pipe().map(|(reader, _)| reader))
 }
 
-/// Raises the soft limit of descriptors to the hard one.
+/// Raises the soft limit of descriptors to the hard limit.
 // Limits have 32 bits on some machines.
 #[allow(clippy::useless_conversion)]
 fn raise_fd_limit() -> Result<u64, Errno> {

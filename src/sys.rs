@@ -22,13 +22,13 @@ pub const NS_GET_NSTYPE: libc::Ioctl = 0xB703;
 pub const NS_GET_USERNS: libc::Ioctl = 0xB701;
 /// `PIDFD_THREAD` of include/uapi/linux/pidfd.h: a thread instead of a process, since Linux 6.9.
 pub const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
-/// Descriptors that stay open lie from here on. The kernel looks those that a message names up in the table
-/// of this program, its sender: a number that is meant for another table is to find nothing.
+/// The lowest number of descriptors that stay open. The kernel looks a descriptor in a message up in the table
+/// of this program, which sends it. A small number, meant for the caller's table, must find nothing there.
 pub const LOWEST_FD: RawFd = 1024;
 /// `NETLINK_LISTEN_ALL_NSID`, also the type of the control message that carries the nsid.
 const NETLINK_LISTEN_ALL_NSID: i32 = 8;
 
-/// Calls `call` again for as long as a signal interrupts it.
+/// Repeats `call` while a signal interrupts it.
 pub fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
         match call() {
@@ -62,8 +62,8 @@ pub fn pidfd_open(pid: libc::pid_t, flags: u32) -> Result<OwnedFd, Errno> {
     owned(fd)
 }
 
-/// `fcntl(fd, F_DUPFD_CLOEXEC, LOWEST_FD)`, and the first is closed. Where RLIMIT_NOFILE leaves no room
-/// there it stays where it is.
+/// Moves a descriptor to [`LOWEST_FD`] or above, by `fcntl(fd, F_DUPFD_CLOEXEC, LOWEST_FD)`. It keeps its number
+/// if RLIMIT_NOFILE leaves no room there.
 pub fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
     // SAFETY: this command of fcntl(2) takes an integer.
     let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LOWEST_FD) };
@@ -79,8 +79,8 @@ pub fn pidfd_kill(process: impl AsFd) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
-/// `ioctl(fd, SIOCGSKNS)`: a descriptor of the network namespace a socket is in. Needs
-/// CAP_NET_ADMIN over that namespace.
+/// `ioctl(fd, SIOCGSKNS)`: a descriptor of the network namespace that a socket is in. Needs CAP_NET_ADMIN over
+/// that namespace.
 pub fn socket_namespace(socket: impl AsFd) -> Result<OwnedFd, Errno> {
     // SAFETY: this ioctl has no argument.
     let fd = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) };
@@ -94,15 +94,15 @@ pub fn namespace_kind(namespace: impl AsFd) -> Result<i32, Errno> {
     Errno::result(kind)
 }
 
-/// `ioctl(fd, NS_GET_USERNS)`: a descriptor of the user namespace that owns a namespace. EPERM
-/// where that is not this program's own or one below it. ioctl_ns(2).
+/// `ioctl(fd, NS_GET_USERNS)`: a descriptor of the user namespace that owns a namespace. EPERM unless that is this
+/// program's own or one below it. ioctl_ns(2).
 pub fn namespace_owner(namespace: impl AsFd) -> Result<OwnedFd, Errno> {
     // SAFETY: this ioctl has no argument.
     let fd = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
     owned(fd.into())
 }
 
-/// `fcntl(fd, F_DUPFD_CLOEXEC, least)`, fcntl(2): the same file by the lowest free number from `least` on.
+/// `fcntl(fd, F_DUPFD_CLOEXEC, least)`, fcntl(2): the same file under the lowest free number from `least` on.
 pub fn duplicate(file: impl AsFd, least: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: this command of fcntl(2) takes integers alone.
     let fd = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) };
@@ -111,7 +111,7 @@ pub fn duplicate(file: impl AsFd, least: RawFd) -> Result<OwnedFd, Errno> {
 
 /// `fork(2)`.
 pub fn fork() -> Result<ForkResult, Errno> {
-    // SAFETY: this program has one thread, so that its child may do whatever it could.
+    // SAFETY: this program has one thread, so that no lock is held in the child.
     unsafe { nix::unistd::fork() }
 }
 
@@ -123,7 +123,7 @@ pub fn passed(fd: RawFd) -> Result<OwnedFd, Errno> {
 /// `inotify_init1(flags)`, inotify(7).
 pub fn inotify(flags: InitFlags) -> Result<Inotify, Errno> {
     let fd = out_of_the_way(Inotify::init(flags)?.into());
-    // SAFETY: it is a copy of the descriptor of the Inotify that it was made of.
+    // SAFETY: `fd` is a duplicate of the descriptor that Inotify::init has made.
     Ok(unsafe { Inotify::from_owned_fd(fd) })
 }
 
@@ -136,8 +136,8 @@ pub fn setsockopt(socket: impl AsFd, level: i32, name: i32, value: &[u8]) -> Res
     Errno::result(done).map(drop)
 }
 
-/// `getsockopt(2)` into `value`; returns the length the kernel reports, which for lists may be
-/// more than there was room for.
+/// `getsockopt(2)` into `value`; returns the length that the kernel reports. For lists it may exceed the length of
+/// `value`.
 pub fn getsockopt(
     socket: impl AsFd,
     level: i32,
@@ -188,8 +188,8 @@ pub fn attach_filter(socket: impl AsFd, program: &mut [libc::sock_filter]) -> Re
     Errno::result(done).map(drop)
 }
 
-/// `getsockopt(SOL_SOCKET, SO_GET_FILTER)`: the attached classic BPF program, empty without one.
-/// The length of this option counts instructions, not bytes.
+/// `getsockopt(SOL_SOCKET, SO_GET_FILTER)`: the attached classic BPF program, empty if none is attached. The
+/// length of this option counts instructions, not bytes.
 pub fn attached_filter(socket: impl AsFd) -> Result<Vec<libc::sock_filter>, Errno> {
     let fd = socket.as_fd().as_raw_fd();
     let mut count: libc::socklen_t = 0;
@@ -227,16 +227,16 @@ pub fn attached_filter(socket: impl AsFd) -> Result<Vec<libc::sock_filter>, Errn
     Ok(program)
 }
 
-/// What recvmsg(2) tells of one datagram.
+/// What recvmsg(2) says about one datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    /// The datagram's real length, also where it did not fit.
+    /// The datagram's real length, also if it did not fit.
     pub length: usize,
     /// The sender's port id; 0 is the kernel.
     pub sender: u32,
     /// The multicast group, with NETLINK_PKTINFO on; 0 for unicast.
     pub group: Option<u32>,
-    /// The namespace id of the origin, with NETLINK_LISTEN_ALL_NSID on, where it is not our own.
+    /// The namespace id of the origin, with NETLINK_LISTEN_ALL_NSID on; `None` for the socket's own namespace.
     pub nsid: Option<i32>,
 }
 
@@ -244,8 +244,8 @@ pub struct Received {
 #[repr(C, align(8))]
 struct Control([u8; 128]);
 
-/// `recvmsg(fd, …, MSG_TRUNC)`: one datagram into `buffer`, with its sender and its control
-/// messages. A datagram longer than `buffer` is cut, and `length` says by how much.
+/// `recvmsg(fd, …, MSG_TRUNC)`: one datagram into `buffer`, with its sender and its control messages. A datagram
+/// longer than `buffer` is cut; `length` is its real length.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
     let fd = socket.as_fd().as_raw_fd();
     let mut sender = MaybeUninit::<libc::sockaddr_nl>::zeroed();
@@ -298,9 +298,9 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> 
     Ok(received)
 }
 
-/// Sets what signals do, signal(7). SIGTERM, SIGINT, SIGHUP and SIGPIPE are ignored: init systems
-/// and terminals signal the whole group, and this program ends when its standard input does.
-/// SIGSEGV and SIGBUS end it at once: Rust's own handlers for them would let the first one pass.
+/// Sets the dispositions of signals, signal(7). SIGTERM, SIGINT, SIGHUP and SIGPIPE are ignored: init systems and
+/// terminals signal the whole group, and this program ends when its standard input does. SIGSEGV and SIGBUS get
+/// their default, which ends the program: Rust's handlers would ignore the first one that a process sends.
 pub fn set_signals() {
     let ignored = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE];
     let deadly = [libc::SIGSEGV, libc::SIGBUS];
@@ -313,16 +313,16 @@ pub fn set_signals() {
     }
 }
 
-/// `mallopt(M_MMAP_THRESHOLD, …)`, mallopt(3): large blocks have pages of their own, which free(3)
-/// gives back at once. Left alone, glibc raises the threshold to the largest block it has seen
-/// freed, and keeps as much as one long frame for ever.
+/// `mallopt(M_MMAP_THRESHOLD, …)`, mallopt(3): large blocks have pages of their own, which free(3) gives back at
+/// once. Without this call glibc raises the threshold to the largest block that was freed, and keeps the memory of
+/// one long frame for ever.
 #[cfg(target_env = "gnu")]
 pub fn give_back_large_blocks() {
     // SAFETY: mallopt(3) takes two integers, and no other thread allocates meanwhile.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024) };
 }
 
-/// Other allocators are left as they are.
+/// Does nothing: only glibc has mallopt(3).
 #[cfg(not(target_env = "gnu"))]
 pub fn give_back_large_blocks() {}
 
@@ -332,8 +332,8 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// The system's allocator, which ends the program where there is no memory. Rust would call abort(3), which
-/// the filter does not let through: that would look like a program that was taken over.
+/// The system's allocator, which ends the program with [`Exit::System`] when there is no memory. Rust would call
+/// abort(3), whose system calls the filter does not allow: the end by SIGSYS would look like an attack.
 #[derive(Debug)]
 pub struct Memory;
 
@@ -346,10 +346,10 @@ impl Memory {
     }
 }
 
-// SAFETY: all calls are passed on as they are; what is not null comes from the system's allocator.
+// SAFETY: all calls are passed on unchanged, and every pointer that is not null is the system allocator's.
 unsafe impl GlobalAlloc for Memory {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promises are those that System asks for.
+        // SAFETY: the caller upholds the same contract that System requires.
         Self::or_end(unsafe { System.alloc(layout) })
     }
 
@@ -369,7 +369,7 @@ unsafe impl GlobalAlloc for Memory {
     }
 }
 
-/// `syscall(2)`, for tests of what may be called: integers and null pointers alone.
+/// `syscall(2)` with integers and null pointers alone, for tests of the filter.
 #[cfg(test)]
 pub fn attempt(number: libc::c_long, arguments: [libc::c_long; 5]) {
     let [a, b, c, d, e] = arguments;

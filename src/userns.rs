@@ -1,8 +1,8 @@
-//! The way into a network namespace whose user namespace is not this program's: a child of one
-//! thread joins the user namespace first, which gives it every capability there, makes the socket
-//! and passes it back. user_namespaces(7).
+//! The way into a network namespace of another user namespace. A child process joins the user namespace, which
+//! gives it every capability there. Then it enters the network namespace, makes the socket, passes it back and
+//! ends. user_namespaces(7).
 //!
-//! The parent stays where it is and gains nothing; what the child has become ends with it.
+//! The parent joins nothing and gains no capability.
 
 use crate::error::{At, Failure, Stage};
 use crate::sys;
@@ -21,7 +21,8 @@ use nix::unistd::ForkResult;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// Makes a socket by `work` in the network namespace `netns`, after joining `owner`.
+/// Makes a socket by `work` in the network namespace `netns`, after joining the user namespace `owner`. Without
+/// `owner` the child stays in its own user namespace.
 pub fn open(
     netns: &OwnedFd,
     owner: Option<&OwnedFd>,
@@ -36,7 +37,7 @@ pub fn open(
             sys::exit_now(i32::from(told.is_err()));
         }
         ForkResult::Parent { child } => {
-            // So that the end of the child is the end of what it has to say.
+            // So that recvmsg(2) ends when the child does.
             drop(there);
             let heard = hear(&here);
             let _status = sys::retry(|| waitpid(child, None));
@@ -46,17 +47,17 @@ pub fn open(
 }
 
 fn join(netns: &OwnedFd, owner: Option<&OwnedFd>) -> Result<(), Failure> {
-    // Whoever rules the user namespace may stop this child, which must not stay behind so.
+    // The owner of the user namespace can stop this child, and it must not outlive the helper.
     set_pdeathsig(Signal::SIGKILL).at(Stage::Setns)?;
     if let Some(owner) = owner {
         setns(owner, CloneFlags::CLONE_NEWUSER).at(Stage::Setns)?;
-        // New credentials can have undone it.
+        // The new credentials may have undone it.
         set_pdeathsig(Signal::SIGKILL).at(Stage::Setns)?;
     }
     setns(netns, CloneFlags::CLONE_NEWNET).at(Stage::Setns)
 }
 
-/// One message: the errno, 0 with the socket beside it, and whether it was socket(2) that failed.
+/// Sends one message: the errno, or 0 and the socket by SCM_RIGHTS; and whether it was socket(2) that failed.
 fn tell(to: &OwnedFd, outcome: Result<OwnedFd, Failure>) -> Result<(), Errno> {
     let (stage, errno) = match &outcome {
         Ok(_) => (Stage::Setns, 0),
@@ -99,7 +100,7 @@ fn hear(from: &OwnedFd) -> Result<OwnedFd, Failure> {
             };
             Err(Failure::new(stage, Errno::from_raw(errno)))
         }
-        // The child ended without a word.
+        // The child ended without a message.
         _ => Err(Failure::new(Stage::Setns, Errno::ECHILD)),
     }
 }

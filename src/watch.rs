@@ -1,13 +1,14 @@
-//! Whether the network namespace of a socket is still there by the name it was opened by. Nothing
-//! else tells: an open socket keeps its namespace alive.
+//! Whether the name that a socket was opened by still stands for its network namespace. The socket itself cannot
+//! tell, since an open socket keeps its namespace alive.
 //!
-//! A file is watched by inotify(7) on the folder that holds it, through every symbolic link that
-//! leads there; a process by its pidfd, which epoll(7) calls readable when it has ended.
+//! A file is watched by inotify(7) on its folder. If the file is a symbolic link, the folder of its target is
+//! watched, too, and so on. A process is watched by its pidfd, which epoll(7) reports as readable when the process
+//! has ended.
 //!
 //! Invariants:
-//! - A socket is watched before its namespace is opened, so that no end falls between the two.
-//! - An event only says where to look; what counts is what the name stands for then.
-//! - Whatever cannot be looked at, or not be watched any longer, is gone.
+//! - A watch begins before the namespace is opened, so that no end is missed between the two.
+//! - An event says only where to look. What the name stands for at that time decides.
+//! - A name that cannot be looked up, or can no longer be watched, is gone.
 
 use crate::error::{At, Failure, Fatal, Stage};
 use crate::netns::{Identity, Target};
@@ -28,25 +29,25 @@ use std::os::unix::ffi::OsStrExt;
 
 /// How the one inotify instance is made.
 pub const INSTANCE: InitFlags = InitFlags::IN_CLOEXEC.union(InitFlags::IN_NONBLOCK);
-/// What is told of a folder: that a name is gone or stands for another file, and its own end.
+/// The events of a folder: a name is gone or stands for another file, or the folder itself is gone.
 pub const FOLDER: AddWatchFlags = AddWatchFlags::IN_DELETE
     .union(AddWatchFlags::IN_MOVED_FROM)
     .union(AddWatchFlags::IN_MOVED_TO)
     .union(AddWatchFlags::IN_DELETE_SELF)
     .union(AddWatchFlags::IN_MOVE_SELF)
     .union(AddWatchFlags::IN_ONLYDIR);
-/// How many events are taken at once; what is left wakes the loop again.
+/// How many events are taken at once. The rest wakes the loop again.
 const EVENTS: usize = 64;
-/// What the inotify instance is called in the epoll of this layer; a pidfd by its socket's handle.
+/// The data of inotify's events in the epoll of this file. Those of a pidfd have the handle of its socket.
 const FOLDERS: u64 = u64::MAX;
 
-/// The watched sockets. Has an epoll of its own, which is readable when one may be gone.
+/// The watched sockets. Their own epoll is readable when the namespace of one may be gone.
 #[derive(Debug)]
 pub struct Watches {
     epoll: Epoll,
-    /// There while a folder is watched: a user has few of these.
+    /// Made when the first folder is watched, and closed after the last: a user may have few inotify instances.
     inotify: Option<Inotify>,
-    /// The sockets by each name in each folder, so that an event finds them.
+    /// The sockets by folder and name, so that an event finds them.
     folders: HashMap<WatchDescriptor, HashMap<OsString, BTreeSet<Handle>>>,
     watched: HashMap<Handle, Watched>,
 }
@@ -54,10 +55,10 @@ pub struct Watches {
 #[derive(Debug)]
 struct Watched {
     target: Target,
-    /// Not known before it was entered.
+    /// `None` until it has been entered.
     namespace: Option<Identity>,
     names: Vec<(WatchDescriptor, OsString)>,
-    /// Processes that it leads through, or is named by.
+    /// The processes that its path leads through.
     processes: Vec<Process>,
     pidfds: Vec<OwnedFd>,
 }
@@ -81,8 +82,8 @@ impl Watches {
         })
     }
 
-    /// Watches what a socket's namespace is named by. Comes before it is opened, and
-    /// [`Watches::entered`] or [`Watches::end`] after.
+    /// Begins the watch of a socket, before its namespace is opened. [`Watches::entered`] or [`Watches::end`]
+    /// follows.
     pub fn begin(
         &mut self,
         handle: Handle,
@@ -111,7 +112,7 @@ impl Watches {
         begun
     }
 
-    /// Says which namespace it was.
+    /// Says which namespace the socket was opened in.
     pub fn entered(&mut self, handle: Handle, namespace: Identity) {
         if let Some(watched) = self.watched.get_mut(&handle) {
             watched.namespace = Some(namespace);
@@ -150,7 +151,7 @@ impl Watches {
         }
     }
 
-    /// The sockets whose namespace is gone; they are watched no more.
+    /// The sockets whose namespace is gone. Their watches end.
     pub fn gone(&mut self, privileges: &Privileges) -> Vec<Handle> {
         let mut events = [EpollEvent::empty(); EVENTS];
         let count = self.epoll.wait(&mut events, EpollTimeout::ZERO);
@@ -173,13 +174,13 @@ impl Watches {
         ended.into_iter().collect()
     }
 
-    /// The sockets that the next events of inotify are about.
+    /// The sockets that the next inotify events are about.
     fn suspects(&mut self) -> BTreeSet<Handle> {
         let events = match self.inotify.as_ref().map(Inotify::read_events) {
             None | Some(Err(Errno::EAGAIN | Errno::EINTR)) => return BTreeSet::new(),
             Some(Ok(events)) => events,
             Some(Err(_)) => {
-                // It tells nothing any more: another one is made for those that are still there.
+                // The instance is unusable. The next watch of a folder makes another one.
                 self.inotify = None;
                 self.folders.clear();
                 return self.of_files();
@@ -195,14 +196,14 @@ impl Watches {
             };
             match event.name {
                 Some(name) => suspects.extend(names.get(&name).into_iter().flatten()),
-                // The folder itself: moved, deleted, unmounted.
+                // The folder itself was moved, deleted or unmounted.
                 None => suspects.extend(names.values().flatten()),
             }
         }
         suspects
     }
 
-    /// All that are watched through a folder; of a process its pidfd tells.
+    /// All sockets that are watched through a folder. The others have a pidfd alone.
     fn of_files(&self) -> BTreeSet<Handle> {
         let files = self
             .watched
@@ -211,8 +212,8 @@ impl Watches {
         files.map(|(handle, _)| *handle).collect()
     }
 
-    /// Watches a socket anew, since links and folders may lead elsewhere now, and only then looks
-    /// what its name stands for.
+    /// Watches a socket anew, since links and folders may lead elsewhere now. Then looks what its name stands
+    /// for.
     fn still_there(&mut self, handle: Handle, privileges: &Privileges) -> bool {
         let Some(watched) = self.watched.get(&handle) else {
             return true;
@@ -254,7 +255,7 @@ impl Watches {
         Ok(())
     }
 
-    /// Each folder is watched before the link in it is read.
+    /// Watches the folders of a path. Each is watched before the symbolic link in it is read.
     fn path(
         &mut self,
         handle: Handle,
@@ -268,7 +269,7 @@ impl Watches {
             return Err(failure);
         }
         if way.end == End::Proc {
-            // inotify(7) would never tell of it.
+            // inotify(7) reports nothing of procfs.
             return Err(Failure::new(Stage::Watch, Errno::EOPNOTSUPP));
         }
         way.processes

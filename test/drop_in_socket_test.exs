@@ -1,5 +1,5 @@
 defmodule NetlinkPort.DropInSocketTest do
-  # The module of the examples that codec libraries use in the place of their own socket module.
+  # The example module that codec libraries use in place of their own socket module.
   use NetlinkPort.Case, async: false
 
   Code.require_file("../examples/drop_in_socket.ex", __DIR__)
@@ -7,7 +7,7 @@ defmodule NetlinkPort.DropInSocketTest do
   alias Examples.DropInSocket
   alias NetlinkPort.Message
 
-  # A codec library's engine, as such libraries are written: it knows its socket module, and nothing of NetlinkPort.
+  # The engine of a codec library, as such libraries write it: it calls its socket module, not NetlinkPort.
   defmodule Codec do
     import Bitwise
 
@@ -60,7 +60,7 @@ defmodule NetlinkPort.DropInSocketTest do
            do: {:ok, socket}
     end
 
-    # A monitor that polls, and ends in order when its socket is closed. It has no other clause for messages.
+    # A monitor that polls, and ends normally when its socket is closed. It has no other clause for messages.
     def follow(socket, subscriber) do
       case Socket.recv_datagram(socket, timeout: 20) do
         {:ok, datagram} ->
@@ -79,7 +79,7 @@ defmodule NetlinkPort.DropInSocketTest do
   end
 
   defmodule Holder do
-    # No catch-all clause: a message that it does not know ends it.
+    # No catch-all clause: a message that it does not know crashes it.
     use GenServer
     def start_link(opts), do: GenServer.start_link(__MODULE__, opts)
     def links(holder), do: GenServer.call(holder, :links)
@@ -99,7 +99,7 @@ defmodule NetlinkPort.DropInSocketTest do
   describe "the drop-in socket" do
     @describetag :capture_log
 
-    # It uses the server that is called NetlinkPort.
+    # The module uses the server that is named NetlinkPort.
     setup do
       %{server: start_server!(name: NetlinkPort)}
     end
@@ -249,14 +249,14 @@ defmodule NetlinkPort.DropInSocketTest do
       socket = Task.await(opening)
       refute Process.alive?(opening.pid)
 
-      # One asks at a time, as with any socket that many have.
+      # One process asks at a time, as with any socket that several processes share.
       for _ <- 1..5 do
         assert {:ok, [_link | _]} = Task.await(Task.async(fn -> Codec.links(socket) end))
       end
 
       :ok = stop_supervised(Agent)
       eventually!(fn -> Codec.links(socket) == {:error, {:send, :closed}} end)
-      # Without one it is the opener's.
+      # Without `owner:` the socket belongs to the opener.
       opening = Task.async(fn -> open_in!(netns) end)
       lost = Task.await(opening)
       eventually!(fn -> Codec.links(lost) == {:error, {:send, :closed}} end)

@@ -1,10 +1,10 @@
 defmodule NetlinkPort.ExamplesTest do
-  # Each example as a user runs it.
+  # Each example, run as a user runs it.
   use NetlinkPort.Case, async: true
 
   @examples Path.expand("../examples", __DIR__)
 
-  # In a VM of its own, in this build.
+  # In another VM, with this build.
   defp run(example, arguments) do
     paths = for path <- :code.get_path(), do: ["-pa", List.to_string(path)]
     script = Path.join(@examples, example)
@@ -45,7 +45,7 @@ defmodule NetlinkPort.ExamplesTest do
     refute output =~ "taken"
   end
 
-  # What ip(8) says, as JSON that this Elixir cannot read: fields of a link.
+  # Fields of a link, from the JSON of ip(8), which this Elixir has no decoder for.
   defp shown(arguments) do
     {output, 0} = as_root("ip", ["-j" | arguments])
     output
@@ -64,7 +64,7 @@ defmodule NetlinkPort.ExamplesTest do
       refute shown(["-n", blue, "link", "show"]) =~ ~r/"ifname":"v1"/
       assert shown(["-n", blue, "netns", "list-id"]) =~ ~r/"nsid":7,"name":"#{red}"/
 
-      # It is there no more.
+      # The link has left this namespace.
       assert {output, 1} = move.(["--netns", blue, "--to", red, "--nsid", "8"])
       assert output =~ "ENODEV"
 

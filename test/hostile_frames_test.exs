@@ -1,6 +1,6 @@
 defmodule NetlinkPort.HostileFramesTest do
-  # Whatever can be sent to the executable: a named answer or a named exit code, no more memory than
-  # the frame takes, and a program that goes on.
+  # Hostile frames to the executable. Each has a named answer or a named exit code, takes no more memory than the
+  # frame itself, and leaves the helper running.
   use NetlinkPort.Case, async: true
 
   import Bitwise, only: [<<<: 2]
@@ -74,7 +74,7 @@ defmodule NetlinkPort.HostileFramesTest do
       end
     end
 
-    # Were so much allocated for a header alone, the limit on its address space would abort it.
+    # If the helper allocated the length in the header, the limit on its address space would end it.
     test "of 4 GiB are refused before anything is allocated for them" do
       limited = script!(~s(ulimit -v 65536; exec "#{executable()}"))
 
@@ -85,7 +85,7 @@ defmodule NetlinkPort.HostileFramesTest do
         assert {length, status} == {length, 65}
       end
 
-      # The longest there is fits.
+      # The longest frame allowed fits.
       %{port: port} = start_stream!(limited)
       Port.command(port, [<<@max_frame::32>>, :binary.copy(<<0>>, @max_frame)])
       {[said], ""} = read_frames(port, "", 1)
@@ -134,13 +134,13 @@ defmodule NetlinkPort.HostileFramesTest do
       for tag <- 0..255 do
         alone =
           case tag do
-            # The empty list, a whole term: it has no reference to be answered to.
+            # The empty list is a whole term, without a reference that an answer could name.
             106 -> []
             tag when tag in @tags -> malformed(:truncated)
             _other -> malformed(:tag)
           end
 
-        # An integer, an atom and so on of zeroes, and zeroes behind it.
+        # An integer, an atom and so on, all zeroes, with zeroes behind.
         with_zeroes =
           case tag do
             108 -> malformed(:improper)
@@ -151,7 +151,7 @@ defmodule NetlinkPort.HostileFramesTest do
         assert_said(program, [
           {<<131, tag>>, alone},
           {<<131, tag, 0::512>>, with_zeroes},
-          # And within a command.
+          # And inside a command.
           {<<131, 104, 2, 119, 4, "ping", tag>>, if(tag == 106, do: [], else: alone)}
         ])
       end
@@ -159,7 +159,7 @@ defmodule NetlinkPort.HostileFramesTest do
       assert_at_rest(program)
     end
 
-    # Each tag of the External Term Format that no command has, in a term as Erlang would write it.
+    # Each tag of the External Term Format that no command has, in a term as Erlang would encode it.
     defp well_formed do
       atom = <<119, 1, "a">>
 
@@ -277,7 +277,7 @@ defmodule NetlinkPort.HostileFramesTest do
         ])
       end
 
-      # These are UTF-8, and no command.
+      # These atoms are UTF-8, but no commands.
       for name <- ["", "pïng", "\0", "ping\n", String.duplicate("å", 127)] do
         frame = <<131, 104, 2, 119, byte_size(name), name::binary, 97, 5>>
         assert_said(program, [{frame, refused(5, "unknown command")}])
@@ -300,21 +300,21 @@ defmodule NetlinkPort.HostileFramesTest do
         {term(-(1 <<< 3_000)), malformed(:tag)},
         {<<131, 111, 1::32, 0, 5>>, malformed(:tag)},
         {<<131, 111, 0xFFFFFFFF::32, 0, 5>>, malformed(:tag)},
-        # Lengths that are not true.
+        # Wrong lengths.
         {<<131, 110, 255, 0, 5>>, malformed(:integer)},
         {<<131, 110, 9, 0, 5, 0::64>>, malformed(:integer)},
         {<<131, 110, 8, 0, 5>>, malformed(:truncated)},
         {<<131, 110, 8>>, malformed(:truncated)},
         {<<131, 110, 1, 0, 5, 0>>, malformed(:trailing)},
-        # A sign that is neither.
+        # A sign byte that is neither 0 nor 1.
         {<<131, 110, 1, 2, 5>>, malformed(:integer)},
         {<<131, 110, 1, 255, 5>>, malformed(:integer)},
-        # The longest there are, which are no references.
+        # The largest integers, which are no references.
         {term({:ping, (1 <<< 64) - 1}), []},
         {term({:ping, -(1 <<< 64) + 1}), []},
         {term({:ping, 1 <<< 31}), []},
         {term({:ping, -1}), []},
-        # A small big that could have been shorter is an integer all the same.
+        # An integer as a small big, although a shorter form exists.
         {<<131, 104, 2, 119, 4, "ping", 110, 8, 0, 5, 0::56>>, [{:reply, 5, {:ok, nil}}]},
         {<<131, 104, 2, 119, 4, "ping", 110, 0, 0>>, []},
         {<<131, 104, 2, 100, 4::16, "ping", 98, 5::32>>, [{:reply, 5, {:ok, nil}}]}
@@ -351,7 +351,7 @@ defmodule NetlinkPort.HostileFramesTest do
       assert_said(program, [
         {bomb, malformed(:tag)},
         {ping, malformed(:tag)},
-        # Sizes that are not true, and a compressed term in a term.
+        # Wrong sizes, and a compressed term in a term.
         {<<131, 80, 0xFFFFFFFF::32, :zlib.compress(<<97, 5>>)::binary>>, malformed(:tag)},
         {<<131, 80, 0::32>>, malformed(:tag)},
         {<<131, 104, 2, 119, 4, "ping", bomb |> binary_part(1, 100)::binary>>, malformed(:tag)}
@@ -369,18 +369,18 @@ defmodule NetlinkPort.HostileFramesTest do
         {<<131, :binary.copy(<<108, 1::32, 104, 1>>, 500_000)::binary>>, malformed(:depth)},
         {<<131, 104, 2, 119, 4, "ping", :binary.copy(<<104, 1>>, 1_000_000)::binary>>,
          malformed(:depth)},
-        # Where it ends: 8 are taken, 9 are not.
+        # The limit: 8 levels are accepted, 9 are not.
         {<<131, :binary.copy(<<104, 1>>, 7)::binary, 106>>, []},
         {<<131, :binary.copy(<<104, 1>>, 8)::binary, 106>>, malformed(:depth)}
       ])
 
-      # What these frames needed is given back with the next one.
+      # The memory that these frames needed is freed with the next one.
       assert_at_rest(program)
     end
 
     test "of more terms than a command has are refused" do
       program = start!()
-      # With the list itself.
+      # The list itself counts.
       nils = fn count -> <<131, 108, count::32, :binary.copy(<<106>>, count + 1)::binary>> end
 
       assert_said(program, [
@@ -388,7 +388,7 @@ defmodule NetlinkPort.HostileFramesTest do
         {nils.(16_384), malformed(:count)},
         {nils.(1_000_000), malformed(:count)},
         {<<131, 107, 0xFFFF::16, 0::size(0xFFFF)-unit(8)>>, malformed(:count)},
-        # Wide and deep: every level is counted.
+        # Wide and deep: the terms of every level count.
         {<<131, 104, 2, :binary.copy(nils.(10_000) |> binary_part(1, 10_006), 2)::binary>>,
          malformed(:count)}
       ])
@@ -414,7 +414,7 @@ defmodule NetlinkPort.HostileFramesTest do
              [{:reply, 5, {:error, {:setsockopt, 22, "rcvbuf"}}}]},
             {open(5, 2, {:path, large}), [{:reply, 5, {:error, {:open, 36, ""}}}]},
             {term({:dance, 5, large}), refused(5, "unknown command")},
-            # Shorter ones behind longer ones.
+            # Shorter frames after longer ones.
             {term({:dance, 5, binary_part(large, 0, 9_000_000)}), refused(5, "unknown command")},
             {term({:ping, 5, List.duplicate(binary_part(large, 0, 1_000), 15_000)}),
              refused(5, "unknown command")}
@@ -427,7 +427,7 @@ defmodule NetlinkPort.HostileFramesTest do
     test "made of real ones by changing some bytes get a command's answers, or none" do
       program = start!()
       :rand.seed(:exsss, {2, 7, 1828})
-      # A stop would end it, as it should.
+      # Without `stop`, which would end the helper.
       {_stop, frames} = Map.pop!(vectors(), "stop")
       frames = Map.values(frames)
 

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.ProgramTest do
-  # The built executable by itself: its command line, its descriptors and its commands.
-  # Frames that are none of those are in hostile_frames_test.exs.
+  # The helper without the library: its command line, its descriptors and its commands. Frames that are no commands
+  # are in hostile_frames_test.exs.
   use NetlinkPort.Case, async: true
 
   import Bitwise, only: [<<<: 2, &&&: 2]
@@ -10,7 +10,7 @@ defmodule NetlinkPort.ProgramTest do
 
   @max_frame 16_777_280
 
-  # A shell command, its output and its status; $PROGRAM and $TMP, a directory, are there for it.
+  # Runs a shell command. Returns its output and status. $PROGRAM and $TMP, a folder, are set for it.
   defp shell(command) do
     directory = tmp_path!("shell")
     File.mkdir!(directory)
@@ -87,7 +87,7 @@ defmodule NetlinkPort.ProgramTest do
             {">$TMP/file", "output"},
             {">&-", "output"}
           ] do
-        # It wrote nothing before it saw what that was.
+        # The helper wrote nothing before it knew what the descriptor was.
         wrote = ~S(for file in "$TMP"/*; do [ -s "$file" ] && echo wrote; done; true)
         {output, 0} = shell(~s("$PROGRAM" #{redirection}; echo "status $?"; #{wrote}))
 
@@ -121,7 +121,7 @@ defmodule NetlinkPort.ProgramTest do
       [_, soft, hard] = Regex.run(~r/Max open files +(\d+) +(\d+)/, limits)
       assert {soft, hard} == {hard, "#{hello[:max_fds]}"}
 
-      # What it was started with is what this VM has.
+      # The restrictions that the helper started with are those of this VM.
       status = File.read!("/proc/self/status")
 
       for {field, told} <- [
@@ -150,13 +150,13 @@ defmodule NetlinkPort.ProgramTest do
       assert in_pipe != out_pipe
       assert target.(2) not in [in_pipe, out_pipe]
 
-      # O_CLOEXEC and O_NONBLOCK, so that nobody inherits them and nothing waits on them.
+      # O_CLOEXEC and O_NONBLOCK, so that no child inherits them and nothing blocks on them.
       for fd <- [input, output] do
         [_, flags] = Regex.run(~r/flags:\s+(\d+)/, File.read!("/proc/#{os_pid}/fdinfo/#{fd}"))
         assert (String.to_integer(flags, 8) &&& 0o2004000) == 0o2004000
       end
 
-      # Beside these there are the way home and two of epoll, and nothing of the VM's.
+      # Beside these there are the home namespace and two of epoll, and none of the VM's.
       assert Enum.to_list(1024..1028) == Enum.sort(fds) -- [0, 1, 2]
     end
 
@@ -217,7 +217,7 @@ defmodule NetlinkPort.ProgramTest do
     end
 
     test "it ends with 74 when its standard output is gone" do
-      # A FIFO whose reader has left for its output; one that never ends for its input.
+      # A FIFO without a reader for its output, and one that never ends for its input.
       command = ~S"""
       mkfifo "$TMP/in" "$TMP/out"
       exec 5<>"$TMP/in"
@@ -230,7 +230,7 @@ defmodule NetlinkPort.ProgramTest do
     end
 
     test "it ends when its reader leaves while it has nothing to say" do
-      # head leaves with the first bytes of hello.
+      # head ends after the first bytes of hello.
       command = ~S"""
       mkfifo "$TMP/in"
       exec 5<>"$TMP/in"
@@ -243,8 +243,8 @@ defmodule NetlinkPort.ProgramTest do
     test "it ends with its standard input while its standard output is full" do
       {port, os_pid} = start_unread!()
 
-      # So many empty frames have more answers than the pipe and the arena hold. What is not
-      # answered fits the inbox and the other pipe, so that it is not the VM that waits.
+      # The answers to that many empty frames exceed the pipe and the arena. The frames that are not answered fit the
+      # inbox and the other pipe, so that the VM does not wait.
       count = 125_000
       for _ <- 1..50, do: Port.command(port, :binary.copy(<<0::32>>, div(count, 50)))
       eventually!(fn -> moved(os_pid, "rchar") > 400_000 and sleeping?(os_pid) end, 20_000)
@@ -253,8 +253,8 @@ defmodule NetlinkPort.ProgramTest do
       eventually!(fn -> not running?(os_pid) end, 2_000)
     end
 
-    # Two sockets that it has itself: one sends to the other 30 MB, which nobody takes from the
-    # program. It takes all commands meanwhile, and leaves the datagrams in the kernel.
+    # Two sockets of the helper: one sends 30 MB to the other, and the VM takes none of it. The helper takes all
+    # commands meanwhile, and leaves the datagrams in the kernel.
     @tag :root
     test "it keeps no datagrams of its own while its standard output is full" do
       {port, os_pid} = start_unread!()
@@ -270,7 +270,7 @@ defmodule NetlinkPort.ProgramTest do
       for _ <- 1..500, do: frame(port, {:send_to, 0, 1, 2, 0, datagram})
       taken = fn -> moved(os_pid, "rchar") > 500 * 60_000 and sleeping?(os_pid) end
       eventually!(taken, 20_000)
-      # The pipe is full: it took some, and not nearly all.
+      # The pipe is full: it took some datagrams, and not nearly all.
       assert moved(os_pid, "wchar") in 150_000..600_000
       assert_peak(%{os_pid: os_pid}, 4 * 1024 * 1024)
       Port.close(port)
@@ -283,7 +283,7 @@ defmodule NetlinkPort.ProgramTest do
     Port.command(port, [<<byte_size(term)::32>>, term])
   end
 
-  # One whose standard output nobody reads; returns the port of its standard input.
+  # A helper whose standard output is not read. Returns the port of its standard input.
   defp start_unread! do
     script = script!(~S(exec 2>/dev/null; "$1" | sleep 600))
     port = Port.open({:spawn_executable, script}, [:binary, args: [executable()]])
@@ -297,7 +297,7 @@ defmodule NetlinkPort.ProgramTest do
     {port, child(shell, "netlink_port")}
   end
 
-  # A child of a process by its name, as a string.
+  # A child of a process by name, as a string.
   defp child(parent, name) do
     Enum.find_value(Path.wildcard("/proc/[0-9]*/stat"), fn path ->
       with {:ok, stat} <- File.read(path),
@@ -328,9 +328,9 @@ defmodule NetlinkPort.ProgramTest do
         {term({"ping", 5}), refused(5, "no name")},
         {term({1, 5}), refused(5, "no name")},
         {term({nil, 5}), refused(5, "unknown command")},
-        # A send that is not written as one.
+        # A send that is not encoded as such.
         {term({1, 5, 7, "datagram"}), refused(5, "no name")},
-        # Too much, too little.
+        # Too many bytes, too few.
         {term({:ping, 5, 1}), refused(5, "unknown command")},
         {term({:stop, 5, 1}), refused(5, "unknown command")},
         {term({:close, 5}), refused(5, "unknown command")},
@@ -387,7 +387,7 @@ defmodule NetlinkPort.ProgramTest do
         {:bind, [{7, handle}, {0, word}, {0, word}]},
         {:get, [{7, handle}, {:rcvbuf, option}]},
         {:set, [{7, handle}, {:rcvbuf, option}, {1, word ++ [nil, {}, 1 <<< 63]}]},
-        # A datagram that is no binary is no send_to at all.
+        # A datagram that is no binary makes no send_to.
         {:send_to, [{7, handle}, {0, word}, {0, word}, {"x", []}]},
         {:open,
          [
@@ -415,7 +415,7 @@ defmodule NetlinkPort.ProgramTest do
         assert_said(program, [{term(command), refused(5, "unknown command")}])
       end
 
-      # None of these opened anything, or used the handle up.
+      # None of these has opened anything, or used the handle.
       assert {:ok, _opened} = opened(program, 7)
       assert_at_rest(program)
     end
@@ -463,7 +463,7 @@ defmodule NetlinkPort.ProgramTest do
 
       send = fn reference -> IO.iodata_to_binary(Protocol.send(reference, 7, "x", 1)) end
       assert_said(program, [{send.(5), closed(5)}, {send.(0), [{:failed, 7, :info, 9, 0}]}])
-      # One that is beyond all handles is only one that is not open.
+      # A number beyond all handles is a handle that is not open.
       assert_said(program, [
         {<<131, 104, 4, 97, 1, 98, 5::32, 98, 0xFFFFFFFF::32, 109, 0::32>>, closed(5)}
       ])
@@ -475,17 +475,17 @@ defmodule NetlinkPort.ProgramTest do
       assert {:ok, _opened} = opened(program, 7)
       assert_said(program, [{open(5, 7), used}, {open(5, 6), used}, {open(5, 0), used}])
 
-      # The socket is not touched by that.
+      # The socket is not affected.
       assert [{:reply, 5, {:ok, _told}}] = say(program, [Protocol.command(5, {:info, 7})])
 
-      # Closed is used, too.
+      # A closed handle is used, too.
       assert_said(program, [
         {Protocol.command(5, {:close, 7}), [{:reply, 5, {:ok, nil}}]},
         {Protocol.command(5, {:close, 7}), closed(5)},
         {open(5, 7), used}
       ])
 
-      # And so is one that could not be opened.
+      # And so is the handle of an open that failed.
       missing = [{:reply, 5, {:error, {:open, 2, ""}}}]
       assert_said(program, [{open(5, 9, {:path, "/nowhere"}), missing}, {open(5, 9), used}])
       assert_said(program, [{open(5, 8), used}])

@@ -1,6 +1,6 @@
 NetlinkPort.Rootless.run()
 
-# What this machine does not allow is skipped, with one line that says so.
+# Skips the tests that this machine does not allow, and says so in one line.
 requirements = [
   modules: {
     File.exists?("/proc/modules") and
@@ -50,16 +50,16 @@ requirements = [
 missing = for {tag, {false, sentence}} <- requirements, do: {tag, sentence}
 for {_tag, sentence} <- missing, do: IO.puts(sentence)
 
-# A suite within the suite (unprivileged_test.exs) leaves out what its VM cannot see or do.
+# A suite that a test starts (unprivileged_test.exs) leaves out tests that its VM cannot run.
 without =
   for tag <- String.split(System.get_env("NETLINK_PORT_TEST_WITHOUT", "")),
       do: String.to_atom(tag)
 
-# The programs of test/fixtures/.
+# Builds the programs of test/fixtures/.
 if without == [],
   do: {_output, 0} = System.cmd("cargo", ~w(build --release --locked --quiet --examples))
 
-# What tests let a second user run lies there.
+# The folder of files that tests let a second user run.
 unless NetlinkPort.Case.open_to_all?(System.tmp_dir!()), do: System.put_env("TMPDIR", "/tmp")
 
 NetlinkPort.Case.sweep()

@@ -1,11 +1,11 @@
-//! The whole decoder of commands.
+//! Fuzzes the decoder of commands.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use netlink_port_fuzz::testing::properties;
 use netlink_port_fuzz::{etf, heap, protocol};
 
-/// As that of a term, and a command beside it.
+/// The heap that a byte of a frame may take: the four terms of term.rs, and the command beside them.
 const PER_BYTE: usize = 6 * size_of::<etf::Term>();
 
 fuzz_target!(|frame: &[u8]| {

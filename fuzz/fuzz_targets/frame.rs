@@ -1,4 +1,4 @@
-//! The frame reader, over a real pipe.
+//! Fuzzes the inbox, which reads frames from a real pipe.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -6,7 +6,7 @@ use netlink_port_fuzz::testing::properties;
 use netlink_port_fuzz::{frame, heap};
 
 fuzz_target!(|script: &[u8]| {
-    // The inbox, and the stream the check compares it with, in a growing vector.
+    // The inbox, and the growing vector with the stream that the property compares it with.
     let limit = frame::HEADER + properties::LONGEST + 2 * script.len() + 64;
     heap::within(limit, || properties::frames(script));
 });

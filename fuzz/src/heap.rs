@@ -1,4 +1,4 @@
-//! How much of the heap is in use, and how much was at most: one thread fuzzes, and counts.
+//! Counts how many bytes of the heap are in use, and how many were at most. One thread fuzzes.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -10,7 +10,7 @@ static HEAP: Counting = Counting;
 static USED: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call is handed to the system's allocator as it is.
+// SAFETY: every call is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         more(layout.size());
@@ -27,7 +27,7 @@ unsafe impl GlobalAlloc for Counting {
         System.dealloc(at, layout)
     }
 
-    // What realloc(3) may need for a moment is not counted: it moves pages where they are many.
+    // Counts the new block only: realloc(3) moves the pages of a large block instead of copying them.
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         USED.fetch_sub(layout.size(), Relaxed);
         more(size);
@@ -40,7 +40,7 @@ fn more(bytes: usize) {
     MOST.fetch_max(used, Relaxed);
 }
 
-/// Runs `work`, and panics where it takes more than `limit` bytes of the heap at once.
+/// Runs `work`, and panics if it takes more than `limit` bytes of the heap at once.
 pub fn within<T>(limit: usize, work: impl FnOnce() -> T) -> T {
     let before = USED.load(Relaxed);
     MOST.store(before, Relaxed);

@@ -1,4 +1,4 @@
-//! The program's own modules, by their files: a program is no library to depend on.
+//! The helper's modules, included as files: the helper is a program, and cannot be a dependency.
 
 pub mod heap;
 

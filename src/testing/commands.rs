@@ -1,5 +1,5 @@
-//! Commands as the VM writes them, for tests: the way back of [`crate::protocol::parse`]. Tied to
-//! the library's own encoder by docs/vectors.txt.
+//! Encodes commands as the VM does, for tests: the inverse of [`crate::protocol::parse`]. The vectors of
+//! docs/vectors.txt prove that it agrees with the encoder of the Elixir library.
 
 use crate::etf::{self, Term};
 use crate::netlink::Spec;

@@ -1,4 +1,4 @@
-//! Code for tests and fuzzing alone; the program has none of it.
+//! Code that only tests and fuzzing compile.
 
 pub mod commands;
 pub mod properties;

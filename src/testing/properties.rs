@@ -1,5 +1,5 @@
-//! What must hold for any bytes from outside. Tests drive these with random input, with the corpus
-//! that fuzzing has kept, and under a fuzzer (fuzz/). Each panics where it does not hold.
+//! Properties that hold for any bytes from outside. Tests check them with random input and with the corpus of the
+//! fuzzer, and the fuzzer (fuzz/) with input of its own. A property panics if it does not hold.
 
 use crate::error::Stage;
 use crate::etf::{self, Malformed, Term, MAX_DEPTH, MAX_TERMS};
@@ -9,14 +9,14 @@ use crate::testing::commands;
 use nix::fcntl::OFlag;
 use nix::unistd::{pipe2, write};
 
-/// The inbox of [`frames`]: small, so that it grows and shrinks within few bytes.
+/// The usual size of the inbox of [`frames`]: small, so that few bytes make it grow and shrink.
 pub const USUAL: usize = 64;
-/// The longest frame it takes.
+/// The longest frame that this inbox takes.
 pub const LONGEST: usize = 512;
 
-/// An inbox gives exactly the frames of a stream, each as soon as it is whole, however the stream
-/// is cut; and it always has room for more. A script is the stream and its cuts: a byte, and one
-/// more byte than it says, which come at once.
+/// An inbox returns exactly the frames of a stream, each as soon as it is whole, however the stream is cut into
+/// chunks, and always has room for more. A script is a list of chunks. Each chunk begins with a byte, its length
+/// less one.
 pub fn frames(script: &[u8]) {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
     let mut inbox = Inbox::sized(USUAL, LONGEST);
@@ -54,7 +54,7 @@ pub fn frames(script: &[u8]) {
     }
 }
 
-/// What a stream begins with: the definition of a frame.
+/// The first frame of a stream: the definition of a frame.
 fn first_frame(stream: &[u8]) -> Result<Option<&[u8]>, TooLong> {
     let Some((header, rest)) = stream.split_first_chunk() else {
         return Ok(None);
@@ -65,8 +65,8 @@ fn first_frame(stream: &[u8]) -> Result<Option<&[u8]>, TooLong> {
     }
 }
 
-/// The check lets through exactly what the decoder reads, within its bounds, and what was read
-/// can be written and read again.
+/// The check and the decoder accept the same frames. An accepted term is within the limits, and is the same after
+/// it is encoded and decoded again.
 pub fn term(frame: &[u8]) {
     match (etf::check(frame), etf::decode(frame)) {
         (Ok(()), Ok(term)) => {
@@ -101,9 +101,9 @@ fn assert_bounded(term: &Term, depth: usize, terms: &mut usize) {
     }
 }
 
-/// A frame is a command that says the same when it is written again (a `send`, which is read without
-/// a term, says what its term would), or a refusal that fits into
-/// an answer, or malformed for the reason the check gives.
+/// A frame is one of three things. A command: it is the same when it is encoded and parsed again, and a `send`,
+/// which is read without a term, agrees with its term. A refusal: it fits into an answer. Malformed: the check
+/// gives the same reason.
 pub fn command(frame: &[u8]) {
     match protocol::parse(frame) {
         Ok((reference, Ok(command))) => {
@@ -152,7 +152,7 @@ mod tests {
     use proptest::prelude::*;
     use std::path::Path;
 
-    /// Leaves no files of its own behind: a failure prints its smallest case.
+    /// Configures proptest to keep no files: a failure prints its smallest case.
     fn cases(cases: u32) -> ProptestConfig {
         ProptestConfig {
             cases,
@@ -161,7 +161,7 @@ mod tests {
         }
     }
 
-    /// Runs a check on every input of a target's corpus: a line each, `name: hexadecimal digits`.
+    /// Runs a property on every input of a target's corpus, lines of `name: hexadecimal digits`.
     fn replay(target: &str, check: fn(&[u8])) {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("fuzz/corpus")
@@ -252,7 +252,7 @@ mod tests {
         )
     }
 
-    /// Commands that are answered, but for `send`.
+    /// Commands that are answered, except `send`.
     fn answered() -> impl Strategy<Value = Command<'static>> {
         let word = any::<u32>;
         prop_oneof![
@@ -365,7 +365,7 @@ mod tests {
         }
     }
 
-    /// Bytes that mean something to the decoder more often than chance would have it.
+    /// Bytes that are tags of terms more often than by chance.
     fn tag_or_byte() -> impl Strategy<Value = u8> {
         let tags = [97, 98, 100, 104, 106, 107, 108, 109, 110, 119];
         prop_oneof![prop::sample::select(tags.to_vec()), 0..4_u8, any::<u8>(),]

@@ -1,5 +1,5 @@
-# Which layer may use which: the table in CONTRIBUTING.md, held against `mix xref graph`. The lowest layer comes
-# first; a file uses files of its own layer and of lower ones. Run by `make check`, with the compiled project.
+# Checks the layers: compares the table in CONTRIBUTING.md with `mix xref graph`. The lowest layer comes first. A file
+# uses files of its own layer and of lower ones. Run by `make check`, with the compiled project.
 
 defmodule Layers do
   # Rows of the table: | number | name | `pattern`, `pattern` | ... |
@@ -11,7 +11,7 @@ defmodule Layers do
     end
   end
 
-  # The first pattern that fits a file: a file, or a folder that ends with /.
+  # The first pattern that matches a file: a file, or a folder that ends with /.
   def layer(table, file) do
     Enum.find_value(table, fn {number, _name, pattern} ->
       if file == pattern or

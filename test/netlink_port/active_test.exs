@@ -1,5 +1,5 @@
 defmodule NetlinkPort.ActiveTest do
-  # The meaning inet:setopts/2 gives `active`, and who the owner is, on real sockets.
+  # The modes of `active`, with the meaning of inet:setopts/2, and ownership, on real sockets.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
@@ -15,7 +15,7 @@ defmodule NetlinkPort.ActiveTest do
     socket
   end
 
-  # Asks for one datagram: the reply that carries this sequence number.
+  # Sends one request. Its answer carries this sequence number.
   defp ask(socket, sequence),
     do: :ok = NetlinkPort.send(socket, Rtnl.getlink(1, sequence), wait: true)
 
@@ -24,7 +24,7 @@ defmodule NetlinkPort.ActiveTest do
     sequence
   end
 
-  # What was asked for until now has been delivered, as far as it will be.
+  # Waits until the answers to earlier requests have been delivered, as far as the mode lets them through.
   defp settle(socket), do: {:ok, _} = NetlinkPort.info(socket)
 
   test "true: every datagram is a message", context do
@@ -160,7 +160,7 @@ defmodule NetlinkPort.ActiveTest do
     assert sequence(datagram) == 1
   end
 
-  # The datagram lies before the end of the wait in the server's mailbox.
+  # The datagram is in the server's mailbox before the timeout of the wait.
   test "a recv whose time is up, or whose caller is dead, while the server is behind loses nothing",
        context do
     for finish <- [:timeout, :kill] do
@@ -238,7 +238,7 @@ defmodule NetlinkPort.ActiveTest do
 
   test "a send that fails later is told to the owner, or to the next recv", context do
     active = open!(context, [])
-    # A datagram beyond the send buffer.
+    # A datagram larger than the send buffer.
     large = :binary.copy(<<0>>, 1_000_000)
     assert NetlinkPort.send(active, large) == :ok
     assert_receive {:netlink_error, ^active, %Error{stage: :send, reason: :emsgsize}}
@@ -250,7 +250,7 @@ defmodule NetlinkPort.ActiveTest do
     assert NetlinkPort.send(passive, large) == :ok
     assert {:error, %Error{stage: :send, reason: :emsgsize}} = NetlinkPort.recv(passive, 1_000)
 
-    # Beyond the frame limit nothing is even sent.
+    # A datagram beyond the limit of frames is not even sent to the helper.
     huge = :binary.copy(<<0>>, 17_000_000)
     assert {:error, %Error{stage: :send, reason: :emsgsize}} = NetlinkPort.send(passive, huge)
     ask(passive, 1)
@@ -341,8 +341,8 @@ defmodule NetlinkPort.ActiveTest do
       assert {:ok, %{owner: ^other}} = NetlinkPort.info(socket)
     end
 
-    # A new owner that takes one at a time asks for the next as soon as it has the first from the old
-    # owner's mailbox, before the socket is its own. Found by the soak.
+    # A new owner that takes one datagram at a time asks for the next as soon as it has the first from the old
+    # owner's mailbox, before the socket is its own. The soak found this.
     test "what is asked for by the new owner before all is handed over goes to none but it",
          context do
       for mode <- [true, :once, 5] do
@@ -378,9 +378,9 @@ defmodule NetlinkPort.ActiveTest do
       relay(test)
     end
 
-    # Datagrams pour in while the socket is handed round: each is in exactly one mailbox at the end
-    # of the line, in order. What lies in a mailbox at the moment of giving is the race that
-    # gen_udp:controlling_process/2 guards against.
+    # Datagrams arrive while the socket is passed from process to process. At the end each is in exactly one
+    # mailbox, in order. The race that gen_udp:controlling_process/2 guards against is that of datagrams that are
+    # in a mailbox when the socket is passed on.
     test "nothing is lost or turned round while a socket changes hands", context do
       total = 3_000
       test = self()
@@ -392,8 +392,8 @@ defmodule NetlinkPort.ActiveTest do
           receive do: (:stop -> :ok)
         end)
 
-      # A window for all of them: on a busy machine more come in one change of hands than the usual
-      # window and the kernel's buffer take.
+      # A window for all of them: on a busy machine more datagrams come in one change of owner than the usual
+      # window and the kernel's buffer hold.
       socket = open!(context, owner: first, window: 16_000_000)
       sender = Task.async(fn -> for n <- 1..total, do: ask(socket, n) end)
       send(first, {:socket, socket})
@@ -402,11 +402,11 @@ defmodule NetlinkPort.ActiveTest do
       assert sequences == Enum.to_list(1..total)
     end
 
-    # Gives the socket to a new process, which does the same, and at last to the final one.
+    # Passes the socket to a new process, which does the same, and at last to the final process.
     defp hand_round(socket, final, 0), do: :ok = NetlinkPort.controlling_process(socket, final)
 
     defp hand_round(socket, final, left) do
-      # Lets something gather in this mailbox first.
+      # Lets some datagrams collect in this mailbox first.
       await_mail(20)
 
       next =
@@ -469,12 +469,12 @@ defmodule NetlinkPort.ActiveTest do
 
     {:ok, from} = NetlinkPort.open(context.server, :usersock, opts ++ [sndbuf: 20_000_000])
 
-    # An ordinary user gets what wmem_max allows, which the kernel counts double and keeps some of.
+    # An ordinary user gets the size that wmem_max allows. The kernel doubles it and uses a part itself.
     {:ok, [sndbuf: sndbuf]} = NetlinkPort.getopts(from, [:sndbuf])
     assert_told_and_fits(from, to, min(sndbuf - 32, 3_000_000))
   end
 
-  # The helper's buffer has a megabyte at first.
+  # The helper's receive buffer has one megabyte at first.
   defp assert_told_and_fits(from, to, size) when size < 1_048_576 do
     longer = <<0::size(size)-unit(8), 0>>
 

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.AgentsTest do
-  # A controller that follows ten agents, each on a node in a namespace of its own, and what becomes of its
-  # sockets and monitors when a helper, a node or a connection of one of them is lost.
+  # A controller follows ten agents, each a node in its own namespace. The tests check its sockets and monitors when
+  # a helper, a node or a connection of one agent is lost.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Agents, Connection, Message, Monitor, Remote}
@@ -12,7 +12,7 @@ defmodule NetlinkPort.AgentsTest do
   # RTNLGRP_LINK; RTM_GETLINK of all links
   @links 1
   @dump_links {18, <<0::128>>}
-  # How long until a node notices a connection that is lost without a word, and is back, in ms.
+  # How long a node takes to notice a connection that is lost silently, and to come back, in ms.
   @lost 20_000
 
   setup_all do
@@ -33,7 +33,7 @@ defmodule NetlinkPort.AgentsTest do
   defp spec({_module, opts} = child), do: Supervisor.child_spec(child, id: opts[:name])
   defp requests(agent), do: :"#{agent.name}_requests"
 
-  # For each agent a process on the controller that owns two sockets there and subscribes to its monitor.
+  # For each agent a process on the controller, which owns two sockets there and subscribes to its monitor.
   setup %{controller: controller, agents: agents} do
     followers =
       for agent <- agents do
@@ -74,7 +74,7 @@ defmodule NetlinkPort.AgentsTest do
     "b#{System.unique_integer([:positive])}"
   end
 
-  ## What a follower was told
+  # What a follower was sent
 
   defp told(follower, tag),
     do: for(message <- read(follower), elem(message, 0) == tag, do: message)
@@ -89,7 +89,7 @@ defmodule NetlinkPort.AgentsTest do
     end
   end
 
-  # The links by what the monitor has sent since its last resync, if a snapshot is complete.
+  # The links by the messages of the monitor since its last resync, once a snapshot is complete.
   defp links(%{monitor: monitor} = follower) do
     messages = Enum.filter(read(follower), &(elem(&1, 1) == monitor))
     since = messages |> Enum.reverse() |> Enum.take_while(&(elem(&1, 0) != :netlink_resync))
@@ -116,7 +116,7 @@ defmodule NetlinkPort.AgentsTest do
 
   defp apply_message(_other, links), do: links
 
-  # RTM_NEWLINK and RTM_DELLINK; those of the family AF_BRIDGE are about the ports of a bridge.
+  # RTM_NEWLINK and RTM_DELLINK. Those of the family AF_BRIDGE are about the ports of a bridge.
   defp change(%{type: 16, payload: <<0, _::24, index::32-native, _::binary>> = link}, links) do
     Map.put(links, index, Rtnl.link_name(link))
   end
@@ -127,7 +127,7 @@ defmodule NetlinkPort.AgentsTest do
 
   defp change(_message, links), do: links
 
-  # Without what it says of a dump that was interrupted.
+  # Without the reports of interrupted dumps.
   defp kernel_links(%{netns: netns}) do
     lines = String.split(ip!(~w(-n #{netns} -o link)), "\n", trim: true)
     Enum.sort(for line <- lines, [_, name] <- [Regex.run(~r/^\d+: ([^:@]+)/, line)], do: name)
@@ -137,7 +137,7 @@ defmodule NetlinkPort.AgentsTest do
     eventually!(fn -> links(follower) == kernel_links(agent) end, timeout)
   end
 
-  # That all works, with each agent's events with its own follower, and no other has been told anything.
+  # Checks that all works: each agent's events reach its own follower, and no other.
   defp undisturbed!(followers) do
     added = for %{agent: agent} = follower <- followers, do: {follower, add_named!(agent)}
 
@@ -194,7 +194,7 @@ defmodule NetlinkPort.AgentsTest do
     %{os_pid: helper} = agent_info(agent)
     signal!(agent.os_pid, "KILL")
     lost!(follower)
-    # Not even a helper is left there.
+    # Not even a helper remains there.
     eventually!(fn -> not running?(helper) and Agents.pids(agent.netns) == [] end)
     undisturbed!(others)
     add_named!(agent)
@@ -207,16 +207,16 @@ defmodule NetlinkPort.AgentsTest do
   test "a connection that is lost without a word, and comes back", context do
     [follower | others] = Enum.reverse(context.followers)
     %{agent: agent, sockets: sockets, controller: controller} = follower
-    # Those of earlier tests are gone.
+    # The helpers of earlier tests are gone.
     eventually!(fn -> agent_info(agent).sockets == 4 end)
     %{fds: with_all} = agent_info(agent)
     link = ~w(-n #{controller.netns} link set #{agent.name})
     logged = byte_size(File.read!(controller.log))
     ip!(link ++ ["down"])
     lost!(follower)
-    # Nothing stays at the agent: the two sockets, the monitor's, the connection's.
+    # The agent keeps none of the sockets: the two, the monitor's and the connection's.
     eventually!(fn -> agent_info(agent).fds == with_all - 4 end, @lost)
-    # What is tried meanwhile holds nobody up.
+    # Attempts to reach the agent delay nobody.
     assert {:error, %Error{stage: :thread}} = request(controller, agent)
     late = Agents.on(controller, Remote, :recorder, [controller.node])
     {:ok, monitor} = ask(controller, late, Monitor, :subscribe, [:"#{agent.name}"])
@@ -229,10 +229,10 @@ defmodule NetlinkPort.AgentsTest do
     add_named!(agent)
     ip!(link ++ ["up"])
     back!(follower)
-    # The monitor and the connection have theirs again.
+    # The monitor and the connection have their sockets again.
     eventually!(fn -> agent_info(agent).fds == with_all - 2 end)
     assert {:ok, [_link]} = request(controller, agent)
-    # What was tried in vain is not logged each time.
+    # Failed attempts are not logged each time.
     {_seen, log} = :erlang.split_binary(File.read!(controller.log), logged)
     assert length(String.split(log, "\n")) < 10, log
     assert Enum.sort(closed(follower)) == lost(sockets)
@@ -242,7 +242,7 @@ defmodule NetlinkPort.AgentsTest do
     eventually!(fn -> name in (links(follower) || []) end)
   end
 
-  # RTM_GETLINK of the loopback, by the connection on the controller.
+  # RTM_GETLINK of the loopback, over the connection on the controller.
   defp request(controller, agent) do
     arguments = [requests(agent), 18, <<0::32, 1::32-native, 0::64>>]
     Agents.on(controller, Connection, :request, arguments)

@@ -1,11 +1,11 @@
 defmodule NetlinkPort.AttackerTest do
-  # Only the kernel speaks: an ordinary user, in user and network namespaces of its own, tries to
-  # put words into a socket that the helper has there.
+  # Owners receive datagrams of the kernel only. An ordinary user, in its own user and network namespaces, tries to
+  # send forged ones to a socket that the helper has there.
   use NetlinkPort.Case, async: true
 
   @moduletag root: true, userns: true
 
-  # RTNLGRP_LINK, and the interface that test/fixtures/attacker.rs makes up.
+  # RTNLGRP_LINK, and the index of the interface in the forged message of test/fixtures/attacker.rs.
   @link_group 1
   @forged_index 666
 
@@ -15,7 +15,7 @@ defmodule NetlinkPort.AttackerTest do
     setpriv = System.find_executable("setpriv")
     attacker = Port.open({:spawn_executable, setpriv}, [:binary, line: 80, args: arguments])
     {:os_pid, pid} = Port.info(attacker, :os_pid)
-    # Its first answer comes from inside: nobody has this port id.
+    # Its first answer shows that it is inside: no socket has this port id.
     assert attack(attacker, "unicast 4000000000") == "ECONNREFUSED"
     %{attacker: attacker, pid: pid, server: start_server!()}
   end
@@ -74,7 +74,7 @@ defmodule NetlinkPort.AttackerTest do
         eventually!(fn -> match?({:ok, %{foreign: ^n}}, NetlinkPort.info(socket)) end)
       end
 
-      # From the kernel: the first thing that is delivered at all.
+      # From the kernel: the first datagram that is delivered at all.
       {_output, 0} =
         System.cmd("nsenter", [
           "-t",

@@ -113,7 +113,7 @@ defmodule NetlinkPort.AttrTest do
       assert Exception.message(error) =~ reason
     end
 
-    # The last one may lack its padding.
+    # The last attribute may lack its padding.
     assert Attr.decode(<<5::16-native, 1::16-native, 7>>) == {:ok, [{1, <<7>>}]}
   end
 
@@ -127,14 +127,14 @@ defmodule NetlinkPort.AttrTest do
       :proper_types.list(:proper_types.oneof([leaf(), inner]))
     end
 
-    # What encoded attributes are when they are decoded again.
+    # Encoded attributes are decoded to this.
     defp flat(attrs) do
       for {type, value} <- attrs, do: {type, if(is_list(value), do: bytes(value), else: value)}
     end
 
     test "attributes go there and back, also nested" do
       property = fn attrs -> Attr.decode(bytes(attrs)) == {:ok, flat(attrs)} end
-      # Small, since 65,531 bytes are the end.
+      # Small, since the limit is 65,531 bytes.
       small = :proper_types.resize(5, nested(2))
       assert Properties.check(small, 1_000, property) == true
     end

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.BroadcastErrorTest do
-  # What NETLINK_BROADCAST_ERROR does to conntrack where an owner is slow; in a namespace with a table of
+  # The effect of NETLINK_BROADCAST_ERROR on conntrack when an owner is slow, in a namespace with a conntrack table of
   # its own.
   use NetlinkPort.Case, async: true
 
@@ -17,7 +17,7 @@ defmodule NetlinkPort.BroadcastErrorTest do
     server = start_server!()
     script = tmp_path!("rules")
 
-    # A rule that asks for the state has flows tracked.
+    # A rule that matches the state makes the kernel track flows.
     File.write!(script, """
     table ip t {
       chain c {
@@ -34,7 +34,7 @@ defmodule NetlinkPort.BroadcastErrorTest do
     %{netns: netns, server: server, asking: asking}
   end
 
-  # Those of a network namespace are its own.
+  # These sysctls are of the network namespace.
   defp sysctl!(netns, name, value) do
     ip!(["netns", "exec", netns, "sh", "-c", "echo #{value} >/proc/sys/net/netfilter/#{name}"])
   end
@@ -44,7 +44,7 @@ defmodule NetlinkPort.BroadcastErrorTest do
     read |> ip!() |> String.trim() |> String.to_integer()
   end
 
-  # A flow for each port.
+  # Makes a flow for each port.
   defp flows!(netns) do
     script =
       "for p in $(seq #{@flows}); do echo >/dev/udp/127.0.0.1/$((10000+p)); done 2>/dev/null"
@@ -52,12 +52,12 @@ defmodule NetlinkPort.BroadcastErrorTest do
     ip!(["netns", "exec", netns, "bash", "-c", script <> "; true"])
   end
 
-  # A dump drops what it finds expired, as the kernel does by itself in a minute or two.
+  # A dump removes expired entries that it finds, which the kernel does by itself only in a minute or two.
   defp expire(asking), do: {:ok, _left} = NetlinkPort.dump(asking, @get, <<2, 0, 0, 0>>)
 
   defp open!(context, opts) do
     place = [netns: {:name, context.netns}, groups: @groups, active: false]
-    # The window takes one datagram, and the queue of the kernel few.
+    # The window takes one datagram, and the kernel's queue few.
     {:ok, socket} =
       NetlinkPort.open(context.server, :netfilter, place ++ [window: 1, rcvbuf: 2_304] ++ opts)
 
@@ -69,19 +69,20 @@ defmodule NetlinkPort.BroadcastErrorTest do
     socket = open!(context, broadcast_error: true)
     flows!(netns)
     assert count(netns) == @flows
-    # All have expired: what is left has an end that could not be told.
+
+    # All flows have expired. The entries that are left have an end event that could not be delivered.
     expired = fn -> expire(asking) |> elem(1) == [] end
     eventually!(expired, 20_000)
     assert count(netns) > @flows - 50
 
-    # Which the statistics and the doctor show.
+    # The statistics and the doctor show it.
     assert {:ok, %{broadcast_error: true, window_left: 0} = stats} = NetlinkPort.stats(socket)
     assert 2 * stats.queued_bytes > stats.queue_limit
     assert [{:warn, line, remedy}] = Doctor.Servers.checks([{server, NetlinkPort.stats(server)}])
     assert line =~ "of #{inspect(self())} has broadcast_error, and is not read"
     assert remedy =~ "conntrack table"
 
-    # The kernel tries again for as long as there is something to tell.
+    # The kernel tries again until all events are delivered.
     assert ends(socket, asking, netns) > @flows - 50
     assert {:ok, %{window_left: _, broadcast_error: true}} = NetlinkPort.stats(socket)
     eventually!(fn -> match?([{:ok, _, _} | _], calm(server)) end, 10_000)
@@ -89,7 +90,7 @@ defmodule NetlinkPort.BroadcastErrorTest do
 
   defp calm(server), do: for({:ok, _, _} = ok <- checks(server), do: ok)
   defp checks(server), do: Doctor.Servers.checks([{server, drained(NetlinkPort.stats(server))}])
-  # Drops are another matter.
+  # Without drops, which are another finding.
   defp drained({:ok, stats}),
     do: {:ok, %{stats | sockets: Enum.map(stats.sockets, &%{&1 | drops: 0})}}
 

@@ -1,11 +1,11 @@
 defmodule NetlinkPort.BuildTest do
-  # The Mix compiler where the disk, or what it needs, is not as it should be: it says so, and never
-  # leaves half an executable. Cargo is stood in for by a script, since it is not under test.
+  # The Mix compiler when the disk, or a program that it needs, is faulty: it says so, and never leaves half an
+  # executable. A script stands in for Cargo, which is not under test.
   use NetlinkPort.Case, async: true
 
   @root Path.expand("../..", __DIR__)
 
-  # A project of its own, with a `cargo` that does what `script` says.
+  # A new project, with a `cargo` that runs `script`.
   defp project!(script) do
     root = tmp_path!("project")
     File.mkdir_p!(Path.join(root, "bin"))
@@ -35,7 +35,7 @@ defmodule NetlinkPort.BuildTest do
     File.chmod!(cargo, 0o755)
   end
 
-  # As Cargo does: where CARGO_TARGET_DIR says, and in a folder of the target's if there is one.
+  # Writes where Cargo would: below CARGO_TARGET_DIR, and in a folder of the target if there is one.
   @builds ~S"""
           built=${CARGO_TARGET_DIR:-$PWD/target}${CARGO_BUILD_TARGET:+/$CARGO_BUILD_TARGET}/release
           mkdir -p "$built"
@@ -43,7 +43,7 @@ defmodule NetlinkPort.BuildTest do
           echo '{"reason":"compiler-artifact","executable":"'"$(echo "$built" | sed 's/"/\\"/g')"'/netlink_port"}'
           """ <> "cp #{NetlinkPort.Helper.Executable.path()} \"$built/netlink_port\"\n"
 
-  # What would otherwise decide for these builds, too.
+  # Variables that would change these builds, too.
   @unset for name <- ~w(NETLINK_PORT_EXECUTABLE CARGO_BUILD_TARGET CARGO_TARGET_DIR MIX_TARGET),
              do: {name, nil}
 
@@ -111,7 +111,7 @@ defmodule NetlinkPort.BuildTest do
     refute File.exists?(installed(root))
   end
 
-  # As `mix compile` of a project on those systems: neither Cargo nor rustc is run.
+  # Like `mix compile` of a project on those systems: neither Cargo nor rustc is run.
   defp compile_on(root, systems, environment) do
     path = Path.join(root, "bin") <> ":" <> System.get_env("PATH")
     environment = @unset ++ [{"PATH", path}, {"MIX_ENV", "prod"}] ++ environment
@@ -133,11 +133,11 @@ defmodule NetlinkPort.BuildTest do
           "NetlinkPort.start_link/1 says so, too\n{:noop, []}\n"
       end
 
-    # What cannot be run there is not looked at.
+    # Programs that cannot be run there are not checked.
     for environment <- [[], [{"NETLINK_PORT_EXECUTABLE", "/nowhere"}]],
         do: assert(compile_on(root, systems, environment) == {said, 0})
 
-    # It is not left out where another machine is built for.
+    # The helper is built if another machine is the target.
     assert {output, 1} = compile_on(root, [{:unix, :darwin}], [{"MIX_TARGET", "board"}])
     assert output =~ "a page of errors"
   end
@@ -154,7 +154,7 @@ defmodule NetlinkPort.BuildTest do
     root = project!(@builds)
     bin = Path.join(root, "without")
     File.mkdir_p!(bin)
-    # All that mix itself takes.
+    # The programs that Mix itself needs.
     for program <- ~w(elixir erl sh env dirname basename readlink sed uname expr cut) do
       if path = System.find_executable(program), do: File.ln_s!(path, Path.join(bin, program))
     end
@@ -177,7 +177,7 @@ defmodule NetlinkPort.BuildTest do
   end
 
   test "a build that is killed in the middle of its copy leaves nothing under the name; the next one clears up" do
-    # The copy is from a FIFO, of which the VM reads 64 KiB at a time, and waits for more.
+    # The copy reads a FIFO, from which the VM reads 64 KiB at a time, and waits for more.
     root = project!("echo '{\"executable\":\"'$PWD'/fifo\"}'")
     {_output, 0} = System.cmd("mkfifo", [Path.join(root, "fifo")])
 
@@ -200,7 +200,7 @@ defmodule NetlinkPort.BuildTest do
     :file.close(fifo)
     assert File.ls!(priv(root)) == [Path.basename(temporary)]
 
-    # That of a build that goes on stays.
+    # The temporary file of a build that is running stays.
     other = installed(root) <> ".tmp#{System.pid()}"
     File.write!(other, "")
     cargo!(root, @builds)
@@ -250,7 +250,7 @@ defmodule NetlinkPort.BuildTest do
       assert {"", 0} = with_executable(root, path)
       assert %{inode: ^inode} = File.stat!(installed(root))
 
-      # An empty variable is none.
+      # An empty variable counts as unset.
       assert {output, 1} = with_executable(root, "")
       assert output =~ "cargo build failed"
     end
@@ -273,7 +273,7 @@ defmodule NetlinkPort.BuildTest do
         assert {output, 1} = with_executable(root, path)
         assert output =~ "NETLINK_PORT_EXECUTABLE: #{path} #{reason}; it has to be netlink_port"
         assert output =~ "netlink_port #{version()} for the machine that is built for"
-        # It may be exported for the release alone.
+        # The variable may be set for the release alone.
         assert output =~ "unset NETLINK_PORT_EXECUTABLE to have Cargo build it"
       end
 

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.CapabilitiesTest do
-  # What a helper gives up at start, seen from outside, and helpers that were started with less than
-  # they need: they run, and say what they lack.
+  # The capabilities that a helper gives up at start, seen from outside, and helpers that start with fewer than they
+  # need: these run, and say what they lack.
   use NetlinkPort.Case, async: true
 
   import Bitwise, only: [<<<: 2, |||: 2]
@@ -29,10 +29,10 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert status(server, "NoNewPrivs") == 1
     # SECCOMP_MODE_FILTER.
     assert status(server, "Seccomp") == 2
-    # Not dumpable: its memory belongs to root alone, whoever it runs as.
+    # Not dumpable: its memory belongs to root, whatever user it runs as.
     assert File.stat!("/proc/#{os_pid(server)}/mem").uid == 0
 
-    # The reserve is used for the namespace of a process with more capabilities, and put back.
+    # CAP_SYS_PTRACE is raised for the namespace of a process with more capabilities, and lowered again.
     assert {:ok, %{capabilities: capabilities}} = NetlinkPort.info(server)
     assert :sys_ptrace in capabilities
     pid = os_process!("sleep", ["60"])
@@ -94,7 +94,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     start_server!(executable: script!("exec setpriv --bounding-set #{drop} #{helper}"))
   end
 
-  # AUDIT_GET (1000) of include/uapi/linux/audit.h is answered by itself; a refusal by NLMSG_ERROR (2).
+  # AUDIT_GET (1000) of include/uapi/linux/audit.h is answered by AUDIT_GET; a refusal by NLMSG_ERROR (2).
   @tag :init_user_namespace
   test "the commands of NETLINK_AUDIT take CAP_AUDIT_CONTROL" do
     for {keep, type} <- [{[], 2}, {[:audit_control], 1000}] do
@@ -141,7 +141,7 @@ defmodule NetlinkPort.CapabilitiesTest do
                "container (--cap-add SYS_ADMIN) or the systemd unit (CapabilityBoundingSet=) has to " <>
                "allow it; sockets in its own namespace (netns: :host) need no capability"
 
-    # What is wrong with the path comes first, as it would with the capability.
+    # An error of the path comes first, as it does with the capability.
     assert {:error, %{stage: :open, errno: 2}} =
              NetlinkPort.open(server, :route, netns: {:path, "/nowhere"})
 
@@ -165,7 +165,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     # NLMSG_ERROR with -EPERM.
     assert [{2, 1, <<-1::32-signed-native, _::binary>>}] = Rtnl.messages(answer)
 
-    # Without SO_RCVBUFFORCE the limit of the system holds.
+    # Without SO_RCVBUFFORCE the limit of the system applies.
     assert :ok = NetlinkPort.setopts(socket, rcvbuf: 1_000_000_000)
     limit = "/proc/sys/net/core/rmem_max" |> File.read!() |> String.trim() |> String.to_integer()
     assert NetlinkPort.getopts(socket, [:rcvbuf]) == {:ok, rcvbuf: 2 * limit}
@@ -184,7 +184,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     netns = netns!()
     helper = helper()
 
-    # With a network namespace of its own, it may come home to it.
+    # The helper has a network namespace of its own, and may come home to it.
     server = start_server!(executable: script!("exec unshare -Urn #{helper}"))
     {:ok, info} = NetlinkPort.info(server)
     assert info.may_leave
@@ -194,7 +194,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert {:ok, socket} = NetlinkPort.open(server, :route, active: false)
     assert Rtnl.link_names(socket) == ["lo"]
 
-    # Without one, home belongs to somebody else: it never leaves.
+    # Home belongs to another user namespace, so that the helper never leaves it.
     server = start_server!(executable: script!("exec unshare -Ur #{helper}"))
     assert {:ok, %{may_leave: false}} = NetlinkPort.info(server)
     assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, netns})

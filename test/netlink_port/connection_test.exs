@@ -1,6 +1,6 @@
 defmodule NetlinkPort.ConnectionTest do
-  # Many callers on one socket, against the real kernel. A stopped helper holds everything in flight
-  # until it goes on, or is killed.
+  # Many callers on one socket, against the real kernel. A stopped helper holds all requests in flight until it is
+  # continued or killed.
   use NetlinkPort.Case, async: true
 
   doctest NetlinkPort.Connection
@@ -48,7 +48,7 @@ defmodule NetlinkPort.ConnectionTest do
 
   defp index(%Message{type: @newlink, payload: <<_::32, index::32-native, _::binary>>}), do: index
 
-  # With the server's own `from` taken out of the way of the call under test.
+  # Waits until the connection answers.
   defp eventually_ok!(connection) do
     eventually!(fn -> match?({:ok, [_lo]}, getlink(connection, 1)) end, 15_000)
   end
@@ -142,7 +142,7 @@ defmodule NetlinkPort.ConnectionTest do
       last = spawn_reporting(fn -> getaddrs(connection) end)
       in_flight!(connection, 3)
       for pid <- [dump, waiting], do: Process.exit(pid, :kill)
-      # The one the kernel is at stays, to be read to its end.
+      # The dump that the kernel is working on stays, and is read to its end.
       in_flight!(connection, 2)
       signal!(helper, :CONT)
       assert [outcome] = results([last])
@@ -224,7 +224,7 @@ defmodule NetlinkPort.ConnectionTest do
       in_flight!(connection, 1)
       Process.exit(given_up, :kill)
       socket = state(connection).socket
-      # Five seconds for the dump, and five for what is under way beside it.
+      # Five seconds for the dump, and five for the requests beside it.
       assert {:error, error} = getlink(connection, 1, timeout: 60_000)
       assert {error.stage, error.reason} == {:request, :etimedout}
       signal!(helper, :CONT)
@@ -235,8 +235,8 @@ defmodule NetlinkPort.ConnectionTest do
   end
 
   describe "loss" do
-    # The kernel begins the dump, whose first datagram takes all the room there is, and finds none for what
-    # it answers to the batch.
+    # The kernel begins the dump. Its first datagram takes all the room, and the kernel finds none for its answers to
+    # the batch.
     test "requests under way get ENOBUFS, dumps are tried again", %{netns: netns} = context do
       addresses!(netns)
       connection = connect!(context, rcvbuf: 1)
@@ -251,7 +251,7 @@ defmodule NetlinkPort.ConnectionTest do
       refused = for n <- 1..10, do: refused(100 + n)
       batch = spawn_reporting(fn -> Connection.batch(connection, refused) end)
       in_flight!(connection, 4)
-      # There is no room for these: they were not sent, and are not concerned.
+      # There is no room for these: they were not sent, and are not affected.
       held = for n <- 1..10, do: {@getlink, [], link(200 + n)}
       late = spawn_reporting(fn -> Connection.batch(connection, held) end)
       in_flight!(connection, 5)
@@ -263,7 +263,7 @@ defmodule NetlinkPort.ConnectionTest do
       end
 
       assert Enum.all?(results([dump, waiting]), &whole?/1)
-      # Sent later, into a buffer that has room for one of its errors at most.
+      # Sent later, into a buffer that has room for at most one of its errors.
       assert [{:error, %Error{reason: :enobufs}}] = results([late])
       assert {:error, %Error{reason: :enodev}} = getlink(connection, 9)
       assert calls(connection) == %{}
@@ -273,7 +273,7 @@ defmodule NetlinkPort.ConnectionTest do
       %{netns: netns} = context
       addresses!(netns)
       connection = connect!(context, max_queue: 4, window: 1)
-      # The kernel makes no more of it than there is room for.
+      # The kernel makes no more of the dump than there is room for.
       :sys.suspend(connection)
       dump = spawn_reporting(fn -> getaddrs(connection) end)
       mailbox = fn -> connection |> Process.info(:message_queue_len) |> elem(1) end
@@ -309,7 +309,7 @@ defmodule NetlinkPort.ConnectionTest do
     alias NetlinkPort.Connection.Calls
     alias NetlinkPort.Request.Exchange
 
-    # A dump under way, whose caller has given up.
+    # A dump in progress, whose caller has given up.
     defp left do
       opts = %{flags: 0, max_bytes: :infinity}
       {:ok, exchange} = Exchange.new(:route, {:dump, @getlink, <<0::128>>, opts})
@@ -347,7 +347,7 @@ defmodule NetlinkPort.ConnectionTest do
                true
              ]
 
-      # Nothing is sent on it, and what was not sent goes to the next.
+      # Nothing more is sent on it. Requests that were not sent go to the next socket.
       {:ok, exchange} =
         Exchange.new(:route, {:request, @getlink, link(1), %{flags: 0, ack: true}})
 
@@ -401,7 +401,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert {1, _datagrams, calls} = Calls.next(calls)
       assert {2, _datagrams, calls} = Calls.next(calls)
       assert Calls.next(calls) == nil
-      # None that is not answered for long keeps its place.
+      # A request that is not answered for long loses its place.
       assert {3, _datagrams, _calls} = calls |> Calls.unanswered(1) |> Calls.next()
     end
   end
@@ -500,7 +500,7 @@ defmodule NetlinkPort.ConnectionTest do
       in_flight!(connection, 1)
       ip!(["netns", "del", netns])
       signal!(helper, :CONT)
-      # The answer, or the end, whichever the helper takes first.
+      # The answer or the end, depending on which the helper takes first.
       assert [outcome] = results([caller])
 
       assert match?({:ok, [_lo]}, outcome) or

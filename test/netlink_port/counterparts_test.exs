@@ -1,6 +1,6 @@
 defmodule NetlinkPort.CounterpartsTest do
-  # What the engine reads is what the usual tools print, and what it writes they see; each family of
-  # netlink(7) that this kernel lets us have.
+  # Compares with the usual tools: the engine reads what they print, and they see what it writes. For each family of
+  # netlink(7) that this kernel has and allows.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Attr, Message}
@@ -21,7 +21,7 @@ defmodule NetlinkPort.CounterpartsTest do
     socket
   end
 
-  # The header of the family, of so many bytes, and the attributes.
+  # The family's header of that many bytes, and the attributes.
   defp read(%Message{payload: payload}, size) do
     {header, rest} = :erlang.split_binary(payload, size)
     {:ok, attrs} = Attr.decode(rest)
@@ -40,7 +40,7 @@ defmodule NetlinkPort.CounterpartsTest do
     end
   end
 
-  # `ip -j` prints JSON; this project has no decoder of it, and needs but a few of its fields.
+  # `ip -j` prints JSON. This project has no JSON decoder, and needs only a few of its fields.
   defp fields(json, name) do
     for [_, value] <- Regex.scan(~r/"#{name}":\s*(?:"([^"]*)"|\d+)/, json, capture: :all),
         do: value
@@ -105,7 +105,7 @@ defmodule NetlinkPort.CounterpartsTest do
 
       assert Enum.sort(routes) == Enum.sort(fields(ip_json!(netns, ["route"]), "gateway"))
 
-      # ip(8) leaves out those of NUD_NOARP.
+      # ip(8) leaves out neighbours in the state NUD_NOARP.
       neighbours =
         for {28, {<<_::64, state::16-native, _::16>>, attrs}} <-
               dump!(socket, 30, <<@inet, 0::88>>, 12),
@@ -150,7 +150,7 @@ defmodule NetlinkPort.CounterpartsTest do
 
   describe "sock_diag" do
     test "listening TCP sockets are those of ss", %{netns: netns, open: open} do
-      # The VM of these tests is root's, so that OTP's own option may be used to make some.
+      # The VM of these tests is root's, so that OTP's own option can make some sockets.
       for _ <- 1..3 do
         opts = [ip: {127, 0, 0, 1}, netns: String.to_charlist(netns_path(netns))]
         {:ok, _listening} = :gen_tcp.listen(0, opts)
@@ -207,7 +207,7 @@ defmodule NetlinkPort.CounterpartsTest do
     end
 
     test "connections are those of conntrack -L", %{netns: netns, open: open} do
-      # A rule that looks at connections makes the kernel track them.
+      # A rule that matches connections makes the kernel track them.
       nft =
         ~w(nft add table t; add chain t c { type filter hook output priority 0; }; add rule t c ct state new accept)
 
@@ -235,7 +235,7 @@ defmodule NetlinkPort.CounterpartsTest do
 
   test "audit: its status, where the kernel lets us", %{server: server} do
     with {:ok, socket} <- NetlinkPort.open(server, :audit, active: false),
-         # AUDIT_GET; it is acked before it is answered.
+         # AUDIT_GET, which is acked before it is answered.
          {:ok, messages} <- NetlinkPort.request(socket, 1_000, "", ack: false) do
       assert [%Message{type: 1_000, payload: <<_mask::32, _enabled::32, _::binary>>} | _] =
                messages

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.DeploymentTest do
-  # docs/deployment.md and the unit it speaks of.
+  # docs/deployment.md and the unit that it describes.
   use NetlinkPort.Case, async: true
 
   @root Path.expand("../..", __DIR__)
@@ -12,7 +12,7 @@ defmodule NetlinkPort.DeploymentTest do
 
   defp document, do: File.read!(Path.join(@root, "docs/deployment.md"))
 
-  # The unit with a program that is there, under its own name.
+  # The unit with a program that exists, under its own name.
   defp unit!(change) do
     directory = tmp_path!("unit")
     File.mkdir!(directory)
@@ -26,13 +26,13 @@ defmodule NetlinkPort.DeploymentTest do
   @tag :systemd
   test "systemd takes every line of the unit" do
     assert systemd_analyze(["verify", "--man=no", unit!(& &1)]) == {"", 0}
-    # It would say so otherwise.
+    # systemd-analyze would print errors.
     wrong = unit!(&String.replace(&1, "ProtectHome=yes", "ProtectHouse=yes"))
     {output, _status} = systemd_analyze(["verify", "--man=no", wrong])
     assert output =~ "ProtectHouse"
   end
 
-  # By that version of systemd; others count a little otherwise.
+  # The exposure by that version of systemd; other versions differ a little.
   defp assert_exposure(path, says) do
     {output, 0} = systemd_analyze(["security", "--offline=yes", "--no-pager", path])
     [_, found] = Regex.run(~r/Overall exposure level for [\w.]+: ([\d.]+)/, output)
@@ -72,7 +72,7 @@ defmodule NetlinkPort.DeploymentTest do
         do: refute(unit =~ ~r/^#{setting}/m, setting)
 
     assert unit =~ ~r/^NoNewPrivileges=no$/m
-    # The capabilities that the task gives the file, no more and no fewer.
+    # The capabilities that the Mix task gives the file, no more and no fewer.
     assert unit =~ ~r/^CapabilityBoundingSet=CAP_SYS_ADMIN CAP_NET_ADMIN$/m
   end
 
@@ -81,7 +81,7 @@ defmodule NetlinkPort.DeploymentTest do
     assert document() =~ "`OOMPolicy=continue`"
     assert document() =~ "inherits `OOMScoreAdjust=` (oom_score_adj)"
 
-    # And so it does.
+    # And it does.
     code = """
     {:ok, server} = NetlinkPort.start_link(name: nil, executable: #{inspect(helper())})
     {:ok, %{os_pid: helper}} = NetlinkPort.info(server)

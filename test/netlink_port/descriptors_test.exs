@@ -1,5 +1,5 @@
 defmodule NetlinkPort.DescriptorsTest do
-  # A number in a message that stands for a descriptor is looked up in the table of its sender, the helper.
+  # The kernel looks a number that stands for a descriptor in a message up in the table of the sender, the helper.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.Attr
@@ -29,7 +29,7 @@ defmodule NetlinkPort.DescriptorsTest do
     assert {:ok, %{lowest_fd: 1024}} = NetlinkPort.info(server)
     [one, other] = [netns!(), netns!()]
     {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, one}, active: false)
-    # Descriptors of every kind that it keeps: sockets, a pidfd, an inotify.
+    # Every kind of descriptor that the helper keeps: sockets, a pidfd, an inotify.
     for netns <- [{:name, other}, {:pid, sleeper!(other)}],
         do: {:ok, _} = NetlinkPort.open(server, :route, netns: netns, close_on: :namespace_gone)
 

@@ -31,7 +31,7 @@ defmodule NetlinkPort.DistributionTest do
   defp add_bridges!(netns, names), do: ip_batch!(netns, for(n <- names, do: add(n)))
   defp add(n), do: "link add b#{n} type vxlan id #{n} dstport 0"
 
-  # The datagrams, which come before anything else, and the rest.
+  # The datagrams, which come before everything else, and the rest.
   defp sorted(messages), do: Enum.split_while(messages, &match?({:netlink, _, _}, &1))
 
   defp eventually_read!(owner, messages) do
@@ -65,7 +65,7 @@ defmodule NetlinkPort.DistributionTest do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, opts(context, active: false))
       :erpc.cast(context.node, Remote, :keep, [:waited, NetlinkPort, :recv, [socket]])
-      # The owner's, and that of who waits.
+      # Monitors of the owner, and of the process that waits.
       eventually!(fn -> map_size(:sys.get_state(server).sockets.monitors) == 2 end)
       Node.disconnect(context.node)
       eventually!(fn -> map_size(:sys.get_state(server).sockets.monitors) == 1 end)
@@ -110,7 +110,7 @@ defmodule NetlinkPort.DistributionTest do
       assert {:error, %Error{stage: :pin, reason: :exdev}} = refused
       assert :ok = call.(:unpin, [pin])
       assert pins(server) == 0
-      # Past the check it is the kernel that refuses it.
+      # The check passes it, and the kernel refuses it.
       assert {:error, %Error{}} = call.(:request, asked.(pin))
     end
 
@@ -166,7 +166,7 @@ defmodule NetlinkPort.DistributionTest do
       assert fds(server) == before + 1
       signal!(vm_pid(context.peer), "KILL")
       eventually!(fn -> fds(server) == before end)
-      # Nothing stays for a node that is gone.
+      # Nothing stays for a node that has gone.
       eventually!(fn -> relays(server) == [] end)
     end
 
@@ -183,7 +183,7 @@ defmodule NetlinkPort.DistributionTest do
         owner = Remote.recorder(context.node)
         sockets = for _n <- 1..2, do: own!(owner, server, opts(context))
         [relay] = relays(server)
-        # It holds them all when the server ends.
+        # The witness holds them all when the server ends.
         :erlang.suspend_process(relay)
         add_bridges!(context.netns, bridges(round))
         eventually!(fn -> Process.info(relay, :message_queue_len) >= {:message_queue_len, 40} end)
@@ -207,7 +207,7 @@ defmodule NetlinkPort.DistributionTest do
       closed =
         for round <- 1..10 do
           socket = own!(owner, server, opts(context))
-          # Datagrams are on their way when it breaks, and when it comes back.
+          # Datagrams are in flight when the connection breaks, and when it comes back.
           storm =
             Task.async(fn ->
               for(n <- bridges(round), do: ip!(["-n", context.netns | String.split(add(n))]))
@@ -232,7 +232,7 @@ defmodule NetlinkPort.DistributionTest do
 
     defp bridges(round), do: (20 * round)..(20 * round + 19)
 
-    # From the other side.
+    # From the other node's side.
     defp disconnect!(%{peer: peer}), do: :peer.call(peer, :erlang, :disconnect_node, [node()])
 
     test "hears nothing of a lost connection on the next one", context do
@@ -249,7 +249,7 @@ defmodule NetlinkPort.DistributionTest do
       eventually_read!(owner, [{:netlink_closed, socket, :noconnection}])
       :erlang.resume_process(relay)
       eventually!(fn -> fds(server) == before end)
-      # What is sent there now comes behind all that could.
+      # A message sent there now comes after all earlier ones.
       again = own!(owner, server, opts(context))
       add_bridge!(context.netns, "br0")
       eventually!(fn -> match?({:netlink, ^again, _}, List.last(Remote.read(owner))) end)
@@ -299,7 +299,7 @@ defmodule NetlinkPort.DistributionTest do
       add_bridge!(context.netns, "br2")
       eventually!(fn -> Remote.read(elsewhere) != [] end)
       {:ok, %{owner: ^elsewhere}} = NetlinkPort.info(socket)
-      # What connections the socket had before does not matter any more.
+      # Earlier connections to the owner's node do not matter any more.
       Node.disconnect(context.node)
       {:ok, %{owner: ^elsewhere}} = NetlinkPort.info(socket)
       assert Remote.ask(elsewhere, :controlling_process, [socket, self()]) == :ok
@@ -342,7 +342,7 @@ defmodule NetlinkPort.DistributionTest do
 
     test "is none where the server's VM is no node: its socket is closed", %{netns: netns} do
       {peer, :nonode@nohost} = peer!(:no_node)
-      # NEW_PID_EXT of a node that there is not; erl_ext_dist.
+      # NEW_PID_EXT of a node that does not exist; erl_ext_dist.
       name = "nowhere@127.0.0.1"
       pid = <<131, 88, 119, byte_size(name), name::binary, 100::32, 0::32, 1::32>>
       owner = :peer.call(peer, :erlang, :binary_to_term, [pid])
@@ -439,7 +439,7 @@ defmodule NetlinkPort.DistributionTest do
       assert NetlinkPort.Connection.Calls.count(:sys.get_state(connection).calls) == 0
     end
 
-    # A link that there is not.
+    # A link that does not exist.
     defp none(connection), do: [connection, 18, <<0::32, 99_999::32-native, 0::64>>]
   end
 end

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.DocsTest do
-  # Every public function has its types, its errors and an example.
+  # Every public function documents its types, its errors and an example.
   use NetlinkPort.Case, async: false
 
   import ExUnit.CaptureIO
@@ -7,7 +7,7 @@ defmodule NetlinkPort.DocsTest do
   {:ok, modules} = :application.get_key(:netlink_port, :modules)
   @modules modules
 
-  # Paragraphs of code; those that begin with an asterisk are items of a list.
+  # Paragraphs of code. Those that begin with an asterisk are items of a list.
   code = fn text ->
     paragraphs = String.split(text, "\n\n")
     Enum.filter(paragraphs, &(&1 =~ ~r/\A\n?    (?!\* )/)) |> Enum.join("\n\n")
@@ -37,7 +37,7 @@ defmodule NetlinkPort.DocsTest do
         do: {module, moduledoc, docs}
   end
 
-  # `{module, name, arity, doc}`, of the functions that are not hidden; a doc may be :none.
+  # `{module, name, arity, doc}` of the functions that are not hidden. `doc` may be :none.
   defp functions do
     for {module, _moduledoc, docs} <- documented(),
         {{:function, name, arity}, _line, _signature, doc, _metadata} <- docs,
@@ -50,7 +50,7 @@ defmodule NetlinkPort.DocsTest do
     Map.new(specs)
   end
 
-  # What a function may return, as text.
+  # The return types of a function, as text.
   defp returns({module, name, arity, _doc}) do
     for spec <- Map.get(specs(module), {name, arity}, []) do
       {:"::", _meta, [_head, type]} = unwhen(Code.Typespec.spec_to_quoted(name, spec))
@@ -100,15 +100,15 @@ defmodule NetlinkPort.DocsTest do
     end)
   end
 
-  # In Markdown what is indented behind an item of a list is a part of that item.
+  # In Markdown an indented block after an item of a list is a part of the item.
   test "code does not follow a list without a sentence between" do
     after_item = ~r/^    \* [^\n]*(\n      [^\n]*)*\n\n    [^ *\n]/m
     lacking = for f <- functions(), text(f) =~ after_item, do: mfa(f)
     assert lacking == []
   end
 
-  # What a doctest cannot show, since it takes a namespace. Each runs in a process of its own, as the owner
-  # of `socket` and `generic`, passive ones of the protocols in their names.
+  # Examples that no doctest can run, since they need a namespace. Each runs in a new process, which owns `socket` and
+  # `generic`, passive sockets of the protocols in their names.
   describe "the examples that take a namespace run" do
     @describetag :root
 
@@ -138,7 +138,7 @@ defmodule NetlinkPort.DocsTest do
     end
   end
 
-  # In the test's own process, which its supervisor is for.
+  # In the test's own process, which the test's supervisor needs.
   describe "the examples of sandboxes run" do
     import NetlinkPort.Sandbox, only: [netlink_sandbox: 1]
 

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.DoctorTest do
-  # What the doctor says of a healthy machine, and of each thing that can be wrong; by real causes.
-  # Not beside others: what asks every server of the VM wakes those that are to sleep in their tests.
+  # The output of the doctor on a healthy machine, and for each fault, by real causes.
+  # Not async: the doctor asks every server of the VM, and wakes servers that must sleep in their own tests.
   use NetlinkPort.Case, async: false
 
   import ExUnit.{CaptureIO, CaptureLog}
@@ -13,7 +13,7 @@ defmodule NetlinkPort.DoctorTest do
 
   doctest Doctor, except: [run: 1]
 
-  # A small helper, for those that need one.
+  # The report, on the host's namespace alone by default.
   defp report(opts), do: Doctor.report(Keyword.put_new(opts, :netns, [:host]))
 
   defp section(report, title), do: report |> List.keyfind!(title, 0) |> elem(1)
@@ -91,7 +91,7 @@ defmodule NetlinkPort.DoctorTest do
   test "it leaves nothing behind" do
     report(executable: helper())
     report(executable: "/nowhere")
-    # Those of other tests come and go; this process has started none.
+    # Servers of other tests come and go. This process has started none.
     assert {:links, []} = Process.info(self(), :links) |> only_servers()
   end
 
@@ -147,7 +147,7 @@ defmodule NetlinkPort.DoctorTest do
                "is version 9.9.9, this library #{Mix.Project.config()[:version]}"
              ) =~ "install -m 0755"
 
-      # Where only root may write.
+      # A folder that only root may write.
       folder = "/usr/local/lib/nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
       installed = Path.join(folder, "netlink_port")
       File.mkdir!(folder)
@@ -191,7 +191,7 @@ defmodule NetlinkPort.DoctorTest do
       assert find!(checks, :warn, ~r/cap_net_admin,cap_sys_admin.*anybody may run it/) =~
                "mix netlink_port.install --to /usr/local/lib --group GROUP"
 
-      # File.chmod/2 calls chown(2) as well, which takes the capabilities away.
+      # File.chmod/2 also calls chown(2), which removes the capabilities.
       {_output, 0} = System.cmd("chmod", ["0750", path])
       find!(section(report(executable: path), "executable"), :ok, "cap_net_admin,cap_sys_admin")
     end
@@ -219,7 +219,7 @@ defmodule NetlinkPort.DoctorTest do
                "see CAP_SYS_ADMIN above"
 
       refute Doctor.well?(report)
-      # All else is looked at.
+      # The other checks are made.
       find!(section(report, "round trip"), :ok, "500 requests")
     end
 
@@ -240,7 +240,7 @@ defmodule NetlinkPort.DoctorTest do
           refute Doctor.well?(report)
         end)
 
-      # It is in the report.
+      # The report shows it.
       refute log =~ "exit status 71"
     end
 
@@ -271,7 +271,7 @@ defmodule NetlinkPort.DoctorTest do
       assert Remedy.capability(helper(), :sys_admin, "/bin/true") =~
                "--executable /bin/true looks at the one that is installed there"
 
-      # Where it is installed already.
+      # The helper is already installed there.
       path = Path.expand(System.find_executable("true"))
 
       assert Remedy.capability(path, :sys_admin, missing) =~
@@ -279,7 +279,7 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     test "without its sandbox fails" do
-      # A process that has none: this VM.
+      # A process without capabilities: this VM.
       info = %{executable: helper(), capabilities: [], may_leave: false, home_inode: 1}
       info = Map.put(info, :os_pid, System.pid())
       checks = Capabilities.checks(info)
@@ -289,7 +289,7 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     test "that ends while it is looked at is said, and the rest is there" do
-      # Its input ends after so many bytes of commands, somewhere among the requests that are timed.
+      # The input of the helper ends after that many bytes of commands, during the timed requests.
       hello = ~s([ "$1" = --version ] && exec #{helper()} --version)
       path = script!(~s(#{hello}; dd bs=1 count=10000 status=none | #{helper()} "$@"))
       report = report(executable: path)
@@ -328,7 +328,8 @@ defmodule NetlinkPort.DoctorTest do
       File.touch!(path)
       on_exit(fn -> File.rm(path) end)
       report = report(netns: [{:name, name}])
-      # Whether it is alive elsewhere cannot be seen from here, where its file is the same.
+
+      # The file is the same, so that the doctor cannot see whether the namespace is alive elsewhere.
       remedy = find!(section(report, "namespaces"), :warn, name)
 
       assert remedy =~ "alive in another mount namespace" and
@@ -361,7 +362,7 @@ defmodule NetlinkPort.DoctorTest do
   end
 
   describe "a namespace" do
-    # What is said of the namespace with this inode.
+    # What the doctor says about the namespace with this inode.
     defp said(inode) do
       for {mark, line, remedy} <- section(report([]), "namespaces kept alive"),
           line =~ "#{inode}",
@@ -405,7 +406,7 @@ defmodule NetlinkPort.DoctorTest do
       assert said(inode) == []
     end
 
-    # What held it has ended.
+    # The process that held it has ended.
     defp alone_without!(pid, inode) do
       signal!(pid, :KILL)
       eventually!(fn -> not running?(pid) end)
@@ -434,7 +435,7 @@ defmodule NetlinkPort.DoctorTest do
     test "that is mounted elsewhere, in a mount namespace of a container, is held" do
       {netns, inode, _socket} = doomed!()
       marker = tmp_path!("marker")
-      # Under another path, since a mount goes with the file it is on, wherever that is deleted.
+      # Under another path: when a file is deleted, the mounts on it go, whatever path they have.
       other = tmp_path!("elsewhere")
       mount = "touch #{other}; mount --bind #{netns_path(netns)} #{other}"
 
@@ -469,7 +470,7 @@ defmodule NetlinkPort.DoctorTest do
     @tag :init_user_namespace
     test "is not said to be alone by one who may not look" do
       netns = netns!()
-      # In a namespace of its own, so that nobody whom that user may look at is beside it.
+      # In a namespace of its own, where no other process that this user may look at is.
       pid = sleeper!(netns)
       home = tmp_path!("nobody")
       ebin = Path.join(home, "ebin")
@@ -484,7 +485,7 @@ defmodule NetlinkPort.DoctorTest do
       elixir = [System.find_executable("elixir"), "-pa", ebin, "-e", code]
       {output, 0} = System.cmd("setpriv", nobody ++ elixir, cd: home, env: [{"HOME", home}])
       assert output =~ ~s("#{pid}")
-      # Those in the namespace of the VM itself are known to be there, whoever they are.
+      # Sockets in the VM's own namespace are known to be there, whatever process has them.
       refute output =~ ~s("#{System.pid()}")
       refute output =~ ~s("1",)
     end
@@ -539,7 +540,7 @@ defmodule NetlinkPort.DoctorTest do
   end
 
   describe "mix netlink_port.doctor" do
-    # Its text, and its exit code.
+    # The text of the doctor, and its exit code.
     defp task(arguments) do
       test = self()
 

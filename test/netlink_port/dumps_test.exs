@@ -1,5 +1,5 @@
 defmodule NetlinkPort.DumpsTest do
-  # Dumps that go wrong, as the kernel tells of them: the datagrams pass as they are.
+  # Dumps that fail: the kernel's datagrams reach the owner unchanged.
   use NetlinkPort.Case, async: true
 
   @moduletag :root

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.EndsTest do
-  # What ends an answer, family by family, against the real kernel: docs/concepts.md. Timeouts are a minute
-  # where the kernel is to say at once that nothing comes, so that waiting is no way to pass.
+  # The end of an answer, family by family, against the real kernel: docs/concepts.md. If the kernel says at once that
+  # nothing comes, the timeout is a minute, so that a test cannot pass by waiting.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Attr, Connection, Generic, Message}
@@ -33,8 +33,8 @@ defmodule NetlinkPort.EndsTest do
 
   defp mailbox, do: Process.info(self(), :messages) |> elem(1)
 
-  # No bridge: to delete many of these the kernel holds its lock for seconds, RTNL, and no request of any
-  # namespace is answered meanwhile.
+  # No bridges: to delete many of them the kernel holds RTNL for seconds, and answers no request of any namespace
+  # meanwhile.
   defp add_link!(netns, n),
     do: ip!(["-n", netns | ~w(link add x#{n} type vxlan id #{n} dstport 0)])
 
@@ -48,13 +48,13 @@ defmodule NetlinkPort.EndsTest do
     [{0x28, 0, 0, 4}, {0x15, 0, 1, errors()}, {0x6, 0, 0, 0}, {0x6, 0, 0, 0xFFFFFFFF}]
   end
 
-  # A half word is loaded in network order.
+  # A half word is loaded in network byte order.
   defp errors do
     <<type::16>> = <<2::16-native>>
     type
   end
 
-  # Each in a namespace of its own.
+  # Each test in its own namespace.
   defp ways(context) do
     for active <- [true, false], do: Map.merge(context, %{active: active, netns: netns!()})
   end
@@ -96,14 +96,14 @@ defmodule NetlinkPort.EndsTest do
             {:netfilter, 0xA10, @nfgenmsg, 1},
             {:netfilter, 0x105, @nfgenmsg, 1},
             {:xfrm, 0x23, <<0::32>>, 1},
-            # XFRM_MSG_FLUSHSA and RTM_SETLINK are commands, RTM_NEWLINK without NLM_F_CREATE too.
+            # XFRM_MSG_FLUSHSA, RTM_SETLINK and RTM_NEWLINK without NLM_F_CREATE are commands.
             {:xfrm, 0x1C, <<0>>, :eopnotsupp},
             {:route, 19, @lo, :eopnotsupp},
             {:route, @newlink, @all_links, :enodev},
-            # Skipped.
+            # The kernel skips it.
             {:route, 1, "", :eopnotsupp},
             {:generic, 3, "", :eopnotsupp},
-            # Too short for sock_diag and generic netlink, which say so.
+            # Too short for sock_diag and generic netlink, which answer with an error.
             {:sock_diag, 20, "", :einval},
             {:generic, 16, "", :einval}
           ] do
@@ -127,7 +127,7 @@ defmodule NetlinkPort.EndsTest do
       )
 
       with {:ok, netdev} <- Generic.family(open!(context, :generic), "netdev") do
-        # The first datagram of a socket's first dump is 4 kB at most, of 101 devices some 60.
+        # The first datagram of a socket's first dump has at most 4 kB, about 60 of 101 devices.
         socket = open!(context, :generic, active: context.active)
         # NETDEV_CMD_DEV_GET
         assert {:ok, devices} = Generic.dump(socket, netdev, 1, "", timeout: @minute)
@@ -153,7 +153,7 @@ defmodule NetlinkPort.EndsTest do
   test "audit: queries are answered behind their acks, and are whole all the same", context do
     for context <- ways(context) do
       {:ok, socket} = NetlinkPort.open(context.server, :audit, active: context.active)
-      # AUDIT_GET, AUDIT_GET_FEATURE, and AUDIT_LIST_RULES, which has none
+      # AUDIT_GET, AUDIT_GET_FEATURE, and AUDIT_LIST_RULES, which has no answer
       for opts <- [[], [ack: false]], type <- [1000, 1019] do
         assert {:ok, [%Message{type: ^type}]} = NetlinkPort.request(socket, type, "", opts)
       end
@@ -209,7 +209,7 @@ defmodule NetlinkPort.EndsTest do
       new = fn name -> {0xA00, [:create, :ack], table.(name)} end
       batch = [limit.(16, [:ack]), new.("a"), new.("b"), limit.(17, [:ack])]
       assert {:ok, [ok: [], ok: [], ok: [], ok: []]} = NetlinkPort.batch(socket, batch)
-      # All that the kernel had to say has come when this is answered.
+      # When this is answered, all answers of the kernel have come.
       assert {:ok, [_gen]} = NetlinkPort.request(socket, 0xA10, @nfgenmsg)
       assert {:error, %{reason: :etimedout}} = passive(socket)
       assert mailbox() == []
@@ -227,7 +227,7 @@ defmodule NetlinkPort.EndsTest do
               do: add_link!(context.netns, n)
         end)
 
-      # With its ack filtered out nothing comes of it.
+      # Its ack is filtered out, so that nothing comes.
       assert {:error, error} = NetlinkPort.dump(socket, 1, "", timeout: 1_000)
       assert {error.reason, error.messages} == {:etimedout, []}
       assert Exception.message(error) =~ "no answer came in time"
@@ -239,7 +239,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  # One at least, from wherever it waits.
+  # At least one, wherever it waits.
   defp event(socket) do
     case NetlinkPort.recv(socket, @minute) do
       {:ok, datagram} -> send(self(), {:netlink, socket, datagram})
@@ -258,14 +258,14 @@ defmodule NetlinkPort.EndsTest do
       assert {error.stage, error.reason} == {:request, :emsgsize}
       assert Exception.message(error) =~ "larger than max_bytes: 1000000"
       assert length(error.messages) > 100
-      # The next one would have to read that to its end.
+      # The next request would have to read that to its end.
       assert {:error, error} = NetlinkPort.dump(endless, @getlink, @all_links, opts)
       assert Exception.message(error) =~ "the socket was closed"
       assert_receive {:netlink_closed, ^endless, :endless_dump}
       assert {:error, %{reason: :ebadf}} = NetlinkPort.request(endless, @getlink, @lo)
       refute Enum.any?(mailbox(), &match?({:netlink, ^endless, _, _}, &1))
 
-      # Also where the kernel acks what it skips.
+      # Also when the kernel acks a message that it skips.
       acked = open!(context, :route, user_peers: true, active: context.active)
       flood!(context, acked)
       assert {:error, error} = NetlinkPort.dump(acked, 1, "", opts)
@@ -308,7 +308,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  # Datagrams that never end with the number that the next dump of the caller has.
+  # Endless datagrams with the sequence number of the caller's next dump.
   defp flood!(context, socket) do
     {:ok, %{port_id: port_id}} = NetlinkPort.info(socket)
     peer = open!(context, :route, user_peers: true)
@@ -388,7 +388,7 @@ defmodule NetlinkPort.EndsTest do
     test "sixteen requests that nothing answers keep nobody waiting", context do
       connection = connect!(context, :route)
 
-      # A command is answered by its ack alone.
+      # The answer to a command is its ack alone.
       callers =
         for n <- 1..16 do
           spawn_reporting(fn ->
@@ -427,7 +427,7 @@ defmodule NetlinkPort.EndsTest do
       assert {:ok, [32]} = NetlinkPort.memberships(socket)
     end
 
-    # RTNLGRP_MAX is no multiple of 32.
+    # RTNLGRP_MAX is not a multiple of 32.
     assert {:error, %Error{reason: :einval}} = NetlinkPort.join(open!(context, :route), 64)
     assert :ok = NetlinkPort.join(open!(context, :generic), 32)
   end

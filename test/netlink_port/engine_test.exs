@@ -171,7 +171,7 @@ defmodule NetlinkPort.EngineTest do
         assert {:ok, routes} = NetlinkPort.dump(socket, @getroute, @all_routes)
         assert length(routes) >= 3_000
 
-        # Stream.zip/1 leaves the first as it is when the second raises.
+        # Stream.zip/1 does not close the first stream when the second raises.
         both = List.duplicate(NetlinkPort.stream(socket, @getroute, @all_routes), 2)
         assert_raise Error, fn -> both |> Stream.zip() |> Stream.run() end
         assert {:ok, routes} = NetlinkPort.dump(socket, @getroute, @all_routes)
@@ -214,12 +214,12 @@ defmodule NetlinkPort.EngineTest do
         assert length(routes) >= 3_200
       end
 
-      # The kernel then answers ENOBUFS, and begins the dump when that is read.
+      # The kernel then answers ENOBUFS, and begins the dump when that has been read.
       test "a dump for which the receive buffer has no room yet is whole", context do
         fill!(context, 1_000)
         opts = [active: context.active, groups: [7], rcvbuf: 20_000, window: 1]
 
-        # Of 40,000 octets some are taken by events that nobody has read, each with some 800.
+        # Unread events take some of the 40,000 bytes, about 800 each.
         for waiting <- [15, 25, 35] do
           socket = open!(context, opts)
           :ok = NetlinkPort.setopts(socket, active: false)
@@ -238,7 +238,7 @@ defmodule NetlinkPort.EngineTest do
         helper = os_pid(context.server)
         signal!(helper, "STOP")
         request = fn -> NetlinkPort.request(socket, @getlink, @lo, timeout: 60_000) end
-        # Whoever waits owns the socket, also an active one.
+        # The process that waits owns the socket, also an active one.
         {:ok, task} = Task.start_link(fn -> receive do: ({:ask, to} -> send(to, request.())) end)
         :ok = NetlinkPort.controlling_process(socket, task)
         send(task, {:ask, self()})
@@ -259,7 +259,7 @@ defmodule NetlinkPort.EngineTest do
   defp failed?({:error, _error}), do: true
   defp failed?({:ok, _messages}), do: false
 
-  # Whether the kernel has words for EEXIST depends on its version.
+  # Whether the kernel has a message for EEXIST depends on its version.
   defp put_in_nil(outcomes) do
     for outcome <- outcomes do
       case outcome do
@@ -288,7 +288,7 @@ defmodule NetlinkPort.EngineTest do
 
     assert {error.stage, error.reason} == {:request, :eintr}
     assert :counters.get(counter, 1) >= 41
-    # dump/4 tries again, and nothing changes any more.
+    # dump/4 tries again, and there are no more changes.
     assert {:ok, links} = NetlinkPort.dump(socket, @getlink, @all_links)
     assert length(links) == 42
   end
@@ -309,7 +309,7 @@ defmodule NetlinkPort.EngineTest do
       end)
 
     assert count >= 200_000
-    # All of them would be beyond 50 MB.
+    # All of them would take more than 50 MB.
     assert most < 20_000_000
   end
 
@@ -339,7 +339,7 @@ defmodule NetlinkPort.EngineTest do
       end
 
     assert Enum.sort(names) == ["one", "two"]
-    # A begin that is refused ends it: nothing behind it is looked at.
+    # A refused begin ends the batch: messages after it are not looked at.
     assert {:ok, [{:error, %Error{}} | _]} =
              NetlinkPort.batch(socket, [{16, [], nfgenmsg.(0, 77)}, new.("four"), finish])
   end

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.ErlangTest do
-  # The EUnit module test/erlang/netlink_port_tests.erl, each of its tests as one here; and that
-  # docs/erlang.md shows what runs.
+  # Runs each test of the EUnit module test/erlang/netlink_port_tests.erl as a test here, and checks that the code in
+  # docs/erlang.md runs.
   use NetlinkPort.Case, async: false
 
   import ExUnit.CaptureIO
@@ -17,7 +17,7 @@ defmodule NetlinkPort.ErlangTest do
     {:error, errors, warnings} -> raise "#{@source}: #{inspect(errors ++ warnings)}"
   end
 
-  # EUnit's own parse transform exports what ends so.
+  # EUnit's parse transform exports functions whose names end so.
   @generators for {name, 0} <- @module.module_info(:exports),
                   String.ends_with?(Atom.to_string(name), "_test_"),
                   do: name
@@ -48,6 +48,6 @@ defmodule NetlinkPort.ErlangTest do
     end
   end
 
-  # Indentation is not what matters.
+  # Indentation does not count.
   defp squeeze(code), do: code |> String.split() |> Enum.join(" ")
 end

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.ErrorTest do
-  # Errors as values, as exceptions and as sentences.
+  # Errors as values, as exceptions, and as sentences.
   use NetlinkPort.Case, async: true
 
   import Bitwise, only: [<<<: 2]
@@ -62,7 +62,7 @@ defmodule NetlinkPort.ErrorTest do
   end
 
   describe "the message" do
-    # What a person is to do about it, for each failure that has an answer.
+    # What the reader can do about it, for each failure with a remedy.
     @sentences [
       {{:capture, :ebusy, []}, "capture: EBUSY: the server has a capture already"},
       {{:capture, :esrch, []}, "capture: ESRCH: it has ended"},
@@ -185,7 +185,7 @@ defmodule NetlinkPort.ErrorTest do
     end
 
     test "of the asm-generic headers all have an atom" do
-      # 41 and 58 are not used: EWOULDBLOCK and EDEADLOCK are other names of 11 and 35.
+      # 41 and 58 are unused: EWOULDBLOCK and EDEADLOCK are other names of 11 and 35.
       for errno <- 1..133, errno not in [41, 58], do: assert(Errno.atom(errno) != :unknown)
       names = ~w(eidrm enonet enolink emultihop edotdot enotuniq erestart enokey ekeyrejected)a
       assert Enum.map(names, &Errno.number/1) == [43, 64, 67, 72, 73, 76, 85, 126, 129]
@@ -220,7 +220,7 @@ defmodule NetlinkPort.ErrorTest do
       end
     end
 
-    # From the headers of the kernel, where they are installed.
+    # From the kernel's headers, if they are installed.
     test "are those of the system" do
       header = "/usr/include/asm-generic/errno.h"
       base = "/usr/include/asm-generic/errno-base.h"
@@ -289,7 +289,7 @@ defmodule NetlinkPort.ErrorTest do
         assert failure({stage, 2, ""}, {:route, netns}).subject == subject
       end
 
-      # The namespace has nothing to do with what fails later.
+      # Later failures have nothing to do with the namespace.
       assert failure({:bind, 98, ""}, {:route, {:name, "blue"}}).subject == nil
 
       assert failure({:setsockopt, 22, "rcvbuf"}, {:route, {:name, "blue"}}).subject == "rcvbuf"

@@ -1,10 +1,10 @@
 defmodule NetlinkPort.FaultsDocTest do
-  # docs/faults.md is a claim a row: each must name a test that there is.
+  # Each row of docs/faults.md is a claim, and must name a test that exists.
   use ExUnit.Case, async: true
 
   @root Path.expand("../..", __DIR__)
 
-  # `file: title`, the last cell of each row. A row of another form is a failure, and not left out.
+  # `file: title`, the last cell of each row. A row of another form fails the test.
   defp rows do
     for "|" <> _ = line <- @root |> Path.join("docs/faults.md") |> File.stream!(),
         cells =
@@ -19,7 +19,7 @@ defmodule NetlinkPort.FaultsDocTest do
 
   defp header?(cells), do: Enum.drop(cells, 1) in @headers
 
-  # Titles as ExUnit makes them: that of the `describe`, if there is one, and that of the `test`.
+  # Titles as ExUnit makes them: that of the `describe`, if any, and that of the `test`.
   defp titles(name) do
     [path] = Path.wildcard(Path.join(@root, "test/**/#{name}.exs"))
     source = File.read!(path)

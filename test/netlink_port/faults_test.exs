@@ -1,11 +1,11 @@
 defmodule NetlinkPort.FaultsTest do
-  # System calls of the helper that fail, one at a time: what its user sees of each, and that all
-  # else goes on. Part of docs/faults.md.
+  # System calls of the helper that fail, one at a time: what the user sees, and that everything else goes on. Part of
+  # docs/faults.md.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
 
-  # A fault that can be switched on and off: while this file exists.
+  # A fault that is active while this file exists.
   defp switch!, do: tmp_path!("fault")
 
   defp closed!(socket) do
@@ -57,7 +57,7 @@ defmodule NetlinkPort.FaultsTest do
       server = start_injected!("openat ENOENT file:#{switch}")
       pid = os_process!("sleep", ["60"])
       File.write!(switch, "")
-      # pidfd_open(2) has still found it; its namespaces are gone already.
+      # pidfd_open(2) has still found the process, but its namespaces are gone.
       assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, pid})
       assert {error.stage, error.reason} == {:open, :esrch}
       File.rm!(switch)
@@ -86,7 +86,7 @@ defmodule NetlinkPort.FaultsTest do
       server = start_injected!("capset EPERM file:#{switch}")
       assert {:ok, %{os_pid: helper}} = NetlinkPort.info(server)
       File.write!(switch, "")
-      # A process of more capabilities than the helper has.
+      # A process with more capabilities than the helper.
       netns_of_root = {:pid, os_process!("sleep", ["600"])}
       assert {:error, error} = NetlinkPort.open(server, :route, netns: netns_of_root)
       assert {error.stage, error.reason} == {:open, :eacces}
@@ -98,7 +98,7 @@ defmodule NetlinkPort.FaultsTest do
 
     @tag :trace
     test "that cannot be given up again ends the helper with exit code 71" do
-      # capset(2) is called five times at start, then to raise it, and the seventh time to give it up.
+      # capset(2) is called five times at start. The sixth call raises CAP_SYS_PTRACE, the seventh lowers it.
       server = start_injected!("capset EPERM 7")
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, os_pid(server)})
@@ -138,7 +138,7 @@ defmodule NetlinkPort.FaultsTest do
       end
     end
 
-    # As a large batch of nftables can take: one thread serves all sockets.
+    # A large batch of nftables can take that long. One thread serves all sockets.
     test "that the kernel takes long over holds all up, and nothing is lost or suspected" do
       [netns, other] = [netns!(), netns!()]
       hold = tmp_path!("hold")
@@ -155,7 +155,7 @@ defmodule NetlinkPort.FaultsTest do
 
       waiting = spawn_reporting(fn -> NetlinkPort.memberships(events) end)
       ip_batch!(other, for(n <- 1..200, do: "addr add 10.0.0.#{n}/32 dev lo"))
-      # Several pings are due meanwhile.
+      # Several pings become due meanwhile.
       refute_receive {_kind, _socket, _message}, 500
       File.rm!(hold <> ".held")
 
@@ -246,7 +246,7 @@ defmodule NetlinkPort.FaultsTest do
   end
 
   describe "the count of what was dropped" do
-    # It is cumulative, so that it is enough to read it later.
+    # Grants are cumulative, so that a later one is enough.
     test "that cannot be read is told as soon as it can be, to the message" do
       netns = netns!()
       switch = switch!()
@@ -311,7 +311,7 @@ defmodule NetlinkPort.FaultsTest do
         server = start_injected!("#{syscall} #{errno} file:#{switch}")
         {:ok, socket} = NetlinkPort.open(server, :route, [])
         File.write!(switch, "")
-        # What it is asked next may still be answered: it has been waiting since before.
+        # Its next command may still be answered, since it has waited since before.
         _answer = NetlinkPort.info(socket)
         assert {syscall, closed!(socket)} == {syscall, {:helper_exit, code}}
       end
@@ -341,7 +341,7 @@ defmodule NetlinkPort.FaultsTest do
             {"capset EPERM", "capabilities could not be given up, capset(2)"},
             {"seccomp EPERM", "seccomp(2) was refused: the seccomp profile of the container, or"},
             {"epoll_create1 EPERM", "epoll_create1: EPERM"},
-            # EPERM would be a file.
+            # EPERM would mean a file.
             {"epoll_ctl ENOSPC", "epoll_ctl: ENOSPC"}
           ] do
         stderr = tmp_path!("stderr")

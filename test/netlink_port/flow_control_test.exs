@@ -1,17 +1,17 @@
 defmodule NetlinkPort.FlowControlTest do
-  # Owners that take nothing while the kernel has much to say: memory stays bounded, nobody else
-  # waits, and what was lost is told to the message and in its place.
+  # Owners that take nothing while the kernel sends much. Memory stays bounded, no other owner waits, and each loss is
+  # reported with its exact count, at its place among the datagrams.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
 
-  # RTNLGRP_IPV4_ROUTE, and what one of its events costs a window at least.
+  # RTNLGRP_IPV4_ROUTE, and the least that one of its events costs a window.
   @route_group 7
   @cost 300
   @window 64 * 1024
   # Few enough for the largest receive buffer that a helper without privileges gets.
   @count 2_500
-  # How long nothing must come for it to be all, in ms.
+  # All events have come when none has come for that long, in ms.
   @quiet 500
   @modes [true, {true, 100}, :once, 25, false]
 
@@ -23,7 +23,7 @@ defmodule NetlinkPort.FlowControlTest do
     {active, opts} =
       case mode do
         {true, bound} -> {true, [max_queue: bound] ++ opts}
-        # Its mailbox has room for all; so has its receive buffer, on the way there.
+        # The mailbox has room for all events, and so has the receive buffer on the way.
         true -> {true, opts ++ [rcvbuf: 32_000_000]}
         active -> {active, opts}
       end
@@ -33,7 +33,7 @@ defmodule NetlinkPort.FlowControlTest do
     socket
   end
 
-  # One event each, numbered by the destination.
+  # Makes events that are numbered by the destination.
   defp storm!(netns, numbers) do
     ip_batch!(netns, for(n <- numbers, do: "route add #{destination(n)}/32 dev lo"))
   end
@@ -46,7 +46,7 @@ defmodule NetlinkPort.FlowControlTest do
     65_536 * a + 256 * b + c
   end
 
-  # A process that owns a socket and takes nothing until it is told to take everything.
+  # A process that owns a socket, and takes nothing until it is told to take everything.
   defp staller!(context, mode, opts \\ [window: @window]) do
     test = self()
 
@@ -65,7 +65,7 @@ defmodule NetlinkPort.FlowControlTest do
     {pid, socket}
   end
 
-  # Everything, in the order it comes: numbers, and `{:lost, count}`.
+  # All messages in order: numbers, and `{:lost, count}`.
   defp take(socket, false, taken) do
     case NetlinkPort.recv(socket, @quiet) do
       {:ok, datagram} ->
@@ -95,7 +95,7 @@ defmodule NetlinkPort.FlowControlTest do
     taken
   end
 
-  # In order, with gaps of exactly the size that was told.
+  # Checks the order, and that gaps have exactly the reported size.
   defp whole?(taken, count) do
     lost = for {:lost, n} <- taken, reduce: 0, do: (sum -> sum + n)
     numbers = Enum.filter(taken, &is_integer/1)
@@ -106,7 +106,7 @@ defmodule NetlinkPort.FlowControlTest do
     lost
   end
 
-  # Whether each gap is told before what comes after it, and which number is next at the end.
+  # Checks that each gap is reported before the event after it. Returns the next number.
   defp gaps(taken, first) do
     Enum.reduce(taken, {true, first}, fn
       {:lost, n}, {told?, next} -> {told?, next + n}
@@ -127,7 +127,7 @@ defmodule NetlinkPort.FlowControlTest do
 
     for {mode, {pid, _socket}} <- stallers do
       lost = whole?(taken!(pid), @count)
-      # Only a mailbox has no bound.
+      # A mailbox has no bound.
       assert {mode, lost > 0} == {mode, mode != true}
     end
   end
@@ -174,7 +174,7 @@ defmodule NetlinkPort.FlowControlTest do
     test "counts what others send as well", context do
       {pid, socket} = staller!(context, {true, 100})
       for n <- 1..90, do: send(pid, {:other, n})
-      # It has credit from before; what it is measured by next is its whole mailbox.
+      # It has credit left from before. After that its whole mailbox is counted.
       storm!(context.netns, 1..1_000)
       eventually!(fn -> kept(socket) > 0 end)
       assert queue_length(pid) <= 190
@@ -220,7 +220,7 @@ defmodule NetlinkPort.FlowControlTest do
       storm!(context.netns, 1..10)
       eventually!(fn -> queue_length(pid) == 10 end)
       assert kept(socket) == 0
-      # What still rests has its last word, and then nothing moves.
+      # The last messages come, and then nothing more.
       Process.sleep(200)
       :erlang.trace(context.server, true, [:receive])
       refute_receive {:trace, _server, :receive, {:gauge, _handle, _report}}, 300
@@ -231,7 +231,7 @@ defmodule NetlinkPort.FlowControlTest do
     for active <- [false, true] do
       context = %{context | netns: netns!()}
       {pid, _socket} = staller!(context, active, rcvbuf: 4_096, window: 600)
-      # Nothing is taken from the kernel while these are made, so most of them are lost.
+      # The kernel's queue is not read while these are made, so that most of them are lost.
       :sys.suspend(context.server)
       storm!(context.netns, 1..400)
       :sys.resume(context.server)

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.GenUdpTest do
-  # Beside :gen_udp: random sequences of what owners do, the same of both, and what both say and deliver.
+  # Compares with :gen_udp: random sequences of an owner's calls, the same on both, and what both return and deliver.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
@@ -18,11 +18,11 @@ defmodule NetlinkPort.GenUdpTest do
     {:ok, ours: {:ours, socket}, theirs: {:theirs, udp, sender, port}, server: server}
   end
 
-  ## The same of both
+  # The same calls on both
 
   defp set({:ours, socket}, opts), do: said(NetlinkPort.setopts(socket, opts))
 
-  # `:inet` takes the last option first.
+  # `:inet` applies the last option first.
   defp set({:theirs, udp, _, _}, opts),
     do: :inet.setopts(udp, opts |> Enum.reverse() |> Enum.map(&theirs/1))
 
@@ -32,7 +32,7 @@ defmodule NetlinkPort.GenUdpTest do
   defp get({:ours, socket}), do: NetlinkPort.getopts(socket, [:active])
   defp get({:theirs, udp, _, _}), do: :inet.getopts(udp, [:active])
 
-  # A datagram with a number comes: of ours the ack of a message that does nothing.
+  # Makes a numbered datagram come: on a netlink socket the ack of a message without effect.
   defp come({:ours, socket}, number),
     do: :ok = NetlinkPort.send(socket, Rtnl.noop(number), wait: true)
 
@@ -54,7 +54,7 @@ defmodule NetlinkPort.GenUdpTest do
   defp said(:ok), do: :ok
   defp said({:error, error}), do: {:error, error.reason}
 
-  # What has been delivered; ours is told to the last when the helper has answered.
+  # The messages delivered so far. A netlink socket has delivered all when the helper has answered.
   defp delivered({:ours, socket}) do
     {:ok, _info} = NetlinkPort.info(socket)
     ours(socket)
@@ -69,7 +69,7 @@ defmodule NetlinkPort.GenUdpTest do
     end
   end
 
-  # As much as is expected. What comes beyond it is found after the next step, or at the end.
+  # Takes the expected number. More messages are found after the next step, or at the end.
   defp delivered({:theirs, _udp, _, _}, 0), do: []
 
   defp delivered({:theirs, udp, _, _} = socket, count) do
@@ -81,9 +81,9 @@ defmodule NetlinkPort.GenUdpTest do
     end
   end
 
-  ## Sequences
+  # Sequences
 
-  # Whether a count is refused is tried by itself: of a list that is refused `:inet` does a part.
+  # A count that is refused is tried alone, since `:inet` carries out a part of a refused list.
   @beyond for count <- [32_767, 32_767, -32_768], do: {:set, active: count}
 
   defp sequence do
@@ -131,7 +131,7 @@ defmodule NetlinkPort.GenUdpTest do
     end
   end
 
-  # What is left is the same, and both are passive again.
+  # The rest is the same, and both are passive again.
   defp emptied!(sequence, ours, theirs) do
     assert set(ours, active: false) == set(theirs, active: false)
     assert {sequence, rest(ours)} == {sequence, rest(theirs)}

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.GenericFollowTest do
-  # Groups of generic families by name, which are joined again when a family is registered anew.
+  # Groups of generic families by name. They are joined again when a family is registered again.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Attr, Generic, Message, Monitor, Nlctrl}
@@ -22,7 +22,7 @@ defmodule NetlinkPort.GenericFollowTest do
     %{netns: netns, server: server, asking: asking, peer: peer, numbers: groups}
   end
 
-  # An event in the group `monitor` of ethtool, each time; see generic_test.exs.
+  # Makes an event in the group `monitor` of ethtool; see generic_test.exs.
   defp in_monitor!(%{asking: asking}) do
     for {bit, on?} <- [{"tx-checksum-ip-generic", false}, {"tx-checksum-ip-generic", true}] do
       value = if on?, do: [{3, ""}], else: []
@@ -31,7 +31,7 @@ defmodule NetlinkPort.GenericFollowTest do
     end
   end
 
-  # One in the group `mgmt` of netdev.
+  # Makes an event in the group `mgmt` of netdev.
   defp in_mgmt!(%{netns: netns}) do
     name = "b#{System.unique_integer([:positive])}"
     ip!(["-n", netns, "link", "add", name, "type", "bridge"])
@@ -50,7 +50,7 @@ defmodule NetlinkPort.GenericFollowTest do
       {:ok, socket: socket}
     end
 
-    # The next datagram, read as its owner does.
+    # The next datagram, as the owner takes it.
     defp take(follow, socket) do
       {:ok, datagram, _metadata} = NetlinkPort.recv(socket, 5_000)
       {:ok, changed, follow} = Generic.rejoin(follow, datagram)
@@ -75,7 +75,7 @@ defmodule NetlinkPort.GenericFollowTest do
       assert {[], follow, datagram} = take(follow, socket)
       assert family(datagram, context) == "ethtool"
       {[], follow, _second} = take(follow, socket)
-      # The same again changes nothing, nor does the end of a registration before it.
+      # A repeated event changes nothing, nor does the end of an earlier registration.
       Nlctrl.registered(peer, @family, @id, %{"events" => numbers["monitor"]})
       Nlctrl.unregistered(peer, @family, @id - 1)
       assert {[], follow, _datagram} = take(follow, socket)
@@ -135,7 +135,7 @@ defmodule NetlinkPort.GenericFollowTest do
       assert {:netlink_down, ^monitor, {:error, error}} = next(monitor)
       assert Exception.message(error) =~ "group events of nlp-fake"
       assert {error.stage, error.reason} == {:request, :enoent}
-      # It waits, and does not ask again and again.
+      # The socket waits, and does not ask again and again.
       assert {:ok, %{sockets: sockets}} = NetlinkPort.stats(context.server)
       sent = fn sockets -> Enum.sum(for socket <- sockets, do: socket.sent) end
       refute_receive {_tag, ^monitor, _any}, 300
@@ -150,7 +150,7 @@ defmodule NetlinkPort.GenericFollowTest do
       assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
       Nlctrl.registered(peer, @family, @id + 1, %{"events" => numbers["mgmt"]})
       assert {:netlink_resync, ^monitor, {:family, @family}} = next(monitor)
-      # The group it was in is not its group any more.
+      # The group that it was in is not its group any more.
       in_monitor!(context)
       in_mgmt!(context)
       assert {"netdev", :event} == event(monitor, context)
@@ -171,7 +171,7 @@ defmodule NetlinkPort.GenericFollowTest do
       assert {"netdev", :event} == event(monitor, context_of(context))
     end
 
-    # Its socket is in the present namespace of that name, and has asked for the families.
+    # The new socket is in the present namespace of that name, and has asked for the families.
     defp waiting?(%{server: server, netns: netns}) do
       with {:ok, %{sockets: [%{sent: 1, inode: inode, received: received}]}} <-
              NetlinkPort.stats(server),
@@ -204,7 +204,7 @@ defmodule NetlinkPort.GenericFollowTest do
         assert {:netlink_snapshot, ^monitor, :end} = next(monitor)
         in_monitor!(context)
         for _n <- 1..2, do: assert({"ethtool", :event} == event(monitor, context))
-        # What the kernel says of it is true again when it is asked.
+        # The kernel's answer is current again.
         Nlctrl.registered(context.peer, "ethtool", @id, %{"monitor" => context.numbers["mgmt"]})
       end
 

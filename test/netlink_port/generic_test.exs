@@ -1,5 +1,5 @@
 defmodule NetlinkPort.GenericTest do
-  # Families of the running kernel, beside what genl(8) prints of them.
+  # Families of the running kernel, compared with the output of genl(8).
   use NetlinkPort.Case, async: true
 
   doctest NetlinkPort.Generic
@@ -71,7 +71,7 @@ defmodule NetlinkPort.GenericTest do
 
   @flags %{admin: 1, do: 2, dump: 4, policy: 8, user_namespace_admin: 16}
 
-  # Flags are printed of families of version 2 or more, and by newer genl(8)s of all.
+  # genl(8) prints flags of families of version 2 or later; newer ones print those of all.
   defp old_with_flags?({_name, [_id, version | _sizes], operations, _groups}) do
     version < 2 and Enum.any?(operations, fn {_id, flags} -> flags != [] end)
   end
@@ -137,7 +137,7 @@ defmodule NetlinkPort.GenericTest do
   end
 
   describe "the cache" do
-    # How many requests are sent: each takes one of the connection's numbers.
+    # The number of requests sent: each takes a sequence number of the connection.
     defp asked(connection, fun) do
       before = :sys.get_state(connection).calls.next
       fun.()
@@ -155,7 +155,7 @@ defmodule NetlinkPort.GenericTest do
     test "a number that is nobody's any more is asked for again", context do
       for via <- [context.connection, context.socket] do
         {:ok, nlctrl} = Generic.family(via, "nlctrl")
-        # As if its module had been loaded again since.
+        # As if its module had been loaded again.
         stale = %{nlctrl | id: 1_022}
         assert {:error, %Error{reason: :enoent}} = Generic.dump(via, stale, @getfamily)
         Generic.remember(via, stale)
@@ -171,7 +171,7 @@ defmodule NetlinkPort.GenericTest do
       payload = Attr.encode([{@family_name, "no-such-family\0"}])
       get = fn -> Generic.request(connection, "nlctrl", @getfamily, payload) end
       assert {:error, %Error{reason: :enoent}} = get.()
-      # It, and the family once more.
+      # The request, and the family again.
       assert asked(connection, get) == 2
     end
 
@@ -186,7 +186,7 @@ defmodule NetlinkPort.GenericTest do
     test "joins a group by its name", %{socket: socket} do
       {:ok, families} = Generic.families(socket)
       groups = for family <- families, {group, id} <- family.groups, do: {family, group, id}
-      # Some are for users of CAP_NET_ADMIN elsewhere, or of other namespaces.
+      # Some groups need CAP_NET_ADMIN of another namespace.
       assert Generic.join(socket, "nlctrl", "notify") == :ok
       assert NetlinkPort.memberships(socket) == {:ok, [16]}
       {family, group, id} = Enum.find(groups, fn {family, _, _} -> family.name == "ethtool" end)

@@ -1,8 +1,8 @@
 defmodule NetlinkPort.LogsTest do
-  # What goes into the log: a line for what happens, with metadata, and never a flood.
+  # The log: one line for each thing that happens, with metadata, and never a flood.
   use NetlinkPort.Case, async: false
 
-  # A handler of logger(3) that hands the test every event of this library.
+  # A handler of logger(3) that sends the test every event of this library.
   def log(%{meta: %{netlink_port: _}} = event, %{config: %{test: test}}),
     do: send(test, {:logged, event})
 
@@ -137,7 +137,7 @@ defmodule NetlinkPort.LogsTest do
     :sys.suspend(server)
     signal!(helper, :KILL)
     eventually!(fn -> match?([_exit | _], mailbox(server)) end)
-    # As another node's senders do.
+    # As a sender on another node does.
     call = {:send, NetlinkPort.Socket.handle(socket), :binary.copy("x", 1_000_000), false}
     request = :gen_server.send_request(server, call)
     :sys.resume(server)
@@ -153,12 +153,12 @@ defmodule NetlinkPort.LogsTest do
   defmodule All do
     @moduledoc false
     def log(%{msg: {:report, report}, meta: %{pid: pid}}, %{config: %{test: test}}) do
-      # As it is: the limits of a formatter are another matter.
+      # The raw event, without the limits of a formatter.
       text = inspect(report, limit: :infinity, printable_limit: :infinity)
       send(test, {:report, pid, text})
     end
 
-    # From Elixir 1.15 on a filter of Logger puts some into words before any handler sees them.
+    # Since Elixir 1.15 a filter of Logger formats some events before any handler sees them.
     def log(%{msg: {:string, text}, meta: %{pid: pid}}, %{config: %{test: test}}) do
       send(test, {:report, pid, IO.chardata_to_string(text)})
     end

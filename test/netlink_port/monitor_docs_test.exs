@@ -1,5 +1,5 @@
 defmodule NetlinkPort.MonitorDocsTest do
-  # The examples of the monitor's documentation, run as they stand there.
+  # Runs the examples of the monitor's documentation unchanged.
   use NetlinkPort.Case, async: false
 
   alias NetlinkPort.{Attr, Message, Monitor}
@@ -61,7 +61,7 @@ defmodule NetlinkPort.MonitorDocsTest do
     ip!(["-n", netns, "link", "add", "v0", "type", "veth", "peer", "name", "v1"])
     eventually!(fn -> Enum.sort(names(subscriber)) == ["br0", "lo", "v0", "v1"] end)
 
-    # What is told of a port of a bridge (AF_BRIDGE), too, is not taken for a link that comes and goes.
+    # Events about a port of a bridge (AF_BRIDGE) are not taken for a link that comes or goes.
     ip!(["-n", netns, "link", "set", "v0", "master", "br0"])
     [index] = for {index, %{@name => "v0\0"}} <- links(subscriber), do: index
     eventually!(fn -> is_map_key(links(subscriber)[index], @master) end)
@@ -82,7 +82,7 @@ defmodule NetlinkPort.MonitorDocsTest do
     assert %{1 => %{@name => "lo\0", @mtu => ^mtu, @wireless => <<1, 2, 3, 4>>}} =
              links(subscriber)
 
-    # A port of a bridge, and one that leaves it.
+    # A port of a bridge, and a port that leaves it.
     tell(subscriber, 16, 7, 1, [{@name, "other\0"}])
     tell(subscriber, 17, 7, 1, [{@name, "other\0"}])
     assert names(subscriber) == ["lo"]
@@ -90,7 +90,7 @@ defmodule NetlinkPort.MonitorDocsTest do
     assert links(subscriber) == %{}
   end
 
-  # Those of families with a subscription: they start, and are up.
+  # The monitors of families with a subscription: they start, and are up.
   for {title, from, to} <- [
         {"process events", "    # struct cn_msg: CN_IDX_PROC", "Packets that a rule logs"},
         {"nflog", "    # NFNL_SUBSYS_ULOG and NFULNL_MSG_CONFIG; struct", "What cannot be sent"}

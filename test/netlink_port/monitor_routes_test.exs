@@ -1,6 +1,6 @@
 defmodule NetlinkPort.MonitorRoutesTest do
-  # "What the kernel does not tell": what a subscriber makes of events and what follows from them is what
-  # the kernel has, after each change of the list.
+  # "What the kernel does not tell": after each change, the tables that a subscriber makes of events and of their
+  # further effects are those of the kernel.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Mirror, Monitor}
@@ -12,7 +12,7 @@ defmodule NetlinkPort.MonitorRoutesTest do
   # RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_NEXTHOP
   @groups [1, 7, 9, 11, 32]
 
-  # Two pairs of veth; the other end of `vb` is there to take its carrier away.
+  # Two pairs of veth. The other end of `vb` serves to take its carrier away.
   setup do
     netns = netns!()
     server = start_server!()
@@ -54,18 +54,18 @@ defmodule NetlinkPort.MonitorRoutesTest do
     end
 
     assert listed(Mirror.read(mirror).tables) == listed_by_ip(netns)
-    # All of it by events: there was one snapshot.
+    # All of it by events: there was only one snapshot.
     assert Mirror.read(mirror).reasons == %{subscribed: 1}
   end
 
-  # What is not the same, as the mirror has it and as the kernel does.
+  # The differences between the tables of the mirror and those of the kernel.
   defp differences(tables, kernel) do
     for key <- Enum.uniq(Map.keys(tables) ++ Map.keys(kernel)),
         tables[key] != kernel[key],
         do: {key, tables[key], kernel[key]}
   end
 
-  # Destinations and gateways as ip(8) reads them, of the table main.
+  # Destinations and gateways by ip(8), of the table main.
   defp listed(tables) do
     for {{family, 254, destination, _, _, _}, routes} <- tables, route <- routes do
       gateways = for {_interface, {:ok, gateway}, _weight} <- route.nexthops, do: address(gateway)
@@ -123,7 +123,7 @@ defmodule NetlinkPort.MonitorRoutesTest do
         "route add fd10::/64 nhid 13"
       ],
       "nexthop replace id 1 via 10.0.0.5 dev va",
-      # The last of group 4, one of group 3.
+      # The last member of group 4, and one of group 3.
       "nexthop del id 2",
       "nexthop del id 11",
       "nexthop del id 1",
@@ -217,7 +217,7 @@ defmodule NetlinkPort.MonitorRoutesTest do
       "route append fd06::/64 dev vb",
       "route append fd06::/64 dev va",
       "route replace fd06::/64 via fd00::5 dev va",
-      # A dump leaves out routes that stand between those of several nexthops: none are left there.
+      # A dump leaves out routes that are between the nexthops of a multipath route. There are none left of these.
       ["route del fd06::/64 via fd00::5", "route append fd06::/64 via fd01::5 dev vb"],
       "route add fd06::/64 via fd01::5 dev vb metric 7",
       "route del fd06::/64 dev va",

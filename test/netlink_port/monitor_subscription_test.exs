@@ -1,5 +1,5 @@
 defmodule NetlinkPort.MonitorSubscriptionTest do
-  # Families whose subscription is a message, and not a group alone: it is sent after each open.
+  # Families whose subscription takes a message beside a group. The monitor sends it after each open.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Attr, Generic, Message, Monitor}
@@ -11,7 +11,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
   @packet 0x0400
   @bind 1
   @group 5
-  # CN_IDX_PROC; PROC_CN_MCAST_LISTEN, and an operation that there is not
+  # CN_IDX_PROC; PROC_CN_MCAST_LISTEN, and an operation that does not exist
   @proc 1
   @listen 1
   @unknown 77
@@ -40,7 +40,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
     message
   end
 
-  # The one that comes first of a kind: other events may come before.
+  # The first event of a kind: other events may come before it.
   defp until(monitor, fun) do
     message = next(monitor)
     if fun.(message), do: message, else: until(monitor, fun)
@@ -48,7 +48,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
 
   defp bind(group), do: {@config, [], [<<0, 0, group::16>> | Attr.encode([{1, <<@bind>>}])]}
 
-  # What is sent to this port of the loopback is logged to a group.
+  # Datagrams to this port of the loopback are logged to a group.
   defp log!(netns, group) do
     rules = """
     table ip t {
@@ -109,18 +109,18 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
       before = fds(context.server)
       assert {:netlink_down, ^monitor, {:error, error}} = next(monitor)
       assert {error.stage, error.reason} == {:request, :eperm}
-      # It is tried some times, and told once; nothing is left of the tries.
+      # The subscription is tried several times and reported once. The tries leave nothing behind.
       refute_receive {_tag, ^monitor, _any}, 200
       :ok = NetlinkPort.close(other)
       assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
       log!(context.netns, @group)
       packet!(context.netns)
       assert packet?(next(monitor))
-      # Its socket and inotify, and no longer that of the other.
+      # The monitor's socket and inotify. Those of the other monitor are gone.
       assert fds(context.server) <= before + 2
     end
 
-    # Without NLM_F_ACK: of a success nothing is told, but errors are, whoever was told what before.
+    # Without NLM_F_ACK: success is not reported, but errors are, whatever was reported before.
     test "that asks for no ack takes it down as well, when it is refused", context do
       {:ok, other} =
         NetlinkPort.open(context.server, :netfilter, netns: {:name, context.netns}, active: false)
@@ -153,7 +153,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
 
       opts = [protocol: :netfilter, subscription: [first, second]]
       monitor = subscribe!(monitor!(context, opts))
-      # The second binds what is bound already.
+      # The second monitor binds a group that is bound already.
       assert {:netlink_down, ^monitor, {:error, %{reason: :ebusy}}} = next(monitor)
     end
   end
@@ -179,7 +179,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
 
     defp proc_monitor!(context, operation) do
       opts = [protocol: :connector, groups: [@proc], subscription: [proc(operation)]]
-      # The whole machine's processes are told of.
+      # The events are about the processes of the whole machine.
       monitor!(context, [netns: :host, rcvbuf: 8_000_000] ++ opts)
     end
 
@@ -208,7 +208,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
     end
 
     test "that nobody answers is not taken for accepted", context do
-      # The kernel ignores what comes from another process id namespace.
+      # The kernel ignores messages from another pid namespace.
       script = script!("exec unshare --pid --fork --kill-child #{helper()} \"$@\"")
       server = start_server!(executable: script)
       monitor = subscribe!(proc_monitor!(%{context | server: server}, @listen))
@@ -221,7 +221,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
       {:ok, other} = NetlinkPort.open(context.server, :connector, groups: [@proc])
       monitor = subscribe!(proc_monitor!(context, @listen))
       assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
-      # It is told to the whole group, and is an event there.
+      # The answer is sent to the whole group, where it is an event.
       :ok = NetlinkPort.send(other, proc(@unknown))
       until(monitor, &(what(&1) == @none))
       {_output, 0} = System.cmd("true", [])
@@ -262,7 +262,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
     monitor = subscribe!(monitor!(context, [user_peers: true] ++ opts))
     for one <- [deaf, monitor], do: assert({:netlink_resync, ^one, :subscribed} = next(one))
     datagram = IO.iodata_to_binary(Message.encode(%Message{type: 16}))
-    # To the group, and to the kernel, which does not listen.
+    # To the group, and to the kernel, which ignores it.
     {:error, %{reason: :econnrefused}} = NetlinkPort.send(peer, datagram, to: {0, 1})
     assert {:netlink_event, ^monitor, ^datagram, %{port_id: _peer}} = next(monitor)
     refute_received {_tag, ^deaf, _datagram}

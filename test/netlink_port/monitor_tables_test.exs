@@ -1,5 +1,5 @@
 defmodule NetlinkPort.MonitorTablesTest do
-  # What the subscribers of a monitor make of what they are sent is what the kernel has.
+  # The tables that subscribers make of a monitor's messages are those of the kernel.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Changes, Mirror, Monitor}
@@ -45,14 +45,14 @@ defmodule NetlinkPort.MonitorTablesTest do
   @changes 100_000
   @rounds 10
 
-  # Seconds by itself; a machine with other work takes longer.
+  # Takes seconds; longer on a machine with other work.
   @tag timeout: 180_000
   test "links and routes are true after 100,000 random changes, overruns and kills", context do
-    # Which changes are made follows from it; where they fall does not.
+    # The seed decides which changes are made, but not when.
     seed = ExUnit.configuration()[:seed]
     monitor = monitor!(context, 100_000)
     mirror = Mirror.start(monitor)
-    # With little room in its mailbox, and suspended now and then.
+    # With little room in its mailbox, and suspended at times.
     slow = Mirror.start(monitor, max_queue: 50)
 
     changes =
@@ -62,7 +62,7 @@ defmodule NetlinkPort.MonitorTablesTest do
           kill_if_there(context.server)
           changes = storm(changes, context.server, div(@changes, @rounds))
           if rem(round, 2) == 0, do: :erlang.resume_process(slow)
-          # One that comes late, and goes.
+          # A subscriber that comes late, and goes.
           late = Mirror.start(monitor)
           assert_true([mirror, slow, late], changes)
           Process.unlink(late)
@@ -78,7 +78,7 @@ defmodule NetlinkPort.MonitorTablesTest do
     assert map_size(changes.routes) > 500
   end
 
-  # Over a helper of its own, which nobody kills.
+  # With its own helper, which nothing kills.
   defp changes!(context, seed) do
     opts = [netns: {:name, context.netns}, active: false, rcvbuf: 4_000_000, sndbuf: 1_000_000]
     {:ok, socket} = NetlinkPort.open(start_server!(), :route, opts)
@@ -102,13 +102,13 @@ defmodule NetlinkPort.MonitorTablesTest do
   end
 
   defp assert_true(mirrors, changes) do
-    # Links change by themselves for a while, after they were made.
+    # New links change for a while by themselves.
     for mirror <- mirrors do
       eventually!(fn -> Mirror.read(mirror).tables == Mirror.kernel(changes.socket) end, 20_000)
     end
   end
 
-  # What ip(8) reads.
+  # The tables by ip(8).
   defp assert_listed(tables, netns) do
     listed = fn arguments, pattern ->
       ["-n", netns, "-j" | arguments]

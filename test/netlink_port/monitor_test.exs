@@ -22,7 +22,7 @@ defmodule NetlinkPort.MonitorTest do
 
   defp monitor!(context, opts) do
     opts = Keyword.merge([server: context.server, netns: {:name, context.netns}], opts)
-    # One that ends stays away: another in its place would open the next socket.
+    # A server that ends is not restarted: a new one would open the next socket.
     start_supervised!({Monitor, opts}, id: make_ref(), restart: :temporary)
   end
 
@@ -32,13 +32,13 @@ defmodule NetlinkPort.MonitorTest do
     monitor
   end
 
-  # The message that comes next, of any kind: order counts.
+  # The next message of any kind: the order counts.
   defp next(monitor, timeout \\ 5_000) do
     assert_receive message when elem(message, 1) == monitor, timeout
     message
   end
 
-  # The names of the links in the snapshot that comes next.
+  # The names of the links in the next snapshot.
   defp snapshot(monitor) do
     assert {:netlink_snapshot, ^monitor, :begin} = next(monitor)
     Enum.sort(links(monitor))
@@ -55,7 +55,7 @@ defmodule NetlinkPort.MonitorTest do
     end
   end
 
-  # The name of the link that the next event is about.
+  # The name of the link of the next event.
   defp event(monitor) do
     assert {:netlink_event, ^monitor, datagram} = next(monitor)
     [{_type, _sequence, payload}] = Rtnl.messages(datagram)
@@ -75,7 +75,7 @@ defmodule NetlinkPort.MonitorTest do
     ip_batch!(netns, for(n <- range, do: "addr add 10.0.#{div(n, 256)}.#{rem(n, 256)}/32 dev lo"))
   end
 
-  # A subscriber of its own that passes everything on.
+  # A subscriber in its own process, which passes everything on.
   defp follower!(monitor, opts \\ []) do
     test = self()
 
@@ -215,9 +215,9 @@ defmodule NetlinkPort.MonitorTest do
       assert event(monitor) == "br0"
       ip!(["netns", "del", context.netns])
       assert {:netlink_down, ^monitor, :namespace_gone} = next(monitor)
-      # Long enough for some tries: it is told once.
+      # Long enough for several tries, of which one is reported.
       refute_receive {_tag, ^monitor, _any}, 200
-      # Who comes meanwhile is told so, too.
+      # A subscriber that comes meanwhile is told, too.
       follower = follower!(monitor)
       assert_receive {^follower, {:netlink_down, ^monitor, :namespace_gone}}
       ip!(["netns", "add", context.netns])
@@ -242,7 +242,7 @@ defmodule NetlinkPort.MonitorTest do
     test "does not lose what comes while the dump runs, nor sends it before", context do
       switch = tmp_path!("hold")
       on_exit(fn -> File.rm(switch <> ".held") end)
-      # The helper is held up in the first sendmsg(2): that is the dump.
+      # The helper is held in the first sendmsg(2), that of the dump.
       script =
         script!("exec #{fixture!("inject")} sendto EPERM hold:#{switch} #{helper()} \"$@\"")
 
@@ -256,7 +256,7 @@ defmodule NetlinkPort.MonitorTest do
       add_bridge!(context.netns, "br0")
       refute_received {_tag, ^monitor, _any}
       File.rm!(switch <> ".held")
-      # It is in both.
+      # The link is in both.
       assert snapshot(monitor) == ["br0", "lo"]
       assert event(monitor) == "br0"
     end
@@ -307,7 +307,7 @@ defmodule NetlinkPort.MonitorTest do
       assert event(monitor) == "br0"
     end
 
-    # It may be too soon or too late to be told that it was down.
+    # The subscriber may come too early or too late to be told that the monitor was down.
     defp await_resync(monitor) do
       with {:netlink_down, ^monitor, {:closed, _reason}} <- next(monitor), do: next(monitor)
     end
@@ -320,7 +320,7 @@ defmodule NetlinkPort.MonitorTest do
     end
 
     test "tells once of a dump that fails, and goes on trying", context do
-      # No message of rtnetlink has this type.
+      # No rtnetlink message has this type.
       monitor = subscribed!(monitor!(context, groups: [@links], dump: [{1_000, ""}]))
       assert {:netlink_error, ^monitor, %Error{reason: :eopnotsupp}} = next(monitor)
       refute_receive {_tag, ^monitor, _any}, 200
@@ -399,7 +399,7 @@ defmodule NetlinkPort.MonitorTest do
       [{_ref, %{queue: queue, phase: phase}}] = owed(monitor)
       assert {phase, :queue.len(queue)} == {{:owed, :behind, false}, 0}
       :erlang.resume_process(slow)
-      # What was in its mailbox, in order, then the resync, then what comes from there on.
+      # First the messages in its mailbox, in order, then the resync, then later messages.
       for n <- 1..length, do: assert({n, :event} == {n, follows(slow, monitor)})
       assert follows(slow, monitor) == {:resync, :behind}
       add_addresses!(context.netns, 1_001..1_001)

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.MonitorUntoldTest do
-  # "What the kernel does not tell" beside routes (monitor_routes_test.exs): a dump shows the change, and no
-  # event does, up to one of a later change.
+  # "What the kernel does not tell", except routes (monitor_routes_test.exs): a dump shows the change, but no event
+  # comes before that of a later change.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Attr, Message, Monitor}
@@ -37,7 +37,7 @@ defmodule NetlinkPort.MonitorUntoldTest do
 
   defp in_it!(netns, program, arguments), do: ip!(["netns", "exec", netns, program | arguments])
 
-  # The messages up to the first that `last?` is true of.
+  # The messages up to the first for which `last?` is true.
   defp told(monitor, last?) do
     assert_receive {:netlink_event, ^monitor, datagram}
     {:ok, messages} = Message.decode(datagram)
@@ -150,7 +150,7 @@ defmodule NetlinkPort.MonitorUntoldTest do
     @groups [1, 3]
     @dump {@get, <<2, 0, 0, 0>>}
 
-    # What is told when a flow that is older than the monitor, and is in its snapshot, ends.
+    # The event at the end of a flow that is older than the monitor, and in its snapshot.
     defp ends_told(context, setting) do
       %{netns: netns} = context
       sysctl!(netns, setting)
@@ -166,7 +166,7 @@ defmodule NetlinkPort.MonitorUntoldTest do
       monitor |> told(&(&1.type == 0x0100)) |> types([@delete]) |> length()
     end
 
-    # Where nobody did it is not told: findings/conntrack_events_of_any_namespace.sh. Here others may listen.
+    # Without a listener there is no event: findings/conntrack_events_of_any_namespace.sh. Here others may listen.
     test "with nf_conntrack_events 2 it is told where somebody listened, in any namespace",
          context do
       other = [netns: {:name, netns!()}, groups: @groups]

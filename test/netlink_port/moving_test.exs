@@ -1,6 +1,6 @@
 defmodule NetlinkPort.MovingTest do
-  # What code meets that was written for sockets in the VM, and is moved to these: a long mailbox, a server that is
-  # gone, relative paths, owners that want no messages, timeouts of any length, and descriptors that do not leak.
+  # Situations of code that was written for sockets in the VM and uses this library now: a long mailbox, a server that
+  # is gone, relative paths, owners that want no messages, timeouts of any length, descriptors that must not leak.
   use NetlinkPort.Case, async: false
 
   @moduletag :capture_log
@@ -17,7 +17,7 @@ defmodule NetlinkPort.MovingTest do
     socket
   end
 
-  # A server that has ended, with a socket and a pin of before, and whatever has its name by now.
+  # A server that has ended, with its former socket and pin, and the server that has its name now.
   defp of_before!(opts \\ []) do
     name = :"moving_#{System.unique_integer([:positive])}"
     server = start_server!([name: name] ++ opts)
@@ -29,7 +29,7 @@ defmodule NetlinkPort.MovingTest do
   end
 
   describe "a call that waits" do
-    # The VM counts a reduction for each message that a receive looks at and leaves.
+    # The VM counts a reduction for each message that a receive skips.
     defp reductions(fun) do
       count = fn ->
         {:reductions, before} = Process.info(self(), :reductions)
@@ -79,7 +79,7 @@ defmodule NetlinkPort.MovingTest do
       late = NetlinkPort.setopts(socket, active: false)
       :sys.resume(server)
       assert {:error, %Error{stage: :thread, reason: :etimedout}} = late
-      # Behind the late answer.
+      # After the late answer.
       assert {:ok, [active: false]} = NetlinkPort.getopts(socket, [:active])
       refute_received _anything
     end
@@ -148,13 +148,13 @@ defmodule NetlinkPort.MovingTest do
   end
 
   describe "a path that is not absolute" do
-    # Where the caller stands now, and not where the VM stood when the helper was started.
+    # Relative to the caller's folder now, not to the VM's at the start of the helper.
     setup do
       server = start_server!()
       {here, there} = {netns!(), netns!()}
       folder = tmp_path!("folder")
       File.mkdir_p!(Path.join(folder, "deeper"))
-      # Not to the folder it looks to be in: `..` behind it leads to /run.
+      # Not relative to the apparent folder: its `..` leads to /run.
       File.ln_s!("/run/netns", Path.join(folder, "link"))
       File.ln_s!(netns_path(here), Path.join(folder, "file"))
       before = File.cwd!()
@@ -203,7 +203,7 @@ defmodule NetlinkPort.MovingTest do
       eventually!(fn -> Enum.all?(handles(server, here), &(&1 > Enum.max(first))) end)
     end
 
-    # Of the two that open again, once both have.
+    # Wait until both of them have opened again.
     defp handles(server, netns) do
       inode = inode(netns_path(netns))
 
@@ -228,7 +228,7 @@ defmodule NetlinkPort.MovingTest do
   end
 
   describe "closed_message: false" do
-    # Every message that a socket's owner gets goes to the test.
+    # A relay sends every message of a socket's owner to the test.
     defp owner do
       test = self()
       spawn_link(fn -> tell(test) end)
@@ -347,7 +347,7 @@ defmodule NetlinkPort.MovingTest do
     end
   end
 
-  # A NIF hands over descriptors, and OTP adopts a duplicate of each: what is then closed is the duplicate.
+  # A NIF hands over descriptors, and OTP adopts a duplicate of each. Closing the socket closes the duplicate only.
   @tag timeout: 600_000
   test "ten thousand opens and closes, and pins, leave not one descriptor more, in VM and helper" do
     server = start_server!()
@@ -362,7 +362,7 @@ defmodule NetlinkPort.MovingTest do
     once.()
     before = {count.("/proc/self/fd"), count.(helper)}
     ports = length(Port.list())
-    # Many at once, so that on a busy machine not each of them waits for it alone.
+    # Many at once, since on a busy machine each waits.
     tasks = for _ <- 1..50, do: Task.async(fn -> for _ <- 1..200, do: once.() end)
     Task.await_many(tasks, :infinity)
     assert {count.("/proc/self/fd"), count.(helper)} == before

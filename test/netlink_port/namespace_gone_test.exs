@@ -1,5 +1,5 @@
 defmodule NetlinkPort.NamespaceGoneTest do
-  # `close_on: :namespace_gone`: sockets that close when what their namespace was named by is gone.
+  # `close_on: :namespace_gone`: sockets that close when their namespace's name is gone.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
@@ -26,7 +26,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     assert_receive {:netlink_closed, ^socket, :namespace_gone}, timeout
   end
 
-  # Everything the helper has noticed by now has been told when it has answered.
+  # The helper has reported all that it had noticed when it has answered.
   defp refute_closed(server, socket) do
     {:ok, _info} = NetlinkPort.info(server)
     {:ok, _info} = NetlinkPort.info(server)
@@ -37,7 +37,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
   defp works?(server, netns),
     do: match?({:ok, _socket}, NetlinkPort.open(server, :route, netns: netns))
 
-  # A file that holds a system call up while it exists under the name that inject.rs gives it.
+  # A file that holds a system call while it exists under the name that inject.rs gives it.
   defp hold! do
     hold = tmp_path!("hold")
     on_exit(fn -> File.rm(hold <> ".held") end)
@@ -48,15 +48,15 @@ defmodule NetlinkPort.NamespaceGoneTest do
   defp folder!(name \\ "folder") do
     folder = tmp_path!(name)
     File.mkdir!(folder)
-    # Whatever the umask.
+    # Readable whatever the umask.
     File.chmod!(folder, 0o755)
     folder
   end
 
-  # The namespace under another name, as ip(8) does it.
+  # Gives the namespace another name, as ip(8) does.
   defp mount!(netns, path) do
     File.touch!(path)
-    # Where the test has unmounted it itself, it is no more to be done.
+    # The test may have unmounted it already.
     on_exit(fn -> as_root("umount", ["--lazy", path]) end)
     {_output, 0} = as_root("mount", ["--bind", netns_path(netns), path])
     path
@@ -100,7 +100,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert cookie?(cookie)
       refute_received {_tag, ^socket, _message}
       assert fds(server) == before
-      # Not even the end of its server.
+      # Not even at the end of its server.
       :ok = GenServer.stop(server)
       refute_received {:netlink_closed, ^socket, _reason}
     end
@@ -118,7 +118,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
         name = "nlp#{System.unique_integer([:positive])}"
         peer = name <> "p"
         other = netns!()
-        # One end of a veth pair goes with the namespace of the other.
+        # One end of a veth pair is deleted with the namespace of the other.
         link = ["link", "add", name, "type", "veth", "peer", "name", peer, "netns", netns]
         ip!(["-n", other | link])
         {:ok, socket} = NetlinkPort.open(server, :route, [netns: {:name, netns}] ++ opts)
@@ -143,7 +143,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       kept = for _ <- 1..20, do: open!(server, {:name, other}, groups: [@addresses])
       {:ok, plain} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
       {:ok, host} = NetlinkPort.open(server, :route, close_on: :namespace_gone)
-      # One folder, one instance of inotify: the rest are sockets.
+      # One folder and one instance of inotify. The rest are sockets.
       assert fds(server) == before + 1 + 322
       delete!(netns)
       Enum.each(gone, &assert_closed/1)
@@ -183,7 +183,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       before = fds(server)
       File.write!(hold, "")
       opening = spawn_reporting(fn -> open(server, {:name, netns}, owner: self()) |> told() end)
-      # The file is open, the namespace not entered.
+      # The helper has opened the file, but not entered the namespace.
       eventually!(fn -> File.exists?(hold <> ".held") end)
       delete!(netns)
       ip!(["netns", "add", netns])
@@ -192,7 +192,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert fds(server) == before
     end
 
-    # What the caller of an open that has succeeded hears next.
+    # The next messages to the caller of a successful open.
     defp told({:ok, socket}) do
       receive do
         {:netlink_closed, ^socket, reason} -> {:netlink_closed, reason}
@@ -210,7 +210,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
 
       once = open!(server, {:name, netns}, active: :once, groups: [@addresses])
       helper = os_pid(server)
-      # So that all of it lies in the kernel when the helper sees the end.
+      # So that all datagrams are in the kernel's queue when the helper notices the end.
       signal!(helper, "STOP")
       add_addresses!(netns, 1..200)
       delete!(netns)
@@ -221,7 +221,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
         assert_receive {:netlink_closed, ^socket, :namespace_gone}
       end
 
-      # What waits for a passive owner can still be taken, and nothing else be done.
+      # A passive owner can still take queued datagrams, and nothing else.
       {false, passive} = List.last(sockets)
       assert {:error, %Error{reason: :ebadf}} = NetlinkPort.send(passive, Rtnl.noop(1))
       assert {:error, %Error{reason: :ebadf}} = NetlinkPort.info(passive)
@@ -238,7 +238,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert {:error, %Error{reason: :ebadf}} = NetlinkPort.setopts(once, active: true)
     end
 
-    # The message that comes next, of any kind: order counts.
+    # The next message of any kind: the order counts.
     defp next(socket) do
       assert_receive message when elem(message, 1) == socket
       assert {:netlink, ^socket, datagram} = message
@@ -302,7 +302,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       socket = open!(server, {:name, netns}, opts)
       add_addresses!(netns, 1..200)
       delete!(netns)
-      # It is closed without waiting for the owner, who has taken nothing yet.
+      # The socket is closed without waiting for the owner, which has taken nothing yet.
       eventually!(fn -> match?({:error, _closed}, NetlinkPort.info(socket)) end)
       seen = take_all(socket)
       assert seen in 1..10
@@ -316,7 +316,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       end
     end
 
-    # The namespace of a process that has ended can live on, and its traffic.
+    # The namespace of a process that has ended can stay alive, and its traffic go on.
     test "is all: what comes later is not taken in, so that there is an end" do
       netns = netns!()
       pid = sleeper!(netns)
@@ -325,7 +325,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       socket = open!(server, {:pid, pid}, groups: [@addresses])
       File.write!(hold, "")
       signal!(pid, "KILL")
-      # It has seen the end, and is about to read.
+      # The helper has noticed the end, and is about to read.
       eventually!(fn -> File.exists?(hold <> ".held") end)
       add_addresses!(netns, 1..10)
       File.rm!(hold <> ".held")
@@ -361,7 +361,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       test = self()
       owner = spawn(fn -> forward(test) end)
       assert NetlinkPort.controlling_process(socket, owner) == :ok
-      # The mode it had goes with it: used up.
+      # The remaining count of the mode goes with the socket.
       assert NetlinkPort.send(socket, "") |> elem(1) |> Map.get(:reason) == :ebadf
       assert NetlinkPort.setopts(socket, active: true) == :ok
       assert_receive {^owner, {:netlink, ^socket, _datagram}}
@@ -428,7 +428,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups"
       server = start_server!(executable: script!("exec #{nobody} #{copy} \"$@\""))
       pid = sleeper!(netns)
-      # The pidfd of root's process needs nothing, the way into its namespace does.
+      # The pidfd of root's process needs no privilege, the way into its namespace does.
       assert {:error, %Error{stage: :open, reason: :eacces}} = open(server, {:pid, pid})
       path = mount!(netns, Path.join(folder!(), "blue"))
       before = fds(server)
@@ -463,7 +463,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       eventually!(fn -> watches(server) == 0 end)
     end
 
-    # Those of inotify, proc_pid_fdinfo(5).
+    # The watches of inotify, proc_pid_fdinfo(5).
     defp watches(server) do
       for path <- Path.wildcard("/proc/#{os_pid(server)}/fdinfo/*"), reduce: 0 do
         count -> count + (path |> File.read!() |> String.split("inotify wd:") |> length()) - 1
@@ -475,7 +475,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     test "whose file is moved away, or over which another is moved", %{server: server} do
       [netns, other] = [netns!(), netns!()]
       folder = folder!()
-      # Links, since a mount cannot be moved over.
+      # Symbolic links, since rename(2) cannot replace a mount.
       [path, aside] = for name <- ~w(blue aside), do: Path.join(folder, name)
       File.ln_s!(netns_path(netns), path)
       socket = open!(server, {:path, path})
@@ -488,12 +488,12 @@ defmodule NetlinkPort.NamespaceGoneTest do
       File.rename!(path, aside)
       assert_closed(socket)
 
-      # The same namespace under the same name is no end.
+      # The same namespace under the same name again is no end.
       socket = open!(server, {:path, aside})
       File.ln_s!(netns_path(other), path)
       File.rename!(path, aside)
       refute_closed(server, socket)
-      # It is watched as before.
+      # The socket is watched as before.
       File.rm!(aside)
       assert_closed(socket)
     end
@@ -507,7 +507,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
         far = Path.join(two, "far")
         near = Path.join(one, "near")
         File.ln_s!(netns_path(netns), far)
-        # A relative one.
+        # A relative link.
         File.ln_s!("../#{Path.basename(two)}/far", near)
         before = fds(server)
         socket = open!(server, {:path, near})
@@ -574,7 +574,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       File.rename!(other, folder)
       signal!(helper, "CONT")
       refute_closed(server, socket)
-      # The new folder is the one that is watched.
+      # The new folder is the watched one.
       File.rm!(path)
       assert_closed(socket)
     end
@@ -591,7 +591,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       signal!(helper, "STOP")
       script = "cd #{folder} && seq 0 #{limit} | xargs touch && seq 0 #{limit} | xargs rm"
       {_output, 0} = System.cmd("sh", ["-c", script])
-      # Nothing is told of this one but that something was lost.
+      # inotify reports only that events were lost.
       File.rm!(path)
       signal!(helper, "CONT")
       assert_closed(socket, 10_000)
@@ -601,11 +601,11 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
 
     test "of a process is the process", %{server: server} do
-      # A link to it needs CAP_SYS_PTRACE for one of more capabilities than the helper's.
+      # A link to a process with more capabilities than the helper needs CAP_SYS_PTRACE.
       modest = "exec setpriv --bounding-set=-all sleep 600"
       pid = os_process!("nsenter", ["--net=#{netns_path(netns!())}", "sh", "-c", modest])
       eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
-      # As containers are often given a name.
+      # Containers are often named in this way.
       link = Path.join(folder!(), "blue")
       File.ln_s!("/proc/#{pid}/ns/net", link)
       sockets = for path <- ["/proc/#{pid}/ns/net", link], do: open!(server, {:path, path})
@@ -620,7 +620,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
 
     test "of which nothing would be told is refused", %{server: server} do
-      # A descriptor of a process that has fewer capabilities than the helper.
+      # A descriptor of a process with fewer capabilities than the helper.
       modest = "exec setpriv --bounding-set=-all sleep 600 7< #{netns_path(netns!())}"
       pid = os_process!("sh", ["-c", modest])
       eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
@@ -675,7 +675,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       signal!(pid, "KILL")
       Enum.each(sockets, &assert_closed/1)
       Enum.each([kept, named], &refute_closed(server, &1))
-      # The kept one has a pidfd, the named one inotify.
+      # The kept namespace has a pidfd, the named one inotify.
       assert fds(server) == before + 4
       Enum.each([kept, named], &NetlinkPort.close/1)
       assert fds(server) == before
@@ -829,13 +829,14 @@ defmodule NetlinkPort.NamespaceGoneTest do
       _named = open!(server, {:name, netns})
       _process = open!(server, {:pid, sleeper!(netns)})
       helper = os_pid(server)
-      # An inotify of which something was read, and a namespace that has gone.
+      # An inotify that has been read, and a namespace that has gone.
       for _ <- 1..2, do: delete!(netns!())
       gone = netns!()
       socket = open!(server, {:name, gone})
       delete!(gone)
       assert_closed(socket)
-      # At some time nothing moves any more; what woke again and again never got there.
+
+      # At some time nothing moves any more. A helper that woke up again and again would never get there.
       eventually!(fn -> still?(helper) end)
     end
 

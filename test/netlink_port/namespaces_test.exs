@@ -15,7 +15,7 @@ defmodule NetlinkPort.NamespacesTest do
     socket
   end
 
-  # The network namespaces that threads of a process are in, as /proc shows them.
+  # The network namespaces of the threads of a process, from /proc.
   defp namespaces(os_pid) do
     for thread <- Path.wildcard("/proc/#{os_pid}/task/*/ns/net"), uniq: true do
       File.read_link!(thread)
@@ -34,7 +34,7 @@ defmodule NetlinkPort.NamespacesTest do
     assert [{16, 0, payload} | _] = Rtnl.messages(datagram)
     assert Rtnl.link_name(payload) == "br0"
 
-    # What the others would have been sent lies before this in their order.
+    # Messages to other processes would have been sent before this one.
     ip!(["-n", other, "link", "add", "br1", "type", "bridge"])
     assert_receive {:netlink, ^there, datagram}
     assert [{16, 0, payload} | _] = Rtnl.messages(datagram)
@@ -90,7 +90,7 @@ defmodule NetlinkPort.NamespacesTest do
   end
 
   test "a zombie is ESRCH, a loop of links ELOOP", %{server: server} do
-    # exec leaves a child behind that nobody waits for.
+    # exec leaves a child behind that no process waits for.
     port = Port.open({:spawn, "sh -c 'sleep 0.1 & echo $!; exec sleep 60'"}, [:binary, :line])
     {:os_pid, os_pid} = Port.info(port, :os_pid)
     on_exit(fn -> as_root("kill", ["-KILL", "#{os_pid}"]) end)
@@ -123,7 +123,7 @@ defmodule NetlinkPort.NamespacesTest do
     assert Enum.sort(Rtnl.link_names(new)) == ["br0", "lo"]
   end
 
-  # /proc tells this of a helper to the one who may trace it.
+  # /proc shows this of a helper only to a process that may trace it.
   @tag :trace
   test "after every failed open all threads are at home", %{server: server, netns: netns} do
     home = namespaces(System.pid())
@@ -142,7 +142,7 @@ defmodule NetlinkPort.NamespacesTest do
       assert namespaces(os_pid(server)) == [one]
     end
 
-    # An option that fails closes what was opened.
+    # A failing option closes the socket that was opened.
     before = fds(server)
     opts = [netns: {:name, netns}, groups: [100_000]]
     assert {:error, error} = NetlinkPort.open(server, :route, opts)
@@ -191,7 +191,7 @@ defmodule NetlinkPort.NamespacesTest do
     end
 
     test "events come in order", %{server: server, netns: netns} do
-      # With room for all of them, however late the helper gets to read.
+      # With room for all of them, however late the helper reads.
       socket = open!(server, netns, groups: [@ipv4_address_group], rcvbuf: 2_000_000)
       addresses = for n <- 1..500, do: {10, 0, div(n, 250), rem(n, 250)}
       lines = for a <- addresses, do: "addr add #{:inet.ntoa(a)}/32 dev lo"
@@ -216,13 +216,13 @@ defmodule NetlinkPort.NamespacesTest do
       assert NetlinkPort.memberships(socket) == {:ok, [1, 33]}
       assert NetlinkPort.leave(socket, @link_group) == :ok
       event = event_above_32(socket, netns)
-      # Of the groups that were left nothing comes before it.
+      # Of the groups that were left, nothing comes before it.
       assert_above_32(socket, event)
 
       assert {:error, error} = NetlinkPort.join(socket, 100_000)
       assert {error.stage, error.reason} == {:setsockopt, :einval}
 
-      # The longest list that is taken fits into a command.
+      # The longest list that is accepted fits into a command.
       many = open!(server, netns, groups: List.duplicate(1, 4_096))
       assert NetlinkPort.memberships(many) == {:ok, [1]}
     end
@@ -232,12 +232,12 @@ defmodule NetlinkPort.NamespacesTest do
 
       case Rtnl.messages(datagram) do
         [{^event, _, _} | _] -> :ok
-        # RTM_NEWVLAN, of the first VLAN of a bridge: where CONFIG_BRIDGE_VLAN_FILTERING is.
+        # RTM_NEWVLAN, of the first VLAN of a bridge, if the kernel has CONFIG_BRIDGE_VLAN_FILTERING.
         [{112, _, _} | _] -> assert_above_32(socket, event)
       end
     end
 
-    # RTNLGRP_IPV4_MCADDR (37, Linux 6.14) where it is, RTNLGRP_BRVLAN (33) before.
+    # RTNLGRP_IPV4_MCADDR (37) since Linux 6.14, RTNLGRP_BRVLAN (33) before.
     defp event_above_32(socket, netns) do
       ip!(["-n", netns, "link", "add", "br0", "type", "bridge"])
 
@@ -267,7 +267,7 @@ defmodule NetlinkPort.NamespacesTest do
       # All families, as a dump.
       :ok = NetlinkPort.send(socket, Rtnl.message(16, 0x301, 6, <<3, 1, 0, 0>>))
       assert length(Rtnl.collect(socket, 6)) > 1
-      # The notify group of nlctrl.
+      # The group `notify` of nlctrl.
       assert NetlinkPort.join(socket, 16) == :ok
       assert NetlinkPort.memberships(socket) == {:ok, [16]}
     end
@@ -310,7 +310,7 @@ defmodule NetlinkPort.NamespacesTest do
       assert Enum.any?(seen, fn {_, sequence, payload} -> sequence == 4 and payload =~ "blue" end)
     end
 
-    # All messages up to the one that is waited for.
+    # All messages up to the expected one.
     defp drain(socket, last?, seen \\ []) do
       {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
       seen = seen ++ Rtnl.messages(datagram)
@@ -332,14 +332,14 @@ defmodule NetlinkPort.NamespacesTest do
         assert NetlinkPort.getopts(socket, [flag]) == {:ok, [{flag, value}]}
       end
 
-      # The kernel counts twice what was asked for.
+      # The kernel doubles the size.
       assert NetlinkPort.setopts(socket, rcvbuf: 200_000, sndbuf: 100_000) == :ok
 
       assert NetlinkPort.getopts(socket, [:rcvbuf, :sndbuf]) ==
                {:ok, rcvbuf: 400_000, sndbuf: 200_000}
     end
 
-    # CAP_NET_ADMIN of the user namespace that the system began with: SO_RCVBUFFORCE, socket(7).
+    # CAP_NET_ADMIN of the initial user namespace: SO_RCVBUFFORCE, socket(7).
     @tag :init_user_namespace
     test "buffers may be larger than the limit of the system", %{server: server, netns: netns} do
       socket = open!(server, netns)
@@ -410,7 +410,7 @@ defmodule NetlinkPort.NamespacesTest do
       assert [{16, 0, payload} | _] = Rtnl.messages(datagram)
       assert Rtnl.link_name(payload) == "br1"
 
-      # A program the kernel does not take.
+      # A program that the kernel refuses.
       assert {:error, error} = NetlinkPort.setopts(socket, filter: [{0xFFFF, 0, 0, 0}])
       assert {error.stage, error.reason, error.subject} == {:setsockopt, :einval, "filter"}
     end
@@ -485,11 +485,11 @@ defmodule NetlinkPort.NamespacesTest do
       {:ok, peer} =
         NetlinkPort.open(server, :route, netns: {:name, netns}, user_peers: true, active: false)
 
-      # Unicast is refused by the kernel: the target is connected to it.
+      # The kernel refuses unicast, since the target is connected to the kernel.
       assert {:error, error} = NetlinkPort.send(peer, Rtnl.noop(1), to: {port_id, 0})
       assert {error.stage, error.reason} == {:send, :econnrefused}
 
-      # Multicast it lets through; the helper drops and counts it.
+      # The kernel lets multicast through; the helper drops and counts it.
       :ok = NetlinkPort.join(target, @link_group)
       assert :ok = NetlinkPort.send(peer, Rtnl.noop(2), to: {0, 1})
       eventually!(fn -> match?({:ok, %{foreign: 1}}, NetlinkPort.info(target)) end)
@@ -517,7 +517,7 @@ defmodule NetlinkPort.NamespacesTest do
     server = start_server!()
     name = "nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
     on_exit(fn -> as_root("ip", ["netns", "del", name]) end)
-    # What ip-netns(8) does, step by step.
+    # The steps of ip-netns(8).
     {_output, 0} = as_root("touch", [netns_path(name)])
     assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, name})
     assert {error.stage, error.reason} == {:setns, :einval}

@@ -37,7 +37,7 @@ defmodule NetlinkPort.NativeTest do
     assert Native.open_in_netns(<<0>>, 0) == {:error, {:open, 22}}
     assert Native.open_in_netns(String.duplicate("a", 4096), 0) == {:error, {:open, 36}}
     assert Native.open_in_netns(String.duplicate("/", 5000), 0) == {:error, {:open, 36}}
-    # 4094 bytes are a path, if not one of a file.
+    # 4094 bytes are a valid path, although no file has it.
     assert Native.open_in_netns(String.duplicate("/a", 2047), 0) == {:error, {:open, 2}}
     assert Native.open_in_netns("/etc/hostname/x", 0) == {:error, {:open, 20}}
     assert Native.open_in_netns("/etc/hostname", 0) == {:error, {:setns, 22}}
@@ -50,7 +50,7 @@ defmodule NetlinkPort.NativeTest do
       assert Native.open_in_netns(path, protocol) == {:error, {:socket, 93}}
     end
 
-    # The path comes before the protocol, as in the order of the system calls.
+    # The error of the path comes before that of the protocol, in the order of the system calls.
     assert Native.open_in_netns("/nowhere", 250) == {:error, {:open, 2}}
   end
 
@@ -61,7 +61,7 @@ defmodule NetlinkPort.NativeTest do
     assert Task.await(task, within(1_000)) == {:error, {:setns, 22}}
   end
 
-  # Who opens a FIFO for writing waits until somebody opens it for reading.
+  # The open of a FIFO for writing waits for a reader.
   test "what is no namespace is not even opened: a FIFO, a device, a socket, a directory" do
     fifo = tmp_path!("fifo")
     {_, 0} = System.cmd("mkfifo", [fifo])
@@ -74,7 +74,7 @@ defmodule NetlinkPort.NativeTest do
       assert {path, Native.open_in_netns(path, 0)} == {path, {:error, {:setns, 22}}}
     end
 
-    # It would be another program as soon as its open(2) returned.
+    # The shell would be another program as soon as its open(2) returned.
     Process.sleep(100)
     assert File.read!("/proc/#{writer}/stat") =~ "(sh) S "
   end

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.NfBatchesTest do
-  # Batches of nfnetlink, against the real kernel: what it would throw away without a word, what is all or
-  # nothing, and what it does not look at.
+  # Batches of nfnetlink, against the real kernel: messages that the kernel would ignore silently, batches that are
+  # carried out entirely or not at all, and messages that the kernel does not look at.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Attr, Connection}
@@ -36,7 +36,7 @@ defmodule NetlinkPort.NfBatchesTest do
   defp named(name), do: [<<2, 0, 0::16>> | Attr.encode([{1, name <> <<0>>}])]
   defp table(name), do: {@newtable, [:create, :excl], named(name)}
 
-  # In a table that is not there.
+  # In a table that does not exist.
   defp chain do
     {@newchain, [:create],
      [<<2, 0, 0::16>> | Attr.encode([{1, "nowhere" <> <<0>>}, {3, "c" <> <<0>>}])]}
@@ -96,7 +96,7 @@ defmodule NetlinkPort.NfBatchesTest do
       end
 
       assert tables(context.socket) == []
-      # Messages that are none of nf_tables' changes.
+      # Messages that are no changes of nf_tables.
       for strange <- [{@gettable, [], named("a")}, {0x101, [], @nfgenmsg}, {1, [], @nfgenmsg}] do
         assert {:ok, outcomes} = batch.([first(), strange, table(name.(3)), last()])
         assert [_, {:error, %{reason: :einval}}, {:error, %{reason: :ecanceled}}, _] = outcomes

@@ -1,7 +1,7 @@
 defmodule NetlinkPort.OwnEventsTest do
-  # A member of a group is sent the event of its own request, with the request's number, as if it were an
-  # answer; with NLM_F_ECHO it is sent the echo instead, which names the group although it is unicast.
-  # And what is no answer at all, and cannot be read.
+  # A member of a group gets the event of its own request, with the request's sequence number, as if it were an
+  # answer. With NLM_F_ECHO it gets the echo instead, which names the group although it is unicast. And datagrams
+  # that are no answers, and cannot be read.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Attr, Connection, Message}
@@ -42,7 +42,7 @@ defmodule NetlinkPort.OwnEventsTest do
   defp table(name), do: [<<2, 0, 0::16>> | Attr.encode([{1, name <> <<0>>}])]
   defp limit(type), do: {type, [], <<0, 0, 10::16>>}
 
-  # The types of the events that the owner has been sent, in their order.
+  # The types of the events that the owner was sent, in order.
   defp events(socket) do
     receive do
       {:netlink, ^socket, datagram} -> types(datagram) ++ events(socket)
@@ -62,14 +62,14 @@ defmodule NetlinkPort.OwnEventsTest do
     types(datagram)
   end
 
-  # All that the kernel had to send by then is there afterwards.
+  # After this all that the kernel had to send has come.
   defp settled(socket, request \\ {@getlink, @lo}) do
     {type, payload} = request
     assert {:ok, [_one]} = NetlinkPort.request(socket, type, payload)
     socket
   end
 
-  # Each in a namespace of its own.
+  # Each test in its own namespace.
   defp ways(context) do
     for active <- [true, false], pktinfo <- [true, false] do
       Map.merge(context, %{opts: [active: active, pktinfo: pktinfo], netns: netns!()})
@@ -92,7 +92,7 @@ defmodule NetlinkPort.OwnEventsTest do
 
       assert events(settled(socket)) == [@newroute, @newroute]
 
-      # RTM_DELROUTE, and what fails
+      # RTM_DELROUTE, and a request that fails
       assert {:ok, []} = NetlinkPort.request(socket, @newroute + 1, route(3))
       assert {:error, _} = NetlinkPort.request(socket, @newroute + 1, route(3))
       assert events(settled(socket)) == [@newroute + 1]
@@ -123,7 +123,7 @@ defmodule NetlinkPort.OwnEventsTest do
                NetlinkPort.batch(socket, [limit(16), new.("a"), new.("b"), limit(17)])
 
       settled(socket, {0xA10, <<0::32>>})
-      # NFT_MSG_NEWGEN is the last.
+      # NFT_MSG_NEWGEN comes last.
       assert events(socket) == [0xA00, 0xA00, 0xA0F]
     end
   end
@@ -155,7 +155,7 @@ defmodule NetlinkPort.OwnEventsTest do
         assert {:ok, [{:ok, [%Message{type: @newroute}]}, {:ok, []}]} =
                  NetlinkPort.batch(socket, [echoed, plain])
 
-        # The address has a route, whose event is nobody's but the owner's.
+        # The address has a route, whose event reaches the owner alone.
         local = if groups == [], do: [], else: [@newroute, @newroute]
         assert events(settled(socket)) == local
       end
@@ -178,7 +178,7 @@ defmodule NetlinkPort.OwnEventsTest do
       {:ok, %{port_id: port_id}} = NetlinkPort.info(socket)
       peer = open!(context, :route, user_peers: true, active: false)
       whole = IO.iodata_to_binary(Message.encode(%Message{type: 1300, payload: "abcd"}))
-      # As records of audit are: the length leaves the header out.
+      # Like records of audit, whose length does not include the header.
       record = <<24::32-native, 1300::16-native, 0::80, 0::192>>
 
       for strange <- [record, whole <> "tail", binary_part(whole, 0, 18), "short", <<>>] do

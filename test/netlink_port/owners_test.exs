@@ -1,5 +1,5 @@
 defmodule NetlinkPort.OwnersTest do
-  # Owners and callers that die at the worst moment: nothing of theirs stays, and nobody else notices.
+  # Owners and callers that die at the worst moment: nothing of theirs stays, and no other process notices.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
@@ -86,7 +86,7 @@ defmodule NetlinkPort.OwnersTest do
 
   test "callers killed while they wait: no socket stays, no answer is another's", context do
     mine = open!(context, active: false)
-    # Whose end does not close them: they would stay.
+    # Their end does not close the sockets, which would stay.
     owner = idle_process()
     signal!(context.helper, :STOP)
 
@@ -101,7 +101,7 @@ defmodule NetlinkPort.OwnersTest do
         end)
       end
 
-    # Each has its place on the board, beside the socket.
+    # Each caller has an entry on the board, beside that of the socket.
     eventually!(fn -> on_the_way(context.server) == 20 end, 5_000)
     Enum.each(callers, &kill!/1)
     signal!(context.helper, :CONT)
@@ -122,7 +122,7 @@ defmodule NetlinkPort.OwnersTest do
     heir = idle_process()
     :sys.suspend(context.server)
 
-    # This process is the owner, and waits for the server until the heir is dead.
+    # This process is the owner, and waits for the server until the new owner is dead.
     spawn(fn ->
       eventually!(fn -> queued?(context.server, :pause) end)
       kill!(heir)

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.PartitionsTest do
-  # Sockets that are spread over several helpers by a PartitionSupervisor.
+  # Sockets spread over several helpers by a PartitionSupervisor.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Connection, Monitor, Native}
@@ -49,7 +49,7 @@ defmodule NetlinkPort.PartitionsTest do
     opts = [server: server, protocol: :route, netns: {:name, netns}]
     connection = start_supervised!({Connection, opts})
     assert {:ok, [_link]} = Connection.request(connection, 18, @getlink)
-    # All of it is at one helper.
+    # All of it is in one helper.
     for key <- 0..(@partitions - 1), via(name, key) != server do
       {:ok, %{sockets: sockets}} = NetlinkPort.info(via(name, key))
       assert sockets == if(key == :erlang.phash2(netns, @partitions), do: 3, else: 0)
@@ -70,7 +70,7 @@ defmodule NetlinkPort.PartitionsTest do
     refute_received {:netlink_closed, _socket, _reason}
     assert for({server, _socket} <- others, do: os_pid(server)) == before
 
-    # The partition is there again, under its keys, with another helper.
+    # The partition is back, under its keys, with another helper.
     open? = fn -> match?({:ok, _}, NetlinkPort.open(victim, :route, netns: {:name, netns})) end
     eventually!(open?)
     assert os_pid(victim) not in [killed | before]

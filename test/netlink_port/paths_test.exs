@@ -1,11 +1,11 @@
 defmodule NetlinkPort.PathsTest do
-  # A path is judged by where it leads, however it is spelt.
+  # The file that a path leads to decides, however the path is written.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
 
-  # A process of root's, with more capabilities than the helper, that has a folder with a namespace in its
-  # mount namespace: as a container.
+  # A process of root's with more capabilities than the helper, and with a folder in its mount namespace that
+  # contains a namespace file: like a container.
   defp container!(netns) do
     folder = folder!()
 
@@ -24,7 +24,7 @@ defmodule NetlinkPort.PathsTest do
     folder
   end
 
-  # Another mount of the same procfs, as of the host in a container.
+  # Another mount of the same procfs, like the host's in a container.
   defp procfs! do
     folder = folder!()
     {_output, 0} = as_root("mount", ["-t", "proc", "proc", folder])
@@ -32,7 +32,7 @@ defmodule NetlinkPort.PathsTest do
     folder
   end
 
-  # Every spelling that leads to the namespace of a process, or by way of it.
+  # Every spelling of a path to the namespace of a process, or through the process.
   defp spellings(%{pid: pid, folder: inside}) do
     folder = folder!()
     own = "/proc/#{pid}/ns/net"
@@ -127,7 +127,7 @@ defmodule NetlinkPort.PathsTest do
         {path, socket}
       end
 
-    # The namespace itself lives on.
+    # The namespace itself stays alive.
     {:ok, kept} =
       NetlinkPort.open(server, :route, netns: {:name, netns}, close_on: :namespace_gone)
 
@@ -157,7 +157,7 @@ defmodule NetlinkPort.PathsTest do
 
   test "the number of a thread is ESRCH, and its process is named" do
     server = start_server!()
-    # The VM has many.
+    # The VM has many threads.
     pid = System.pid()
     tid = "/proc/self/task" |> File.ls!() |> Enum.find(&(&1 != pid)) |> String.to_integer()
 
@@ -179,7 +179,7 @@ defmodule NetlinkPort.PathsTest do
       assert error.reason == :esrch
       assert Exception.message(error) =~ "of a thread of process #{System.pid()}"
 
-      # A number that only a group or a session has is no process's.
+      # A number that only a process group or a session has is that of no process.
       assert {:error, error} =
                NetlinkPort.open(server, :route, [netns: {:pid, 0x7FFFFFFF}] ++ opts)
 
@@ -191,7 +191,7 @@ defmodule NetlinkPort.PathsTest do
   test "the number of a process that is gone is ESRCH while a group and a session have it" do
     server = start_server!()
     file = tmp_path!("member")
-    # It leads a session, and leaves a member of it behind.
+    # The process leads a session, and leaves a member of it behind.
     script = "sleep 600 < /dev/null > /dev/null 2>&1 & echo $$ $! > #{file}"
     {_output, 0} = System.cmd("setsid", ["--wait", "sh", "-c", script])
     [leader, member] = file |> File.read!() |> String.split()
@@ -247,7 +247,7 @@ defmodule NetlinkPort.PathsTest do
     end
 
     test "makes a number another process's: refused", %{server: server} do
-      # 1 is the helper itself there, and init of the host in this /proc.
+      # In there 1 is the helper itself; in this /proc it is init of the host.
       for pid <- [1, 4_000_000], opts <- [[], [close_on: :namespace_gone]] do
         assert {:error, error} = NetlinkPort.open(server, :route, [netns: {:pid, pid}] ++ opts)
         if error.stage == :open, do: assert_foreign(error), else: assert(error.reason == :esrch)

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.PlacesTest do
-  # What is said of a fault has to be true in the place it is said in: each fault in each place, by VMs
-  # that run there.
+  # A sentence about a fault has to be true in the place of the fault. VMs in each place cause each fault, and
+  # return the sentences.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{PlaceFaults, Places}
@@ -9,7 +9,7 @@ defmodule NetlinkPort.PlacesTest do
 
   @faults [:environment, :start, :start_built, :stuck, :doctor, :kept]
 
-  # One VM for each place; all faults are done there, and the tests look at what was said.
+  # One VM for each place. It causes all faults, and the tests check the sentences.
   setup_all do
     places = Places.setup!()
 
@@ -28,7 +28,7 @@ defmodule NetlinkPort.PlacesTest do
     %{places: places, told: told}
   end
 
-  # What was said of a fault, in each place.
+  # The sentence of a fault in each place.
   defp said(c, fault), do: for({place, told} <- c.told, into: %{}, do: {place, told[fault]})
 
   test "the VM knows where it is", c do
@@ -62,7 +62,7 @@ defmodule NetlinkPort.PlacesTest do
     end
   end
 
-  # A pattern for each place; the places that are not named say nothing of it.
+  # A pattern for each place. A place without a pattern has no sentence.
   defp assert_said(told, patterns) do
     for {place, said} <- told do
       said = inspect(said, limit: :infinity, printable_limit: :infinity)
@@ -103,11 +103,11 @@ defmodule NetlinkPort.PlacesTest do
     assert said =~
              "`netns: :host` needs no capability, and works with the helper of the build, #{c.places.built}"
 
-    # And so it does.
+    # And it does.
     for {place, said} <- said(c, :start_built), do: assert({place, elem(said, 0)} == {place, :ok})
   end
 
-  # What the doctor says of one thing, with its remedy.
+  # The doctor's line about one thing, with its remedy.
   defp doctor(c, about) do
     for {place, checks} <- said(c, :doctor), into: %{} do
       {place,
@@ -133,7 +133,7 @@ defmodule NetlinkPort.PlacesTest do
       nosuid: nosuid
     })
 
-    # Nobody is told to install what is installed, or to be root who is.
+    # The remedy never is to install a helper that is installed, or to become root for root.
     for {_place, said} <- doctor(c, "without CAP_SYS_ADMIN"),
         said != nil,
         do: refute(said =~ ~r/mix netlink_port.install|as root/)
@@ -189,7 +189,7 @@ defmodule NetlinkPort.PlacesTest do
     })
   end
 
-  # 60 pipes of 1 MiB leave 1,024 pages of pipe-user-pages-soft, 16,384 by default.
+  # 60 pipes of 1 MiB leave 1,024 pages of pipe-user-pages-soft, which is 16,384 by default.
   @spend "for (1..60) { pipe(my $r, my $w) or die; fcntl($w, 1031, 1 << 20) or die; push @kept, $r, $w }"
 
   @tag :pipes
@@ -206,7 +206,7 @@ defmodule NetlinkPort.PlacesTest do
     end
 
     test "a stuck helper is killed by kill(1), or by the helper's own executable", c do
-      # A program that is no shell, one that fails, one that cannot be run.
+      # A program that is no shell, a shell that fails, a file that cannot be run.
       for {shell, kill?} <- [{"/bin/true", true}, {"/bin/cat", false}, {"/dev/null", false}] do
         {said, output} = stuck!(c, shell, kill?: kill?, helper?: true)
         assert {shell, kill?, said} == {shell, kill?, {false, true}}

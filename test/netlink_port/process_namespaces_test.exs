@@ -1,5 +1,5 @@
 defmodule NetlinkPort.ProcessNamespacesTest do
-  # Namespaces by process id, where processes end, are replaced, stopped, or see other files.
+  # Namespaces by process id, with processes that end, are replaced or stopped, or see other files.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
@@ -8,9 +8,8 @@ defmodule NetlinkPort.ProcessNamespacesTest do
   alias NetlinkPort.Server.Opening
   alias NetlinkPort.Monitor.Snapshot
 
-  # A server whose helper can be held where it has found a process, before it opens its namespace; and
-  # a shell beside it. They have a process id namespace of their own, so that numbers can be taken
-  # again there without danger to any other process.
+  # A server whose helper can be held between finding a process and opening its namespace, and a shell. They have
+  # their own pid namespace, so that a number can be used again there without danger to other processes.
   defp start_held! do
     hold = tmp_path!("hold")
     on_exit(fn -> File.rm(hold <> ".held") end)
@@ -25,8 +24,8 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     %{server: server, hold: hold, shell: shell, before: fds(server)}
   end
 
-  # A shell in a process id namespace of its own, with a /proc of its own, and a server whose helpers run
-  # there, also when they are started again.
+  # A shell in its own pid namespace with its own /proc, and a server whose helpers run there, also after a
+  # restart.
   defp start_inside! do
     file = tmp_path!("init")
     script = "echo $$ > #{file}; exec unshare --pid --fork --kill-child --mount-proc sh"
@@ -42,22 +41,22 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     Map.put(inside, :server, name)
   end
 
-  # Another process gets the number of one that has ended, in another namespace.
+  # Another process, in another namespace, gets the number of a process that has ended.
   defp succeed!(inside, pid, netns) do
     end!(inside, pid)
-    # The kernel counts up from the last one.
+    # The kernel counts up from the last number.
     "ok" = shell!(inside, "echo #{pid - 1} > /proc/sys/kernel/ns_last_pid && echo ok")
     assert process!(inside, netns) == pid
   end
 
-  # The line that a command of that shell prints.
+  # The line that a command of the shell prints.
   defp shell!(%{shell: shell}, command) do
     Port.command(shell, command <> "\n")
     assert_receive {^shell, {:data, {:eol, line}}}, within(5_000)
     line
   end
 
-  # A process in a namespace; returns its number as it is in that shell.
+  # A process in a namespace. Returns its number in the shell's pid namespace.
   defp process!(held, netns) do
     enter = "nsenter --net=#{netns_path(netns)}"
     pid = shell!(held, "#{enter} sleep 600 > /dev/null 2>&1 & echo $!")
@@ -70,7 +69,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     assert shell!(held, "kill -KILL #{pid}; wait #{pid} 2> /dev/null; echo ended") == "ended"
   end
 
-  # Opens a socket in the namespace of a process; `fun` is run between the look-up and the open.
+  # Opens a socket in the namespace of a process, and runs `fun` between the look-up and the open.
   defp open_held(%{server: server, hold: hold}, pid, fun) do
     File.write!(hold, "")
     opening = spawn_reporting(fn -> NetlinkPort.open(server, :route, netns: {:pid, pid}) end)
@@ -98,14 +97,14 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     result =
       open_held(held, pid, fn ->
         end!(held, pid)
-        # The kernel counts up from the last one.
+        # The kernel counts up from the last number.
         "ok" = shell!(held, "echo #{pid - 1} > /proc/sys/kernel/ns_last_pid && echo ok")
         assert process!(held, other) == pid
       end)
 
     assert {:error, %Error{stage: :open, reason: :esrch}} = result
     assert fds(held.server) == held.before
-    # Asked for by that number now, it is the successor's.
+    # An open by that number now finds the later process.
     assert {:ok, socket} = NetlinkPort.open(held.server, :route, netns: {:pid, pid})
     inode = inode(netns_path(other))
     assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
@@ -137,7 +136,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
         end
 
       succeed!(inside, pid, other)
-      # Those that have not noticed lose their sockets, too.
+      # Owners that have not noticed lose their sockets, too.
       as_root("kill", ["-KILL", "#{os_pid(inside.server)}"])
       Process.exit(Process.whereis(inside.server), :kill)
 
@@ -148,7 +147,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
         end)
       end
 
-      # Asked for by that number for the first time, it is the successor's.
+      # A first open by that number finds the later process.
       assert {:ok, socket} = NetlinkPort.open(inside.server, :route, netns: {:pid, pid})
       inode = inode(netns_path(other))
       assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
@@ -167,7 +166,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
       succeed!(inside, pid, other)
       assert_receive {:netlink_down, ^monitor, :namespace_gone}
 
-      # It tries now, and has tried when it has no more to wait for.
+      # The monitor tries now, and has tried once the wait is over.
       send(monitor, :open)
       eventually!(fn -> :sys.get_state(monitor).opening == nil end)
       assert {:down, :namespace_gone} = :sys.get_state(monitor).place

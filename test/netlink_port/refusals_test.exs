@@ -10,7 +10,7 @@ defmodule NetlinkPort.RefusalsTest do
 
   @nobody ["--reuid", "65534", "--regid", "65534", "--clear-groups"]
 
-  # The arguments of setpriv(1) that make the user of the places.
+  # The arguments of setpriv(1) for the user of the places.
   defp user(places), do: tl(Places.command(:user, places, []))
 
   # Processes of root, of the user of the places in a rootless container, and of another user in one.
@@ -54,7 +54,7 @@ defmodule NetlinkPort.RefusalsTest do
     %{told: told.([]), children: told.(user_namespaces: true), root: root, own: own, other: other}
   end
 
-  # What is said of an open in each place; where nothing is, it succeeds.
+  # The sentence of an open in each place. In a place that is not named the open succeeds.
   defp assert_said(told, open, patterns) do
     for {place, told} <- told do
       case {patterns[place], told[open]} do
@@ -89,7 +89,7 @@ defmodule NetlinkPort.RefusalsTest do
         user_namespace: @elsewhere
       })
 
-      # It is of no rootless container.
+      # The namespace belongs to no rootless container.
       for {_place, %{name: said}} <- told, do: refute(inspect(said) =~ "user_namespaces: true")
     end
   end
@@ -116,7 +116,7 @@ defmodule NetlinkPort.RefusalsTest do
 
     for place <- [c.told, c.children] do
       assert_said(place, :root, Map.merge(told, %{foreign_proc: @foreign, pid_namespace: @none}))
-      # By a path it is what the path leads to.
+      # For a path the target of the path decides.
       assert_said(
         place,
         :link,
@@ -165,7 +165,7 @@ defmodule NetlinkPort.RefusalsTest do
   end
 
   describe "a system call that something between helper and kernel refuses" do
-    # The filter of the fault is what a container's profile would be.
+    # The filter of the fault stands in for the profile of a container.
     test "names the profile, where nothing else is missing", _c do
       netns = netns!()
       pid = sleeper!(netns)
@@ -210,7 +210,7 @@ defmodule NetlinkPort.RefusalsTest do
         assert Exception.message(error) =~ "pidfd_open(2) was refused: a seccomp profile"
       end
 
-      # A path needs none without the option.
+      # A path needs no pidfd without the option.
       opts = [netns: {:path, "/proc/#{pid}/ns/net"}]
       assert {:ok, _socket} = NetlinkPort.open(server, :route, opts)
 
@@ -245,7 +245,7 @@ defmodule NetlinkPort.RefusalsTest do
   end
 
   test "a capability that is held and counts elsewhere is not said to be missing", _c do
-    # CAP_AUDIT_READ is asked for in the first user namespace.
+    # The kernel requires CAP_AUDIT_READ in the initial user namespace.
     helper = script!("exec unshare -Urn #{helper()} \"$@\"")
     server = start_server!(executable: helper, keep: [:audit_read])
 

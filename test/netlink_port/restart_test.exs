@@ -1,5 +1,5 @@
 defmodule NetlinkPort.RestartTest do
-  # Helpers that end again and again, and executables that change or cannot start.
+  # Helpers that end repeatedly, and executables that change or cannot start.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
@@ -105,8 +105,8 @@ defmodule NetlinkPort.RestartTest do
     eventually!(fn -> not running?(pid) end)
   end
 
-  # Deadlines are of the monotonic clock, and the program has none: nothing here can jump. A capture
-  # asks once, for what its stamps count from.
+  # Deadlines use the monotonic clock, and the helper has no deadlines, so that a jump of the wall clock changes
+  # nothing. A capture reads the wall clock once, and its time stamps count from there.
   test "nothing looks at the wall clock, but a capture once" do
     root = Path.expand("../..", __DIR__)
     clock = ~r/system_time|os_time|utc_now|SystemTime|CLOCK_REALTIME|gettimeofday/

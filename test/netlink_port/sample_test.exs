@@ -1,16 +1,16 @@
 defmodule NetlinkPort.SampleTest do
-  # The library as others get it: a sample application depends on it, by path and by git, is built for
-  # this machine and for another, and released; the release runs as an ordinary user.
+  # The library as a dependency. A sample application depends on it, by path and by git. It is built for this
+  # machine and for another, and released. The release runs as an ordinary user.
   #
-  # By path Cargo's folder is the one of this build, so that nothing is compiled again. Elsewhere Cargo does
-  # not optimise: how a build goes is looked at here, and not what it makes.
+  # By path the build uses Cargo's folder of this build, so that nothing is compiled again. By git Cargo does not
+  # optimise, since the test checks how the build goes, and not the speed of the result.
   use NetlinkPort.Case, async: true
 
   @moduletag timeout: 300_000
   @moduletag :cargo
 
   @root Path.expand("../..", __DIR__)
-  # The same every time: to Cargo a crate in another folder is another crate.
+  # The same folder every time: for Cargo a crate in another folder is another crate.
   @work Path.join(@root, "target/sample")
   @quick [
     {"CARGO_TARGET_DIR", Path.join(@root, "target/quick")},
@@ -75,7 +75,7 @@ defmodule NetlinkPort.SampleTest do
     assert {output, status} == {"", 0}
   end
 
-  # A sample of its own; `environment` says what it depends on. No Hex: Mix's home is empty.
+  # A copy of the sample; `environment` says what it depends on. Without Hex: Mix's home is empty.
   defp sample!(name, environment) do
     directory = Path.join(@work, name)
     File.cp_r!(Path.join(@root, "examples/sample"), directory)
@@ -94,7 +94,7 @@ defmodule NetlinkPort.SampleTest do
       {"CARGO_TARGET_DIR", Path.join(@root, "target")}
     ]
 
-    # Of two values the latter counts.
+    # Of two values the later one counts.
     %{directory: directory, environment: Enum.map(unset, &{&1, nil}) ++ set ++ environment}
   end
 
@@ -105,7 +105,7 @@ defmodule NetlinkPort.SampleTest do
     output
   end
 
-  # A program that goes on until the test ends, its output line by line.
+  # A program that runs until the test ends. Sends its output line by line.
   defp start!(sample, program, arguments, environment) do
     port =
       Port.open({:spawn_executable, System.find_executable(program)}, [
@@ -195,7 +195,7 @@ defmodule NetlinkPort.SampleTest do
     sample = c.by_path
     host = File.stat!(built(sample, "prod"))
 
-    # What there is a standard library for: that it is this machine's makes no difference to Cargo.
+    # A target whose standard library is installed. Cargo does not care that it is this machine's.
     {about, 0} = System.cmd("rustc", ["-vV"])
     [_, triple] = Regex.run(~r/^host: (.+)$/m, about)
     target = [{"MIX_TARGET", "board"}, {"CARGO_BUILD_TARGET", triple} | @quick]
@@ -220,7 +220,7 @@ defmodule NetlinkPort.SampleTest do
 
     assert File.read!(released) == File.read!(built(sample, "board_prod"))
 
-    # Back to the host's.
+    # Back to the host's target.
     mix!(sample, ["compile"])
     assert File.stat!(built(sample, "prod")) == host
   end
@@ -228,7 +228,7 @@ defmodule NetlinkPort.SampleTest do
   describe "a release" do
     @describetag root: true, init_user_namespace: true
 
-    # By git, since that is how it is released.
+    # By git, since the library is released in that way.
     setup %{git: git} do
       directory = tmp_path!("release")
       File.mkdir!(directory)
@@ -238,7 +238,7 @@ defmodule NetlinkPort.SampleTest do
       %{sample: sample!("by_git", [{"SAMPLE_GIT", git} | @quick]), tmp: directory, gid: gid}
     end
 
-    # As that user, who has no capabilities. setpriv(1) itself would still have root's way with files.
+    # As that user, without capabilities: with setpriv(1) alone root's capabilities over files would remain.
     defp start_release!(c, groups, environment) do
       arguments =
         ~w(--reuid #{@user} --regid #{@user}) ++
@@ -266,10 +266,10 @@ defmodule NetlinkPort.SampleTest do
       assert status =~ ~r/^Uid:(\t#{@user}){4}$/m
       assert status =~ ~r/^CapPrm:\t0{16}$/m
 
-      # Another user's VM may not run that file, and says so.
+      # The VM of another user may not run that file, and says so.
       {port, _os_pid} = start_release!(c, ["--clear-groups"], environment)
       await_line!(port, "#{installed}: EACCES")
-      # With the executable of the release itself it may not enter the namespace.
+      # With the executable of the release it may not enter the namespace.
       {port, _os_pid} = start_release!(c, ["--clear-groups"], [{"SAMPLE_NETNS", netns}])
       await_line!(port, "EPERM: the helper lacks CAP_SYS_ADMIN")
     end

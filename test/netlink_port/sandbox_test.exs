@@ -107,7 +107,7 @@ defmodule NetlinkPort.SandboxTest do
   end
 
   describe "nothing stays of" do
-    # Processes of a sandbox, from outside: those in its network namespace.
+    # The processes of a sandbox, seen from outside: those in its network namespace.
     defp inside(inode) do
       for pid <- File.ls!("/proc"),
           pid =~ ~r/^\d+$/,
@@ -117,7 +117,7 @@ defmodule NetlinkPort.SandboxTest do
 
     defp inode(sandbox), do: File.stat!(Sandbox.info(sandbox).path).inode
 
-    # A daemon, with nothing of its parents'.
+    # A daemon that has cut all ties with its parent.
     defp daemon!(sandbox) do
       run!(sandbox, "sh", ["-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 &"])
     end
@@ -127,7 +127,7 @@ defmodule NetlinkPort.SandboxTest do
       {inode, %{netns: {:path, path}}} = {inode(sandbox), Sandbox.info(sandbox)}
       daemon!(sandbox)
       assert [_ | _] = inside(inode)
-      # It is not the one that holds the user namespace for the others.
+      # This sandbox is not the one that holds the user namespace for the others.
       assert links!(c.server, c.netns) == ["lo"]
       :ok = stop_supervised!(:ending)
       eventually!(fn -> inside(inode) == [] end)

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.SocketTest do
-  # The struct that stands for a socket: what it looks like and what it is equal to.
+  # The struct of a socket: how it is printed, and when two are equal.
   use NetlinkPort.Case, async: true
 
   doctest NetlinkPort
@@ -21,7 +21,7 @@ defmodule NetlinkPort.SocketTest do
             {closed(:route, {:name, "blå"}, 7), "#NetlinkPort.Socket<route in blå, handle 7>"}
           ] do
         assert inspect(socket) == shown
-        # Inside something else, and wherever the terms of a crash are printed.
+        # Inside another term, and in the terms of a crash report.
         assert inspect({:netlink, socket, ""}) == ~s({:netlink, #{shown}, ""})
       end
     end
@@ -50,7 +50,7 @@ defmodule NetlinkPort.SocketTest do
           assert shown =~ ~r/\A#NetlinkPort\.Socket<route in [^\n]*, handle 7>\z/u
           assert String.printable?(shown)
           refute shown =~ ~r/[\x00-\x1F\x7F]/
-          # So does what is in the middle of a line of at most so many columns.
+          # In a line of limited width, too.
           refute inspect([closed(:route, netns, 7)], width: 20) =~ "\n"
         end
       end
@@ -108,7 +108,7 @@ defmodule NetlinkPort.SocketTest do
       assert other != socket
       assert Socket.handle(other) > Socket.handle(socket)
 
-      # It can be pinned in a message, also after its options were changed.
+      # It can be pinned (`^`) in a pattern, also after its options were changed.
       :ok = NetlinkPort.setopts(socket, active: 5, pktinfo: true)
       :ok = NetlinkPort.join(socket, 1)
       :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1))
@@ -127,7 +127,7 @@ defmodule NetlinkPort.SocketTest do
       {:ok, theirs} = NetlinkPort.open(other, :route, [])
       assert theirs != socket
       assert Socket.handle(theirs) != Socket.handle(socket)
-      # A handle is of its own server alone.
+      # A handle belongs to its own server alone.
       assert {:error, %Error{reason: :ebadf}} = NetlinkPort.socket(other, Socket.handle(socket))
     end
   end

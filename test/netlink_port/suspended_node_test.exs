@@ -1,6 +1,6 @@
 defmodule NetlinkPort.SuspendedNodeTest do
-  # A node that takes nothing (its VM is stopped) suspends whoever sends to it, once a megabyte waits. It
-  # must be a relay that is, and never a server, a monitor or a connection, which serve others as well.
+  # A node that takes nothing, since its VM is stopped, suspends every sender once a megabyte waits. Only a relay
+  # may be suspended so, and never a server, a monitor or a connection, which serve other processes, too.
   use NetlinkPort.Case, async: false
 
   import NetlinkPort.Nodes
@@ -31,7 +31,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
     %{node: node, vm: vm_pid(peer), netns: netns, server: name, opts: [netns: {:name, netns}]}
   end
 
-  # Whether the relay is suspended, by what waits for the other node.
+  # Whether the relay is suspended, by the number of messages that wait for the other node.
   defp suspended?(server) do
     Enum.any?(relays(server), &match?({:status, :suspended}, Process.info(&1, :status)))
   end
@@ -46,7 +46,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
     relay
   end
 
-  # Fills what leads to the other node, by dumps to sockets of an owner there.
+  # Fills the connection to the other node, by dumps to sockets of an owner there.
   defp fill!(context, owner) do
     sockets =
       for _n <- 1..60 do
@@ -68,11 +68,11 @@ defmodule NetlinkPort.SuspendedNodeTest do
     sockets = fill!(context, owner)
     eventually!(fn -> suspended?(server) end)
     assert {:ok, [_link]} = NetlinkPort.request(ours, 18, @getlink)
-    # Owners there can be told of nothing, and nobody waits for them.
+    # Owners there get no messages, and no process waits for them.
     {:ok, idle} = NetlinkPort.open(server, :route, [owner: owner] ++ opts)
     assert {:ok, %{owner: ^owner}} = NetlinkPort.info(idle)
     assert :ok = NetlinkPort.close(idle)
-    # At most what the windows let through; a datagram of a dump has 32 kB.
+    # At most what the windows allow. A datagram of a dump has 32 kB.
     {:message_queue_len, waiting} = Process.info(relay(server), :message_queue_len)
     assert waiting <= div(@window + 32_768, 16_384) * length(sockets)
 
@@ -118,7 +118,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
     for pid <- there, do: assert_receive({:snapshot, ^pid}, 20_000)
     assert_receive {:netlink_snapshot, ^monitor, :end}, within(20_000)
 
-    # A snapshot for each of them is more than the way there takes.
+    # A snapshot for each of them is more than the connection takes.
     signal!(context.vm, "STOP")
     context.server |> os_pid() |> signal!("KILL")
     assert_receive {:netlink_resync, ^monitor, {:closed, _reason}}
@@ -146,7 +146,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
 
     signal!(context.vm, "STOP")
     :sys.resume(connection)
-    # All are answered, as far as the connection goes.
+    # All calls are answered, as far as the connection goes.
     eventually!(fn -> Calls.count(:sys.get_state(connection).calls) == 0 end, 20_000)
     assert suspended?(connection)
     assert {:ok, [_link]} = Connection.request(connection, 18, @getlink)

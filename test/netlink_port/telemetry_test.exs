@@ -1,6 +1,6 @@
 defmodule NetlinkPort.TelemetryTest do
-  # Every event of the catalogue, where a module :telemetry is loaded, and none where it is not. That
-  # library is no dependency: one of its name, made here, hands on what it is told.
+  # Every event of the catalogue, if a module :telemetry is loaded, and no event without it. The library of that
+  # name is no dependency: this test makes a module with its name, which passes the events on.
   use NetlinkPort.Case, async: false
 
   alias NetlinkPort.{Connection, Monitor, Telemetry}
@@ -32,7 +32,7 @@ defmodule NetlinkPort.TelemetryTest do
     )
   end
 
-  # The pattern of an event: only what the library's name is said once.
+  # The pattern of an event. Only the name of the library is given once.
   defmacrop told(event, measurements, metadata) do
     quote do
       assert_receive {[:netlink_port | unquote(event)], unquote(measurements) = measurements,
@@ -216,7 +216,7 @@ defmodule NetlinkPort.TelemetryTest do
       exec = ["netns", "exec", netns]
       tc = ~w(tc qdisc add dev lo root handle 1: htb)
 
-      # On a kernel with sch_htb: a class of 10 Gbit, whose quantum it finds big.
+      # On a kernel with sch_htb: a class of 10 Gbit, whose quantum the kernel finds big.
       with {_output, 0} <- as_root("ip", exec ++ tc) do
         rate = <<0, 1, 0::48, 1_250_000_000::32-native>>
         opt = <<rate::binary, rate::binary, 1000::32-native, 1000::32-native, 0::96>>
@@ -262,7 +262,7 @@ defmodule NetlinkPort.TelemetryTest do
       told([:connection, :down], %{calls: 0}, %{connection: ^connection, error: %{reason: :epipe}})
 
       told([:monitor, :down], %{count: 1}, %{monitor: ^monitor, reason: {:closed, :normal}})
-      # They look again and again, and it is told once.
+      # They check repeatedly, and the event comes once.
       eventually!(fn -> :sys.get_state(monitor).open_wait > 80 end)
       eventually!(fn -> :sys.get_state(connection).backoff > 80 end)
       refute_received {[:netlink_port, :connection, :down], _, _}
@@ -287,7 +287,7 @@ defmodule NetlinkPort.TelemetryTest do
       signal!(helper, :STOP)
       datagram = :binary.copy(<<0>>, 1_000_000)
 
-      # On behalf of another node the server itself writes them, and keeps them.
+      # For another node the server itself writes and keeps them.
       for _ <- 1..20,
           do: {:ok, nil} = GenServer.call(server, {:send, socket.handle, datagram, false})
 
@@ -307,7 +307,7 @@ defmodule NetlinkPort.TelemetryTest do
     row = ~r/^  \| `\[:netlink_port, :(\w+), :(\w+)\]` \|/m
     documented = for [_all | name] <- Regex.scan(row, File.read!(catalogue)), do: name
 
-    # Calls of execute/3 and the events that timed/2 is told of; those of one object share a function.
+    # Calls of execute/3, and the events that timed/2 reports. Those of one object share a function.
     told =
       for source <- sources,
           text = File.read!(source),

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.TopTest do
-  # The screen by itself, and against real traffic.
-  # Not beside others: what asks every server of the VM wakes those that are to sleep in their tests.
+  # The screen alone, and with real traffic.
+  # Not async: top asks every server of the VM, and wakes servers that must sleep in their own tests.
   use NetlinkPort.Case, async: false
 
   import ExUnit.CaptureIO
@@ -148,7 +148,7 @@ defmodule NetlinkPort.TopTest do
       lines = Screen.lines(now, now, {24, 200})
       assert length(lines) == 24
       assert List.last(lines) =~ ~r/^\.\.\. and \d+ more$/
-      # Sockets are not pushed off by servers.
+      # Servers do not push sockets off the screen.
       assert Enum.count(lines, &(&1 =~ ~r/^ +\d+ route/)) >= 8
     end
 
@@ -178,7 +178,7 @@ defmodule NetlinkPort.TopTest do
       assert Enum.all?(lines, &String.valid?/1)
       at = fn line, text -> line |> :binary.match(text) |> elem(0) end
       [titles] = Enum.filter(lines, &(&1 =~ "HANDLE"))
-      # Counted in characters: that which stands for what was cut is three bytes long.
+      # Counted in characters: the mark of a cut name has three bytes.
       assert at.(line!(lines, "1"), "MyApp.Owner") in at.(titles, "OWNER")..(at.(titles, "OWNER") +
                                                                                2)
     end
@@ -211,7 +211,7 @@ defmodule NetlinkPort.TopTest do
         send(test, {:socket, socket})
 
         ask = fn -> NetlinkPort.request(socket, 18, <<0::32, 1::32-native, 0::64>>) end
-        # Until the server has gone.
+        # Until the server has ended.
         ask |> Stream.repeatedly() |> Enum.find(&match?({:error, _}, &1))
       end)
 
@@ -236,7 +236,7 @@ defmodule NetlinkPort.TopTest do
     [_handle, "route", "host", _owner, received, _, sent | _] =
       words(line!(lines, "#{socket.handle}"))
 
-    # A request is two datagrams here and one there; the look lies within what was counted around it.
+    # A request is two datagrams here and one there. The figures lie between those counted before and after.
     most = 1.1 * (later.received - before.received) / 0.3
     assert number(received) > 0 and number(received) <= most
     assert_in_delta number(received), 2 * number(sent), 0.1 * number(received) + 2

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.UnprivilegedTest do
-  # The suite's part on namespaces once more, in a VM that has no privileges: as an ordinary user with
-  # a helper that has file capabilities, and as nobody in particular in user namespaces.
+  # Runs the tests of namespaces again in a VM without privileges: as an ordinary user with a helper that has file
+  # capabilities, and in user namespaces.
   use NetlinkPort.Case, async: true
 
   @moduletag root: true, userns: true, init_user_namespace: true, timeout: 300_000
@@ -8,7 +8,7 @@ defmodule NetlinkPort.UnprivilegedTest do
   @suites ~w(namespaces active flow_control native)
   @nobody ~w(--reuid 65534 --regid 65534 --clear-groups)
 
-  # A copy of all that the suite needs, in a folder of that user's alone.
+  # A copy of all that the suite needs, in a folder of that user.
   setup do
     home = tmp_path!("nobody")
     File.mkdir_p!(home)
@@ -28,7 +28,7 @@ defmodule NetlinkPort.UnprivilegedTest do
     %{home: home}
   end
 
-  # Runs the suite as that user, below `wrapper`, without the tests of some tags.
+  # Runs the suite as that user, by the command `wrapper`, without the tests that have some tags.
   defp run(home, wrapper, without, environment) do
     files = for suite <- @suites, do: "test/netlink_port/#{suite}_test.exs"
     requires = Enum.flat_map(["test/test_helper.exs" | files], &["-r", &1])
@@ -37,7 +37,7 @@ defmodule NetlinkPort.UnprivilegedTest do
     opts = [cd: home, env: environment, stderr_to_stdout: true]
     {output, status} = System.cmd("setpriv", @nobody ++ wrapper ++ elixir, opts)
     assert status == 0, output
-    # The latter from Elixir 1.20 on.
+    # The latter since Elixir 1.20.
     [_ | passed] = Regex.run(~r"(\d+) tests, 0 failures|Result: (\d+) passed", output)
     passed = List.last(passed)
     assert String.to_integer(passed) > 60
@@ -50,7 +50,7 @@ defmodule NetlinkPort.UnprivilegedTest do
     File.cp!(helper(), executable)
     {_output, 0} = System.cmd("setcap", ["cap_sys_admin,cap_net_admin+ep", executable])
 
-    # For ip(8) alone: what is under test has no part in it.
+    # For ip(8) alone. The code under test does not use it.
     su = Path.join(home, "su")
     File.cp!(System.find_executable("setpriv"), su)
     {_output, 0} = System.cmd("setcap", ["cap_setuid,cap_setgid+ep", su])
@@ -61,7 +61,7 @@ defmodule NetlinkPort.UnprivilegedTest do
     ])
   end
 
-  # Names of namespaces are mounts: so that there can be some, these have a mount namespace, too.
+  # Names of namespaces are mounts, so that these need a mount namespace, too.
   @mount ["sh", "-c", "mount -t tmpfs tmpfs /run && exec \"$@\"", "sh"]
 
   test "inside unshare -Urn, without any privilege outside", %{home: home} do

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.UserNamespacesTest do
-  # Namespaces that belong to another user namespace than the helper's, entered by a child of it:
-  # rootless containers, seen by a helper with no privileges at all.
+  # Namespaces of a user namespace that is not the helper's. A child of the helper enters them: rootless containers,
+  # and a helper without any privilege.
   use NetlinkPort.Case, async: true
 
   @moduletag root: true, userns: true, init_user_namespace: true
@@ -13,14 +13,14 @@ defmodule NetlinkPort.UserNamespacesTest do
     start_server!([executable: script] ++ opts)
   end
 
-  # A container of that user: a process in user and network namespaces of its own.
+  # A container of that user: a process in its own user and network namespaces.
   defp container! do
     pid = os_process!("setpriv", @nobody ++ ["unshare", "-Urn", "sleep", "600"])
     eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
     pid
   end
 
-  # A refusal would be the next datagram.
+  # A refusal would come as the next datagram.
   defp create_bridge!(socket, name) do
     :ok = NetlinkPort.send(socket, Rtnl.new_bridge(name, 1), wait: true)
     assert name in Rtnl.link_names(socket)
@@ -63,7 +63,7 @@ defmodule NetlinkPort.UserNamespacesTest do
           {250, netns, :socket, 93},
           {:route, {:path, "/etc/passwd"}, :setns, 22},
           {:route, {:path, "/nowhere"}, :open, 2},
-          # The namespaces of root are none of this user's.
+          # The namespaces of root do not belong to this user.
           {:route, root, :open, 13},
           {:route, {:name, other}, :setns, 1}
         ] do
@@ -89,7 +89,7 @@ defmodule NetlinkPort.UserNamespacesTest do
     assert {:ok, %{cookie: nil}} = NetlinkPort.pin(entering, other)
     staying = start_as_nobody!([])
     assert {:ok, %{cookie: nil, inode: ^inode}} = NetlinkPort.pin(staying, container)
-    # A file that the user may not open is refused as ever.
+    # A file that the user may not open is refused as usual.
     root = {:pid, os_process!("sleep", ["600"])}
     assert {:error, %Error{stage: :open, reason: :eacces}} = NetlinkPort.pin(staying, root)
   end
@@ -140,7 +140,7 @@ defmodule NetlinkPort.UserNamespacesTest do
     assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: :host)
   end
 
-  # The filter of the fault is installed by root.
+  # Root installs the filter of the fault.
   defp start_injected_as_nobody!(fault, opts \\ []) do
     injected = "#{fixture!("inject")} #{fault} setpriv #{Enum.join(@nobody, " ")}"
     script = script!("exec #{injected} #{public!(helper())} \"$@\"")
@@ -169,7 +169,7 @@ defmodule NetlinkPort.UserNamespacesTest do
     end
   end
 
-  # Who rules a user namespace may signal what joins it.
+  # The owner of a user namespace may signal processes that join it.
   test "a child that is stopped there does not outlive the helper that waits for it" do
     hold = tmp_path!("hold")
     on_exit(fn -> File.rm(hold <> ".held") end)

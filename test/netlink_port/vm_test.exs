@@ -1,11 +1,11 @@
 defmodule NetlinkPort.VMTest do
-  # The death and the end of a whole VM: no helper stays behind, and nothing hangs.
+  # The crash and the orderly end of a whole VM: no helper stays behind, and nothing hangs.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
 
-  # Runs a script in a VM of its own, with this library; returns its port and its OS pid. It prints
-  # lines, which arrive as `{port, {:data, {:eol, line}}}`.
+  # Runs a script in another VM, with this library. Returns its port and its OS pid. It prints lines, which arrive as
+  # `{port, {:data, {:eol, line}}}`.
   defp vm!(script, environment \\ [], command \\ "exec elixir") do
     path = tmp_path!("vm.exs")
     File.write!(path, script)
@@ -71,8 +71,8 @@ defmodule NetlinkPort.VMTest do
     end
   end
 
-  # The server is supervised by a script and by no application, so that only its witness can stop it
-  # in order; suspended, it cannot even be asked.
+  # A script supervises the server, and no application does, so that only the witness can stop it in order. The
+  # server is suspended, and cannot even be asked.
   test "System.stop returns with a stopped helper and a full queue" do
     # Both at once, since each waits for deadlines.
     vms =
@@ -92,7 +92,7 @@ defmodule NetlinkPort.VMTest do
             Process.sleep(:infinity)
             """,
           [],
-          # The script is ended where it sleeps, and says so.
+          # The script is killed while it sleeps, and says so.
           "exec 2>/dev/null; exec elixir"
         )
       end
@@ -115,7 +115,7 @@ defmodule NetlinkPort.VMTest do
       {:ok, _} = Supervisor.start_link([child], strategy: :one_for_one)
       {:ok, %{os_pid: helper}} = NetlinkPort.info(NetlinkPort)
       {:ok, socket} = NetlinkPort.open(:route, netns: {:name, "#{netns}"}, groups: [5])
-      # Calls are on their way all the time; the time of one may run out meanwhile.
+      # Calls are made all the time. One of them may time out meanwhile.
       ask = fn ask -> _answer = NetlinkPort.info(socket); ask.(ask) end
       spawn(fn -> ask.(ask) end)
       IO.puts(helper)
@@ -130,7 +130,7 @@ defmodule NetlinkPort.VMTest do
     signal!(vm, :STOP)
     Process.sleep(2_500)
     signal!(vm, :CONT)
-    # Longer than the deadline and the last chance take.
+    # Longer than the deadline and the last chance together.
     Process.sleep(2_500)
     ip!(["-n", netns, "addr", "add", "10.0.0.1/32", "dev", "lo"])
     assert line!(port) == "flowing"
@@ -158,7 +158,7 @@ defmodule NetlinkPort.VMTest do
         start = System.os_time(:second)
 
         for jump <- [86_400, -86_400, 0] do
-          # One who waits already when the clock jumps.
+          # A caller that waits already when the clock jumps.
           waiting = Task.async(fn -> NetlinkPort.recv(socket, 30_000) end)
           waits? = fn -> map_size(:sys.get_state(server).sockets.monitors) == 2 end
           Enum.find(Stream.repeatedly(waits?), & &1)
@@ -168,7 +168,7 @@ defmodule NetlinkPort.VMTest do
           :ok = NetlinkPort.send(socket, request)
           {:ok, _datagram} = Task.await(waiting, 30_000)
 
-          # Some pings, and deadlines that pass.
+          # Some pings, and some deadlines that pass.
           for _ <- 1..5 do
             {:error, %{reason: :etimedout}} = NetlinkPort.recv(socket, 100)
             {:ok, %{os_pid: ^helper}} = NetlinkPort.info(NetlinkPort)
@@ -186,7 +186,7 @@ defmodule NetlinkPort.VMTest do
     for line <- ["86400", "-86400", "0", "nothing else"], do: assert(line!(port) == line)
   end
 
-  # Everything a VM loads on demand takes a descriptor, too.
+  # Modules that the VM loads on demand take a descriptor, too.
   @load """
   for app <- [:kernel, :stdlib, :elixir, :logger, :netlink_port] do
     _loaded = Application.load(app)
@@ -232,7 +232,7 @@ defmodule NetlinkPort.VMTest do
     signal!(helper, :STOP)
     Port.command(port, "go\n")
     assert line!(port) == "stuck"
-    # The witness has tried by now, in vain.
+    # The witness has tried by now, without success.
     Process.sleep(1_000)
     assert running?(helper)
     Port.command(port, "go\n")

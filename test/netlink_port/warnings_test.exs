@@ -1,5 +1,5 @@
 defmodule NetlinkPort.WarningsTest do
-  # What the kernel says with a success; and sentences that depend on who has refused.
+  # Warnings of the kernel with a success, and sentences that depend on which part has refused.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Attr, Connection, ExtAck}
@@ -64,7 +64,7 @@ defmodule NetlinkPort.WarningsTest do
     assert told =~ quantum
     batch = [{@newtclass, flags, class(5)}, {@newtclass, flags, class(6)}]
     assert {:ok, [ok: [], ok: []]} = NetlinkPort.batch(socket, batch)
-    # Only the last is acked, unless others ask for it.
+    # Only the last message is acked, unless the others ask for it.
     batch = [{@newtclass, [:ack | flags], class(7)}, {@newtclass, flags, class(8)}]
 
     assert {:ok, [{:ok, [], one}, {:ok, [], two}]} =

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.WireTest do
-  # What the library encodes is what the program reads: its decoder, without the program, says what it
-  # has read (test/fixtures/decoder.rs).
+  # The helper reads what the library encodes: its decoder, without the helper, says what it has read
+  # (test/fixtures/decoder.rs).
   use NetlinkPort.Case, async: true
 
   import Bitwise, only: [<<<: 2]
@@ -18,7 +18,7 @@ defmodule NetlinkPort.WireTest do
     %{decoder: port}
   end
 
-  # What it reads in a frame: a command in Rust's notation, and a term encoded again.
+  # What the decoder reads in a frame: a command in Rust's notation, and a term that is encoded again.
   defp read(port, frame) do
     Port.command(port, frame)
     {receive_frame(port), receive_frame(port)}
@@ -33,7 +33,7 @@ defmodule NetlinkPort.WireTest do
     end
   end
 
-  ## A command as Rust writes it
+  # A command in Rust's notation
 
   defp command(reference, command), do: "Ok((Reference(#{reference}), Ok(#{shown(command)})))"
 
@@ -111,7 +111,7 @@ defmodule NetlinkPort.WireTest do
     end
   end
 
-  # PropEr, where it is installed (Debian: erlang-proper).
+  # PropEr, if it is installed (Debian: erlang-proper).
   if Code.ensure_loaded?(:proper) do
     describe "properties" do
       @describetag timeout: 120_000
@@ -144,7 +144,7 @@ defmodule NetlinkPort.WireTest do
         end)
       end
 
-      # Whatever is encoded: a command's term is read back, and any other is refused.
+      # Any frame: the term of a command is read back, and any other is refused.
       test "any term is read back, or refused where no command has it", %{decoder: decoder} do
         nesting = :proper_types.list(:proper_types.oneof([exactly(:tuple), exactly(:list)]))
         leaf = :proper_types.oneof([:proper_types.any(), wide_integer(), :proper_types.binary()])
@@ -166,7 +166,7 @@ defmodule NetlinkPort.WireTest do
 
       defp same?(frame, term), do: :erlang.binary_to_term(frame, [:safe]) === term
 
-      # What a command may be made of, docs/protocol.md.
+      # The terms of a command, docs/protocol.md.
       defp readable?(_term, 0), do: false
       defp readable?(integer, _) when is_integer(integer), do: abs(integer) <= @max_integer
       defp readable?(atom, _) when is_atom(atom), do: byte_size(Atom.to_string(atom)) <= 255
@@ -177,7 +177,7 @@ defmodule NetlinkPort.WireTest do
       end
 
       defp readable?(list, depth) when is_list(list) do
-        # A list of bytes is a string, which nests no deeper.
+        # A list of bytes is a string, which does not nest deeper.
         not List.improper?(list) and
           (Enum.all?(list, &(&1 in 0..255)) or Enum.all?(list, &readable?(&1, depth - 1)))
       end
@@ -251,8 +251,8 @@ defmodule NetlinkPort.WireTest do
       defp protocol, do: number(-0x80000000, 0x7FFFFFFF)
       defp wide_integer, do: number(-(1 <<< 70), 1 <<< 70)
 
-      # PropEr draws from a wide range little but its small numbers. So these are about powers of
-      # two, the edges of each length on the wire among them.
+      # PropEr draws small numbers from a wide range. These are around powers of two, which include the limits of each
+      # length on the wire.
       defp number(least, most) do
         :proper_types.oneof(
           for bit <- 0..70,
@@ -266,7 +266,7 @@ defmodule NetlinkPort.WireTest do
 
       defp exactly(term), do: :proper_types.exactly(term)
 
-      # Fails with what PropEr has shrunk the counterexample to.
+      # Fails with the counterexample that PropEr has shrunk.
       defp check(type, count, property) do
         options = [:quiet, :long_result, numtests: count]
         assert :proper.quickcheck(:proper.forall(type, property), options) == true

@@ -4,7 +4,7 @@ defmodule Soak.Chaos do
 
   alias Soak.{Ledger, World}
 
-  # Of several, each has its own share of the namespaces.
+  # Several of them share the namespaces.
   def start(config, share), do: spawn_link(fn -> loop(Map.put(config, :share, share)) end)
 
   @doc "Waits until it has finished what it was at; `go_on/1` starts it again."
@@ -43,7 +43,7 @@ defmodule Soak.Chaos do
     Process.sleep(:rand.uniform(1_000))
     if Process.alive?(pid), do: :erlang.resume_process(pid)
   rescue
-    # It has been killed.
+    # The process has been killed.
     ArgumentError -> :ok
   end
 
@@ -81,17 +81,17 @@ defmodule Soak.Chaos do
     World.create(index)
   end
 
-  # A supervisor tries again by itself only where it has restarted a child by itself.
+  # A supervisor tries again by itself only if it has restarted a child by itself.
   defp restart(config, name) do
     case Supervisor.restart_child(config.supervisor, name) do
       {:ok, _server} ->
         :ok
 
-      # Another has been faster.
+      # Another process has been faster.
       {:error, reason} when reason in [:running, :restarting] ->
         :ok
 
-      # Killed by another, while it was starting.
+      # Killed by another process, while it was starting.
       {:error, :killed} ->
         restart(config, name)
 

@@ -1,6 +1,6 @@
 defmodule Soak.Ledger do
   @moduledoc false
-  # What was done, counted; what went wrong, word for word; and who is in the middle of which call.
+  # Counts operations, records errors word for word, and knows which process is in which call.
 
   @counts :soak_counts
   @wrongs :soak_wrongs

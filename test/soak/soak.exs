@@ -1,6 +1,6 @@
-# Random operations from 100 processes over 50 namespaces, with storms of events, and kills of owners,
-# servers and helpers. Ends by checking that every call was answered once, every event came in order
-# to its owner or was told as lost, and nothing has grown.
+# Random operations of 100 processes in 50 namespaces, with storms of events, and kills of owners, servers and
+# helpers. At the end it checks that every call was answered once, that every event reached its owner in order or
+# was reported as lost, and that nothing has grown.
 #
 #     SOAK_SECONDS=300 SOAK_SEED=1 make soak        (root)
 
@@ -14,9 +14,9 @@ defmodule Soak do
   @namespaces 50
   @storms 10
   @chaos 2
-  # A call takes at most its timeout, the grace of a server that is late, and a suspension.
+  # A call takes at most its timeout, the grace for a late server, and a suspension.
   @longest_call 30_000
-  # The program's buffers are bounded: 1 MiB to receive, 256 KiB of commands, answers, and the code.
+  # The helper's buffers are bounded: 1 MiB to receive, 256 KiB of commands, answers, and the code.
   @most_rss_kb 8_192
 
   def run(seconds, seed) do
@@ -34,7 +34,7 @@ defmodule Soak do
 
   defp soak(world, seconds, seed) do
     children = for name <- @servers, do: child(name)
-    # More restarts than a supervisor would bear elsewhere.
+    # More restarts than supervisors usually allow.
     limits = [strategy: :one_for_one, max_restarts: 1_000_000, max_seconds: 1]
     {:ok, supervisor} = Supervisor.start_link(children, limits)
 
@@ -80,7 +80,7 @@ defmodule Soak do
     :ets.insert(config.workers, {number, pid})
   end
 
-  # Replaces owners that were killed; any other end is one that must not happen.
+  # Replaces owners that were killed. Any other end is an error.
   defp keep_up(config, deadline) do
     receive do
       {:DOWN, _monitor, :process, pid, reason} ->
@@ -102,7 +102,7 @@ defmodule Soak do
 
   ## At rest
 
-  # Everything stops; then what there is, is counted.
+  # Stops everything, then counts what is left.
   defp at_rest(config, chaos) do
     Enum.each(chaos, &Chaos.pause/1)
     for {_index, storm} <- config.storms, do: Storm.pause(storm)
@@ -112,7 +112,7 @@ defmodule Soak do
     settle(config, now() + 30_000)
   end
 
-  # One that was just killed is on its way up again.
+  # A server that was just killed is starting again.
   defp await_servers(config, deadline) do
     down = for name <- config.servers, not match?({:ok, _}, NetlinkPort.info(name)), do: name
 
@@ -135,7 +135,7 @@ defmodule Soak do
     Enum.each(chaos, &Chaos.go_on/1)
   end
 
-  # One that dies of it has a successor, which is made quiet, too.
+  # A server that dies of it is restarted, and made quiet, too.
   defp quiesce(config, number) do
     [{^number, pid}] = :ets.lookup(config.workers, number)
     send(pid, {:quiesce, self()})
@@ -152,7 +152,7 @@ defmodule Soak do
     end
   end
 
-  # What is on its way to its end gets a moment: until two looks a second apart are the same.
+  # Processes that are ending get time: until two counts a second apart are the same.
   defp settle(config, deadline) do
     one = figures(config)
     Process.sleep(1_000)
@@ -186,11 +186,11 @@ defmodule Soak do
     String.to_integer(kb)
   end
 
-  # Helpers of this VM, zombies too: children of erl_child_setup, which is a child of ours.
+  # Helpers of this VM, zombies included: children of erl_child_setup, which is a child of this VM.
   defp programs do
     {setup, _status} = System.cmd("pgrep", ["-P", System.pid()])
     {all, _status} = System.cmd("pgrep", ["-c", "-P", setup |> String.split() |> Enum.join(",")])
-    # pgrep itself is one.
+    # pgrep itself is one of them.
     all |> String.trim() |> String.to_integer()
   end
 
@@ -230,7 +230,7 @@ defmodule Soak do
         before[key] != later[key],
         do: Ledger.wrong({:grown, key, before[key], later[key]})
 
-    # Of the VM's own making: allocators keep some of what they had at the peak.
+    # Of the VM itself: allocators keep some of their peak.
     if later.memory_kb > before.memory_kb + 8_192,
       do: Ledger.wrong({:grown, :memory_kb, before, later})
 

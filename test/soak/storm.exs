@@ -1,17 +1,17 @@
 defmodule Soak.Storm do
   @moduledoc false
-  # Events of one namespace, one after the other for ever: routes that come and go, numbered so that
-  # whoever listens knows which one is next.
+  # Endless events in one namespace: routes that come and go, with numbers, so that an owner knows which one comes
+  # next.
 
   use GenServer
 
   alias NetlinkPort.Rtnl
   alias Soak.{Ledger, World}
 
-  # Routes of a batch. Batch `b` adds routes b*@size + 0.. and takes the same away.
+  # Routes of a batch. Batch `b` adds routes b*@size + 0.. and removes them again.
   @size 400
   @numbers 0x1000000
-  # How long it rests between two batches, in ms, at most.
+  # The longest rest between two batches, in ms.
   @longest_calm 4_000
 
   @doc "RTNLGRP_IPV4_ROUTE."
@@ -81,7 +81,7 @@ defmodule Soak.Storm do
     {:noreply, %{state | batch: state.batch + 1}, :rand.uniform(@longest_calm)}
   end
 
-  # Who held it and was too late to be heard.
+  # Holders that were too late to be heard.
   def handle_info({:go_on, _holder}, state), do: {:noreply, state, 0}
 
   defp destination(n), do: "10.#{div(n, 65_536)}.#{rem(div(n, 256), 256)}.#{rem(n, 256)}"

@@ -1,12 +1,12 @@
 defmodule Soak.Worker do
   @moduledoc false
-  # An owner of sockets that does one thing after the other, by chance, and checks everything that it
-  # hears: that it is its own, that it comes in order, that nothing is missing that was not told.
+  # An owner of sockets that does random operations and checks every message: that it is for this owner, that it
+  # comes in order, and that every gap was reported.
 
   alias NetlinkPort.{Error, Native}
   alias Soak.{Ledger, Storm, World}
 
-  # How long something may take that must happen, in ms.
+  # How long something that must happen may take, in ms.
   @patience 20_000
   # How much longer than its timeout a caller waits for a server, in ms.
   @grace 5_000
@@ -16,7 +16,7 @@ defmodule Soak.Worker do
     @moduledoc false
     # `kind` is :events, numbered from `base`, or :requests. `mode` is that of the events.
     @enforce_keys [:socket, :kind, :index]
-    # `ours?` is false from when another owner has begun to give it until it has done so.
+    # `ours?` is false while another owner gives the socket to this one.
     defstruct [
       :socket,
       :kind,
@@ -31,8 +31,8 @@ defmodule Soak.Worker do
     ]
   end
 
-  # `over` are sockets that are closed, and may still be said to be, once; of those in `void` it is
-  # not known who owns them.
+  # `over` has closed sockets, whose end may still be reported, once. `void` has sockets whose owner is not
+  # known.
   defstruct [:number, :config, subs: %{}, over: MapSet.new(), void: MapSet.new(), sequence: 1]
 
   def start(number, config) do
@@ -64,7 +64,7 @@ defmodule Soak.Worker do
 
   ## Hearing
 
-  # Takes what is there; waits `patience` ms at most for the first.
+  # Takes the messages that are there. Waits at most `patience` ms for the first.
   defp hear(state, patience) do
     receive do
       message -> state |> heard(message) |> hear(0)
@@ -95,7 +95,7 @@ defmodule Soak.Worker do
     end
   end
 
-  # Comes before whatever the socket brings, and before it may be used.
+  # Comes before all messages of the socket, and before the socket may be used.
   defp heard(state, {:take, sub}), do: put(state, %{sub | ours?: false})
 
   defp heard(state, {:yours, handle}) do
@@ -117,7 +117,7 @@ defmodule Soak.Worker do
 
   defp heard(state, other), do: wrong(state, {:unknown_message, other})
 
-  # What is on its way to sockets that are closed may still come; the rest is as wrong as ever.
+  # Messages in flight to closed sockets may still come. All others are errors.
   defp quiet(state) do
     receive do
       :go_on -> state
@@ -224,7 +224,7 @@ defmodule Soak.Worker do
     end)
   end
 
-  # A socket that is gone must have been said to be gone, or be about to.
+  # The end of a socket must have been reported, or be reported soon.
   defp act(state, :info) do
     with_any(state, fn %{socket: socket} = sub ->
       case Ledger.call(:info, fn -> NetlinkPort.info(socket) end) do
@@ -309,7 +309,7 @@ defmodule Soak.Worker do
     with_any(state, fn sub -> if taker == self(), do: state, else: give(state, sub, taker) end)
   end
 
-  # While the storm holds still: everything that it has sent was seen, or told as lost.
+  # While the storm pauses: every event that it has sent was received, or reported as lost.
   defp act(state, :reconcile) do
     with_any(state, fn sub ->
       if sub.kind == :events do
@@ -324,7 +324,7 @@ defmodule Soak.Worker do
     end)
   end
 
-  # One event at a time would take too long for what has come together.
+  # Taking one event at a time would take too long.
   defp hurry(state, %{mode: false}), do: state
 
   defp hurry(state, %{socket: socket} = sub) do
@@ -334,7 +334,7 @@ defmodule Soak.Worker do
     end
   end
 
-  # As long as less and less is missing, it is on its way.
+  # While fewer and fewer events are missing, they are on their way.
   defp reconcile(state, handle, sent, {before, deadline}) do
     case state.subs do
       %{^handle => sub} ->
@@ -371,7 +371,7 @@ defmodule Soak.Worker do
 
   defp received(state, sub, failed), do: state |> told(sub, failed) |> hear(0)
 
-  # A socket that answers with the name of another namespace would be the worst of all.
+  # The worst error: a socket that answers with the name of another namespace.
   defp request(state, how) do
     case for {_handle, %{kind: :requests, ours?: true} = sub} <- state.subs, do: sub do
       [] ->
@@ -398,7 +398,7 @@ defmodule Soak.Worker do
         case World.read_answer(datagram) do
           {^sequence, ^marker} -> state
           {^sequence, :not_yet} -> state
-          # An earlier one, of a request whose recv had timed out.
+          # An earlier answer, to a request whose recv had timed out.
           {earlier, ^marker} when earlier < sequence -> answer(state, sub, sequence)
           {earlier, :not_yet} when earlier < sequence -> answer(state, sub, sequence)
           other -> wrong(state, {:wrong_answer, sub, sequence, other})
@@ -420,7 +420,7 @@ defmodule Soak.Worker do
         %{state | subs: Map.delete(state.subs, handle)}
 
       {:error, error} ->
-        # Whose it is now is not known. ESRCH: the taker has been killed.
+        # The owner is not known now. ESRCH: the new owner has been killed.
         send(taker, {:untake, handle})
         _ok = Ledger.call(:close, fn -> NetlinkPort.close(sub.socket) end)
 
@@ -434,8 +434,8 @@ defmodule Soak.Worker do
     end
   end
 
-  # After close/1 nothing comes but, where the helper died at the same time, the word of that. A server
-  # that did not answer in time closes the socket when it comes to it.
+  # After close/1 nothing comes, except a message about the helper's death if it died at the same time. A server that
+  # did not answer in time closes the socket later.
   defp close(state, %{socket: %{link: link} = socket}) do
     began = now()
     :ok = Ledger.call(:close, fn -> NetlinkPort.close(socket) end)
@@ -476,7 +476,7 @@ defmodule Soak.Worker do
   defp told(state, _sub, ok) when ok == :ok or elem(ok, 0) == :ok, do: state
   defp told(state, sub, {:error, error}), do: expected(state, error, sub.index)
 
-  # What may go wrong where helpers, servers and namespaces come and go.
+  # Errors that are expected while helpers, servers and namespaces come and go.
   defp expected(state, %Error{} = error, index) do
     stays? = index in Map.keys(state.config.storms)
 

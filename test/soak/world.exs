@@ -1,10 +1,10 @@
 defmodule Soak.World do
   @moduledoc false
-  # The namespaces. Each has a bridge that names it, and a process that lives in it.
+  # The namespaces. Each has a bridge whose name identifies it, and a process.
 
   alias NetlinkPort.Rtnl
 
-  # The index of the link that is made first.
+  # The index of the first link that is made.
   @marker 2
 
   @enforce_keys [:count]
@@ -35,7 +35,7 @@ defmodule Soak.World do
     :ets.insert(__MODULE__, {index, pid})
   end
 
-  # Until it has entered the namespace it is in the host's.
+  # Until the process has entered the namespace it is in the host's.
   defp settle(pid, path) do
     inode = File.stat!(path).inode
 
@@ -68,7 +68,7 @@ defmodule Soak.World do
   def read_answer(datagram) do
     case Rtnl.messages(datagram) do
       [{16, sequence, payload}] -> {sequence, Rtnl.link_name(payload)}
-      # A namespace that is being made has no marker yet: ENODEV.
+      # A namespace that is being made has no bridge yet: ENODEV.
       [{2, sequence, <<-19::32-signed-native, _::binary>>}] -> {sequence, :not_yet}
       other -> {:unexpected, other}
     end

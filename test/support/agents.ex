@@ -1,24 +1,25 @@
 defmodule NetlinkPort.Agents do
   @moduledoc false
-  # A controller and agents, each a node in a network namespace of its own, joined by veth to a bridge in
-  # the controller's. The VM of the tests is no node: it speaks with each over its standard input and
-  # output, which no lost connection cuts. There is no epmd: all listen at one port, at addresses of their own.
+  # A controller and agents. Each is a node in its own network namespace, connected by veth to a bridge in the
+  # controller's namespace. The VM of the tests is no node: it talks to each node over standard input and output,
+  # so that a lost connection does not cut it off. There is no epmd: each node listens at the same port, at its own
+  # address.
 
   import ExUnit.Callbacks
   import NetlinkPort.Case
 
   alias NetlinkPort.Remote
 
-  # Any but that of epmd, which the nodes look for in vain.
+  # Any port except that of epmd, which does not run.
   @port "4370"
-  # In s: a connection without a word is lost after three to five of them. Nothing sensible is less.
+  # In s. A silent connection is lost after 3 to 5 s, and no smaller value makes sense.
   @ticktime "4"
-  # How long a node that does not answer is tried, in s.
+  # How long a connection to a node that does not answer is tried, in s.
   @setup_time "2"
 
   defstruct [:name, :netns, :address, :node, :log, :peer, :os_pid]
 
-  @doc "Namespaces and links, then the nodes, all at once; each agent with a server, `MyApp.Netlink`."
+  @doc "Makes the namespaces and links, then starts all nodes at once, each agent with a server `MyApp.Netlink`."
   def start!(count) do
     controller = place!("controller", 1)
     agents = for n <- 1..count, do: place!("agent#{n}", n + 1)
@@ -37,7 +38,7 @@ defmodule NetlinkPort.Agents do
 
   defp place!(name, n) do
     netns = netns!()
-    # Before the namespace goes, with all that runs there.
+    # Before the namespace is deleted: on_exit callbacks run in reverse order.
     on_exit(fn -> for pid <- pids(netns), do: as_root("kill", ["-KILL", pid]) end)
     address = "10.77.0.#{n}"
     node = :"#{name}@#{address}"

@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Case do
   @moduledoc false
-  # Namespaces, servers and helpers for tests. Namespaces have names that no one else uses, and are
-  # deleted when their test ends, whichever way; what a killed run left behind goes at the next start.
+  # Namespaces, servers and helpers for tests. Names of namespaces are unique. A namespace is deleted when its
+  # test ends, also if the test fails. The next run deletes namespaces of a run that was killed.
 
   use ExUnit.CaseTemplate
 
@@ -21,7 +21,8 @@ defmodule NetlinkPort.Case do
   @doc "Makes a namespace with its loopback up; returns its name."
   def netns! do
     name = "#{@prefix}#{System.pid()}-#{System.unique_integer([:positive])}"
-    # Its status is that of the way home, which is closed to it inside unshare -Ur.
+
+    # The status is not checked: inside unshare -Ur ip(8) makes the namespace, and then cannot return from it.
     {output, _status} = as_root("ip", ["netns", "add", name])
     on_exit(fn -> as_root("ip", ["netns", "del", name]) end)
     File.exists?(netns_path(name)) || raise("ip netns add #{name}: #{output}")
@@ -33,10 +34,10 @@ defmodule NetlinkPort.Case do
 
   defp id(flag), do: "id" |> System.cmd([flag]) |> elem(0) |> String.trim()
 
-  @doc "The inode of a namespace file: what tells namespaces apart."
+  @doc "The inode of a namespace file, which identifies the namespace."
   def inode(path), do: File.stat!(path).inode
 
-  @doc "Runs ip(8); raises with what it printed when it fails."
+  @doc "Runs ip(8). Raises with its output if it fails."
   def ip!(arguments) do
     case as_root("ip", arguments) do
       {output, 0} -> output
@@ -44,8 +45,8 @@ defmodule NetlinkPort.Case do
     end
   end
 
-  # A suite that runs as an ordinary user is given a command to run others as root with, for what it
-  # needs beside the helper: unprivileged_test.exs.
+  # A suite that runs as an ordinary user gets a command that runs other commands as root, such as sudo, for what
+  # it needs beside the helper: unprivileged_test.exs.
   @doc "Runs a program as root."
   def as_root(program, arguments) do
     [program | arguments] = su() ++ [program | arguments]
@@ -54,7 +55,7 @@ defmodule NetlinkPort.Case do
 
   defp su, do: String.split(System.get_env("NETLINK_PORT_TEST_SU", ""))
 
-  @doc "A process in a namespace, of the user that runs the suite; returns its process id."
+  @doc "Starts a process of the suite's user in a namespace. Returns its process id."
   def sleeper!(netns) do
     user =
       if su() == [],
@@ -74,7 +75,7 @@ defmodule NetlinkPort.Case do
     ip!(["-n", name, "-batch", path])
   end
 
-  @doc "Deletes namespaces of runs that are over."
+  @doc "Deletes the namespaces of runs that have ended."
   def sweep do
     for @prefix <> rest = name <- ls("/run/netns"),
         [pid | _] = String.split(rest, "-"),
@@ -96,7 +97,7 @@ defmodule NetlinkPort.Case do
 
   defp searchable?(path), do: (File.stat!(path).mode &&& 0o001) == 0o001
 
-  @doc "A path of this test's own, deleted when it ends."
+  @doc "A unique path, deleted when the test ends."
   def tmp_path!(name) do
     path = Path.join(System.tmp_dir!(), "#{@prefix}#{System.pid()}-#{unique()}-#{name}")
     on_exit(fn -> File.rm_rf!(path) end)
@@ -106,9 +107,8 @@ defmodule NetlinkPort.Case do
   defp unique, do: System.unique_integer([:positive])
 
   @doc """
-  A copy of a file or a folder that every user can reach and read, and run where root can. The clone may
-  lie in a folder that is closed to others, and the umask may have closed all that was built: what a
-  second user runs comes from here.
+  Copies a file or a folder so that every user can reach, read and run it. A second user runs such copies, since
+  the clone may be in a folder that other users cannot enter, and a umask may have closed the built files.
   """
   def public!(source) do
     copy = tmp_path!(Path.basename(source))
@@ -128,15 +128,15 @@ defmodule NetlinkPort.Case do
     {String.to_integer(a), String.to_integer(b)} >= {major, minor}
   end
 
-  @doc "Whether `cookie` is what the kernel tells of a namespace: SO_NETNS_COOKIE, since Linux 5.14."
+  @doc "Whether `cookie` is a value that the kernel may report: SO_NETNS_COOKIE exists since Linux 5.14."
   def cookie?(nil), do: not linux?(5, 14)
   def cookie?(cookie), do: is_integer(cookie) and linux?(5, 14)
 
   ## Servers and helpers
 
   @doc """
-  Starts a server under the test's supervisor, which does not restart it unless told so by `restart:`;
-  returns its pid.
+  Starts a server under the test's supervisor, and returns its pid. `restart:` is that of the child specification,
+  and defaults to `:temporary`.
   """
   def start_server!(opts \\ []) do
     {restart, opts} = Keyword.pop(opts, :restart, :temporary)
@@ -145,7 +145,7 @@ defmodule NetlinkPort.Case do
     start_supervised!(spec)
   end
 
-  # What the environment of the suite asks for: another executable, say.
+  # Options from the environment of the suite, such as another executable.
   defp server_options do
     {opts, _binding} = Code.eval_string(System.get_env("NETLINK_PORT_TEST_SERVER", "[]"))
     opts
@@ -168,10 +168,10 @@ defmodule NetlinkPort.Case do
     fds
   end
 
-  @doc "Whether a command is on its way to a server's helper."
+  @doc "Whether a command waits for the answer of a server's helper."
   def awaited?(server), do: :ets.info(:sys.get_state(server).link.board, :size) > 1
 
-  @doc "Sends a signal to a process this test has started."
+  @doc "Sends a signal to a process that this test has started."
   def signal!(os_pid, name) do
     {_output, 0} = System.cmd("kill", ["-#{name}", "#{os_pid}"], stderr_to_stdout: true)
     :ok
@@ -185,7 +185,7 @@ defmodule NetlinkPort.Case do
     end
   end
 
-  @doc "Starts a program that is killed when the test ends; returns its process id."
+  @doc "Starts a program, which is killed when the test ends. Returns its process id."
   def os_process!(program, arguments) do
     executable = System.find_executable(program) || raise "there is no #{program}"
     port = Port.open({:spawn_executable, executable}, args: arguments)
@@ -194,10 +194,10 @@ defmodule NetlinkPort.Case do
     os_pid
   end
 
-  @doc "A deadline in ms, longer on a machine that is slow: see NetlinkPort.Pace."
+  @doc "A deadline in ms, longer on a slow machine: see NetlinkPort.Pace."
   defdelegate within(ms), to: NetlinkPort.Pace
 
-  @doc "Waits until `fun` is true; fails the test after `timeout` ms, or more on a machine that is slow."
+  @doc "Waits until `fun` returns true. Fails the test after `timeout` ms, or later on a slow machine."
   def eventually!(fun, timeout \\ 5_000) do
     timeout = within(timeout)
     deadline = System.monotonic_time(:millisecond) + timeout
@@ -218,13 +218,13 @@ defmodule NetlinkPort.Case do
     end
   end
 
-  @doc "Runs `fun` in a process of its own, which the test can kill; its result is sent to the test."
+  @doc "Runs `fun` in a new process, which the test can kill. The process sends the result to the test."
   def spawn_reporting(fun) do
     test = self()
     spawn(fn -> send(test, {:result, self(), fun.()}) end)
   end
 
-  @doc "A process that does nothing until it is told to stop."
+  @doc "A process that does nothing until it is sent `:stop`."
   def idle_process do
     pid = spawn(fn -> receive do: (:stop -> :ok) end)
     on_exit(fn -> Process.exit(pid, :kill) end)
@@ -241,10 +241,10 @@ defmodule NetlinkPort.Case do
     path
   end
 
-  @doc "The path of a program of test/fixtures/, which test_helper.exs has built."
+  @doc "The path of a program of test/fixtures/. test_helper.exs builds them."
   def fixture!(name), do: Path.expand("../../target/release/examples/#{name}", __DIR__)
 
-  @doc "Starts a server whose helper fails at a system call: `SYSCALL ERRNO WHEN`, see inject.rs."
+  @doc "Starts a server with a helper in which a system call fails: `SYSCALL ERRNO WHEN`, see inject.rs."
   def start_injected!(fault, opts \\ []) do
     script = script!("exec #{fixture!("inject")} #{fault} #{helper()} \"$@\"")
     start_server!([executable: script] ++ opts)

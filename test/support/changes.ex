@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Changes do
   @moduledoc false
-  # Random changes to the links and IPv4 routes of a namespace, each of which the kernel carries out:
-  # what there is is remembered.
+  # Random changes to the links and IPv4 routes of a namespace. The kernel refuses none of them, since this module
+  # keeps track of the links and routes that exist.
 
   alias NetlinkPort.Attr
 
@@ -16,13 +16,13 @@ defmodule NetlinkPort.Changes do
   @routes 2_000
   @links 20
   @lo 1
-  # Link n has the interface index @lo + n. It is no bridge: to delete a bridge the kernel holds RTNL for 16 ms.
+  # Link n has the interface index @lo + n. Links are no bridges, since the kernel holds RTNL for 16 ms to delete one.
   @up 1
 
-  # `routes` is the interface index of each, `links` whether each is up, by index.
+  # `routes` has the interface index of each route, `links` whether the link with an index is up.
   defstruct [:socket, :random, routes: %{}, links: %{@lo => true}]
 
-  @doc "Changes over a socket in the namespace, from a seed."
+  @doc "Starts the changes of a seed, made over a socket in the namespace."
   def new(socket, seed) do
     random = :rand.seed_s(:exsss, seed)
     %__MODULE__{socket: socket, random: random}
@@ -42,7 +42,7 @@ defmodule NetlinkPort.Changes do
     {number, %{changes | random: random}}
   end
 
-  # Links are slow to make and to delete: most changes are those of routes.
+  # It takes long to make or delete a link, so that most changes are to routes.
   defp next(changes) do
     case random(changes, 1_000) do
       {n, changes} when n <= 2 -> link(changes)
@@ -95,7 +95,7 @@ defmodule NetlinkPort.Changes do
     case changes.routes do
       %{^n => present} when what > 1 ->
         changes = %{changes | routes: Map.delete(changes.routes, n)}
-        # A protocol of 0 is any.
+        # The protocol 0 stands for any.
         {{@delroute, [], rtmsg(n, 0, present)}, changes}
 
       routes ->
@@ -110,7 +110,7 @@ defmodule NetlinkPort.Changes do
     {list |> Enum.sort() |> Enum.at(n - 1), changes}
   end
 
-  # They go with their interface, when it is deleted or goes down.
+  # The kernel deletes the routes of an interface when the interface is deleted or goes down.
   defp without_routes(changes, index) do
     %{changes | routes: changes.routes |> Enum.reject(&(elem(&1, 1) == index)) |> Map.new()}
   end

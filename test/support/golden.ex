@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Golden do
   @moduledoc false
-  # Datagrams as the kernel wrote them: test/golden/netlink.txt.
+  # Datagrams recorded from the kernel: test/golden/netlink.txt.
 
   @path Path.expand("../golden/netlink.txt", __DIR__)
   @external_resource @path
@@ -14,6 +14,6 @@ defmodule NetlinkPort.Golden do
   @doc "A datagram by its name."
   def datagram!(name), do: Map.fetch!(@all, name)
 
-  @doc "All of them."
+  @doc "All datagrams."
   def datagrams, do: Map.values(@all)
 end

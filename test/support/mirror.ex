@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Mirror do
   @moduledoc false
-  # The tables of a namespace, NetlinkPort.Tables, as a subscriber of a monitor sees them. It applies
-  # what it is sent and counts it, by tag, and fails where an order is not kept.
+  # A subscriber of a monitor that keeps the tables of a namespace (NetlinkPort.Tables). It applies each message that
+  # it is sent, counts the messages by tag, and fails if they come in a wrong order.
 
   alias NetlinkPort.{Message, Monitor, Tables}
 
@@ -13,7 +13,7 @@ defmodule NetlinkPort.Mirror do
   def dumps, do: @dumps
   def groups, do: @groups
 
-  @doc "A process that mirrors; linked to the caller."
+  @doc "Starts a mirror, linked to the caller."
   def start(monitor, opts \\ []) do
     test = self()
 
@@ -29,7 +29,7 @@ defmodule NetlinkPort.Mirror do
     end
   end
 
-  @doc "Its tables and counts, after what is in its mailbox by now; `nil` while it has no whole ones."
+  @doc "The state of a mirror after the messages in its mailbox. `tables` is `nil` while they are not complete."
   def read(mirror, timeout \\ 15_000) do
     ref = make_ref()
     send(mirror, {:read, self(), ref})
@@ -41,7 +41,7 @@ defmodule NetlinkPort.Mirror do
     end
   end
 
-  @doc "What the kernel says the tables are."
+  @doc "The tables, from dumps of the kernel."
   def kernel(socket, dumps \\ @dumps) do
     for {type, payload} <- dumps, reduce: %{} do
       tables ->

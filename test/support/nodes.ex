@@ -1,13 +1,13 @@
 defmodule NetlinkPort.Nodes do
   @moduledoc false
-  # Other nodes on this machine, for tests of distribution; they end with their test.
+  # Other nodes on this machine, for tests of distribution. They end when their test does.
 
   import ExUnit.Callbacks
   import NetlinkPort.Case
 
   @host ~c"127.0.0.1"
 
-  @doc "Makes this VM a node, unless it is one."
+  @doc "Makes this VM a node, if it is not one yet."
   def distributed! do
     System.cmd("epmd", ["-daemon"])
     name = :"nlp#{System.pid()}@127.0.0.1"
@@ -15,7 +15,10 @@ defmodule NetlinkPort.Nodes do
     :ok
   end
 
-  @doc "A node that has the library, or none of it, or that is no node; returns who controls it, and its name."
+  @doc """
+  Starts a node with the library (`true`) or without (`false`), or a VM that is no node (`:no_node`). Returns the
+  controlling process, see `:peer`, and the name.
+  """
   def peer!(library? \\ true)
 
   def peer!(:no_node) do
@@ -28,10 +31,10 @@ defmodule NetlinkPort.Nodes do
 
   def peer!(library?) do
     paths = if library?, do: Enum.flat_map(:code.get_path(), &[~c"-pa", &1]), else: []
-    # Each is alone with this node: what it hears of others is no matter for it.
+    # Each node connects to this one alone.
     args = [~c"-connect_all", ~c"false" | paths]
     name = :peer.random_name()
-    # Controlled by its standard input and output, which a lost connection leaves alone.
+    # Controlled over standard input and output, so that a lost connection does not end it.
     options = %{name: name, host: @host, args: args, longnames: true, connection: :standard_io}
     {:ok, peer, node} = :peer.start(options)
     ends_with_test!(peer)
@@ -40,7 +43,7 @@ defmodule NetlinkPort.Nodes do
     {peer, node}
   end
 
-  # One that is stopped would hold the test up.
+  # By SIGKILL, since :peer.stop/1 would wait for a VM that is stopped.
   defp ends_with_test!(peer) do
     os_pid = vm_pid(peer)
 

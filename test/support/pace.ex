@@ -1,20 +1,19 @@
 defmodule NetlinkPort.Pace do
   @moduledoc false
-  # How slow this machine is, as one factor by which all deadlines of the suite are longer: under emulation, or
-  # beside other work. A deadline says that something hangs; how long something takes is no test.
+  # The factor by which all deadlines of the suite are longer on a slow machine: under emulation, or beside other
+  # work. A deadline shows that something hangs. No test checks how long something takes.
 
   alias NetlinkPort.Helper
 
-  # What a helper and a shell take from their start to their end, and a helper to answer, where the deadlines were
-  # set: two cores at rest. In microseconds.
+  # The time of round_trip/0 on the machine for which the deadlines were set, two cores at rest, in microseconds.
   @reference 6_000
   @runs 9
-  # Less than twice as slow is as usual; beyond the other it is not the machine that is slow.
+  # A smaller factor counts as 1. A larger one has another cause than a slow machine.
   @least 2.0
   @most 60.0
   @variable "NETLINK_PORT_TEST_SLOW"
 
-  @doc "Measures the factor, or takes it from the environment; tells of it in a line unless it is 1."
+  @doc "Measures the factor, or takes it from the environment. Prints it if it is not 1."
   def set do
     {factor, how} =
       case Float.parse(System.get_env(@variable, "")) do
@@ -40,7 +39,7 @@ defmodule NetlinkPort.Pace do
 
   defp median(times), do: times |> Enum.sort() |> Enum.at(div(@runs, 2))
 
-  # The helper says hello first, and ends with its standard input.
+  # A shell, and a helper from its start to its first frame. The helper ends when its standard input does.
   defp round_trip do
     {"", 0} = System.cmd("sh", ["-c", ":"])
     port = Port.open({:spawn_executable, Helper.Executable.path()}, [:binary, packet: 4])

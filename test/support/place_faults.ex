@@ -1,10 +1,11 @@
 defmodule NetlinkPort.PlaceFaults do
   @moduledoc false
-  # What goes wrong in a place: each is done by a VM there (NetlinkPort.Places) and gives its sentence.
+  # Faults that depend on the place: a VM in the place (NetlinkPort.Places) causes each, and returns the sentence that
+  # the library says about it.
 
   alias NetlinkPort.{Doctor, Environment}
 
-  @doc "What each of these faults says, done by one VM."
+  @doc "Causes these faults in one VM, and returns the sentence of each."
   def told(places, place, faults) do
     Process.flag(:trap_exit, true)
     Application.ensure_all_started(:logger)
@@ -12,7 +13,7 @@ defmodule NetlinkPort.PlaceFaults do
     Map.new(faults, &{&1, apply(__MODULE__, &1, [places, place])})
   end
 
-  @doc "What the VM sees of the place it is in."
+  @doc "What the VM finds out about its place."
   def environment(_places, _place) do
     environment = Environment.look()
 
@@ -20,10 +21,10 @@ defmodule NetlinkPort.PlaceFaults do
      Environment.bounded?(environment, :sys_admin)}
   end
 
-  @doc "A start with the helper that is right there."
+  @doc "Starts a server with the helper that is right in the place."
   def start(places, place), do: started(NetlinkPort.Places.helper(places, place))
 
-  @doc "A start with the helper of the build."
+  @doc "Starts a server with the helper of the build."
   def start_built(places, _place), do: started(places.built)
 
   defp started(executable) do
@@ -38,7 +39,7 @@ defmodule NetlinkPort.PlaceFaults do
     end
   end
 
-  @doc "Whether a helper that is stopped ends when it does not answer."
+  @doc "Whether the server kills a helper that does not answer, here because it is stopped."
   def stuck(places, place) do
     with {os_pid, server} <- stopped(NetlinkPort.Places.helper(places, place)) do
       end_of(server)
@@ -63,7 +64,7 @@ defmodule NetlinkPort.PlaceFaults do
     receive do: ({:EXIT, ^server, :stuck} -> :ok)
   end
 
-  @doc "Ends the VM by System.stop/1 with a helper that is stopped, and whose queue is full."
+  @doc "Ends the VM by System.stop/1 while the helper is stopped and the server's queue is full."
   def stop_full(places, place) do
     Process.flag(:trap_exit, true)
     executable = NetlinkPort.Places.helper(places, place)
@@ -84,7 +85,7 @@ defmodule NetlinkPort.PlaceFaults do
     if NetlinkPort.send(socket, datagram, timeout: 50) == :ok, do: fill(socket, datagram)
   end
 
-  # Not by /proc, which may show nothing.
+  # By kill -0, since /proc may not show the process.
   defp there?(os_pid) do
     {_output, status} =
       System.cmd(System.get_env("NLP_KILL", "kill"), ["-0", "#{os_pid}"], stderr_to_stdout: true)
@@ -95,8 +96,9 @@ defmodule NetlinkPort.PlaceFaults do
   @shell "/bin/sh"
 
   @doc """
-  The same where there is no shell but `shell`, and kill(1) only with `kill?: true`. A VM takes a shell to
-  start, so that it goes then: in a mount namespace of its own.
+  Like `stuck/2`, on a system whose only shell is `shell`, with kill(1) only if `kill?`, and with the file of the
+  executable only if `helper?`. A VM needs a shell to start, so that /bin/sh is replaced after the start, in a mount
+  namespace.
   """
   def stuck_without_shell(places, shell, kill?: kill?, helper?: helper?) do
     Process.flag(:trap_exit, true)
@@ -112,7 +114,7 @@ defmodule NetlinkPort.PlaceFaults do
     :ok = :logger.add_handler(:told, __MODULE__, %{config: self()})
     end_of(server)
     seen = there?(os_pid)
-    # The witness has said that it could not.
+    # The witness has logged that it could not kill the helper.
     if seen, do: receive(do: ({:logged, "netlink_port: helper" <> _lives_on} -> :ok))
     {_output, 0} = System.cmd(programs["umount"], [@shell])
     {seen, eventually_gone?(os_pid, 500)}
@@ -137,7 +139,7 @@ defmodule NetlinkPort.PlaceFaults do
     end
   end
 
-  @doc "What the doctor finds of the helper that is right there."
+  @doc "What the doctor finds wrong with the helper that is right in the place."
   def doctor(places, place) do
     for {title, checks} <-
           Doctor.report(executable: NetlinkPort.Places.helper(places, place), netns: []),
@@ -148,8 +150,8 @@ defmodule NetlinkPort.PlaceFaults do
   end
 
   @doc """
-  What the doctor says of a namespace of which this VM knows nobody but its own socket: one of the helper's
-  own, as the executable is started in one.
+  What the doctor says about a namespace that only a socket of this server is known to be in. The helper is started
+  in a network namespace of its own for that.
   """
   def kept(places, place) do
     script =
@@ -167,10 +169,10 @@ defmodule NetlinkPort.PlaceFaults do
     Enum.find_value(checks, fn {_mark, line, _remedy} -> if line =~ "#{inode}", do: line end)
   end
 
-  # F_GETPIPE_SZ of fcntl(2), and of a pipe made anew.
+  # F_GETPIPE_SZ of fcntl(2), of a new pipe.
   @new "pipe(my $r, my $w); print fcntl($w, 1032, 0)"
 
-  @doc "How large a new pipe of this user is with so many servers, and the largest of theirs was."
+  @doc "The size of a new pipe of this user beside that many servers, and the largest size of the servers' pipes."
   def pipe_size(places, servers) do
     largest =
       for _ <- 1..servers do

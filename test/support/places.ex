@@ -1,14 +1,14 @@
 defmodule NetlinkPort.Places do
   @moduledoc false
-  # Small VMs in the places where people run this library: what a sentence says has to be true there. Each
-  # runs one function of the test's code and gives its result back.
+  # Small VMs in the places where people run this library, such as a container: the library's sentences have to be
+  # true in each. A VM runs one function of the test's code and returns its result.
   #
-  # Everything they need is in one folder that any user can reach: the code, the helper as it is built,
-  # and the helper as `mix netlink_port.install` installs it.
+  # Everything that they need is in one folder that any user can enter: the code, the helper as it is built, and the
+  # helper as `mix netlink_port.install` installs it.
 
   import NetlinkPort.Case
 
-  # A user and a group that nobody else has; the group may run the installed helper.
+  # A user and a group of their own. The group may run the installed helper.
   @uid "23457"
   @gid 23_456
   @capabilities "cap_sys_admin,cap_net_admin+ep"
@@ -16,7 +16,7 @@ defmodule NetlinkPort.Places do
   @enforce_keys [:folder, :built, :installed]
   defstruct @enforce_keys
 
-  @typedoc "`built` and `installed` are helpers; the installed one has file capabilities."
+  @typedoc "`built` and `installed` are paths of helpers. The installed one has file capabilities."
   @type t :: %__MODULE__{folder: Path.t(), built: Path.t(), installed: Path.t()}
 
   @places [
@@ -47,12 +47,12 @@ defmodule NetlinkPort.Places do
   """
   def places, do: @places
 
-  @doc "Makes the folder; it goes when the test ends."
+  @doc "Makes the folder, which is deleted when the test ends."
   def setup! do
     folder = tmp_path!("places")
     File.mkdir!(folder)
     File.chmod!(folder, 0o755)
-    # As a build has it, so that the application is known by its folder.
+    # Named like that of a build, so that the VM knows the application by its folder.
     library = Path.join(folder, "netlink_port")
     File.mkdir_p!(Path.join(library, "priv"))
     File.cp_r!(Application.app_dir(:netlink_port, "ebin"), Path.join(library, "ebin"))
@@ -64,7 +64,7 @@ defmodule NetlinkPort.Places do
     %__MODULE__{folder: folder, built: built, installed: installed}
   end
 
-  @doc "Makes of a file what `mix netlink_port.install` would."
+  @doc "Gives a file the owner, mode and capabilities that `mix netlink_port.install` would."
   def install!(path, capabilities \\ @capabilities) do
     for command <- [
           ["chown", "0:#{@gid}", path],
@@ -100,7 +100,7 @@ defmodule NetlinkPort.Places do
     end
   end
 
-  @doc "The same for a function that ends its VM: what was printed, and the status."
+  @doc "Like `call/6`, for a function that ends its VM. Returns the output and the exit status."
   def run(places, place, module, function, arguments \\ [], prefix \\ []) do
     term = {module, function, [places | arguments]}
 

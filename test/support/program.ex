@@ -1,14 +1,14 @@
 defmodule NetlinkPort.Program do
   @moduledoc false
-  # The built executable by itself, as a test speaks to it: frames out, events in. Tests own its port.
+  # The helper without the library: a test sends it frames and receives its events. The test owns the port.
 
   import ExUnit.Assertions
   alias NetlinkPort.{Helper, Pace}
   alias NetlinkPort.Helper.Protocol
 
-  # What the program may take at rest, in kB.
+  # The most memory that the helper may use at rest, in kB.
   @rest 8 * 1024
-  # References of the pings that end a conversation: no other frame here has one so high.
+  # References of pings are above this, and all other references in the tests below.
   @pings 0x70000000
 
   ## Starting it
@@ -19,7 +19,7 @@ defmodule NetlinkPort.Program do
     Port.open({:spawn_executable, executable}, [:binary, :exit_status | options])
   end
 
-  @doc "Starts it as the server does; its first frame has come."
+  @doc "Starts the helper as the server does, and waits for its first frame."
   def start!(executable \\ executable()) do
     port = open_port([packet: 4], executable)
     assert_receive {^port, {:data, frame}}, Pace.within(10_000)
@@ -30,7 +30,7 @@ defmodule NetlinkPort.Program do
     %{port: port, os_pid: os_pid, hello: hello}
   end
 
-  @doc "Starts it with a port without packets."
+  @doc "Starts the helper with a port without `:packet`."
   def start_stream!(executable \\ executable()) do
     port = open_port([:stream], executable)
     {:os_pid, os_pid} = Port.info(port, :os_pid)
@@ -41,8 +41,8 @@ defmodule NetlinkPort.Program do
   ## Talking to it
 
   @doc """
-  What it says to these frames: all events before the answer to a ping that follows them. That it
-  answers at all is half of every test.
+  Sends frames, and a ping after them. Returns the events that came before the answer to the ping. That the helper
+  still answers is half of every test.
   """
   def say(%{port: port}, frames) do
     reference = @pings + System.unique_integer([:positive])
@@ -66,7 +66,7 @@ defmodule NetlinkPort.Program do
     end
   end
 
-  @doc "What comes until the end: events and an exit status."
+  @doc "The events until the end of the helper, and its exit status."
   def rest(port, seen \\ []) do
     receive do
       {^port, {:data, frame}} -> rest(port, [Protocol.decode(frame) | seen])
@@ -76,7 +76,7 @@ defmodule NetlinkPort.Program do
     end
   end
 
-  @doc "So many frames of a port without packets, and the bytes behind them."
+  @doc "Reads `left` frames from a port without `:packet`. Returns them and the bytes behind them."
   def read_frames(_port, seen, 0), do: {[], seen}
 
   def read_frames(port, <<size::32, frame::binary-size(size), seen::binary>>, left) do
@@ -92,7 +92,7 @@ defmodule NetlinkPort.Program do
     end
   end
 
-  @doc "What is said to each frame, by itself, and that no frame takes more memory than it may."
+  @doc "Checks the events after each frame, and that no frame takes more memory than allowed."
   def assert_said(program, cases) do
     for {frame, expected} <- cases do
       reset_peak(program)
@@ -102,7 +102,7 @@ defmodule NetlinkPort.Program do
     end
   end
 
-  # A frame that is no term is only looked at where it lies; a term is built beside it.
+  # A malformed frame is not copied. A term takes memory beside its frame.
   defp copies([{:malformed, _reason}]), do: 1
   defp copies(_term), do: 2
 
@@ -128,10 +128,10 @@ defmodule NetlinkPort.Program do
 
   ## Its memory
 
-  # From here on the peak is a new one, proc_pid_clear_refs(5).
+  # Resets the peak of memory (VmHWM), proc_pid_clear_refs(5).
   def reset_peak(%{os_pid: os_pid}), do: File.write!("/proc/#{os_pid}/clear_refs", "5")
 
-  @doc "At most so many bytes above what it takes at rest, since its start or the last reset."
+  @doc "Checks that the helper has used at most `bytes` above its use at rest, since its start or the last reset."
   def assert_peak(program, bytes, what \\ "") do
     peak = kilobytes(program, "VmHWM")
     assert peak < @rest + div(bytes, 1024), "#{what}: #{peak} kB for #{bytes} bytes"

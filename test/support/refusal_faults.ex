@@ -1,15 +1,15 @@
 defmodule NetlinkPort.RefusalFaults do
   @moduledoc false
-  # Opens that are refused in a place (NetlinkPort.Places), or are not: what each of them says.
+  # Opens in a place (NetlinkPort.Places), and the sentence of each that is refused.
 
   alias NetlinkPort.Places
 
-  @doc "What is said of each open: `opens` are options of `NetlinkPort.open/3` by name."
+  @doc "Opens sockets and returns `:ok` or the sentence of each. `opens` has a protocol and a `netns:` by name."
   def told(places, place, opens, opts) do
     Process.flag(:trap_exit, true)
     Application.ensure_all_started(:logger)
     Logger.configure(level: :none)
-    # An installed helper cannot be run there at all.
+    # The installed helper cannot be run there.
     helper = if place == :unbounded_user, do: places.built, else: Places.helper(places, place)
     {:ok, server} = NetlinkPort.start_link([name: nil, executable: helper] ++ opts)
     Map.new(opens, fn {name, {protocol, netns}} -> {name, open(server, protocol, netns)} end)

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.Remote do
   @moduledoc false
-  # What the tests of distribution run on another node: a module that it can load.
+  # Functions that the tests of distribution run on another node, which can load this module.
 
   alias NetlinkPort.{Error, Rtnl}
 
@@ -40,7 +40,7 @@ defmodule NetlinkPort.Remote do
     pass_on(test)
   end
 
-  @doc "A process that keeps what it is sent, and does what it is told: see `read/1` and `ask/3`."
+  @doc "A process that records its messages, and calls functions: see `read/1` and `ask/3`."
   def recorder(node), do: Node.spawn(node, __MODULE__, :record, [[]])
 
   def record(kept) do
@@ -58,10 +58,10 @@ defmodule NetlinkPort.Remote do
     end
   end
 
-  @doc "What a recorder was sent, in its order."
+  @doc "The messages that a recorder was sent, in order."
   def read(recorder), do: exchange(recorder, {:read, self()})
 
-  @doc "Has a recorder call a function, of NetlinkPort unless told otherwise."
+  @doc "Has a recorder call a function. The module defaults to NetlinkPort."
   def ask(recorder, module \\ NetlinkPort, function, arguments) do
     exchange(recorder, {:ask, self(), {module, function, arguments}})
   end
@@ -76,20 +76,20 @@ defmodule NetlinkPort.Remote do
     end
   end
 
-  @doc "Keeps what a function returns, for `kept/1`."
+  @doc "Calls a function and keeps its result for `kept/1`."
   def keep(key, module, function, arguments) do
     :persistent_term.put({__MODULE__, key}, apply(module, function, arguments))
   end
 
   def kept(key), do: :persistent_term.get({__MODULE__, key}, nil)
 
-  @doc "The witnesses of other nodes' servers on this one."
+  @doc "The witnesses on this node of servers on other nodes."
   def witnesses do
     loop = {:current_function, {NetlinkPort.Nodes.RemoteWitness, :loop, 3}}
     for pid <- Process.list(), Process.info(pid, :current_function) == loop, do: pid
   end
 
-  @doc "Subscribes, and passes nothing on but that a snapshot is complete."
+  @doc "Subscribes to a monitor, and sends `test` a message for each complete snapshot."
   def take_snapshots(test, monitor) do
     {:ok, _pid} = NetlinkPort.Monitor.subscribe(monitor)
     snapshots(test)
@@ -104,7 +104,7 @@ defmodule NetlinkPort.Remote do
     snapshots(test)
   end
 
-  @doc "How many messages a dump has."
+  @doc "The number of messages of a dump."
   def dump(connection, {type, payload}) do
     {:ok, messages} = NetlinkPort.Connection.dump(connection, type, payload, timeout: 60_000)
     length(messages)

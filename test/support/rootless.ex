@@ -1,18 +1,18 @@
 defmodule NetlinkPort.Rootless do
   @moduledoc false
-  # The suite of an ordinary user runs as root of a user namespace of its own, with network and mount
-  # namespaces, in another VM. There is nobody there but that root: tests that take another user, or what root
-  # of the machine alone may do, are tagged `:init_user_namespace`.
+  # For an ordinary user the suite runs in another VM, as root of a new user namespace with a network and a mount
+  # namespace. The user namespace has no other user. Tests that need another user, or a privilege that only root of
+  # the machine has, are tagged `:init_user_namespace`.
 
   @variable "NETLINK_PORT_TEST_ROOTLESS"
 
-  # Names of namespaces are mounts in /run, and distribution takes the loopback.
+  # ip netns mounts the names of namespaces in /run, and distribution needs the loopback.
   @script "mount -t tmpfs tmpfs /run && ip link set lo up && exec \"$@\""
 
-  @doc "Whether this VM is such a one."
+  @doc "Whether this VM runs in such a user namespace."
   def inside?, do: System.get_env(@variable) != nil
 
-  @doc "Runs `mix test` there, and ends this VM with its exit status; returns where that is not possible."
+  @doc "Runs `mix test` there, and ends this VM with its exit status. Returns if that is not possible."
   def run do
     if ordinary?() and mix_test?() and possible?() do
       IO.puts("Not root: the suite runs in a user namespace of its own.")
@@ -26,7 +26,7 @@ defmodule NetlinkPort.Rootless do
       System.get_env("NETLINK_PORT_TEST_WITHOUT") == nil
   end
 
-  # A suite within the suite requires its files without Mix.
+  # A suite that a test starts requires its files without Mix.
   defp mix_test?, do: match?(["test" | _], System.argv())
 
   defp possible?, do: match?({_output, 0}, unshare(["true"]))
@@ -39,7 +39,7 @@ defmodule NetlinkPort.Rootless do
     ["--user", "--map-root-user", "--net", "--mount", "sh", "-c", @script, "sh" | command]
   end
 
-  # It has the terminal of this VM.
+  # The command uses the standard input and output of this VM.
   defp halt_with(command) do
     opts = [
       :nouse_stdio,

@@ -1,7 +1,6 @@
 defmodule NetlinkPort.Rtnl do
   @moduledoc false
-  # Just enough rtnetlink(7) for tests: requests as the kernel wants them, and the headers of what it
-  # answers.
+  # The parts of rtnetlink(7) that tests need: requests, and the headers of answers.
 
   @request 1
   @dump 0x300
@@ -48,7 +47,7 @@ defmodule NetlinkPort.Rtnl do
     <<size::16-native, type::16-native, value::binary, 0::size(padding)>>
   end
 
-  @doc "A message no protocol knows, to be answered by NLMSG_ERROR."
+  @doc "NLMSG_NOOP with NLM_F_ACK, which every protocol answers by NLMSG_ERROR."
   def noop(sequence), do: message(1, Bitwise.bor(@request, @ack), sequence, <<>>)
 
   @doc "The messages of a datagram, as `{type, sequence, payload}`."
@@ -94,7 +93,7 @@ defmodule NetlinkPort.Rtnl do
 
   defp find(<<>>, _wanted), do: nil
 
-  @doc "Reads a whole dump from a passive socket: the messages before NLMSG_DONE."
+  @doc "Reads a whole dump from a passive socket. Returns the messages before NLMSG_DONE."
   def collect(socket, sequence, seen \\ []) do
     {:ok, datagram} = NetlinkPort.recv(socket, NetlinkPort.Pace.within(5_000))
     messages = messages(datagram)
@@ -107,7 +106,7 @@ defmodule NetlinkPort.Rtnl do
       else: seen |> Enum.reverse() |> Enum.concat()
   end
 
-  @doc "The names of the links a socket's namespace has, over a passive socket."
+  @doc "The names of the links in the namespace of a passive socket."
   def link_names(socket, sequence \\ 1) do
     :ok = NetlinkPort.send(socket, dump_links(sequence))
     for {@newlink, _, payload} <- collect(socket, sequence), do: link_name(payload)

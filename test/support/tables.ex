@@ -1,11 +1,15 @@
 defmodule NetlinkPort.Tables do
   @moduledoc false
-  # Links, routes and nexthop objects as one who is told of changes has them: of each message what it says,
-  # and what follows from it and is not told ("What the kernel does not tell" of NetlinkPort.Monitor).
+  # Links, routes and nexthop objects, kept up to date from the kernel's events. A message has its own effect, and
+  # effects that the kernel sends no event for ("What the kernel does not tell" of NetlinkPort.Monitor).
   #
-  # A map: links by their index; under :nexthops those that are objects, by their id; routes by {family, table, destination,
-  # length, tos, priority}, in the order of the kernel. What follows from links, RTNH_F_DEAD and
-  # RTNH_F_LINKDOWN, is left out, and so are the nexthops of a route with a nexthop object.
+  # The tables are a map:
+  # - of links by index;
+  # - of routes by {family, table, destination, length, tos, priority}, in the order of the kernel;
+  # - of nexthop objects by id, under :nexthops.
+  #
+  # Left out are the flags RTNH_F_DEAD and RTNH_F_LINKDOWN, which follow from links, and the nexthops of a route that
+  # has a nexthop object.
 
   alias NetlinkPort.{Attr, Message}
 
@@ -25,8 +29,9 @@ defmodule NetlinkPort.Tables do
   # RT_SCOPE_HOST
   @host 254
 
-  @doc "Applies a message: a change, or one of a dump."
-  # Those of the family AF_BRIDGE are about ports. One of AF_UNSPEC that is not of the whole link has no name.
+  @doc "Applies a message of an event or of a dump."
+  # Ignored are RTM_NEWLINK of the family AF_BRIDGE, which are about ports, and those of AF_UNSPEC without a name,
+  # which are not about the whole link.
   def change(
         %{type: @newlink, payload: <<0, _, _::16, index::32-native, rest::binary>>},
         tables
@@ -49,7 +54,7 @@ defmodule NetlinkPort.Tables do
     tables |> Map.delete(index) |> gone(index) |> without_nexthops_of(index)
   end
 
-  # IPv6 takes the address away from routes that have it as their source.
+  # The kernel removes a deleted IPv6 address from the routes that have it as their source.
   def change(%{type: @deladdr, payload: <<@inet6, _::56, attrs::binary>>}, tables) do
     {:ok, attrs} = Attr.decode(attrs)
     address = Attr.binary(attrs, 1)
@@ -110,7 +115,7 @@ defmodule NetlinkPort.Tables do
     {key, route}
   end
 
-  # {interface, gateway, weight} each. Those of IPv6 are in an order that says nothing.
+  # {interface, gateway, weight} each. Sorted for IPv6, where their order has no meaning.
   defp nexthops(family, attrs) do
     case Attr.binary(attrs, 9) do
       {:ok, multipath} when family == @inet6 -> Enum.sort(multipath(multipath))
@@ -133,7 +138,7 @@ defmodule NetlinkPort.Tables do
     with :missing <- Attr.binary(attrs, 5), do: Attr.binary(attrs, 18)
   end
 
-  # A dump has no more than the flag NLM_F_MULTI: its order is that of the kernel.
+  # A message of a dump has the flag NLM_F_MULTI alone. Routes of a dump come in the order of the kernel.
   defp add(@inet, routes, route, message) do
     cond do
       Message.flag?(message, :replace) -> [route | Enum.drop(routes, 1) -- [route]]
@@ -143,7 +148,7 @@ defmodule NetlinkPort.Tables do
     end
   end
 
-  # A change of one nexthop among several tells all of them, and they are one route.
+  # The event of a changed nexthop has all nexthops of the route.
   defp add(@inet6, routes, route, message) do
     same? =
       if Message.flag?(message, :replace),
@@ -168,11 +173,11 @@ defmodule NetlinkPort.Tables do
       {one.object, one.nexthops} == {other.object, other.nexthops}
   end
 
-  # Routes of IPv6 by gateways are joined with those of their key.
+  # The kernel joins IPv6 routes that have gateways and the same key to one route.
   defp several?(%{nexthops: [{_interface, gateway, _weight} | _]}), do: gateway != :missing
   defp several?(_object), do: false
 
-  # One nexthop of several, or all of them.
+  # Removes one nexthop of a route, or all of them.
   defp remove6(routes, removed) do
     Enum.flat_map(routes, fn route ->
       cond do
@@ -186,8 +191,8 @@ defmodule NetlinkPort.Tables do
   defp left(_route, []), do: []
   defp left(route, nexthops), do: [%{route | nexthops: nexthops}]
 
-  # IPv4: a route goes with the last of its interfaces, but for those of the scope host, which go with
-  # their address. IPv6 tells of each.
+  # The kernel deletes an IPv4 route with the last of its interfaces, without an event. Routes of the scope host are
+  # deleted with their address instead. For IPv6 each route has an event.
   defp down(tables, index), do: without(tables, index, &(&1.scope != @host))
   defp gone(tables, index), do: without(tables, index, fn _route -> true end)
 
@@ -199,7 +204,7 @@ defmodule NetlinkPort.Tables do
     end
   end
 
-  # The usual case first: there are many routes, and each is looked at when a link is down.
+  # The usual case first, since all routes are checked when a link goes down.
   defp dead?(%{nexthops: [{interface, _gateway, _weight}]}, _tables, index),
     do: interface == {:ok, index}
 
@@ -256,7 +261,7 @@ defmodule NetlinkPort.Tables do
     without_nexthops(tables, ids)
   end
 
-  # With its object goes each route that has it, and a group with the last of its members.
+  # The kernel deletes the routes of a nexthop object with the object, and a group with its last member.
   defp without_nexthops(tables, []), do: tables
 
   defp without_nexthops(tables, ids) do

@@ -1,8 +1,8 @@
 defmodule NetlinkPort.Tshark do
   @moduledoc false
-  # What Wireshark's own programs make of a file: tshark(1), capinfos(1).
+  # Reads capture files with Wireshark's programs: tshark(1), capinfos(1).
 
-  @doc "Values of fields, a list for each packet; raises where the file is damaged."
+  @doc "The values of fields, a list for each packet. Raises if the file is damaged."
   def fields(path, fields) do
     arguments = ["-r", path, "-T", "fields"] ++ Enum.flat_map(fields, &["-e", &1])
     for line <- lines(run!("tshark", arguments)), do: String.split(line, "\t")
@@ -17,7 +17,7 @@ defmodule NetlinkPort.Tshark do
           |> Enum.map(&List.last/1)
   end
 
-  @doc "What capinfos(1) says, by name."
+  @doc "The values that capinfos(1) prints, by name."
   def capinfos(path) do
     for line <- lines(run!("capinfos", ["-M", path])),
         [name, value] <- [String.split(line, ":", parts: 2)],
@@ -27,7 +27,7 @@ defmodule NetlinkPort.Tshark do
 
   defp lines(output), do: String.split(output, "\n", trim: true)
 
-  # It warns root on standard error.
+  # Without standard error, where tshark warns root.
   defp run!(program, arguments) do
     script = "exec #{program} \"$@\" 2>/dev/null"
     {output, 0} = System.cmd("sh", ["-c", script, program | arguments])

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.CaptureTest do
-  # What passes, in a file that Wireshark's own programs read.
+  # Captures, read by Wireshark's own programs.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.Tshark
@@ -31,7 +31,7 @@ defmodule NetlinkPort.CaptureTest do
 
   defp tap(server), do: :sys.get_state(server).sockets.tap
 
-  # The file holds no half block: tshark says so with its status, and its size is that of its blocks.
+  # Reads the packets. tshark fails, and so does the test, if the file ends with half a block.
   defp packets!(path), do: Tshark.fields(path, ["frame.interface_name"])
 
   defp name(socket) do
@@ -126,7 +126,7 @@ defmodule NetlinkPort.CaptureTest do
       assert NetlinkPort.send(socket, [message.(2) | [""]]) == :ok
       assert NetlinkPort.send(socket, message.(3), to: {port_id, 0}) == :ok
       assert {:ok, _message, %{}} = NetlinkPort.recv(peer, 5_000)
-      # As they come from another node.
+      # As from another node.
       handle = socket.handle
       assert {:ok, nil} = GenServer.call(server, {:send, handle, message.(4), false})
       assert {:error, _refused} = GenServer.call(server, {:send, handle, message.(5), true})
@@ -194,7 +194,7 @@ defmodule NetlinkPort.CaptureTest do
       %{server: server, path: path} = context
       socket = open!(server, :route, netns!())
       capture = capture!(server, path)
-      # What a write(2) that does not return is to those who send.
+      # The effect on senders of a write(2) that does not return.
       :erlang.suspend_process(capture)
       large = :binary.copy(<<0>>, 100_000)
       for _n <- 1..200, do: assert(NetlinkPort.send(socket, large) == :ok)
@@ -203,7 +203,7 @@ defmodule NetlinkPort.CaptureTest do
       assert is_binary(ask!(socket, Rtnl.noop(1)))
       :erlang.resume_process(capture)
       eventually!(fn -> Process.info(capture, :message_queue_len) == {:message_queue_len, 0} end)
-      # All of the room is there again.
+      # All room is free again.
       :erlang.suspend_process(capture)
       for _n <- 1..waiting, do: assert(NetlinkPort.send(socket, large) == :ok)
       :erlang.resume_process(capture)
@@ -216,7 +216,7 @@ defmodule NetlinkPort.CaptureTest do
       counted = for comment <- comments, do: comment |> Integer.parse() |> elem(0)
       assert Enum.sum(counted) == dropped
       assert dropped >= 200 - waiting
-      # Their errors are received as well, the noop and its answer are two.
+      # Errors are received, too: the noop and its answer are two datagrams.
       assert datagrams + dropped >= 200 + waiting + 2
     end
   end
@@ -258,7 +258,7 @@ defmodule NetlinkPort.CaptureTest do
       assert length(packets!(path)) > 0
       eventually!(fn -> tap(server) == nil end)
       assert is_binary(ask!(socket, Rtnl.getlink(1, 201)))
-      # Not even the first block fits any more.
+      # Not even the first block fits.
       File.write(Path.join(folder, "rest"), :binary.copy(<<0>>, 65_536))
       other = Path.join(folder, "other.pcapng")
       assert {:error, %Error{reason: :enospc}} = NetlinkPort.capture(server, other)
@@ -297,7 +297,7 @@ defmodule NetlinkPort.CaptureTest do
       socket = open!(server, :route, netns!())
       capture = capture!(server, path)
       _answer = ask!(socket, Rtnl.getlink(1, 1))
-      # It writes when nothing more comes.
+      # The file is written when no more datagrams come.
       eventually!(fn -> length(packets!(path)) == 2 end)
       Process.exit(capture, :kill)
       eventually!(fn -> tap(server) == nil end)

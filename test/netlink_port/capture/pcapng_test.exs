@@ -16,7 +16,7 @@ defmodule NetlinkPort.PcapngTest do
     Pcapng.datagram(interface, @stamp, direction, 0, {bytes, byte_size(bytes)}, comment)
   end
 
-  # `{type, body}` of each block; its length stands on both sides of the body.
+  # `{type, body}` of each block. The length is on both sides of the body.
   defp blocks(<<>>), do: []
 
   defp blocks(
@@ -49,7 +49,7 @@ defmodule NetlinkPort.PcapngTest do
     assert <<7::32-native, ^high::32-native, ^low::32-native, 21::32-native, 25::32-native,
              packet::binary-size(24), options::binary>> = body
 
-    # In network byte order, and padded.
+    # In network byte order, with padding.
     assert packet == <<7::16, 824::16, 0::80, 16::16, "abcde", 0::24>>
     assert options == <<2::16-native, 4::16-native, 2::32-native, 0::32>>
     assert [{6, <<_fixed::160, 6::16, 824::16, _::binary>>}] = blocks(datagram(0, :in, ""))

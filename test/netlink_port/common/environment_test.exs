@@ -1,5 +1,5 @@
 defmodule NetlinkPort.EnvironmentTest do
-  # What texts of /proc say; places_test.exs looks at real ones.
+  # Texts of /proc and what they mean. places_test.exs uses a real /proc.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.Environment
@@ -55,10 +55,10 @@ defmodule NetlinkPort.EnvironmentTest do
   test "whose /proc it is: numbers of another pid namespace, also where they happen to be equal" do
     assert parse(self: "4711").proc == :foreign
     assert parse(status: String.replace(@status, "NSpid:\t42", "NSpid:\t42\t42")).proc == :foreign
-    # Seen from a pid namespace that this process is not in.
+    # Read in a pid namespace that this process is not in.
     assert parse(self: nil, status: nil).proc == :foreign
     assert parse(self: nil, status: nil, procfs: false).proc == :absent
-    # A kernel without NSpid.
+    # A kernel that does not report NSpid.
     assert parse(status: String.replace(@status, "NSpid", "No")).proc == :own
     assert Environment.unseen(parse(self: "4711")) =~ "another pid namespace"
   end
@@ -86,10 +86,10 @@ defmodule NetlinkPort.EnvironmentTest do
 
     root = String.replace(@status, ~r/CapEff:\t\d+/, "CapEff:\t000001ffffffffff")
     refute Environment.hidden?(parse(mountinfo: proc("rw,hidepid=2"), status: root))
-    # Of another user namespace it shows nobody outside.
+    # A procfs of another user namespace shows no process outside.
     inside = [mountinfo: proc("rw,hidepid=2"), status: root, user: "user:[4026532179]"]
     assert Environment.hidden?(parse(inside))
-    # The mount that is seen is the last.
+    # The last mount is the visible one.
     refute Environment.hidden?(
              parse(mountinfo: proc("rw,hidepid=2") <> "41 40 0:40 / /proc rw - proc proc rw\n")
            )
@@ -119,7 +119,7 @@ defmodule NetlinkPort.EnvironmentTest do
     assert Environment.bounded?(environment, :net_raw)
     assert environment.no_new_privs
     assert environment.seccomp == 2
-    # What is not told is taken to be allowed.
+    # A capability that is not reported counts as allowed.
     assert Environment.bounded?(parse(status: nil), :sys_admin)
   end
 

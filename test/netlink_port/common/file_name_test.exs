@@ -1,9 +1,9 @@
 defmodule NetlinkPort.FileNameTest do
-  # Folders with letters beyond ASCII under LC_ALL=C, as systemd and cron start a VM; and code that lies in no
-  # folder of an application, as in an escript. Each in a VM of its own.
+  # Folders with letters beyond ASCII under LC_ALL=C, as systemd and cron start a VM, and code that is in no folder of
+  # an application, as in an escript. Each in another VM.
   use NetlinkPort.Case, async: true
 
-  # A folder as a release or a build has it, below a name of two bytes in UTF-8.
+  # A folder like that of a release or a build, below a name of two bytes in UTF-8.
   defp folder!(name \\ "netlink_port") do
     folder = tmp_path!("ünïcode")
     library = Path.join(folder, name)
@@ -20,11 +20,11 @@ defmodule NetlinkPort.FileNameTest do
     opts = [env: environment, stderr_to_stdout: true] ++ opts
     {output, status} = System.cmd("elixir", elixir, opts)
     assert {output, status} == {output, 0}
-    # The warning of Elixir itself, of names in latin1.
+    # Without Elixir's own warning about latin1 names.
     output
   end
 
-  # The executable is compared as bytes: what is printed under LC_ALL=C is escaped.
+  # Executables are compared as bytes, since output under LC_ALL=C is escaped.
   @start """
   {:ok, server} = NetlinkPort.start_link(name: nil)
   {:ok, info} = NetlinkPort.info(server)

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.OptionsTest do
-  # What is wrong with arguments is told in the caller, before anything is sent.
+  # Errors in arguments are raised in the caller, before anything is sent.
   use NetlinkPort.Case, async: true
 
   import Bitwise, only: [<<<: 2]
@@ -11,7 +11,7 @@ defmodule NetlinkPort.OptionsTest do
     options
   end
 
-  # That opening with these options is refused, in words that have all of these in them.
+  # Checks that an open with these options is refused, with a message that contains all of these words.
   defp refused(opts, words) do
     error = assert_raise ArgumentError, fn -> Options.open(:route, opts) end
     assert_words(error, words)
@@ -82,7 +82,7 @@ defmodule NetlinkPort.OptionsTest do
                  no_enobufs listen_all_nsid ext_ack cap_ack get_strict_chk rcvbuf sndbuf filter)
 
       refused([blocking: true], [":blocking" | Enum.map(known, &":#{&1}")])
-      # One that the wire knows, but not as an option.
+      # A name that the wire knows, but not as an option.
       refused([add_membership: 1], ":add_membership")
     end
 
@@ -159,7 +159,7 @@ defmodule NetlinkPort.OptionsTest do
       for right <- [0, 4_294_957_295, :infinity],
           do: assert(open!(timeout: right).timeout == right)
 
-      # What leaves no room for the grace that callers add, or no timer takes, is cut.
+      # Timeouts that leave no room for the grace of callers, or that no timer takes, are cut.
       for long <- [4_294_957_296, 0xFFFFFFFF, 0x100000000, 1 <<< 70],
           do: assert(open!(timeout: long).timeout == 4_294_957_295)
 
@@ -198,7 +198,7 @@ defmodule NetlinkPort.OptionsTest do
 
       for {name, number} <- numbers do
         assert Options.protocol!(name) == number
-        # The name stays what it was called by; the number goes to the helper.
+        # The protocol keeps its name; its number is sent to the helper.
         assert %{protocol: ^name, number: ^number} = open!([], name)
       end
     end
@@ -208,7 +208,7 @@ defmodule NetlinkPort.OptionsTest do
         assert Options.protocol!(number) == number
       end
 
-      # Beyond an int no kernel has one: it gets one that none has either.
+      # No kernel has a protocol beyond an int: the helper is sent another number that no kernel has.
       for number <- [0x80000000, -0x80000001, 1 <<< 70],
           do: assert(Options.protocol!(number) == -1)
     end
@@ -267,7 +267,7 @@ defmodule NetlinkPort.OptionsTest do
       assert {:ok, _options} =
                Options.open(:route, netns: {:path, "/" <> String.duplicate("a", 4_094)})
 
-      # From the root on.
+      # Relative to the root.
       assert {:error, %Error{reason: :enametoolong}} =
                Options.open(:route, netns: {:path, String.duplicate("a", 4_095)})
 
@@ -276,7 +276,7 @@ defmodule NetlinkPort.OptionsTest do
                  Options.open(:route, netns: {:path, String.duplicate("a", size)})
       end
 
-      # The name counts with its directory.
+      # The name counts together with its folder.
       assert {:ok, _} = Options.target({:name, String.duplicate("a", 4_095 - 11)})
 
       assert {:error, %Error{reason: :enametoolong}} =
@@ -338,7 +338,7 @@ defmodule NetlinkPort.OptionsTest do
         assert_words(error, "#{name}")
       end
 
-      # The compiler of newer Elixirs would know of it.
+      # The compilers of newer Elixirs would recognise it.
       wrong = Process.get(:no_such_key, :active)
       assert_raise ArgumentError, ~r/keyword list/, fn -> Options.set(wrong) end
     end
@@ -448,7 +448,7 @@ defmodule NetlinkPort.OptionsTest do
 
         for value <- wrong do
           error = assert_raise ArgumentError, fn -> check.(value) end
-          # What is wrong is named, or the part of it that is.
+          # The message names the wrong value, or its wrong part.
           parts = if is_tuple(value), do: Tuple.to_list(value), else: []
           assert Enum.any?([value | parts], &(error.message =~ "got: #{inspect(&1)}"))
         end
@@ -488,7 +488,7 @@ defmodule NetlinkPort.OptionsTest do
     assert_raise ArgumentError, fn -> Options.set(filter: [{6, 0, 0, 0} | instructions]) end
     assert_raise ArgumentError, fn -> Options.open(:route, window: 0x10000000000000000) end
 
-    # Of an option given many times the first counts.
+    # If an option is given several times, the first counts.
     {:ok, %{options: options}} = Options.open(:route, List.duplicate({:pktinfo, true}, 6_000))
     assert options == [ext_ack: true, pktinfo: true]
     assert_raise ArgumentError, fn -> Options.set(filter: [{6, 0, 0, 0} | :rest]) end

@@ -1,12 +1,12 @@
 defmodule NetlinkPort.ShownTest do
-  # What a crash report or :sys.get_status/1 shows is small, whatever there is to show.
+  # The output of a crash report and of :sys.get_status/1 is small, however large the state is.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Connection, Monitor, Redaction}
 
   @large :binary.copy(<<7>>, 1_000_000)
 
-  # As shells and reports print it, but without their limits.
+  # Printed as in shells and reports, but without their limits.
   defp size(term), do: byte_size(inspect(term, limit: :infinity, printable_limit: :infinity))
 
   test "what is large is cut, and its beginning stays" do

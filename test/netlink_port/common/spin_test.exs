@@ -37,7 +37,7 @@ defmodule NetlinkPort.SpinTest do
     refute Spin.on?(spin, now)
   end
 
-  # Invariant: nothing wakes the server when nothing moves.
+  # Invariant: a server without traffic does not wake up.
   test "the server is asleep soon after the last answer" do
     server = start_server!(ping_interval: :infinity)
     {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns!()})
@@ -51,7 +51,7 @@ defmodule NetlinkPort.SpinTest do
     {:reductions, before} = Process.info(server, :reductions)
     Process.sleep(200)
     {:reductions, now} = Process.info(server, :reductions)
-    # Each spin is thousands; being asked is some.
+    # Each spin takes thousands of reductions; a question of the test takes some.
     assert now - before < 1_000
   end
 end

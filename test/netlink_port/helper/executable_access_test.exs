@@ -1,6 +1,6 @@
 defmodule NetlinkPort.AccessTest do
-  # What is said to a user who may not run an executable: as that user, of files as they are. The group is
-  # one that every Debian has and nobody is in.
+  # The sentences for a user who may not run an executable, checked as that user, with real files. The group exists on
+  # every Debian and has no members.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.Helper.ExecutableAccess
@@ -28,14 +28,14 @@ defmodule NetlinkPort.AccessTest do
     output
   end
 
-  # Found and remedy, as that user has them said.
+  # What was found and its remedy, as that user is told.
   defp refused(c, groups) do
     code =
       "ExecutableAccess.refused(#{inspect(c.path)}) |> Tuple.to_list() |> Enum.each(&IO.puts/1)"
 
     output = run_as(c, groups, code)
     [found, remedy] = String.split(output, "\n", trim: true)
-    # The one who follows it opens nothing to all users.
+    # The remedy opens nothing to all users.
     refute remedy =~ ~r/chmod (0?[0-7]{3}|o\+|a\+|\+)/
     {found, remedy}
   end

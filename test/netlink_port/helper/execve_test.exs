@@ -1,6 +1,6 @@
 defmodule NetlinkPort.ExecveTest do
-  # Executables that execve(2) or the dynamic loader refuses: each is named, by a start, in the log and by
-  # the doctor. They are the helper itself, with a word of its file changed.
+  # Executables that execve(2) or the dynamic loader refuses. A start, the log and the doctor name the reason. The
+  # executables are the helper itself, with some bytes of the file changed.
   use NetlinkPort.Case, async: true
 
   import ExUnit.CaptureLog
@@ -13,7 +13,7 @@ defmodule NetlinkPort.ExecveTest do
     :ok
   end
 
-  # The helper with other bytes, as many, in the place of these.
+  # The helper with these bytes replaced by others of the same number.
   defp changed!(old, new) when byte_size(old) == byte_size(new) do
     bytes = File.read!(helper())
     assert bytes =~ old
@@ -27,7 +27,7 @@ defmodule NetlinkPort.ExecveTest do
     path
   end
 
-  # The sentence of a start, which is that of the log; the doctor has what is found in it, too.
+  # The sentence of a start, which the log has, too. The doctor's report contains what was found.
   defp said!(path, found, remedy) do
     log =
       capture_log(fn ->
@@ -51,7 +51,7 @@ defmodule NetlinkPort.ExecveTest do
   defp machine, do: elem(Elf.read(helper()), 1).machine
 
   test "one for another machine" do
-    # s390x is big-endian: nothing emulates this.
+    # s390x is big-endian, and nothing emulates it here.
     <<head::binary-size(18), _machine::16, rest::binary>> = File.read!(helper())
     path = file!(<<head::binary, 22::16-little, rest::binary>>)
 
@@ -148,7 +148,7 @@ defmodule NetlinkPort.ExecveTest do
 
   @tag :root
   test "a kernel without network namespaces is named" do
-    # As without CONFIG_NET_NS: nothing is in that folder of the process.
+    # Like a kernel without CONFIG_NET_NS: that folder of the process is empty.
     hide = "mount -t tmpfs none /proc/$$/ns && exec #{helper()} \"$@\""
     path = script!("exec unshare -m sh -c '#{hide}' sh \"$@\"")
     assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)

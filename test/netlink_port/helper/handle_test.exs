@@ -1,5 +1,5 @@
 defmodule NetlinkPort.HandleTest do
-  # Handles are never given twice, whoever draws them.
+  # No handle is used twice, whatever process takes it.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.Helper.Handle
@@ -13,7 +13,7 @@ defmodule NetlinkPort.HandleTest do
         end)
       end
 
-    # All at once, so that they really meet.
+    # All processes at once, so that they compete.
     Enum.each(tasks, &send(&1.pid, :go))
     drawn = Task.await_many(tasks, within(30_000))
     all = Enum.concat(drawn)

@@ -1,15 +1,15 @@
 defmodule NetlinkPort.HelperTest do
-  # Executables that are no helper, and helpers that misbehave: each is refused or ended with words
-  # that say what is wrong, and none is left behind.
+  # Executables that are no helpers, and helpers that misbehave. Each is refused or ended with words that say what is
+  # wrong, and no process is left behind.
   use NetlinkPort.Case, async: true
 
   import Bitwise, only: [<<<: 2]
 
   alias NetlinkPort.Helper.{OsProcess, Protocol}
 
-  # Waits for anything that comes out of a server that ends in order: that may take its two seconds.
+  # Waits for a message of a server that ends normally, which may take its two seconds.
   @end_timeout 10_000
-  # A helper that never says hello is waited for that long; any other gets time, for busy machines.
+  # How long to wait for a helper that never says hello. Others get more time, for busy machines.
   @hello_timeout 300
   @patient 10_000
 
@@ -18,7 +18,7 @@ defmodule NetlinkPort.HelperTest do
     :ok
   end
 
-  # In a VM of its own, since environment and configuration are this one's, too.
+  # In another VM, since environment and configuration are those of this VM, too.
   defp executable(environment, configured) do
     script = """
     Application.put_env(:netlink_port, :executable, #{inspect(configured)})
@@ -39,7 +39,7 @@ defmodule NetlinkPort.HelperTest do
     assert executable(nil, "/nonexistent/c") =~ "/nonexistent/c: ENOENT"
   end
 
-  # Starts a server that is expected not to come up; returns its error and its words.
+  # Starts a server that is expected to fail. Returns its error and the sentence.
   defp refused(executable, hello_timeout \\ @patient) do
     assert {:error, %Error{stage: :thread} = error} =
              NetlinkPort.start_link(
@@ -48,8 +48,8 @@ defmodule NetlinkPort.HelperTest do
                hello_timeout: hello_timeout
              )
 
-    # As with every start_link: the end of the process that was to be the server. OTP 26 and later take
-    # the message in before they return.
+    # As with every start_link: the exit of the process that was to be the server. OTP 26 and later receive it before
+    # start_link returns.
     if String.to_integer(System.otp_release()) < 26,
       do: assert_receive({:EXIT, _pid, ^error}),
       else: refute_received({:EXIT, _pid, _reason})
@@ -57,14 +57,14 @@ defmodule NetlinkPort.HelperTest do
     {error, Exception.message(error)}
   end
 
-  # Starts a server that comes up.
+  # Starts a server that is expected to run.
   defp started!(executable, opts \\ []) do
     opts = [name: nil, executable: executable, hello_timeout: @patient] ++ opts
     {:ok, server} = NetlinkPort.start_link(opts)
     server
   end
 
-  # A helper whose processes can be told from all others, also after it has become another program.
+  # A helper whose processes can be identified, also after it has become another program.
   defp helper!(body), do: script!(["export NLP_TEST=\"$0\"\n", body])
 
   # The processes of a helper, by its path on their command lines or in their environment.
@@ -82,7 +82,7 @@ defmodule NetlinkPort.HelperTest do
     end
   end
 
-  # Within half a second the witness has killed what did not end by itself.
+  # The witness kills processes that have not ended within half a second.
   defp assert_gone(executable), do: eventually!(fn -> processes(executable) == [] end, 5_000)
 
   defp hello, do: print_frame(vector!("hello"))
@@ -283,7 +283,7 @@ defmodule NetlinkPort.HelperTest do
         helper!([hello(Protocol.version(), properties() ++ [granted: 1]), "\n", @ignore_input])
 
       server = started!(path)
-      # Between two programs, in execve(2), a process has no command line.
+      # During execve(2) a process has no command line.
       eventually!(fn -> processes(path) != [] end)
       Process.exit(server, :kill)
       assert_gone(path)
@@ -295,7 +295,7 @@ defmodule NetlinkPort.HelperTest do
       path = helper!([bytes, @ignore_input])
       server = started!(path)
       assert Process.alive?(server)
-      # Between two programs, in execve(2), a process has no command line.
+      # During execve(2) a process has no command line.
       eventually!(fn -> processes(path) != [] end)
       Process.exit(server, :kill)
       assert_gone(path)
@@ -334,7 +334,7 @@ defmodule NetlinkPort.HelperTest do
     test "and sends events of sockets that nobody has is not believed" do
       names = ["ok", "ok groups", "error", "failed", "overrun", "gone", "malformed", "data"]
       events = for name <- names ++ ["data metadata"], do: [print_frame(vector!(name)), "\n"]
-      # The last frame ends the server: it has seen those before by then.
+      # The last frame ends the server, which has seen the earlier ones by then.
       path = helper!([hello(), "\n", events, print_frame("end"), "\n", await_grant()])
       server = started!(path)
       assert_receive {:EXIT, ^server, {:protocol_error, {:unknown, :not_a_term}}}, @end_timeout
@@ -344,7 +344,7 @@ defmodule NetlinkPort.HelperTest do
 
     test "and ends is told with its exit status" do
       for {body, status} <- [{"exit 0", 0}, {"exit 3", 3}, {"kill -KILL $$", 137}] do
-        # It has read what was sent to it: a command cannot race with its end.
+        # It has read all that was sent, so that no command can race with its end.
         path = helper!([hello(), "\n", await_grant(), "\n", body])
         server = started!(path)
         assert_receive {:EXIT, ^server, {:helper_exit, ^status}}, @end_timeout
@@ -355,7 +355,7 @@ defmodule NetlinkPort.HelperTest do
     test "and answers nothing is killed after the deadline" do
       path = helper!([hello(), "\n", @deaf])
       server = started!(path, call_timeout: 200)
-      # Between two programs, in execve(2), a process has no command line.
+      # During execve(2) a process has no command line.
       eventually!(fn -> processes(path) != [] end)
 
       assert {:error, %Error{stage: :thread, reason: :etimedout}} =
@@ -376,7 +376,7 @@ defmodule NetlinkPort.HelperTest do
       for reason <- [:kill, :shutdown] do
         path = helper!([hello(), "\n", @deaf])
         server = started!(path)
-        # Between two programs, in execve(2), a process has no command line.
+        # During execve(2) a process has no command line.
         eventually!(fn -> processes(path) != [] end)
         Process.exit(server, reason)
         assert_receive {:EXIT, ^server, _reason}, @end_timeout
@@ -394,7 +394,7 @@ defmodule NetlinkPort.HelperTest do
       process = %OsProcess{os_pid: os_pid, start_time: start_time}
       assert OsProcess.state(process) == :alive
 
-      # The same number, started at another time, is another process.
+      # The same number with another start time is another process.
       successor = %{process | start_time: "1"}
       assert OsProcess.state(successor) == :gone
       assert OsProcess.kill(successor) == :gone
@@ -407,7 +407,7 @@ defmodule NetlinkPort.HelperTest do
     end
   end
 
-  # print_frame/1 for bytes that are no whole frame.
+  # Like print_frame/1, for bytes that are no whole frame.
   defp print_bytes(bytes) do
     ["printf '%b' '", for(<<byte <- bytes>>, do: "\\0" <> Integer.to_string(byte, 8)), "'"]
   end

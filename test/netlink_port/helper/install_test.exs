@@ -1,6 +1,6 @@
 defmodule NetlinkPort.InstallTest do
-  # `mix netlink_port.install`: what it installs is what it says, and where it cannot be, nothing is left
-  # and the words say what to do. The group is one that every Debian has and nobody is in.
+  # `mix netlink_port.install` does what it says. If it cannot, it leaves nothing behind and says what to do. The
+  # group exists on every Debian and has no members.
   use NetlinkPort.Case, async: true
 
   import Bitwise, only: [&&&: 2]
@@ -47,7 +47,7 @@ defmodule NetlinkPort.InstallTest do
     line |> String.split(":") |> Enum.at(2) |> String.to_integer()
   end
 
-  # setpriv(1) itself would still have root's way with files.
+  # With setpriv(1) alone root's capabilities over files would remain.
   defp as_user(groups, command) do
     opts = [stderr_to_stdout: true, env: [{"LC_ALL", "C"}]]
     System.cmd("setpriv", @user ++ groups ++ ["env" | command], opts)
@@ -70,7 +70,7 @@ defmodule NetlinkPort.InstallTest do
 
   @tag :init_user_namespace
   test "a directory gets netlink_port; more capabilities may be named", c do
-    # Twice is once.
+    # A second installation changes nothing.
     install(
       c.directory,
       ~w(--capability sys_ptrace --capability audit_read --capability sys_ptrace)
@@ -175,7 +175,7 @@ defmodule NetlinkPort.InstallTest do
 
   @tag :init_user_namespace
   test "who runs the task by sudo and is not in the group is told", c do
-    # Nobody else reads it.
+    # No other user may read it.
     before = System.get_env("SUDO_USER", "")
     on_exit(fn -> System.put_env("SUDO_USER", before) end)
 
@@ -219,7 +219,7 @@ defmodule NetlinkPort.InstallTest do
           {inner, "0:0", 0o777},
           {inner, "0:0", 0o1777},
           {inner, "0:#{gid()}", 0o775},
-          # As where an access control list lets somebody write.
+          # Like an access control list that lets another user write.
           {inner, "0:0", 0o775},
           {inner, "12345:0", 0o755},
           {c.directory, "0:0", 0o757},
@@ -227,7 +227,7 @@ defmodule NetlinkPort.InstallTest do
         ] do
       {_output, 0} = System.cmd("chown", [owner, path])
       chmod!(path, mode)
-      # By whatever path it is reached.
+      # By any path that reaches it.
       link = tmp_path!("link")
       File.ln_s!(inner, link)
 
@@ -242,7 +242,7 @@ defmodule NetlinkPort.InstallTest do
     end
 
     assert File.ls!(inner) == []
-    # What is sticky is nobody else's.
+    # In a sticky folder other users cannot replace the file.
     chmod!(c.directory, 0o1777)
     assert install(inner) =~ "has been installed"
   end
@@ -275,7 +275,7 @@ defmodule NetlinkPort.InstallTest do
     end
   end
 
-  # The VM leaves the sticky bit out.
+  # File.stat/1 leaves the sticky bit out.
   defp chmod!(path, mode) do
     {_output, 0} = System.cmd("chmod", [Integer.to_string(mode, 8), path])
   end
@@ -322,7 +322,7 @@ defmodule NetlinkPort.InstallTest do
       assert File.read!(c.to) == "an older one"
     end
 
-    # Installed for another owner than it should be.
+    # Installed for the wrong owner.
     plan = plan!(c.to, gid: 0)
 
     install =
@@ -335,7 +335,7 @@ defmodule NetlinkPort.InstallTest do
     assert File.ls!(c.directory) == ["helper"]
   end
 
-  # Code in a VM of its own, of an ordinary user, who has a copy of the library.
+  # Runs code in another VM, as an ordinary user with a copy of the library.
   defp in_user_vm(setpriv, path, code) do
     home = tmp_path!("home")
     File.mkdir_p!(Path.join(home, "netlink_port"))
@@ -362,7 +362,7 @@ defmodule NetlinkPort.InstallTest do
     """)
   end
 
-  # Programs of a folder of the test's own come first, and root's folders are not there, as for users.
+  # Programs in a folder of the test come first, and root's folders are not in PATH, as for users.
   defp path(scripts) do
     bin = tmp_path!("bin")
     File.mkdir!(bin)
@@ -372,7 +372,7 @@ defmodule NetlinkPort.InstallTest do
 
   @tag :init_user_namespace
   test "an ordinary user without sudo is told what root has to run, and that is right", c do
-    # No sudo(8) of this machine's.
+    # Without this machine's sudo(8).
     sudo = "echo 'sudo: a password is required' >&2; exit 1"
     {{output, 0}, source} = run_as(["--clear-groups"], path(%{"sudo" => sudo}), c)
     assert output =~ "this takes root, and sudo: a password is required. What root has to run:"
@@ -402,10 +402,10 @@ defmodule NetlinkPort.InstallTest do
 
   @tag :init_user_namespace
   test "an ordinary user with sudo has it run what takes root", c do
-    # With the two capabilities that sudo(8) has from its set-user-ID bit.
+    # With the two capabilities that sudo(8) has by its set-user-ID bit.
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
 
-    # What it says of a host that has no name is not what the programs say.
+    # Without its warning about a host that has no name.
     sudo = """
     echo 'sudo: unable to resolve host' >&2
     shift
@@ -429,7 +429,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  # As in the build of an image: root, and less than a helper takes.
+  # As in the build of an image: root, with fewer capabilities than a helper takes.
   test "where the task itself may not run the file, execve(2) and its EPERM are named, and nothing is left",
        c do
     code = """
@@ -450,7 +450,7 @@ defmodule NetlinkPort.InstallTest do
     refute output =~ "is not netlink_port"
     assert File.ls!(c.directory) == []
 
-    # And so it can.
+    # And it can.
     [_, commands] = Regex.run(~r/root has to run:\n\n(.*?)\n\n/s, output)
     without = ["--bounding-set", "-sys_admin", "sh", "-ec", commands]
     {_output, 0} = System.cmd("setpriv", without, stderr_to_stdout: true)

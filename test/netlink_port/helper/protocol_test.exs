@@ -1,6 +1,6 @@
 defmodule NetlinkPort.ProtocolTest do
-  # The wire as docs/vectors.txt gives it, what is no frame of it, and what must survive the way
-  # there and back.
+  # The wire by the vectors of docs/vectors.txt, bytes that are no frames of it, and values that survive encoding and
+  # decoding.
   use NetlinkPort.Case, async: true
 
   import Bitwise, only: [<<<: 2]
@@ -9,7 +9,7 @@ defmodule NetlinkPort.ProtocolTest do
 
   @max_handle 0x7FFFFFFF
 
-  # Every vector by name: how the command is encoded, or what the event is decoded to.
+  # Every vector by name: the command and its encoding, or the event that it is decoded to.
   defp commands do
     open = [ext_ack: true, add_membership: 33, filter: <<0, 6, 0, 0, 0, 4, 0, 0>>]
     path = {:path, "/run/netns/blue"}
@@ -119,7 +119,7 @@ defmodule NetlinkPort.ProtocolTest do
     test "none is left untested" do
       tested = Map.keys(commands()) ++ Map.keys(events())
       assert Enum.sort(tested) == vectors() |> Map.keys() |> Enum.sort()
-      # vectors/0 is a map: a name that is there twice would hide one of them.
+      # vectors/0 is a map, in which a repeated name would hide a vector.
       lines = Path.expand("../../../docs/vectors.txt", __DIR__) |> File.read!() |> String.split("\n")
       assert Enum.count(lines, &(&1 =~ ~r/^[^#].*: [0-9a-f]+$/)) == length(tested)
     end
@@ -148,7 +148,7 @@ defmodule NetlinkPort.ProtocolTest do
   test "every atom that the program can send exists before it does" do
     sources = Path.expand("../../../src/*.rs", __DIR__) |> Path.wildcard() |> Map.new(&source/1)
     properties = Regex.scan(~r/\b(?:property|number)\(\s*"(\w+)"/, Enum.join(Map.values(sources)))
-    # Stages, and the reasons of `malformed`: arms of the two functions `atom`.
+    # The atoms of stages and of `malformed` in Rust: arms of the two functions `atom`.
     arms = Regex.scan(~r/Self::\w+ => "(\w+)",/, sources["error.rs"] <> sources["etf.rs"])
     names = for [_all, name] <- properties ++ arms, uniq: true, do: name
     assert "os_pid" in names and "setns" in names and "truncated" in names
@@ -219,7 +219,7 @@ defmodule NetlinkPort.ProtocolTest do
     end
 
     test "an atom that does not exist is refused, and is not made" do
-      # A name that nothing has ever made an atom of: half of it is random.
+      # A name that has never been an atom: half of it is random.
       name = "netlink_port_#{Base.encode16(:crypto.strong_rand_bytes(16))}"
       size = byte_size(name)
 
@@ -251,7 +251,7 @@ defmodule NetlinkPort.ProtocolTest do
     assert {:data, 1, "", %{group: 0, nsid: 0} = told} = Protocol.decode(data(1, 0, 0, 0, ""))
     refute is_map_key(told, :port_id)
     absent = -0x80000000
-    # Each by itself: the three do not depend on each other.
+    # Each alone: the three do not depend on each other.
     assert {:data, 1, "", %{group: nil, nsid: 5, port_id: 9}} =
              Protocol.decode(data(1, absent, 5, 9, ""))
 
@@ -259,13 +259,13 @@ defmodule NetlinkPort.ProtocolTest do
              Protocol.decode(data(1, 5, absent, 0xFFFFFFFF, ""))
   end
 
-  # PropEr, where it is installed (Debian: erlang-proper). Its macros are for Erlang; the functions
-  # behind them do.
+  # PropEr, if it is installed (Debian: erlang-proper). Its macros are for Erlang, so that the functions behind them
+  # are called.
   if Code.ensure_loaded?(:proper) do
     describe "properties" do
       test "decode never raises" do
         check(:proper_types.binary(), 2_000, &is_tuple(Protocol.decode(&1)))
-        # Nearly frames: a version byte, then anything.
+        # Almost frames: a version byte, then anything.
         tail = :proper_types.tuple([:proper_types.integer(0, 255), :proper_types.binary()])
 
         check(tail, 5_000, fn {tag, bytes} ->
@@ -320,7 +320,7 @@ defmodule NetlinkPort.ProtocolTest do
         end)
       end
 
-      # Fails with what PropEr has shrunk the counterexample to.
+      # Fails with the counterexample that PropEr has shrunk.
       defp check(type, count, property) do
         options = [:quiet, :long_result, numtests: count]
         assert :proper.quickcheck(:proper.forall(type, property), options) == true

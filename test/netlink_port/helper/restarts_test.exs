@@ -1,5 +1,5 @@
 defmodule NetlinkPort.RestartsTest do
-  # How often a server was started again, as its supervisor did it.
+  # The number of restarts of a server by its supervisor.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.Helper.Restarts

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.AttachTest do
-  # Looking at an application on another node: its figures, and the Mix tasks.
+  # The figures of an application on another node, and the Mix tasks that show them.
   use NetlinkPort.Case, async: false
 
   import ExUnit.CaptureIO
@@ -50,10 +50,10 @@ defmodule NetlinkPort.AttachTest do
     assert Attach.node("#{node}", nil) == {:ok, node}
     text = capture_io(fn -> assert Top.run(node: node, once: true, interval: 100) == :ok end)
     assert text =~ "netlink_port on #{node}: servers 1, sockets 1,"
-    # As it is called there.
+    # Called as on that node.
     assert text =~ ~r/^ +#{socket.handle} route +host +MyApp.There /m
 
-    # The Mix tasks, likewise.
+    # The Mix tasks, too.
     text =
       capture_io(fn -> Mix.Tasks.NetlinkPort.Top.run(~w(--once --interval 100 --node #{node})) end)
 
@@ -67,7 +67,7 @@ defmodule NetlinkPort.AttachTest do
     assert text =~ "MyApp.There: helper "
     assert text =~ "0 failing"
 
-    # A view of a node that goes is over, and says so.
+    # The view of a node that goes away ends, and says so.
     size = fn ->
       if Process.alive?(peer), do: :peer.stop(peer)
       {24, 80}

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.ExchangeTest do
-  # What becomes of answers, without a kernel: the rest is in connection_test.exs.
+  # Answers without a kernel; the rest is in connection_test.exs.
   use ExUnit.Case, async: true
 
   doctest NetlinkPort.Request.Exchange
@@ -24,7 +24,7 @@ defmodule NetlinkPort.ExchangeTest do
   defp failed(seq, errno),
     do: %Message{type: @error, seq: seq, payload: <<-errno::signed-32-native, 0::128>>}
 
-  # How often a dump is sent whose answer is always `spoil`ed, and what it comes to.
+  # How often a dump is sent whose answer is always `spoil`ed, and its result.
   defp tries(exchange, spoil, tries \\ 1) do
     case Exchange.outcome(spoil.(exchange)) do
       {:again, exchange} ->
@@ -64,7 +64,7 @@ defmodule NetlinkPort.ExchangeTest do
     assert {:error, %Error{reason: :enobufs}} = Exchange.cut(delayed, etimedout)
     epipe = Error.new(:thread, :epipe)
     assert {:error, %Error{reason: :epipe}} = Exchange.cut(lost, epipe)
-    # One that waits for its turn.
+    # A dump that waits for its turn.
     assert {:error, %Error{messages: []}} = Exchange.cut(asked(), etimedout)
     assert {:error, ^epipe} = Exchange.cut(new(:route, {:request, 18, <<0>>, @opts}), epipe)
   end
@@ -82,7 +82,7 @@ defmodule NetlinkPort.ExchangeTest do
 
     {exchange, [datagram], 12} = Exchange.number(new(:netfilter, {:batch, batch}), 9)
     assert length(datagram) == 3
-    # The begin refused: nothing behind it is looked at.
+    # The begin is refused: messages after it are not looked at.
     refused = Exchange.add(exchange, [failed(9, 1)])
     assert Exchange.done?(refused)
     undone = {:error, :ecanceled}
@@ -95,17 +95,17 @@ defmodule NetlinkPort.ExchangeTest do
     exchange = new(:netfilter, {:batch, [{0xA10, 0, <<0::32>>}, {0xA10, 0, <<0::32>>}]})
     {exchange, [[_first, _second], [look]], 12} = Exchange.number(exchange, 9)
     assert {:ok, [%Message{type: 1, seq: 11, payload: ""}]} = Message.decode(look)
-    # Only the first is looked at, without CAP_NET_ADMIN.
+    # Only the first message is looked at, without CAP_NET_ADMIN.
     refute Exchange.done?(Exchange.add(exchange, [failed(9, 1)]))
     over = Exchange.add(exchange, [failed(9, 1), failed(11, 1)])
 
     assert {:ok, [{:error, %Error{reason: :eperm}}, {:error, %Error{reason: :eperm}}]} =
              Exchange.outcome(over)
 
-    # A subsystem's own EPERM is that message's alone.
+    # A subsystem's own EPERM concerns one message.
     over = Exchange.add(exchange, [failed(9, 1), failed(10, 0), failed(11, 0)])
     assert {:ok, [{:error, %Error{reason: :eperm}}, {:ok, [], nil}]} = Exchange.outcome(over)
-    # One message needs none.
+    # A single message needs no batch.
     exchange = new(:netfilter, {:batch, [{0xA10, 0, <<0::32>>}]})
     assert {_exchange, [[_only]], 10} = Exchange.number(exchange, 9)
   end

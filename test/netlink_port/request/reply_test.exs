@@ -1,5 +1,5 @@
 defmodule NetlinkPort.AnswerTest do
-  # What the kernel may send, by hand: what it is hard to make it do.
+  # Messages that the kernel may send, written by hand, since it is hard to make the kernel send them.
   use ExUnit.Case, async: true
 
   import Bitwise
@@ -69,7 +69,7 @@ defmodule NetlinkPort.AnswerTest do
     refute Reply.done?(answer)
     answer = read(answer, [message(16, 7, "", @multi), done(7, <<0::32>>)])
     assert {answer.ended, answer.count, Reply.error(answer)} == {:done, 1, nil}
-    # In NLMSG_DONE it is the dump's own error, and in answer to a request final.
+    # In NLMSG_DONE it is the error of the dump; in the answer to a request it is final.
     assert %Error{reason: :enobufs} = Reply.error(read(dump(), [done(7, <<-105::32-native>>)]))
     assert %{ended: :error} = read(new(:acked, [7], 7), [error(7, 105)])
   end
@@ -115,11 +115,11 @@ defmodule NetlinkPort.AnswerTest do
     refute Reply.done?(answer)
 
     assert %{ended: :ack, errors: %{7 => %Error{reason: :eexist}}} = read(answer, [error(9, 0)])
-    # NLMSG_DONE of another ends nothing.
+    # NLMSG_DONE of another request ends nothing.
     for message <- [error(8, 0), done(8, <<0::32>>)],
         do: refute(Reply.done?(read(batch, [message])))
 
-    # The begin of nf_tables' own.
+    # A begin of nf_tables itself.
     begun = %{batch | begin: 7}
     assert %{ended: :error} = read(begun, [error(7, 1)])
     refute Reply.done?(read(begun, [error(7, 0)]))

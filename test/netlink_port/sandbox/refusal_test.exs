@@ -3,7 +3,7 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
 
   alias NetlinkPort.Sandbox.Refusal
 
-  # A machine, by the files that tell of it.
+  # A machine, as its files in /proc describe it.
   defp line(printed, files), do: Refusal.line(printed, &Map.get(files, &1))
 
   @eperm "unshare: unshare failed: Operation not permitted"
@@ -44,7 +44,7 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
     assert Refusal.line(:missing) =~ "install util-linux"
   end
 
-  # A suite of a user of the kit, in a VM of its own, without privileges, whose user namespaces a limit refuses.
+  # The suite of a user of the kit, in another VM without privileges. A limit refuses its user namespaces.
   @tag :userns
   test "where they are refused tests are skipped, with the line once; where the setup is used alone they fail with it" do
     {output, 2} = suite(["setpriv", "--bounding-set", "-all"])
@@ -80,7 +80,7 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
       file
     ]
 
-    # In a user namespace of its own the limit is nobody else's.
+    # In its own user namespace the limit affects no other process.
     script = "echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\""
     arguments = ["--user", "--map-root-user", "sh", "-c", script, "sh"]
     System.cmd("unshare", arguments ++ wrapper ++ elixir, stderr_to_stdout: true, cd: folder)

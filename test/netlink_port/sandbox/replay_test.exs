@@ -1,5 +1,5 @@
 defmodule NetlinkPort.Sandbox.ReplayTest do
-  # Captures of ours, of Wireshark's and of tcpdump's kind, played to an owner.
+  # Captures of this library, of Wireshark and of tcpdump, played to an owner.
   use ExUnit.Case, async: true
   use NetlinkPort.Sandbox
 
@@ -11,7 +11,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
   @getlink 18
   @kernel 7
   @user 6
-  # What AF_PACKET says of nlmon, both ways.
+  # PACKET_OUTGOING, which AF_PACKET gives for packets of nlmon in both directions.
   @outgoing 4
 
   defp message(type, flags, payload) do
@@ -33,7 +33,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     end
   end
 
-  # A pcap file, of packets `{seconds, fraction, bytes, length}`.
+  # A pcap file of packets `{seconds, fraction, bytes, length}`.
   defp pcap(order, magic, link, packets) do
     head = [n(order, 32, magic), n(order, 16, 2), n(order, 16, 4), <<0::64>>]
     head = [head, n(order, 32, 262_144), n(order, 32, link)]
@@ -49,7 +49,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
 
   defp packet(seconds, fraction, bytes), do: {seconds, fraction, bytes, byte_size(bytes)}
 
-  # A pcapng file of blocks `{type, body}` in an order.
+  # A pcapng file of blocks `{type, body}`, in a byte order.
   defp pcapng(order, blocks) do
     section = [n(order, 32, 0x1A2B3C4D), n(order, 16, 1), n(order, 16, 0), <<-1::64>>]
 
@@ -206,7 +206,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
           ]),
           enhanced.(0, 0, "ethernet", []),
           enhanced.(1, 1024, cooked(@user, 0, event(1)), []),
-          # Of no direction but by its flags: outbound, then inbound.
+          # The direction is in the flags alone: outbound, then inbound.
           enhanced.(1, 1024, cooked(@outgoing, 0, event(9)), [
             option.(2, IO.iodata_to_binary(u.(32, 2))),
             <<0::32>>

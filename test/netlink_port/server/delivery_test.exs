@@ -1,6 +1,6 @@
 defmodule NetlinkPort.DeliveryTest do
-  # One socket's delivery without a socket: what `active` means, who is served when, and what the
-  # helper is granted.
+  # The delivery of one socket, without a socket: the modes of `active`, who is served when, and the grants to the
+  # helper.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.Helper.Protocol
@@ -13,14 +13,14 @@ defmodule NetlinkPort.DeliveryTest do
   defp data(name, size \\ 4), do: {:data, String.pad_trailing("#{name}", size), nil}
   defp error(number \\ 1), do: {:error, Error.new(:send, number)}
 
-  # Lets items arrive; returns all effects and the state.
+  # Lets items arrive. Returns all effects and the state.
   defp arrive(state, items) do
     Enum.flat_map_reduce(items, state, fn item, state -> Delivery.arrive(state, item) end)
   end
 
   defp deliveries(items), do: Enum.map(items, &{:deliver, &1})
 
-  # All that is kept, as recv would take it.
+  # All items that are kept, as recv would take them.
   defp demand_all(state) do
     case Delivery.demand(state) do
       {:item, item, state} -> [item | demand_all(state)]
@@ -298,7 +298,7 @@ defmodule NetlinkPort.DeliveryTest do
   end
 
   describe "grants" do
-    # A datagram whose cost is this.
+    # A datagram that costs this much.
     defp costing(cost), do: data("", cost - 300)
 
     test "a datagram costs its length and 300" do
@@ -369,7 +369,7 @@ defmodule NetlinkPort.DeliveryTest do
       assert Delivery.kept(state) == 3
       assert {[{:deliver, b}], state} = Delivery.credit(state, 1)
       assert b == data("b")
-      # A gap that was told in two parts is one.
+      # A gap that was reported in two parts is one gap.
       assert {[{:deliver, {:overrun, 7}}, {:deliver, _c}], state} = Delivery.credit(state, 5)
       assert state.credit == 3
     end
@@ -387,11 +387,11 @@ defmodule NetlinkPort.DeliveryTest do
     end
   end
 
-  # PropEr, where it is installed (Debian: erlang-proper).
+  # PropEr, if it is installed (Debian: erlang-proper).
   if Code.ensure_loaded?(:proper) do
     describe "properties" do
-      # What is done to a socket: items arrive, someone takes one or waits for it or gives up, and
-      # the mode changes. Each item and each waiter has its own number.
+      # Operations on a socket: items arrive, a caller takes one, waits for one or gives up, and the mode changes.
+      # Each item and each waiter has its own number.
       defp operations do
         count = :proper_types.integer(-4, 6)
         modes = Enum.map([true, false, :once], &:proper_types.exactly/1)
@@ -413,7 +413,7 @@ defmodule NetlinkPort.DeliveryTest do
       defp item(:error, number, _size), do: error(number)
       defp item(:overrun, number, _size), do: {:overrun, number}
 
-      # Runs operations; `out` is everything that has left, newest first.
+      # Runs operations. `out` has everything that was sent or returned, newest first.
       defp run(operations, mode) do
         start = %{
           state: new(mode),
@@ -435,7 +435,7 @@ defmodule NetlinkPort.DeliveryTest do
         left(%{run | state: state, arrived: [item | run.arrived]}, effects)
       end
 
-      # As the server does it: who finds nothing waits.
+      # As in the server: a caller that finds nothing waits.
       defp step(:demand, number, run) do
         case Delivery.demand(run.state) do
           {:item, item, state} ->
@@ -464,7 +464,7 @@ defmodule NetlinkPort.DeliveryTest do
         left(%{run | state: state, in_credit?: run.in_credit? and in_credit?}, effects)
       end
 
-      # As the server does it: nobody waits on an active socket.
+      # As in the server: no caller waits on an active socket.
       defp step({:set_active, change}, _number, run) do
         {:ok, effects, state} = Delivery.set_active(run.state, [change])
         run = left(%{run | state: state}, effects)
@@ -502,7 +502,7 @@ defmodule NetlinkPort.DeliveryTest do
         end)
       end
 
-      # A gap may be told in one part or in several.
+      # A gap may be reported in one part or in several.
       defp merged([{:overrun, one}, {:overrun, other} | rest]) do
         merged([{:overrun, one + other} | rest])
       end
@@ -519,8 +519,8 @@ defmodule NetlinkPort.DeliveryTest do
         end)
       end
 
-      # The helper of src/sockets.rs: it sends a datagram of any size while what it was charged is
-      # less than what it was granted. The server asks for a grant after everything it does.
+      # The helper as in src/sockets.rs: it sends a datagram of any size while less was charged than granted. The
+      # server asks for a grant after each operation.
       test "what is kept costs less than the window and one datagram, and nobody gets stuck" do
         window = :proper_types.integer(1, 20_000)
 
@@ -535,7 +535,7 @@ defmodule NetlinkPort.DeliveryTest do
               %{helper | fine?: helper.fine? and kept_cost(helper.state) < window + 4_300}
             end)
 
-          # With everything taken, the helper may send again.
+          # Once everything is taken, the helper may send again.
           {_effects, state} = Delivery.credit(ended.state, :infinity)
           {:ok, _effects, state} = Delivery.set_active(state, [true])
           empty = granted(%{ended | state: state})
@@ -559,7 +559,7 @@ defmodule NetlinkPort.DeliveryTest do
         %{helper | state: step(operation, number, run).state}
       end
 
-      # Grants only ever rise.
+      # Grants only rise.
       defp granted(helper) do
         case Delivery.grant(helper.state) do
           {nil, state} -> %{helper | state: state}
@@ -575,7 +575,7 @@ defmodule NetlinkPort.DeliveryTest do
         |> Enum.sum()
       end
 
-      # Fails with what PropEr has shrunk the counterexample to.
+      # Fails with the counterexample that PropEr has shrunk.
       defp check(type, count, property) do
         options = [:quiet, :long_result, numtests: count]
         assert :proper.quickcheck(:proper.forall(type, property), options) == true

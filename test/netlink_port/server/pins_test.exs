@@ -1,5 +1,5 @@
 defmodule NetlinkPort.PinsTest do
-  # Pins: a namespace as the value of an attribute, who they belong to, and how they end.
+  # Pins: a namespace as the value of an attribute, the process that a pin belongs to, and its end.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Attr, Connection, Message, Pin}
@@ -29,7 +29,7 @@ defmodule NetlinkPort.PinsTest do
 
   defp by(pin), do: [<<0::32>>, Attr.encode([{@netnsa_fd, pin}])]
 
-  # RTM_GETNSID: what a namespace is called by in that of the socket, -1 for nothing.
+  # RTM_GETNSID: the id of a namespace in that of the socket, or -1 for none.
   defp nsid(socket, pin) do
     with {:ok, [%Message{payload: <<_::32, attrs::binary>>}]} <-
            NetlinkPort.request(socket, @rtm_getnsid, by(pin)) do
@@ -226,7 +226,7 @@ defmodule NetlinkPort.PinsTest do
   end
 
   describe "before anything is sent" do
-    # A server that sends nothing shows that nothing was: `sent` of the socket does not go up.
+    # Checks that the server sends nothing: `sent` of the socket does not rise.
     defp refused(socket, pin) do
       {:ok, %{sent: before}} = NetlinkPort.stats(socket)
       message = Message.encode(%Message{type: @rtm_getnsid, flags: 5, payload: by(pin)})

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.ServerTest do
-  # What happens to callers, owners and helpers when something dies, hangs or is stopped.
+  # Callers, owners and helpers when one of them dies, hangs or is stopped.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
@@ -27,7 +27,7 @@ defmodule NetlinkPort.ServerTest do
     reason
   end
 
-  # Datagrams that were on their way may lie before and after; the end is told once.
+  # Datagrams in flight may come before and after the message about the end, which comes once.
   defp refute_closed_again(socket), do: refute_receive({:netlink_closed, ^socket, _}, 100)
 
   describe "a helper that is killed" do
@@ -69,7 +69,7 @@ defmodule NetlinkPort.ServerTest do
       assert_receive {:netlink, _socket, _datagram}
       signal!(helper, :KILL)
 
-      # A command that runs into the helper's end breaks the pipe, and then no status is told.
+      # A command that meets the helper's end breaks the pipe, and then no status is reported.
       reasons = [{:helper_exit, 137}, {:helper_exit, :epipe}]
       for socket <- [passive | sockets], do: assert(closed!(socket) in reasons)
       for socket <- [passive | sockets], do: refute_closed_again(socket)
@@ -79,13 +79,13 @@ defmodule NetlinkPort.ServerTest do
         assert match?({:error, %Error{stage: :thread}}, result) or match?({:ok, _}, result)
       end
 
-      # The restart serves again.
+      # The restarted server works.
       restarted!(name, server)
       assert os_pid(name) != helper
       {:ok, socket} = NetlinkPort.open(name, :route, netns: {:name, netns}, active: false)
       assert "lo" in Rtnl.link_names(socket)
 
-      # A socket of before reaches nothing.
+      # An earlier socket reaches nothing.
       old = hd(sockets)
       assert Socket.handle(old) < Socket.handle(socket)
       assert {:error, %Error{stage: :thread, reason: :epipe}} = NetlinkPort.send(old, "x")
@@ -115,7 +115,8 @@ defmodule NetlinkPort.ServerTest do
   describe "a helper that cannot come home" do
     test "ends with exit code 80, so that no later socket is opened in the wrong place" do
       netns = netns!()
-      # setns(2) is called once at start, once to leave, and the third time to come home.
+
+      # setns(2) is called once at start, a second time to leave home, and a third time to come back.
       server = start_injected!("setns EPERM 3")
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, netns})
@@ -148,7 +149,7 @@ defmodule NetlinkPort.ServerTest do
       server = start_server!(call_timeout: 200, ping_interval: 100)
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
-      # It answers pings, so that it lives.
+      # It answers pings, and so is alive.
       refute_receive {:netlink_closed, ^socket, _}, 500
       signal!(helper, :STOP)
       assert closed!(socket) == :stuck
@@ -163,7 +164,7 @@ defmodule NetlinkPort.ServerTest do
       signal!(helper, :STOP)
       assert {:error, %Error{reason: :etimedout}} = NetlinkPort.open(server, :route, [])
       signal!(helper, :CONT)
-      # The socket that came to be after its caller had given up does not stay.
+      # A socket that was made after its caller had given up is closed.
       eventually!(fn -> fds(server) == before end)
       refute_received _any
       assert os_pid(server) == helper
@@ -283,7 +284,7 @@ defmodule NetlinkPort.ServerTest do
       server = start_server!()
       helper = os_pid(server)
       {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
-      # RTM_NEWLINK of a bridge, a few hundred of them: IFLA_IFNAME (3) and IFLA_LINKINFO (18).
+      # RTM_NEWLINK of a few hundred bridges: IFLA_IFNAME (3) and IFLA_LINKINFO (18).
       for n <- 1..200, do: :ok = NetlinkPort.send(socket, Rtnl.new_bridge("b#{n}", n))
       :ok = GenServer.stop(server, :shutdown)
       assert closed!(socket) == :shutdown
@@ -365,13 +366,13 @@ defmodule NetlinkPort.ServerTest do
       eventually!(fn -> not running?(helper) end)
     end
 
-    # The one case in which nobody is left to tell: calls do.
+    # The one case in which no owner is left to be told. Calls report it.
     test "killed at once with its witness: no message, calls are EPIPE, the helper is gone" do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
       witness = :sys.get_state(server).witness
-      # So that it does not start another.
+      # So that it does not start another server.
       :sys.suspend(server)
       for pid <- [witness, server], do: Process.exit(pid, :kill)
       eventually!(fn -> not running?(helper) end)
@@ -462,14 +463,14 @@ defmodule NetlinkPort.ServerTest do
     server = start_server!(ping_interval: :infinity)
     for _ <- 1..50, do: {:ok, _} = NetlinkPort.open(server, :route, netns: {:name, netns})
     helper = os_pid(server)
-    # A wait that begins is a voluntary switch: one more than before would be a wake-up.
+    # A wait is a voluntary context switch: one more than before would be a wake-up.
     eventually!(fn -> File.read!("/proc/#{helper}/stat") =~ ~r/\) S / end)
     before = switches(helper)
     Process.sleep(1_000)
     assert switches(helper) == before
   end
 
-  # The kernel tells of an error (ENOBUFS) whether one asks for it or not.
+  # The kernel reports an error (ENOBUFS) whether or not a caller waits for it.
   test "a socket that may not be read does not keep the helper awake, with an error pending" do
     netns = netns!()
     server = start_server!(ping_interval: :infinity)

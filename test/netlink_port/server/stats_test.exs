@@ -1,10 +1,10 @@
 defmodule NetlinkPort.StatsTest do
-  # What stats/1 tells: exact counts of what has passed, and what waits where.
+  # The result of stats/1: exact counts of datagrams, and where datagrams wait.
   use NetlinkPort.Case, async: true
 
   @moduletag :root
 
-  # RTM_GETLINK of interface 1, acked: one datagram there, two back.
+  # RTM_GETLINK of interface 1 with NLM_F_ACK: one datagram to the kernel, two back.
   @getlink 18
   @payload <<0::32, 1::32-native, 0::64>>
 
@@ -121,7 +121,7 @@ defmodule NetlinkPort.StatsTest do
       stats = stats!(name)
       assert %{server: ^server, name: ^name, restarts: 0, outgoing: 0, malformed: 0} = stats
       assert stats.os_pid == os_pid(name)
-      # What a page-sized program cannot undercut, and this one does not exceed.
+      # A lower bound that any program exceeds, and an upper bound that the helper does not.
       assert stats.rss in 100_000..50_000_000
       assert is_integer(stats.cpu) and is_integer(stats.uptime)
       assert stats.fds < stats.max_fds
