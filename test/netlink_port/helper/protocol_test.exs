@@ -120,7 +120,9 @@ defmodule NetlinkPort.ProtocolTest do
       tested = Map.keys(commands()) ++ Map.keys(events())
       assert Enum.sort(tested) == vectors() |> Map.keys() |> Enum.sort()
       # vectors/0 is a map, in which a repeated name would hide a vector.
-      lines = Path.expand("../../../docs/vectors.txt", __DIR__) |> File.read!() |> String.split("\n")
+      lines =
+        Path.expand("../../../docs/vectors.txt", __DIR__) |> File.read!() |> String.split("\n")
+
       assert Enum.count(lines, &(&1 =~ ~r/^[^#].*: [0-9a-f]+$/)) == length(tested)
     end
 
