@@ -4,7 +4,7 @@
 # input does: 159 would be its filter.
 set -eu
 work=$(mktemp -d)
-cp /work/bin/netlink_port "$work/"
+cp /guest/bin/netlink_port "$work/"
 chmod 755 "$work" "$work/netlink_port"
 
 talk() { # FRAMES LINK COMMAND...
@@ -30,7 +30,7 @@ talk() { # FRAMES LINK COMMAND...
 
 ip netns add there
 ip -n there link add there0 type bridge
-talk /work/frames/there there0 "$work/netlink_port"
+talk /guest/frames/there there0 "$work/netlink_port"
 
 setpriv --reuid 65534 --regid 65534 --clear-groups unshare -Urn sleep 600 &
 sleeper=$!
@@ -38,5 +38,5 @@ until [ "$(cat "/proc/$sleeper/comm")" = sleep ]; do sleep 0.1; done
 touch /run/held
 mount --bind "/proc/$sleeper/ns/net" /run/held
 nsenter --user --net --target "$sleeper" ip link add held0 type bridge
-talk /work/frames/held held0 setpriv --reuid 65534 --regid 65534 --clear-groups "$work/netlink_port" --user-namespaces
+talk /guest/frames/held held0 setpriv --reuid 65534 --regid 65534 --clear-groups "$work/netlink_port" --user-namespaces
 kill "$sleeper"

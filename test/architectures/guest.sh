@@ -1,17 +1,17 @@
 #!/bin/sh
 # guest.sh: the tests, in the machine. Lines that begin with @@ are for run.sh: "@@ step NAME", "@@ pass NAME TESTS" and
-# "@@ fail NAME". What is left to be done is in /work/steps, a line each.
-cd /work/src || exit 1
+# "@@ fail NAME". What is left to be done is in /guest/steps, a line each.
+cd /guest/src || exit 1
 # What was built outside knows its folder there.
-mkdir -p "$(dirname "$(cat /work/top)")"
-ln -s /work/src "$(cat /work/top)"
-export PATH="/work/bin:$PATH" MIX_ENV=test
+mkdir -p "$(dirname "$(cat /guest/top)")"
+ln -s /guest/src "$(cat /guest/top)"
+export PATH="/guest/bin:$PATH" MIX_ENV=test
 echo "@@ machine $(uname -m), Linux $(uname -r)"
 
 step() { # NAME COMMAND...
   name=$1
   shift
-  grep -qx "$name" /work/steps || return 0
+  grep -qx "$name" /guest/steps || return 0
   echo "@@ step $name"
   "$@" </dev/null >/tmp/log 2>&1 && status=0 || status=$?
   cat /tmp/log
@@ -19,11 +19,11 @@ step() { # NAME COMMAND...
   if [ "$status" = 0 ]; then echo "@@ pass $name ${passed:-1}"; else echo "@@ fail $name"; fi
 }
 
-step version sh -c '/work/bin/netlink_port --version | tee /dev/stderr | grep -q "^netlink_port [0-9]"'
-step converse /work/bin/converse.sh
-step rust /work/bin/rust_tests
-step musl /work/bin/musl_tests
-files=$(grep '\.exs$' /work/steps | sed 's|^|test/netlink_port/|')
+step version sh -c '/guest/bin/netlink_port --version | tee /dev/stderr | grep -q "^netlink_port [0-9]"'
+step converse /guest/bin/converse.sh
+step rust /guest/bin/rust_tests
+step musl /guest/bin/musl_tests
+files=$(grep '\.exs$' /guest/steps | sed 's|^|test/netlink_port/|')
 if [ -n "$files" ]; then
   echo "@@ step ExUnit"
   mix run --no-compile test/architectures/suite.exs $files </dev/null

@@ -4,7 +4,7 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/r
 mount -o remount,rw /
 mount -t sysfs sys /sys
 mount -t proc proc /proc 2>/dev/null
-mkdir -p /dev/pts /dev/shm /work
+mkdir -p /dev/pts /dev/shm /guest
 mount -t devtmpfs dev /dev 2>/dev/null
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
@@ -17,10 +17,10 @@ ip link set lo up
 # The kernel's words are not the tests'.
 dmesg -n 1
 for disk in /dev/vda /dev/vdb; do
-  case $(blkid -o value -s LABEL "$disk") in work) mount "$disk" /work ;; esac
+  case $(blkid -o value -s LABEL "$disk") in work) mount "$disk" /guest ;; esac
 done
 # The console may be slow to turn on.
-sh /work/guest.sh 2>&1
+sh /guest/guest.sh 2>&1
 echo "@@ end $?"
 sync
 mount -o remount,ro / 2>/dev/null
