@@ -13,7 +13,8 @@ defmodule NetlinkPort.Request.SocketState do
   # How many late numbers are remembered. Those of the last exchange are always kept.
   @late 1_024
   @last_sequence 0xFFFFFFFF
-  @enobufs 105
+  # The error of NLMSG_ERROR is negative. 105 is ENOBUFS.
+  @no_room -105
 
   # `order` has the numbers of each exchange, the oldest first.
   defstruct [:next, :dump, late: %{}, order: :queue.new()]
@@ -80,7 +81,7 @@ defmodule NetlinkPort.Request.SocketState do
   # ENOBUFS is no end of a dump: see NetlinkPort.Request.Reply.
   defp end?(%{type: type, payload: payload}) do
     case {Message.control(type), payload} do
-      {:error, <<-@enobufs::signed-32-native, _::binary>>} -> false
+      {:error, <<@no_room::signed-32-native, _::binary>>} -> false
       {control, _payload} -> control in [:done, :error]
     end
   end
