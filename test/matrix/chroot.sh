@@ -30,7 +30,7 @@ if [ ! -d "$root" ]; then
     tail -20 "$root.log" >&2
     exit 1
   }
-  # No service starts in the chroot, and no recommended packages are installed.
+  # No service starts in the chroot, no recommended packages are installed, and downloaded packages are not kept.
   printf '#!/bin/sh\nexit 101\n' >"$root.tmp/usr/sbin/policy-rc.d"
   chmod 755 "$root.tmp/usr/sbin/policy-rc.d"
   # Lists are valid for a week. An old mirror, or the clock of a virtual machine, can exceed that.
