@@ -1,7 +1,7 @@
 #!/bin/sh
-# runtime.sh: runs runc(8), for an engine that is given it by `--runtime`. podman gives a process of an ordinary user the
-# capabilities of --cap-add, in the ambient set, too. Under the name docker-like.sh this script leaves such a process
-# only the bounding set, as Docker does.
+# runtime.sh: runs runc(8), for an engine that is given it by `--runtime`. podman gives a process of an ordinary
+# user the capabilities of --cap-add, in the ambient set, too. Under the name docker-like.sh this script leaves such
+# a process only the bounding set, as Docker does.
 #
 # It removes the limits of the container, since to set them takes CAP_SYS_RESOURCE, which root lacks on some machines.
 set -eu
