@@ -1,28 +1,28 @@
 # make demo    the main job, on real namespaces (root)
 # make test    the Rust and the ExUnit suites
-# make test-unprivileged  the ExUnit suite as an ordinary user's `make test` has it (root)
+# make test-unprivileged  the ExUnit suite as it runs for an ordinary user (root)
 # make check   formatting, lints, warnings as errors, layers and cycles, Dialyzer
 # make soak    random operations, storms and kills for SOAK_SECONDS (300; root)
-# make bench   what the way through the helper costs beside OTP's own socket (root)
-# make dist    static executables for MACHINES with checksum and SBOM; this machine's is shown to run in an empty root and
-#              on Debian's releases
+# make bench   compares the helper with OTP's own socket (root)
+# make dist    static executables for MACHINES with checksum and SBOM; that of this machine is started in an empty
+#              root and on Debian's releases
 # make architectures  namespaces, delivery and protocol on ARCHITECTURES, in emulated machines (root)
-# make containers  the sample's release under podman and runc (root)
-# make musl    the suite with a helper that is built against musl, the C library of Alpine (root)
+# make containers  the release of the sample under podman and runc (root)
+# make musl    the suite with a helper built against musl, the C library of Alpine (root)
 # make matrix  the whole suite on Debian bookworm, trixie and sid: SUITES (root)
 # make kernels the doctor, the suites and a soak on Debian's kernels under emulation: KERNELS (root)
 # make docs    the documentation, into doc/ (root)
 # make fuzz    FUZZ_RUNS executions of each fuzz target (nightly Rust and cargo-fuzz)
-# make recording  docs/demo.svg, the demo as it runs (root, npx)
-# make clean   what was built, but for roots and images
+# make recording  docs/demo.svg, a recording of the demo (root, npx)
+# make clean   removes what was built, except roots and images
 #
-# Each installs what it lacks from Debian's packages first.
+# Each target first installs the Debian packages that it needs.
 
 export LC_ALL := C.UTF-8
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 PACKAGES := elixir git erlang-nox erlang-dev erlang-dialyzer erlang-proper iproute2 libcap2-bin procps gcc libc6-dev
-# What the tests compare with. Those tests say so where one is missing, and the rest go on.
+# Programs that tests compare with. If one is missing, its tests are skipped with a line that says so.
 COUNTERPARTS := nftables conntrack iputils-ping tshark
 
 .PHONY: demo test test-unprivileged check matrix kernels architectures containers musl docs soak bench dist fuzz recording dialyzer setup counterparts clean
@@ -48,13 +48,13 @@ check: setup
 	MIX_ENV=dev mix run --no-compile --no-start test/layers/check.exs
 	@$(MAKE) --no-print-directory dialyzer
 
-# Chroots and what is built in them are kept in MATRIX_DIR (.matrix).
+# The chroots, and the builds in them, are kept in MATRIX_DIR (.matrix).
 SUITES ?= bookworm trixie sid
 
 matrix: setup
 	@PACKAGES="$(PACKAGES) $(COUNTERPARTS)" test/matrix/run.sh $(SUITES)
 
-# Chroot, kernels, images and logs are kept in KERNELS_DIR (.kernels): test/kernels/run.sh says what else there is to set.
+# Chroot, kernels, images and logs are kept in KERNELS_DIR (.kernels). test/kernels/run.sh lists the other variables.
 KERNELS ?= bullseye-security bookworm trixie trixie-backports
 
 kernels: setup
@@ -65,8 +65,8 @@ kernels: setup
 docs:
 	@test/matrix/docs.sh
 
-# libFuzzer starts from the inputs of fuzz/corpus and writes new ones to fuzz/target/found; fuzz/keep.sh takes
-# these into fuzz/corpus.
+# libFuzzer starts from the inputs of fuzz/corpus and writes new ones to fuzz/target/found. fuzz/keep.sh adds these to
+# fuzz/corpus.
 FUZZ_RUNS ?= 1000000
 FUZZ_TARGETS ?= frame term command
 
@@ -82,7 +82,8 @@ fuzz: setup
 	  sed -n "s/^stat::number_of_executed_units: */$$target: executions /p" $$log; \
 	done
 
-# npx fetches what draws the recording; the picture is in the repository, so that nobody else needs it.
+# npx downloads the program that draws the recording. The picture is in the repository, so that only this target needs
+# it.
 recording: PACKAGES += asciinema python3
 recording: setup
 	docs/record.sh
@@ -90,15 +91,14 @@ recording: setup
 soak: setup
 	MIX_ENV=test mix run test/soak/soak.exs
 
-# Beside what the others need: pyroute2 to compare with, gnuplot for the chart. At the highest priority,
-# both sides of each comparison alike.
+# pyroute2 is compared with, and gnuplot draws the chart. Both sides of each comparison run at the highest priority.
 bench: PACKAGES += python3-pyroute2 gnuplot-nox
 bench: setup
 	@test "$$(id -u)" = 0 || { echo "the benchmark makes namespaces: run it as root" >&2; exit 1; }
 	@mix compile
 	@nice -n -20 mix run bench/bench.exs
 
-# Of other machines than this one the static C library and the emulator that starts them are Debian's.
+# For other machines the static C library and the emulator that starts the executables are Debian's.
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 MACHINES ?= x86_64 aarch64 armhf riscv64
 
@@ -115,7 +115,7 @@ CROSS_armhf = gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
 CROSS_riscv64 = gcc-riscv64-linux-gnu libc6-dev-riscv64-cross
 CROSS_s390x = gcc-s390x-linux-gnu libc6-dev-s390x-cross
 
-# Roots, kernels and what has passed are kept in ARCHITECTURES_DIR (.architectures).
+# Roots, kernels and the list of passed steps are kept in ARCHITECTURES_DIR (.architectures).
 ARCHITECTURES ?= aarch64 riscv64 armhf s390x
 
 architectures: PACKAGES += mmdebstrap debian-archive-keyring qemu-system-arm qemu-system-misc e2fsprogs cpio kmod xz-utils \
@@ -128,7 +128,7 @@ containers: PACKAGES += podman runc conmon jq mmdebstrap debian-archive-keyring 
 containers: setup
 	@test/containers/run.sh
 
-# MUSL_TESTS are files of the suite; all of them by default.
+# MUSL_TESTS are files of the suite. Defaults to all.
 musl: setup
 	@test/musl/run.sh $(MUSL_TESTS)
 
@@ -146,7 +146,7 @@ dialyzer:
 	  test $$? -ne 1 && mv $$plt.tmp $$plt; } && \
 	dialyzer -pa $(ELIXIR_EBIN) --plt $$plt -Wunmatched_returns _build/dev/lib/netlink_port/ebin
 
-# $(call install,PACKAGES): those that are missing; fails where they cannot be had.
+# $(call install,PACKAGES): installs those that are missing, and fails if that is not possible.
 install = missing=""; \
 	for package in $(1); do \
 	  dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q '^install ok' || missing="$$missing $$package"; \

@@ -1,6 +1,6 @@
 defmodule Bench.Baseline do
   @moduledoc false
-  # What a NIF's user has in hand: OTP's own socket in the namespace, in the VM.
+  # The baseline, which is what the user of a NIF has: OTP's own socket in the namespace, in the VM.
 
   @netlink 16
 
@@ -14,7 +14,7 @@ defmodule Bench.Baseline do
 
   def send(socket, datagram), do: :ok = :socket.send(socket, datagram)
 
-  @doc "One datagram; the buffer is as large as the kernel makes use of."
+  @doc "Receives a datagram. The kernel would make no use of a larger buffer."
   def recv(socket) do
     {:ok, datagram} = :socket.recv(socket, 65_536)
     datagram

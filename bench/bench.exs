@@ -1,6 +1,6 @@
-# What the way through the helper costs beside OTP's own socket in the same namespace, by turns in the same
-# run; how the cost grows; and what others take for the same work. Writes docs/benchmarks.md and its
-# chart, unless only some rows are asked for by parts of their names.
+# Compares the helper with OTP's own socket in the same namespace, by turns in the same run. Measures how the cost
+# grows, and the same work by pyroute2 and ip(8). Writes docs/benchmarks.md and its chart. Arguments are parts of
+# the names of rows: then only those rows are measured, and nothing is written.
 #
 #     make bench                                     (root; under five minutes)
 #     mix run bench/bench.exs serial callers
@@ -40,7 +40,7 @@ defmodule Bench do
     end)
   end
 
-  # `{name, unit, goal, ours, baseline}`: functions that return a figure, less being better.
+  # `{name, unit, goal, ours, baseline}`. The last two are functions that return a figure; less is better.
   defp workloads(context) do
     [
       {"a request and its answer, in series", "us", 1.5, fn -> Requests.serial(context, true) end,
@@ -108,7 +108,7 @@ defmodule Bench do
     {name, result, cells, goal}
   end
 
-  # What has no baseline.
+  # Figures without a baseline.
   defp alone(context) do
     memory = Measure.alone(fn -> Dumps.memory_of_stream(context) end)
     idle = Measure.alone(&Idle.thousand/0)

@@ -1,5 +1,5 @@
-# chart.gp DATA SVG ROWS: a bar a row, the ratio on a logarithmic axis, its spread, and the goal.
-# A row: index ratio low high goal label "name"; `label` is where the ratio is written.
+# chart.gp DATA SVG ROWS: draws a bar for each row: the ratio on a logarithmic axis, its spread, and the goal.
+# A row: index ratio low high goal label "name"; `label` is the position of the text of the ratio.
 
 set terminal svg size 860, 60 + 34 * ARG3 font "sans-serif,13" noenhanced
 set output ARG2

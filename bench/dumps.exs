@@ -1,12 +1,12 @@
 defmodule Bench.Dumps do
   @moduledoc false
-  # Many routes: written in batches, dumped, decoded.
+  # Many routes: made in batches, dumped and decoded.
 
   alias Bench.{Baseline, Measure, Place, Requests, Work}
   alias NetlinkPort.Message
 
   @batch 100_000
-  # A datagram's worth: 44 bytes a route.
+  # The routes of a datagram: each takes 44 bytes.
   @together 500
 
   def batch(context) do
@@ -18,7 +18,7 @@ defmodule Bench.Dumps do
           :ok = NetlinkPort.send(socket, together(first, first + @together - 1))
         end
 
-        # NLMSG_ERROR of errno 0 is the ack of the last of each datagram.
+        # NLMSG_ERROR of errno 0 is the ack of the last message of a datagram.
         for first <- 0..(@batch - 1)//@together do
           sequence = first + @together
 
@@ -42,7 +42,7 @@ defmodule Bench.Dumps do
     time
   end
 
-  @doc "Fills the main table."
+  @doc "Fills the main table with `count` routes."
   def fill(context, count) do
     socket = Requests.open!(context, active: true, sndbuf: 4_000_000)
 
@@ -95,7 +95,7 @@ defmodule Bench.Dumps do
     if Work.last?(datagram), do: :ok, else: drain(next, read)
   end
 
-  @doc "The engine: all messages through `stream/4`, counted."
+  @doc "Counts all messages of `stream/4`."
   def stream(context) do
     socket = Requests.open!(context, active: false)
 
@@ -117,7 +117,7 @@ defmodule Bench.Dumps do
     end)
   end
 
-  @doc "The most memory the VM had beyond what it began with, while a stream was read, in MiB."
+  @doc "The most memory that the VM took for reading a stream, in MiB."
   def memory_of_stream(context) do
     socket = Requests.open!(context, active: false)
     :erlang.garbage_collect()

@@ -1,7 +1,7 @@
 defmodule Bench.Events do
   @moduledoc false
-  # Route events as fast as `ip -batch` makes them, in two namespaces at once: none is lost, and the CPU
-  # time of VM and helper together.
+  # Route events as fast as `ip -batch` makes them, in two namespaces at once: checks that none is lost, and
+  # measures the CPU time of VM and helper together.
 
   alias Bench.{Baseline, Measure, Place}
 
@@ -17,7 +17,7 @@ defmodule Bench.Events do
     end)
   end
 
-  # Anything else, an overrun above all, ends the benchmark.
+  # Any other message, such as an overrun, ends the benchmark.
   def event(socket) do
     receive do
       {:netlink, ^socket, _event} -> :ok

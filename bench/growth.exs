@@ -1,14 +1,14 @@
 defmodule Bench.Growth do
   @moduledoc false
-  # How the cost grows: with idle sockets, namespaces, owners, and the length of a datagram. Each is a list
-  # of `{size, microseconds}`, the best of some rounds.
+  # How the cost grows with the number of idle sockets, of namespaces and of owners, and with the length of a
+  # datagram. Each result is a list of `{size, microseconds}`, the best of some rounds.
 
   alias Bench.{Measure, Place, Work}
 
   @rounds 5
   @events 2_000
 
-  @doc "A request and its answer, with so many other sockets open that nothing comes for."
+  @doc "A request and its answer, with a number of other open sockets that get no datagrams."
   def idle_sockets(sizes), do: Measure.alone(fn -> idle_sockets_of(sizes) end)
 
   defp idle_sockets_of(sizes) do
@@ -25,7 +25,7 @@ defmodule Bench.Growth do
     end)
   end
 
-  @doc "A request and its answer on one socket after another, each in a namespace of its own."
+  @doc "A request and its answer on one socket after another, each in its own namespace."
   def namespaces(sizes), do: Measure.alone(fn -> namespaces_of(sizes) end)
 
   defp namespaces_of(sizes) do
@@ -41,7 +41,7 @@ defmodule Bench.Growth do
     end)
   end
 
-  @doc "One event to one of so many owners, each with a socket that gets all of them."
+  @doc "An event to one of a number of owners, each with a socket that gets all events."
   def owners(sizes), do: Measure.alone(fn -> owners_of(sizes) end)
 
   defp owners_of(sizes) do
@@ -65,7 +65,7 @@ defmodule Bench.Growth do
         for pid <- owners, do: receive(do: ({:took, ^pid} -> :ok))
         time = Measure.microseconds(start) / (events * size)
         Place.flush(netns)
-        # The flush makes events, too.
+        # The flush of the routes makes events, too.
         for pid <- owners, do: send(pid, {:take, events, self()})
         for pid <- owners, do: receive(do: ({:took, ^pid} -> :ok))
         time
@@ -104,13 +104,13 @@ defmodule Bench.Growth do
     end
   end
 
-  @doc "One datagram of so many bytes from a socket to another: out of the VM, and back into it."
+  @doc "A datagram of a length from one socket to another: out of the VM, and back into it."
   def datagrams(sizes), do: Measure.alone(fn -> datagrams_of(sizes) end)
 
   defp datagrams_of(sizes) do
     Place.with_netns("sizes", fn netns ->
       Place.with_server(fn server ->
-        # NETLINK_USERSOCK: no kernel takes part but as a carrier.
+        # NETLINK_USERSOCK: the kernel only carries the datagrams.
         opts = [netns: {:name, netns}, user_peers: true, rcvbuf: 8_000_000, sndbuf: 8_000_000]
         {:ok, from} = NetlinkPort.open(server, :usersock, opts)
         {:ok, to} = NetlinkPort.open(server, :usersock, opts)

@@ -1,6 +1,6 @@
 defmodule Bench.Idle do
   @moduledoc false
-  # What a helper costs while nothing moves.
+  # The cost of a helper without traffic.
 
   alias Bench.{Measure, Place}
 
@@ -23,8 +23,8 @@ defmodule Bench.Idle do
   end
 
   @doc """
-  Two helpers with 1,000 sockets in 100 namespaces each, one without pings and one with the usual:
-  RSS, and CPU time (ms) and wake-ups of 60 s. Asking for the RSS wakes neither.
+  Two helpers with 1,000 sockets in 100 namespaces each, one without pings, and one with the usual pings: the RSS, and
+  the CPU time (ms) and wake-ups of 60 s. Reading the RSS wakes neither.
   """
   def thousand do
     Place.with_many("idle", 100, fn names ->

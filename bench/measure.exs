@@ -1,19 +1,19 @@
 defmodule Bench.Measure do
   @moduledoc false
-  # Ours and the baseline by turns in the same run; medians, and the ratio of each turn with its spread.
+  # Measures the library and the baseline by turns in the same run. Gives medians, and the ratio of each turn with its
+  # spread.
 
   @rounds 7
 
-  @doc "Rounds of a comparison."
+  @doc "The number of rounds of a comparison."
   def rounds, do: @rounds
 
   @doc """
-  Runs `fun` in a process of its own: with a mailbox that is empty and a heap that is small, whatever was
-  measured before.
+  Runs `fun` in a new process, so that its mailbox is empty and its heap small, whatever was measured before.
   """
   def alone(fun), do: fun |> Task.async() |> Task.await(:infinity)
 
-  @doc "Runs both by turns, neither always first, after one round that is not counted."
+  @doc "Runs both by turns, after one round that does not count. Neither always comes first."
   def compare(ours, baseline) do
     ours = fn -> alone(ours) end
     baseline = fn -> alone(baseline) end
@@ -38,7 +38,7 @@ defmodule Bench.Measure do
     {ours.(), theirs}
   end
 
-  @doc "The median of what `fun` returns, over the rounds."
+  @doc "The median of the results of `fun` over the rounds."
   def single(fun) do
     _warm = alone(fun)
     median(for _ <- 1..@rounds, do: alone(fun))
@@ -62,7 +62,7 @@ defmodule Bench.Measure do
     System.convert_time_unit(System.monotonic_time() - start, :native, :nanosecond) / 1_000
   end
 
-  @doc "CPU time so far of a process and all its threads, in ms."
+  @doc "The CPU time of a process and all its threads so far, in ms."
   def cpu(os_pid) do
     for thread <- ls("/proc/#{os_pid}/task"), reduce: 0.0 do
       sum ->
@@ -75,7 +75,7 @@ defmodule Bench.Measure do
 
   defp ls(path), do: File.ls!(path)
 
-  @doc "CPU time so far of the VM and the helper of a server, in ms."
+  @doc "The CPU time of the VM and of a server's helper so far, in ms."
   def cpu_of_both(server), do: cpu(System.pid()) + cpu(os_pid(server))
 
   def os_pid(server) do

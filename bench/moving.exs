@@ -1,5 +1,6 @@
-# What moving from a NIF costs in time: examples/drop_in_socket.ex beside OTP's own socket, which is what a NIF's user
-# has in hand, by turns; and each call that waits, of a caller with so many messages in its mailbox.
+# What a move from a NIF costs in time. Compares examples/drop_in_socket.ex with OTP's own socket, which the user of
+# a NIF has, by turns. Also measures each call that waits, for callers with several numbers of messages in their
+# mailbox.
 #
 #     mix run bench/moving.exs        (as root)
 

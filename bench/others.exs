@@ -1,14 +1,14 @@
 defmodule Bench.Others do
   @moduledoc false
-  # The same work by pyroute2 (its NetNS runs a process of its own in the namespace, too) and by ip(8), a
-  # process for each command.
+  # The same work by pyroute2, whose NetNS also runs a process in the namespace, and by ip(8), a process for each
+  # command.
 
   alias Bench.{Measure, Place, Requests}
   alias NetlinkPort.Attr
 
   @routes 20_000
 
-  @doc "Rows of `{name, unit, ours, pyroute2, ip}`; nil where one does not do it."
+  @doc "Rows of `{name, unit, ours, pyroute2, ip}`; `nil` for a program that cannot do it."
   def rows(context) do
     Place.with_netns("others", fn netns ->
       context = %{context | netns: netns}

@@ -41,7 +41,7 @@ defmodule Bench.Partitions do
     {name, supervisor, count}
   end
 
-  # Whole numbers go round in turn.
+  # PartitionSupervisor takes integer keys modulo the number of partitions.
   defp server({name, _supervisor, _count}, n), do: {:via, PartitionSupervisor, {name, n}}
 
   defp row(name, unit, servers, work) do
@@ -52,10 +52,10 @@ defmodule Bench.Partitions do
     {name, unit, medians(rounds), ratios}
   end
 
-  # Of each column.
+  # The medians of the columns.
   defp medians(rounds), do: Enum.zip_with(rounds, &Measure.median/1)
 
-  # None is always first.
+  # In another order each round.
   defp turn(round, servers, measure) do
     order =
       Enum.drop(servers, rem(round, length(servers))) ++
@@ -74,7 +74,7 @@ defmodule Bench.Partitions do
   defp events(server), do: elem(storm(server), 0)
   defp cpu(server), do: elem(storm(server), 1)
 
-  # Wall and CPU time of one event, of VM and helpers together.
+  # Wall time and CPU time of one event, for VM and helpers together.
   defp storm({_name, _supervisor, count} = server) do
     lines = Place.routes(@events)
     servers = for n <- 0..(count - 1), do: server(server, n)

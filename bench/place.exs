@@ -1,12 +1,12 @@
 defmodule Bench.Place do
   @moduledoc false
-  # Namespaces of the benchmark's own, gone with it.
+  # Namespaces of the benchmark, which are deleted when it ends.
 
   def ip(arguments), do: {_output, 0} = System.cmd("ip", arguments, stderr_to_stdout: true)
 
   @doc """
-  Deletes what is left of the benchmark's namespaces when this VM ends, also where it is interrupted or
-  killed: a shell waits for the end of its input.
+  Deletes the remaining namespaces of the benchmark when this VM ends, also when it is interrupted or killed: a shell
+  waits for the end of its input.
   """
   def sweep_at_end do
     script =
@@ -67,10 +67,10 @@ defmodule Bench.Place do
     end
   end
 
-  @doc "What adds `count` routes, a line each."
+  @doc "The lines of `ip -batch` that add `count` routes."
   def routes(count), do: for(n <- 0..(count - 1), do: "route add #{destination(n)}/32 dev lo\n")
 
-  @doc "Takes all routes of the main table away."
+  @doc "Deletes all routes of the main table."
   def flush(netns), do: ip(["-n", netns, "route", "flush", "table", "main"])
 
   defp destination(n), do: "10.#{div(n, 65_536)}.#{rem(div(n, 256), 256)}.#{rem(n, 256)}"

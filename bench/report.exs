@@ -1,11 +1,11 @@
 defmodule Bench.Report do
   @moduledoc false
-  # The figures as tables in the terminal and in docs/benchmarks.md, and as docs/benchmarks.svg.
+  # Writes the figures as tables to the terminal and to docs/benchmarks.md, and as a chart to docs/benchmarks.svg.
 
   @docs Path.expand("../docs", __DIR__)
   @markers {"<!-- made by `make bench` -->", "<!-- end of what `make bench` made -->"}
 
-  @doc "Prints a table: a list of lists of cells, the first its head."
+  @doc "Prints a table: a list of rows, each a list of cells. The first row is the head."
   def table([head | rows]) do
     widths =
       for column <- Enum.zip_with([head | rows], & &1),
@@ -40,7 +40,7 @@ defmodule Bench.Report do
   def figure(nil, _unit), do: ""
   def figure(number, unit), do: "#{figure(number)} #{unit}"
 
-  @doc "What it was measured on."
+  @doc "The machine on which the figures were measured."
   def machine do
     [model] =
       Regex.run(~r/^model name\s*:\s*(.*)$/m, File.read!("/proc/cpuinfo"), capture: :all_but_first)
@@ -63,8 +63,8 @@ defmodule Bench.Report do
   end
 
   @doc """
-  Draws the ratios: `{name, ratio, low, high, goal}` each, less being better. gnuplot draws in one colour
-  for the light page; where the page is dark the SVG's own style turns it.
+  Draws the ratios, `{name, ratio, low, high, goal}` each; less is better. gnuplot draws in one colour, for a light
+  page. The style of the SVG changes the colour on a dark page.
   """
   def chart(rows) do
     data =

@@ -13,7 +13,7 @@ defmodule Bench.Requests do
     figure
   end
 
-  # NLM_F_ACK left out: the baseline asks for none either.
+  # Without NLM_F_ACK, like the baseline.
   def serial_by_request(context) do
     socket = open!(context, active: true)
     link = <<0::32, 1::32-native, 0::64>>
@@ -50,7 +50,7 @@ defmodule Bench.Requests do
     Baseline.recv(socket)
   end
 
-  @doc "Microseconds a request, over all callers together; each has a socket of its own."
+  @doc "Microseconds for a request, over all callers together. Each has its own socket."
   def many(context, callers) do
     at_once(callers, fn ->
       socket = open!(context, active: true)
@@ -100,7 +100,7 @@ defmodule Bench.Requests do
   end
 
   def open!(context, opts) do
-    # One of several, by turns.
+    # With several servers (partitions.exs) a function takes one by turns.
     server = if is_function(context.server), do: context.server.(), else: context.server
     {:ok, socket} = NetlinkPort.open(server, :route, [netns: {:name, context.netns}] ++ opts)
     socket

@@ -1,7 +1,8 @@
 defmodule Bench.Sandbox do
   @moduledoc false
-  # What a test pays for a sandbox (`NetlinkPort.Sandbox`): from its start to the first answer, beside others that
-  # are there, and beside `unshare -Urn true`, which makes and unmakes the like. By turns, in ms.
+  # What a sandbox (`NetlinkPort.Sandbox`) costs a test: the time from its start to the first answer, alone and
+  # beside other sandboxes. Compared with `unshare -Urn true`, which makes and removes the same namespaces, by
+  # turns, in ms.
 
   alias Bench.Measure
 

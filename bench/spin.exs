@@ -1,7 +1,7 @@
 defmodule Bench.Spin do
   @moduledoc false
-  # What looking for more before sleeping costs, and what it brings: microseconds, and CPU time of VM and
-  # helper, of a request in series and of one a hundredth of a second.
+  # What spinning before sleeping costs, and what it gains: microseconds, and CPU time of VM and helper, of requests
+  # in series and of 100 requests a second.
 
   alias Bench.{Measure, Place, Work}
 
@@ -28,7 +28,7 @@ defmodule Bench.Spin do
     end)
   end
 
-  # The median of the requests alone.
+  # The median of the requests, without the pauses.
   defp times(socket, wait, count) do
     Measure.median(
       for n <- 1..count do

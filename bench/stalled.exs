@@ -1,5 +1,5 @@
-# Owners in each active mode that take nothing while a storm of route events goes by: what that costs
-# the helper and the VM, and what each owner sees and misses once it takes everything.
+# Owners in each active mode that take nothing during a storm of route events: the memory that this costs the helper
+# and the VM, and the events that each owner gets and misses once it takes everything.
 #
 #     STALLED_SECONDS=60 mix run bench/stalled.exs        (root)
 
@@ -22,7 +22,7 @@ defmodule Stalled do
     end
   end
 
-  # A helper of its own for each.
+  # Each owner has its own helper.
   defp phase(modes, storm, calm, seconds) do
     {:ok, server} = NetlinkPort.start_link(name: nil)
     {:ok, %{os_pid: os_pid}} = NetlinkPort.info(server)
@@ -85,7 +85,7 @@ defmodule Stalled do
 
   defp taken(pid), do: receive(do: ({^pid, {seen, dropped}} -> {seen, dropped}))
 
-  # Routes that come and go, one event each; `pause` ms after each `count` of both.
+  # Adds and deletes routes, an event each; pauses for `pause` ms after each `count` of both.
   defp events(netns, seconds, count, pause) do
     path = Path.join(System.tmp_dir!(), netns <> ".batch")
     routes = for n <- 1..count, do: "10.0.#{div(n, 256)}.#{rem(n, 256)}/32 dev lo\n"

@@ -1,6 +1,6 @@
 defmodule Bench.Work do
   @moduledoc false
-  # Requests and the reading of answers, the same for whoever carries them.
+  # Requests and the reading of answers, the same for the library and for the baseline.
 
   @getlink 18
   @newroute 24

@@ -1,4 +1,4 @@
-# Captures what listing the links of a namespace takes, for Wireshark.
+# Lists the links of a namespace, and captures the datagrams for Wireshark.
 #
 #     mix run examples/capture.exs [--netns NAME | --path PATH] FILE
 

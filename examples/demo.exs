@@ -1,4 +1,4 @@
-# The library at work on two namespaces, which it makes and removes again. Needs root.
+# Shows the library at work on two namespaces, which the demo makes and removes. Needs root.
 #
 #     mix run examples/demo.exs
 

@@ -1,10 +1,11 @@
 defmodule Examples.DropInSocket do
   @moduledoc """
-  The socket module of a netlink codec library that uses a NIF and `:socket`, on `NetlinkPort`: with its server
-  started under the name `NetlinkPort`, put this module in the place of the library's own.
+  The socket module of a netlink codec library that uses a NIF and `:socket`, written with `NetlinkPort`. Start a
+  server under the name `NetlinkPort`, and use this module in place of the library's own.
 
-  Results are those of such modules: atoms as `:socket` has them, `:timeout` and `:closed` among them, and of `open/2`
-  the step with it. The sentence that says what to do is `Exception.message/1` of what `NetlinkPort.open/3` returns.
+  Results are those of such modules: atoms as in `:socket`, such as `:timeout` and `:closed`. Errors of `open/3` also
+  have the step that failed. For a sentence that says what to do, call `Exception.message/1` on the error of
+  `NetlinkPort.open/3`.
   """
 
   import Kernel, except: [send: 2]
@@ -24,16 +25,16 @@ defmodule Examples.DropInSocket do
           | {:bind, atom()}
           | {:open | :setns | :socket | :thread, pos_integer()}
 
-  # As much as the kernel puts into a datagram of a dump, and twice that.
+  # Twice the most that the kernel puts into a datagram of a dump.
   @recv_size 65_536
 
   @doc """
   Opens a bound, passive socket of a protocol, a number or a name, in a namespace.
 
   Options: `:owner` - the process whose end closes the socket. Defaults to the caller. The owner is sent no
-  messages, so that any process will do. `:server` - the `NetlinkPort` to open it with. Defaults to `NetlinkPort`.
+  messages, so that it can be any process. `:server` - the `NetlinkPort` to open it with. Defaults to `NetlinkPort`.
 
-  Errors: `{:socket, reason}` of `:host`, `{stage, errno}` of the others, and `{:bind, reason}`.
+  Errors: `{:socket, reason}` for `:host`, `{stage, errno}` for other namespaces, and `{:bind, reason}`.
   """
   @spec open(NetlinkPort.protocol(), netns(), owner: pid(), server: GenServer.server()) ::
           {:ok, t()} | {:error, open_error()}
@@ -43,7 +44,7 @@ defmodule Examples.DropInSocket do
 
     case NetlinkPort.open(server, protocol, opts) do
       {:ok, socket} ->
-        # It starts at 0, and the first number is 1.
+        # The counter starts at 0, so that the first number is 1.
         seq = :atomics.new(1, signed: false)
         {:ok, %__MODULE__{socket: socket, netns: netns, protocol: protocol, seq: seq}}
 
@@ -61,11 +62,11 @@ defmodule Examples.DropInSocket do
 
   defp not_opened(%{errno: errno}, _netns), do: {:socket, errno}
 
-  @doc "Closes it, from any process; whoever waits in `recv_datagram/2` gets `:closed`."
+  @doc "Closes the socket, from any process. A caller that waits in `recv_datagram/2` gets `:closed`."
   @spec close(t()) :: :ok
   def close(%__MODULE__{socket: socket}), do: NetlinkPort.close(socket)
 
-  @doc "Closes it where the result of a further step is an error, and returns that result."
+  @doc "Closes the socket if the result of a later step is an error. Returns that result."
   @spec close_on_error(result, t()) :: result when result: term()
   def close_on_error({:error, _reason} = error, %__MODULE__{} = socket) do
     :ok = close(socket)
@@ -74,7 +75,7 @@ defmodule Examples.DropInSocket do
 
   def close_on_error(result, %__MODULE__{}), do: result
 
-  @doc "The next sequence number, 1 to 2^32 - 1 and then 1 again, from any process."
+  @doc "The next sequence number, 1 to 2^32 - 1 and then 1 again. Any process may call this."
   @spec next_seq(t()) :: 1..0xFFFFFFFF
   def next_seq(%__MODULE__{seq: seq} = socket) do
     case rem(:atomics.add_get(seq, 1, 1), 0x100000000) do
@@ -90,8 +91,8 @@ defmodule Examples.DropInSocket do
   end
 
   @doc """
-  Receives one datagram, whole. A datagram longer than `:size` is `:truncated`, and gone. `:size` defaults to 65_536
-  bytes, `:timeout`, in ms, to `:infinity`.
+  Receives one whole datagram. If the datagram is longer than `:size`, the error is `:truncated`, and the datagram is
+  lost. `:size` defaults to 65_536 bytes, `:timeout`, in ms, to `:infinity`.
   """
   @spec recv_datagram(t(), pos_integer() | [size: pos_integer(), timeout: timeout()]) ::
           {:ok, binary()} | {:error, atom()}
@@ -112,7 +113,7 @@ defmodule Examples.DropInSocket do
   def add_membership(%__MODULE__{socket: socket}, group),
     do: socket |> NetlinkPort.join(group) |> told()
 
-  @doc "Leaves it."
+  @doc "Leaves a multicast group, by number."
   @spec drop_membership(t(), pos_integer()) :: :ok | {:error, atom()}
   def drop_membership(%__MODULE__{socket: socket}, group),
     do: socket |> NetlinkPort.leave(group) |> told()
@@ -123,7 +124,7 @@ defmodule Examples.DropInSocket do
     do: socket |> NetlinkPort.setopts(rcvbuf: bytes) |> told()
 
   defp told({:error, %{stage: :recv, reason: :etimedout}}), do: {:error, :timeout}
-  # Closed here, or with its helper.
+  # Closed by a caller, or by the end of its helper.
   defp told({:error, %{reason: :ebadf}}), do: {:error, :closed}
   defp told({:error, %{stage: :thread, reason: :epipe}}), do: {:error, :closed}
   defp told({:error, %{reason: reason}}), do: {:error, reason}

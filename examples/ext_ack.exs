@@ -1,5 +1,5 @@
-# Asks for what the kernel refuses, and shows all it says: the errno, its sentence, the attribute it points
-# at and what it would have taken. Changes nothing.
+# Sends requests that the kernel refuses, and shows its extended acks: the errno, the message, the attribute that it
+# points at, and what it would have accepted. Changes nothing.
 #
 #     mix run examples/ext_ack.exs [--netns NAME]
 
@@ -14,7 +14,7 @@ netns =
 {:ok, _supervisor} = Supervisor.start_link([NetlinkPort], strategy: :one_for_one)
 {:ok, socket} = NetlinkPort.open(:route, netns: netns, active: false)
 
-# rtnetlink(7): the type, and what follows struct nlmsghdr.
+# rtnetlink(7): the type of a request, and its payload.
 requests = [
   # RTM_NEWLINK of loopback with IFLA_TXQLEN (13), which has 32 bits.
   {"a queue length of 16 bits", 16,

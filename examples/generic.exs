@@ -1,4 +1,4 @@
-# Lists the families of generic netlink in a namespace, or one with its commands and groups.
+# Lists the families of generic netlink in a namespace, or one family with its commands and groups.
 #
 #     mix run examples/generic.exs [--netns NAME] [FAMILY]
 

@@ -1,7 +1,7 @@
 defmodule Examples.IpStyle do
   @moduledoc """
-  Shows what `Examples.Rtnetlink` has read as `ip -br link`, `ip -br addr`, `ip route` and
-  `ip monitor` show it, line by line.
+  Formats the items of `Examples.Rtnetlink` like the lines of `ip -br link`, `ip -br addr`, `ip route` and
+  `ip monitor`.
 
   Messages name links by index: `names` is a map of index to name, see `learn/2`.
   """
@@ -45,13 +45,13 @@ defmodule Examples.IpStyle do
     for %{kind: :link, index: index, name: name} <- items, into: names, do: {index, name}
   end
 
-  @doc "A line for each link, as `ip -br link`."
+  @doc "A line for each link, like `ip -br link`."
   def links(list) do
     names = learn(%{}, list.links)
     Enum.map(list.links, &link(&1, names))
   end
 
-  @doc "A line for each link with its addresses, as `ip -br addr`."
+  @doc "A line for each link with its addresses, like `ip -br addr`."
   def addresses(list) do
     names = learn(%{}, list.links)
 
@@ -63,13 +63,13 @@ defmodule Examples.IpStyle do
     end
   end
 
-  @doc "A line for each route, as `ip route` and then `ip -6 route`."
+  @doc "A line for each route, like `ip route` and then `ip -6 route`."
   def routes(list) do
     names = learn(%{}, list.links)
     Enum.map(list.routes, &route(&1, names))
   end
 
-  @doc "The line of an event, as `ip monitor`."
+  @doc "The line of an event, like `ip monitor`."
   def event({:new, item}, names), do: labelled(item, names)
   def event({:deleted, item}, names), do: "deleted " <> labelled(item, names)
 

@@ -1,6 +1,6 @@
-# Follows the links, addresses and routes of a namespace, a line for each event, until it is
-# interrupted or the time is up. It lasts longer than the namespace and the helper: try `ip netns del`
-# and `ip netns add`, and kill -9.
+# Follows the links, addresses and routes of a namespace, a line for each event, until it is interrupted or the time
+# is over. It goes on when the namespace or the helper ends and comes back: try `ip netns del` and `ip netns add`,
+# and kill -9 of the helper.
 #
 #     mix run examples/monitor.exs [--netns NAME | --path PATH] [--for SECONDS]
 
@@ -23,7 +23,7 @@ defmodule Examples.Monitor do
     follow(monitor, %{})
   end
 
-  # Messages name links by index: `names` are those that are known.
+  # Messages name links by index. `names` has the known names by index.
   defp follow(monitor, names) do
     receive do
       {:netlink_snapshot, ^monitor, :begin} ->

@@ -1,10 +1,10 @@
-# Moves a link from one namespace into another, which the request names by a pin: where `ip link set LINK netns
-# NAME` writes a descriptor of its own. With --nsid it first gives that namespace an id in the first one, and
-# shows what the kernel calls it. With --connection all of it goes over a NetlinkPort.Connection.
+# Moves a link from one namespace into another. The request names the other namespace by a pin, where `ip link set
+# LINK netns NAME` uses a descriptor of ip itself. With --nsid the script first gives the other namespace an id in
+# the first one, and shows the id. With --connection all requests go over a NetlinkPort.Connection.
 #
 #     mix run examples/move_link.exs --netns FROM --to NAME [--nsid N] [--connection] LINK
 #
-# To see it, and to have the link back:
+# To try it, and to move the link back:
 #
 #     ip netns add blue; ip netns add red
 #     ip -n blue link add v0 type veth peer name v1
@@ -41,7 +41,7 @@ defmodule Examples.MoveLink do
     end
   end
 
-  # What carries out requests in a namespace: a socket, or a connection.
+  # Opens a socket or a connection in a namespace, which carries out requests.
   defp asker(netns, true) do
     {:ok, connection} = Connection.start_link(protocol: :route, netns: netns)
     fn type, payload -> Connection.request(connection, type, payload) end
@@ -53,7 +53,7 @@ defmodule Examples.MoveLink do
   end
 
   defp moved(ask, link, to, nsid) do
-    # It holds the namespace, whether or not anything else is left in it.
+    # The pin keeps the namespace alive, even if nothing else is left in it.
     with {:ok, pin} <- NetlinkPort.pin(to),
          {:ok, index} <- index(ask, link),
          :ok <- give_nsid(ask, pin, nsid),
@@ -75,7 +75,7 @@ defmodule Examples.MoveLink do
          do: {:ok, index}
   end
 
-  # struct rtgenmsg, padded, and what is asked about.
+  # struct rtgenmsg, padded, and the attribute that names the namespace.
   defp give_nsid(_ask, _pin, nil), do: :ok
 
   defp give_nsid(ask, pin, nsid) do

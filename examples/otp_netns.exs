@@ -1,10 +1,10 @@
-# What OTP's own way into a network namespace does to the VM when it fails.
+# Shows what OTP's own way into a network namespace does to the VM when the socket cannot be opened.
 #
 #     elixir --erl "+S 1:1" examples/otp_netns.exs PATH
 #
-# The option `netns` of socket:open/4 moves a scheduler thread into the namespace, opens the
-# socket there and moves the thread back, except when the socket cannot be opened. With one
-# scheduler (+S 1:1) whatever runs next in the VM runs in the wrong namespace.
+# The option `netns` of socket:open/4 moves a scheduler thread into the namespace, opens the socket there and moves
+# the thread back. If the socket cannot be opened, the thread is not moved back. With one scheduler (+S 1:1) all
+# code in the VM then runs in the wrong namespace.
 
 interfaces = fn ->
   {:ok, interfaces} = :inet.getifaddrs()

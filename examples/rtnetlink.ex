@@ -1,10 +1,10 @@
 defmodule Examples.Rtnetlink do
   @moduledoc """
-  As much of rtnetlink(7) as the examples need: links, addresses and the routes of the main table,
-  listed or followed as events.
+  The parts of rtnetlink(7) that the examples need: links, addresses and the routes of the main table, listed or
+  followed as events.
 
-  An item is a map with a `:kind`: `:link`, `:address` or `:route`. An event is
-  `{:new | :deleted, item}`; `:new` stands for changes, too.
+  An item is a map with a `:kind`: `:link`, `:address` or `:route`. An event is `{:new | :deleted, item}`. A change is
+  `:new`, too.
   """
 
   alias NetlinkPort.{Attr, Message}
@@ -20,7 +20,7 @@ defmodule Examples.Rtnetlink do
     25 => {:deleted, :route}
   }
 
-  # The type of a request, and a header that names no family: all of them.
+  # The type of a request, and a header of the family AF_UNSPEC, which stands for all.
   @dumps [link: {18, <<0::128>>}, address: {22, <<0::64>>}, route: {26, <<0::96>>}]
 
   # LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR and IPV6_ROUTE
@@ -36,7 +36,7 @@ defmodule Examples.Rtnetlink do
 
   ## Asking
 
-  @doc "The dumps of links, addresses and routes, in this order."
+  @doc "The requests that dump links, addresses and routes, in this order."
   def dumps, do: Keyword.values(@dumps)
 
   @doc "All links, addresses and routes of a namespace, in the order of the kernel."
@@ -65,8 +65,8 @@ defmodule Examples.Rtnetlink do
   ## Following
 
   @doc """
-  Opens a socket that sends the events of a namespace to the calling process. While no server runs
-  it tries again for 5 seconds, so that a supervisor can restart it.
+  Opens a socket that sends the events of a namespace to the calling process. If no server runs, it tries again for
+  5 seconds, so that a supervisor can restart the server.
   """
   def subscribe(netns, attempts \\ 100) do
     case NetlinkPort.open(:route, netns: netns, groups: @groups) do
@@ -79,7 +79,7 @@ defmodule Examples.Rtnetlink do
     end
   end
 
-  @doc "The groups in which links, addresses and routes are told of."
+  @doc "The groups of the events about links, addresses and routes."
   def groups, do: @groups
 
   @doc "The events of a datagram."
@@ -88,7 +88,7 @@ defmodule Examples.Rtnetlink do
     changes(messages)
   end
 
-  @doc "What messages say, as events."
+  @doc "The events of messages."
   def changes(messages), do: Enum.flat_map(messages, &decode/1)
 
   defp attributes(binary) do
@@ -105,7 +105,7 @@ defmodule Examples.Rtnetlink do
     end
   end
 
-  # Of the family of bridges are the ports of a bridge: one that is deleted is still a link.
+  # Messages of the family AF_BRIDGE are about ports of a bridge. A port that is deleted is still a link.
   defp item(:link, <<@unspec, _, _::16, index::native-32, flags::native-32, _::32, rest::binary>>) do
     attributes = attributes(rest)
 
@@ -118,7 +118,7 @@ defmodule Examples.Rtnetlink do
         mac: attributes[1],
         mtu: number(attributes[4]),
         state: state(attributes[16]),
-        # The index of the link at the other end or below, here or in another namespace.
+        # The index of the link at the other end or below, in this or another namespace.
         peer: number(attributes[5]),
         peer_elsewhere?: is_map_key(attributes, 37)
       }
@@ -198,7 +198,7 @@ defmodule Examples.Rtnetlink do
   defp state(nil), do: "UNKNOWN"
   defp state(<<state>>), do: elem(@states, state)
 
-  # A name can hold almost any byte.
+  # A name can contain almost any byte.
   defp string(nil), do: nil
 
   defp string(bytes) do

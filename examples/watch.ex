@@ -1,13 +1,13 @@
 defmodule Examples.Watch do
   @moduledoc """
-  Follows the events of several namespaces in one process, and awaits those that are expected.
+  Follows the events of several namespaces in one process, and waits for the expected ones.
 
   An expected event is `{namespace, :new | :deleted, fields}`, see `Examples.Rtnetlink`.
   """
 
   alias Examples.{IpStyle, Rtnetlink}
 
-  # How long expected events may take, and how long others may follow them, in ms.
+  # How long expected events may take, and how long other events may follow them, in ms.
   @patience 5_000
   @quiet 100
 
@@ -21,7 +21,7 @@ defmodule Examples.Watch do
     %__MODULE__{sockets: sockets, names: names}
   end
 
-  @doc "Prints events until all that are expected have come. Raises when they do not."
+  @doc "Prints events until all expected ones have come. Raises if they do not come."
   def await(watch, expected) do
     await(watch, expected, now() + @patience)
   end
@@ -48,7 +48,7 @@ defmodule Examples.Watch do
     end
   end
 
-  @doc "Awaits the end of every socket, and returns the reasons."
+  @doc "Waits for the end of every socket, and returns the reasons."
   def await_closed(watch) do
     for {socket, namespace} <- watch.sockets do
       receive do

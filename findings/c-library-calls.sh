@@ -1,11 +1,12 @@
 #!/bin/sh
-# c-library-calls.sh: the same C program makes other system calls by C library and machine, which a seccomp(2) filter, an
-# strace(1) rule or an audit rule that was written on one of them meets on the other.
+# c-library-calls.sh: the system calls of a C program depend on the C library and on the machine. A seccomp(2)
+# filter, an strace(1) rule or an audit rule that was written for one of them can fail with another.
 #
-# Seen with glibc 2.36 and musl 1.2.3 of Debian 12: open(3) with O_CLOEXEC is openat(2) by glibc and open(2) with a fcntl(2)
-# behind it by musl, on x86_64; fork(3) is clone(2), and by musl fork(2) with gettid(2) in the child; epoll_wait(3) is
-# epoll_wait(2), and by musl epoll_pwait(2). On 32-bit ARM glibc's fstat(3) is statx(2), and its send(3) is send(2), where
-# x86_64 has sendto(2).
+# Seen with glibc 2.36 and musl 1.2.3 of Debian 12, on x86_64:
+# - open(3) with O_CLOEXEC is openat(2) in glibc, and open(2) followed by fcntl(2) in musl;
+# - fork(3) is clone(2) in glibc, and fork(2) with gettid(2) in the child in musl;
+# - epoll_wait(3) is epoll_wait(2) in glibc, and epoll_pwait(2) in musl.
+# On 32-bit ARM fstat(3) of glibc is statx(2), and send(3) is send(2), which is sendto(2) on x86_64.
 set -eu
 
 packages='gcc musl-tools strace gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user-static'
@@ -45,7 +46,7 @@ C
 gcc -static -o glibc calls.c
 musl-gcc -static -o musl calls.c
 arm-linux-gnueabihf-gcc -static -o arm calls.c
-# The names of the calls from the open(3) on, of parent and child, each once.
+# The names of the calls from open(3) on, in parent and child, each once.
 names() { sed -n '/dev\/null/,$p' | sed -nE 's/^(\[pid +[0-9]+\] |[0-9]+ )?([a-z_0-9]+)\(.*/\2/p' | sort -u | tr '\n' ' '; }
 seen=$(
   echo "glibc, x86_64: $(strace -f ./glibc 2>&1 | names)"

@@ -1,10 +1,11 @@
 #!/bin/sh
-# What was seen on Linux 6.18: with net.netfilter.nf_conntrack_events 2 (the default since Linux 5.19), whether
-# a flow will ever have events is settled when it begins, by whether anybody is in a group of conntrack in
-# *any* namespace of the machine. So the end of a flow that began before its namespace had a listener is told,
-# or not, by what an unrelated container does.
+# Seen on Linux 6.18, with net.netfilter.nf_conntrack_events 2, the default since Linux 5.19. When a flow begins,
+# the kernel decides whether the flow will ever have events: only if a socket in *any* namespace of the machine is a
+# member of a conntrack group. So the event at the end of a flow that began before its namespace had a listener
+# depends on unrelated containers.
 #
-# Root, nftables and conntrack(8), in namespaces of its own. Nobody else on the machine may listen meanwhile.
+# Needs root, nftables and conntrack(8). It uses its own namespaces. No other process of the machine may listen
+# meanwhile.
 set -eu
 
 one="find-$$-1"
@@ -19,12 +20,12 @@ ip -n "$one" link set lo up
 in_one nft 'add table ip t; add chain ip t c { type filter hook output priority 0; }; add rule ip t c ct state new accept'
 in_one sh -c 'echo 2 >/proc/sys/net/netfilter/nf_conntrack_events'
 
-# How many ends are told of a flow that begins before anybody listens in its namespace.
+# The number of end events of a flow that begins before its namespace has a listener.
 ends() {
   in_one bash -c 'echo >/dev/udp/127.0.0.1/4001'
   stdbuf -oL ip netns exec "$one" conntrack -E >"$told" 2>/dev/null &
   listener=$!
-  # A flow that begins once it listens has both.
+  # A flow that begins when a listener is there has both events.
   until grep -q 'NEW.*dport=4002' "$told"; do
     in_one conntrack -D -p udp --dport 4002 >/dev/null 2>&1 || true
     in_one bash -c 'echo >/dev/udp/127.0.0.1/4002'

@@ -1,10 +1,10 @@
 #!/bin/sh
-# What was seen on OTP 25.2: `inet:setopts/2` applies a list of options from the last to the first, so that of
-# an option that is given twice the first counts, and `[{active, 1}, {active, -1}]` sends `udp_passive`
-# before the count. A list with a sum of counts beyond 32767 is `{error, einval}`, with what came before it
-# done: a socket is then `{active, N}` by `inet:getopts/2`.
+# Seen on OTP 25.2: `inet:setopts/2` applies a list of options from the last to the first. So if an option is given
+# twice, the first counts, and `[{active, 1}, {active, -1}]` sends `udp_passive` before the count. A list whose counts
+# add up to more than 32767 is `{error, einval}`, but the options before the error have been applied:
+# `inet:getopts/2` then shows `{active, N}`.
 #
-# It uses erl alone, and sockets of the loopback.
+# Needs erl alone, and sockets of the loopback.
 set -eu
 
 erl -noshell -eval '

@@ -1,10 +1,10 @@
 #!/bin/sh
-# What was seen on Linux 6.18 (iproute2 6.1): a dump of IPv6 routes leaves out those that stand between the
-# nexthops of a multipath route of the same destination and metric. They are there: they can be deleted, and
-# are dumped again as soon as the other has a single nexthop. No event tells that they are gone from the dump,
-# since they are not. Who compares a table that was kept up by events with a dump sees routes too many.
+# Seen on Linux 6.18 (iproute2 6.1): a dump of IPv6 routes leaves out routes that are between the nexthops of a
+# multipath route with the same destination and metric. These routes exist: they can be deleted, and are dumped
+# again when the other route has a single nexthop. No event is sent when they vanish from the dump. So a table that
+# is updated by events has more routes than a dump.
 #
-# Root. It uses ip(8) alone, in a namespace of its own.
+# Needs root and ip(8). It uses its own namespace.
 set -eu
 
 name="find-$$"

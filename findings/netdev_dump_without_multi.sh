@@ -1,8 +1,9 @@
 #!/bin/sh
-# The dumps of the generic netlink family "netdev" (NETDEV_CMD_DEV_GET, since Linux 6.3) have no NLM_F_MULTI in
-# their messages, as netlink(7) says that those of a multipart message have; only NLMSG_DONE ends them. A reader
-# that takes a message without the flag for the whole answer sees one device and leaves the rest on the socket.
-# Those of nlctrl have it. Seen on Linux 6.18.44. Needs root (a network namespace of its own) and python3.
+# The messages in dumps of the generic netlink family "netdev" (NETDEV_CMD_DEV_GET, since Linux 6.3) do not have the
+# flag NLM_F_MULTI, although netlink(7) requires it for multipart messages. Only NLMSG_DONE ends such a dump. A
+# reader that takes a message without the flag for the whole answer sees one device, and leaves the rest on the
+# socket. The dumps of nlctrl have the flag. Seen on Linux 6.18.44. Needs root (for a network namespace) and
+# python3.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

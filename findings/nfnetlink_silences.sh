@@ -1,8 +1,9 @@
 #!/bin/sh
-# What nfnetlink says, and does not say, of a batch of nf_tables: without NFNL_MSG_BATCH_END it acks the change with
-# errno 0 and makes nothing; what is behind the first END is neither made nor answered; one message that is
-# shorter than struct nfgenmsg silences the whole batch, acks included. Seen on Linux 6.18.44. Needs root (a network
-# namespace of its own), python3 and nf_tables in the kernel.
+# Batches of nf_tables that nfnetlink does not answer as expected, seen on Linux 6.18.44:
+# - without NFNL_MSG_BATCH_END it acks each change with errno 0, but carries out none;
+# - messages behind the first END are neither carried out nor answered;
+# - one message that is shorter than struct nfgenmsg makes the whole batch silent, acks included.
+# Needs root (for a network namespace), python3, and nf_tables in the kernel.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,14 +1,14 @@
 #!/bin/sh
-# What becomes of a descriptor that OTP's `socket` adopts: the way in which a NIF hands its netlink sockets to the VM.
+# The fate of a descriptor that OTP's `socket` adopts, which is how a NIF hands its netlink sockets to the VM.
 #
 #   socket:open(Fd)                     duplicates the descriptor
 #   socket:close/1 of that socket       closes the duplicate; Fd stays open, bound, and in the kernel's list
-#   socket:open(Fd, #{dup => false})    does not, and then close/1 closes nothing
+#   socket:open(Fd, #{dup => false})    does not duplicate it, and then close/1 closes nothing
 #   a datagram received by a read of    up to OTP 27 is a part of a binary of 65536, and keeps all of that as long
 #   65536 bytes                         as it is kept itself; on OTP 29 it is a binary of its own
 #
-# So whoever adopts a descriptor, and closes the socket alone, has one descriptor more each time. No function of OTP closes
-# a descriptor that it has not opened itself.
+# So code that adopts a descriptor and closes the socket alone leaks a descriptor each time. No function of OTP
+# closes a descriptor that OTP has not opened.
 #
 # Seen on OTP 25.2.3 (Debian 12), 27.3.4.1 (Debian 13) and 29.1.2 (Debian sid), Linux 6.18. Needs erl and perl.
 # On another OTP: ERL=/path/to/erl.
@@ -94,7 +94,7 @@ recv(Socket) ->
     end.
 ERL
 
-# Descriptors that OTP has not opened, as those of a NIF are: bound sockets of NETLINK_ROUTE that erl inherits.
+# Descriptors that OTP has not opened, like those of a NIF: bound sockets of NETLINK_ROUTE, which erl inherits.
 cat >"$dir/run.pl" <<'PERL'
 use strict;
 $^F = 1000;

@@ -1,9 +1,10 @@
 #!/bin/sh
-# A veth(4) cannot join the network namespaces of two sibling user namespaces, though one user owns both: the
-# kernel wants CAP_NET_ADMIN over both ends from one sender, and who is in the one has nothing in the other. In
-# network namespaces of one user namespace it can. And: a veth whose *peer* is made with IFF_UP is refused as a whole, with
-# ENOTCONN, since that end is opened before it has its own peer; IFF_UP of the first end is taken.
-# Seen on Linux 6.18 with iproute2 6.1 and util-linux 2.38. Needs no root: unshare(1), nsenter(1), ip(8).
+# A veth(4) cannot connect network namespaces of two sibling user namespaces, even if one user owns both. The kernel
+# requires that the sender has CAP_NET_ADMIN over both ends, and a process in one user namespace has no capability
+# in the other. A veth can connect network namespaces of one user namespace. A veth whose *peer* is made with IFF_UP
+# is refused entirely, with ENOTCONN, since the kernel brings that end up before it has its own peer. IFF_UP of the
+# first end is accepted. Seen on Linux 6.18 with iproute2 6.1 and util-linux 2.38. Needs unshare(1), nsenter(1) and
+# ip(8), but not root.
 set -eu
 folder=$(mktemp -d)
 trap 'kill $first $second $third 2>/dev/null; rm -rf "$folder"' EXIT

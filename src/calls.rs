@@ -1,5 +1,5 @@
 //! The system calls that functions of the C library make, where machines and C libraries differ. syscall(2). The
-//! lists follow the sources of glibc and musl and what was observed.
+//! lists follow the sources of glibc and musl, and observation.
 
 use libc::c_long;
 

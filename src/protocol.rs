@@ -6,6 +6,7 @@
 //! ```text
 //! send   131 104 4 97 1 98 <ref:32> 98 <handle:32> 109 <length:32> datagram
 //! data   131 104 3 97 1 98 <handle:32> 109 <length:32> datagram
+//! answer 131 104 3 97 3 98 <handle:32> 109 <length:32> datagram
 //! data   131 104 6 97 2 98 <handle:32> 98 <group:32> 98 <nsid:32> 98 <sender:32> 109 <length:32> datagram
 //! ```
 
@@ -502,10 +503,10 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// Length of the longest.
+    /// Length of the longest prefix.
     pub const LONGEST: usize = HEADER + 30;
 
-    /// The length the prefix will have.
+    /// The length of the prefix of a form.
     pub fn length(form: Form) -> usize {
         match form {
             Form::Plain | Form::Answer => HEADER + 15,
@@ -537,7 +538,7 @@ impl Prefix {
         prefix
     }
 
-    /// Its bytes.
+    /// The bytes of the prefix.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
     }

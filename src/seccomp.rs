@@ -85,7 +85,7 @@ fn plain() -> Vec<c_long> {
         libc::SYS_ppoll,
         // The clock, on machines where vdso(7) cannot read it.
         libc::SYS_clock_gettime,
-        // Sockets.
+        // Sockets. netlink(7) has options of the levels SOL_SOCKET and SOL_NETLINK alone.
         libc::SYS_bind,
         libc::SYS_connect,
         libc::SYS_getsockname,

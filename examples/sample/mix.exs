@@ -14,7 +14,7 @@ defmodule Sample.MixProject do
 
   def application, do: [mod: {Sample.Application, []}, extra_applications: [:logger]]
 
-  # A project of your own names one of the two.
+  # Your own project has one of the two.
   defp deps do
     case System.get_env("SAMPLE_GIT") do
       nil -> [{:netlink_port, path: System.get_env("SAMPLE_PATH", "../..")}]

@@ -1,6 +1,7 @@
 #!/bin/sh
-# build.sh ARCH FOLDER: the static helper of make dist, the Rust tests and the programs of test/fixtures/ for another machine,
-# by Debian's cross compiler and Rust's standard library for it: of rustup, or on Debian 13 of libstd-rust-dev:ARCH.
+# build.sh ARCH FOLDER: builds the static helper of make dist, the Rust tests and the programs of test/fixtures/ for
+# another machine, with Debian's cross compiler and Rust's standard library for it. That is from rustup, or on
+# Debian 13 from libstd-rust-dev:ARCH.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -17,7 +18,7 @@ mkdir -p "$out/examples"
 built=target/cross/$triple/release
 tests=$(cross test --no-run --bins --message-format json | sed -nE 's/.*"executable":"([^"]+netlink_port-[^"]+)".*/\1/p' | tail -1)
 cp "$tests" "$out/rust_tests"
-# And against musl, where rustup has that.
+# And the Rust tests against musl, if rustup has it.
 if [ -n "$musl" ]; then
   triple=$musl upper=$(echo "$musl" | tr 'a-z-' 'A-Z_')
   export "CARGO_TARGET_${upper}_LINKER=$gcc-gcc"

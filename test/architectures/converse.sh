@@ -1,7 +1,7 @@
 #!/bin/sh
-# converse.sh: talks with the helper in the machine, without a VM: a socket in a namespace as root, and one in that of another
-# user namespace as an ordinary user, through a child of the helper. Each has to show a link there, and to end with 0 when its
-# input does: 159 would be its filter.
+# converse.sh: talks with the helper in the machine, without a VM. Root opens a socket in a namespace, and an
+# ordinary user one in a namespace of another user namespace, through a child of the helper. Each helper has to show
+# a link there, and to end with status 0 when its input does. 159 would be SIGSYS, from its filter.
 set -eu
 work=$(mktemp -d)
 cp /guest/bin/netlink_port "$work/"

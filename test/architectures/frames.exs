@@ -1,5 +1,6 @@
-# frames.exs BYTE_ORDER FOLDER: what converse.sh says to the helper of another machine: opens a socket in a namespace, by its
-# path, asks what it is, and dumps the links there. BYTE_ORDER is the machine's, little or big: that of netlink messages.
+# frames.exs BYTE_ORDER FOLDER: writes the frames that converse.sh sends to the helper of another machine: open a
+# socket in a namespace, by path; ask for its info; dump the links there. BYTE_ORDER, little or big, is that of the
+# machine, in which netlink messages are.
 alias NetlinkPort.Helper.Protocol
 
 [order, folder] = System.argv()

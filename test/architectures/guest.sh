@@ -1,8 +1,8 @@
 #!/bin/sh
-# guest.sh: the tests, in the machine. Lines that begin with @@ are for run.sh: "@@ step NAME", "@@ pass NAME TESTS" and
-# "@@ fail NAME". What is left to be done is in /guest/steps, a line each.
+# guest.sh: runs the tests in the machine. Lines that begin with @@ are for run.sh: "@@ step NAME", "@@ pass NAME
+# TESTS" and "@@ fail NAME". /guest/steps has the steps to run, a line each.
 cd /guest/src || exit 1
-# What was built outside knows its folder there.
+# Code that was built outside has its folder there compiled in.
 mkdir -p "$(dirname "$(cat /guest/top)")"
 ln -s /guest/src "$(cat /guest/top)"
 export PATH="/guest/bin:$PATH" MIX_ENV=test
@@ -28,5 +28,5 @@ if [ -n "$files" ]; then
   echo "@@ step ExUnit"
   mix run --no-compile test/architectures/suite.exs $files </dev/null
 fi
-# What a filter has ended a program for, with the number of the call; tests provoke some.
+# Lists the programs that a filter has ended, with the numbers of the calls. Some tests provoke that.
 dmesg | sed -nE 's/.*type=1326.*comm="([^"]*)".*syscall=([0-9]+).*/@@ sigsys \1 \2/p' | sort | uniq -c | sed 's/^ *\([0-9]*\) \(.*\)/\2 (\1 times)/'

@@ -1,5 +1,5 @@
-# machine.sh: what is known of each machine, by the name that make dist has for it: for scripts, with $arch or their first
-# argument (dash gives what it sources none of its own).
+# machine.sh: the settings of each machine, by the name that make dist has for it. Scripts source this file. The
+# name is in $arch or in the script's first argument, since dash passes no arguments to a sourced file.
 arch=${arch:-${1:?ARCH is missing: aarch64, armhf, riscv64, s390x}}
 suite=trixie musl= order=little
 case $arch in
@@ -19,7 +19,7 @@ case $arch in
   s390x)
     debian=s390x kernel=linux-image-s390x triple=s390x-unknown-linux-gnu gcc=s390x-linux-gnu
     qemu='qemu-system-s390x -M s390-ccw-virtio' blk=virtio-blk-ccw console=ttysclp0 package=qemu-system-misc user=s390x
-    # The mirrors lack some of trixie's last packages for it.
+    # The mirrors lack some of the latest packages of trixie for s390x.
     suite=bookworm order=big
     ;;
   *) echo "no machine is named $arch: aarch64, armhf, riscv64, s390x" >&2; exit 64 ;;

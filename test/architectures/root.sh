@@ -1,9 +1,9 @@
 #!/bin/sh
-# root.sh ARCH: prints the folder with a Debian of another machine: root.ext4, vmlinuz and initrd, made on the first
-# call and kept in $ARCHITECTURES_DIR (.architectures). Root only.
+# root.sh ARCH: prints the folder with a Debian for another machine: root.ext4, vmlinuz and initrd. They are made on
+# the first call and kept in $ARCHITECTURES_DIR (.architectures). Root only.
 #
-# Packages are unpacked and not configured: nothing of the other machine has to run here. What their scripts would have
-# done, and the tests need, is done here.
+# Packages are unpacked and not configured, so that no program of the other machine has to run here. This script does
+# what the packages' scripts would have done, as far as the tests need it.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -36,7 +36,7 @@ if [ ! -e "$dir/ready" ]; then
     [ ! -e "$image" ] || cp "$image" "$dir/vmlinuz"
   done
   depmod -b "$root" "$release"
-  # What the root file system takes, in the order in which it is loaded.
+  # The modules that the root file system needs, in the order in which they are loaded.
   : >"$dir/initrd/modules"
   for module in virtio_mmio virtio_pci virtio_blk ext4 virtio_rng; do
     modprobe -d "$root" -S "$release" --show-depends "$module" 2>/dev/null || true

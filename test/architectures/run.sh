@@ -1,11 +1,12 @@
 #!/bin/sh
-# run.sh [ARCH...]: the tests on other machines (aarch64 riscv64 armhf s390x): cross-built by Debian's compilers, and run
-# under Debian's kernel of that machine, in qemu-system without hardware virtualisation. `make architectures` calls it.
-# Root only.
+# run.sh [ARCH...]: the tests on other machines (aarch64 riscv64 armhf s390x). They are built with Debian's cross
+# compilers, and run under Debian's kernel for that machine, in qemu-system without hardware virtualisation.
+# `make architectures` calls it. Root only.
 #
-# In each: the static executable of make dist says its version, then the Rust tests (against musl, too, where rustup has
-# that), and the files of the ExUnit suite below with that executable, its filter on. What has passed is not run again while nothing has changed: an interrupted run goes on. All that is
-# kept is in $ARCHITECTURES_DIR (.architectures): ARCH.log is the machine's console.
+# The steps: the static executable of make dist says its version and talks with converse.sh; the Rust tests, also
+# against musl if rustup has it; and the files of the ExUnit suite in FILES, with that executable and its filter. A
+# step that has passed is not run again while nothing has changed, so that an interrupted run goes on. Everything is
+# kept in $ARCHITECTURES_DIR (.architectures). ARCH.log there is the console of the machine.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,10 +18,10 @@ dir=$ARCHITECTURES_DIR
 [ "$(id -u)" = 0 ] || { echo "make architectures makes file systems and machines: run it as root" >&2; exit 1; }
 # Namespaces, delivery and protocol.
 FILES=${FILES:-namespaces process_namespaces user_namespaces namespace_gone delivery protocol wire options native}
-# An hour a place, whatever happens in it.
+# The most time for a machine, in seconds.
 LIMIT=${LIMIT:-3600}
 
-# What is tested: all files, but for documents.
+# A checksum of all files that are tested, without documents.
 tree() { git -C "$top" ls-files -co --exclude-standard -- Cargo.toml Cargo.lock build.exs mix.exs src elixir test |
   (cd "$top" && xargs -d '\n' sha256sum 2>/dev/null) | sha256sum | cut -c1-16; }
 
@@ -29,7 +30,7 @@ steps() { # of the machine whose machine.sh was read
   for file in $FILES; do echo "${file}_test.exs"; done
 }
 
-# The modules, by the Elixir and OTP of that Debian. They are the same for all machines.
+# Compiles the modules with the Elixir and OTP of that Debian. They are the same for all machines.
 modules() { # SUITE
   (
     flock 9
@@ -81,7 +82,7 @@ place() { # ARCH
   cp -p "$work/bin/netlink_port" "$work/src/priv/netlink_port"
   cp -p "$work/bin/netlink_port" "$work/src/target/release/"
   rm -rf "$work/bin/examples"
-  # The tests ask it to build what is there.
+  # The tests call it to build programs that are built already.
   printf '#!/bin/sh\nexit 0\n' >"$work/bin/cargo"
   chmod 755 "$work/bin/cargo"
   cp "$here/guest.sh" "$work/guest.sh"
@@ -127,7 +128,7 @@ for place in "$@"; do
   ok=yes
   (place "$place") || ok=no
   state=$dir/$place.passed
-  # Of a file with several modules none may have failed.
+  # A file with several modules has passed if all modules have.
   if [ -e "$state.new" ]; then
     awk 'NR == FNR { bad[$1]; next } !($1 in bad) { sum[$1] += $2 } END { for (f in sum) print f, sum[f] }' \
       "$state.bad" "$state.new" 2>/dev/null >>"$state" || awk '{ s[$1] += $2 } END { for (f in s) print f, s[f] }' "$state.new" >>"$state"

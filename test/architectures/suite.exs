@@ -1,5 +1,5 @@
-# suite.exs FILE...: these files of the suite, in the machine, with a line for run.sh after each:
-# "@@ pass FILE TESTS" or "@@ fail FILE". `mix run --no-compile`, since the machine is slow and what it runs was compiled
+# suite.exs FILE...: runs these files of the suite in the machine, and prints a line for run.sh after each: "@@ pass
+# FILE TESTS" or "@@ fail FILE". Run by `mix run --no-compile`, since the machine is slow, and the code was compiled
 # outside.
 defmodule Lines do
   use GenServer

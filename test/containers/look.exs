@@ -1,5 +1,5 @@
-# look.exs: what this VM and a helper may do here, a line each; in a container of run.sh, by `bin/sample eval`. LOOK names
-# the places to open: `host`, the name of a namespace, a path, or `pid:N`.
+# look.exs: prints what this VM and a helper may do in a container of run.sh, a line each. Run by `bin/sample eval`.
+# LOOK lists the namespaces to open: `host`, a name, a path, or `pid:N`.
 status = fn pid, field ->
   [_, value] = Regex.run(~r/^#{field}:\s+(\S+)/m, File.read!("/proc/#{pid}/status"))
   value
@@ -14,7 +14,7 @@ end
 
 # RTM_GETLINK of all; behind the header of 16 bytes IFLA_IFNAME is attribute 3.
 links = fn socket ->
-  # A busy machine may take its time.
+  # A long timeout, for busy machines.
   {:ok, messages} = NetlinkPort.dump(socket, 18, <<0::128>>, timeout: 60_000)
 
   for %{payload: <<_header::binary-16, attributes::binary>>} <- messages do

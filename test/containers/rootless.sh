@@ -1,6 +1,6 @@
 #!/bin/sh
-# rootless.sh FOLDER RUNTIME ARGUMENT...: look.exs in a container of an ordinary user, who has subordinate ids in this mount
-# namespace alone. For run.sh, which has it in a namespace of its own.
+# rootless.sh FOLDER RUNTIME ARGUMENT...: runs look.exs in a container of an ordinary user. The user and its
+# subordinate ids exist in this mount namespace alone, in which run.sh starts this script.
 set -eu
 dir=$1 runtime=$2
 shift 2
@@ -15,7 +15,7 @@ cp "$home/etc/subuid" "$home/etc/subgid"
 for file in passwd group subuid subgid; do mount --bind "$home/etc/$file" "/etc/$file"; done
 chown "$user:$user" "$home" "$home/run"
 chmod 700 "$home/run"
-# The way there may be closed to others.
+# Other users may not be able to enter the folders above.
 mount --bind "$home" /mnt
 cp "$runtime" /mnt/runtime.sh
 cp "$dir/sample.tar" /mnt/run/sample.tar
@@ -27,7 +27,7 @@ set -- setpriv --reuid "$user" --regid "$user" --init-groups --reset-env env HOM
   podman image exists localhost/netlink_port/sample || podman load --quiet --input /mnt/run/sample.tar >/dev/null
   podman run --rm --network none "$@" localhost/netlink_port/sample \
     /app/bin/sample eval '"'"'Code.eval_file("/app/look.exs")'"'"' && status=0 || status=$?
-  # What keeps the namespaces of an ordinary user for the next call would keep the mounts of this one.
+  # Ends the process of podman that keeps the namespaces of a user for the next call: it would keep these mounts, too.
   podman system migrate
   exit "$status"' rootless "$@"
 exec "$@"

@@ -1,9 +1,10 @@
 #!/bin/bash
-# run.sh: the sample's release in containers of podman and runc, rootful, rootless and as Docker has them (runtime.sh): each
-# line is a check. `make containers` calls it. Root only; no registry: the image is made here, of Debian's packages.
+# run.sh: checks the release of the sample in containers of podman and runc: rootful, rootless, and with the
+# capabilities that Docker gives (runtime.sh). Each line is a check. `make containers` calls it. Root only. The
+# image is made here, of Debian's packages, without a registry.
 #
-# Images and layers are in $CONTAINERS_DIR (.containers); no check touches the engine's own storage. Each container has
-# no network but its loopback.
+# Images and layers are in $CONTAINERS_DIR (.containers), apart from podman's usual storage. Each container has the
+# loopback alone for a network.
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -32,7 +33,7 @@ trap 'exit 1' INT TERM
 
 ## The image
 
-key=$(cd "$top" && git ls-files -co --exclude-standard -- src elixir build.exs mix.exs Cargo.lock test/sample test/containers |
+key=$(cd "$top" && git ls-files -co --exclude-standard -- src elixir build.exs mix.exs Cargo.lock examples/sample test/containers |
   xargs -d '\n' sha256sum | sha256sum | cut -c1-16)
 if [ "$(cat "$dir/image" 2>/dev/null)" != "$key" ]; then
   echo "containers: making the image"
@@ -41,7 +42,7 @@ if [ "$(cat "$dir/image" 2>/dev/null)" != "$key" ]; then
       bookworm "$dir/base.tar.new" http://deb.debian.org/debian >"$dir/base.log" 2>&1 || { tail "$dir/base.log"; exit 1; }
     mv "$dir/base.tar.new" "$dir/base.tar"
   }
-  (cd "$top/test/sample" && export MIX_ENV=prod && mix deps.get && mix release --overwrite --path "$dir/context/release") \
+  (cd "$top/examples/sample" && export MIX_ENV=prod && mix deps.get && mix release --overwrite --path "$dir/context/release") \
     >"$dir/release.log" 2>&1 || { tail -20 "$dir/release.log"; exit 1; }
   cp "$here/look.exs" "$here/Containerfile" "$dir/context/"
   podman_ import "$dir/base.tar" localhost/netlink_port/base >/dev/null 2>"$dir/podman.log" &&
@@ -54,7 +55,7 @@ fi
 
 ## What is checked
 
-# At the end of a pipe it is a process of its own: what has passed is counted in files.
+# Runs at the end of a pipe, in a subshell, so that it counts passed and failed checks in files.
 expect() { # WHAT PATTERN... <<<OUTPUT: each pattern, a whole line of extended regular expression, is in the output.
   local what=$1 output missing='' pattern
   shift
@@ -142,7 +143,7 @@ done
 
 target=$(podman_ run --detach --network none "$image" sleep 600)
 pid=$(podman_ inspect --format '{{.State.Pid}}' "$target")
-# Root of a default container has more capabilities than the helper has left.
+# Root of a default container has capabilities that the helper has given up.
 look "${add[@]}" --pid "container:$target" --env LOOK=pid:1 |
   expect "pid namespace of another container: its process 1 takes SYS_PTRACE" "$helper" 'pid:1: open eacces: .*CAP_SYS_PTRACE.*'
 add+=(--cap-add SYS_PTRACE)

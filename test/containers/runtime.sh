@@ -1,9 +1,9 @@
 #!/bin/sh
-# runtime.sh: runc(8), for an engine that takes it by `--runtime`. Called by another name, docker-like.sh, it gives a process
-# of an ordinary user no capabilities but the bounding set, as Docker does; podman gives it those of --cap-add, the ambient
-# set included.
+# runtime.sh: runs runc(8), for an engine that is given it by `--runtime`. podman gives a process of an ordinary
+# user the capabilities of --cap-add, in the ambient set, too. Under the name docker-like.sh this script leaves such
+# a process only the bounding set, as Docker does.
 #
-# Limits stay as they are: setting them takes CAP_SYS_RESOURCE, which not every machine's root has.
+# It removes the limits of the container, since to set them takes CAP_SYS_RESOURCE, which root lacks on some machines.
 set -eu
 bundle=.
 previous=

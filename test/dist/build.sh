@@ -1,10 +1,10 @@
 #!/bin/sh
-# build.sh [--executable] ARCH...: for each machine (x86_64 aarch64 armhf riscv64) one static executable, dist/netlink_port-VERSION-ARCH-linux,
-# with its checksum and an SBOM; it is started once, by qemu-user where it is another machine's. With --executable there is
-# neither SBOM nor start. `make dist` calls it.
+# build.sh [--executable] ARCH...: builds for each machine (x86_64 aarch64 armhf riscv64) a static executable,
+# dist/netlink_port-VERSION-ARCH-linux, with its checksum and an SBOM. Each executable is started once, by qemu-user
+# if it is for another machine. With --executable there is neither SBOM nor start. `make dist` calls it.
 #
-# The same bytes from any folder, by the same Rust and C library; the target directory is its own, so that the ordinary
-# build stays as it is. The SBOM names what it is made of, without time, serial number and folder.
+# The same Rust and C library make the same bytes, whatever the folder. The target directory is separate, so that the
+# ordinary build is not changed. The SBOM lists the parts of the executable, without time, serial number and folder.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -27,7 +27,7 @@ for arch; do
   name=netlink_port-$version-$arch-linux
   upper=$(echo "$triple" | tr 'a-z-' 'A-Z_')
   [ -d "$(rustc --print target-libdir --target "$triple")" ] || rustup target add "$triple"
-  # Separated by a byte that no folder has in its name; Cargo takes these and looks at no RUSTFLAGS.
+  # Separated by a byte that no folder has in its name. Cargo uses these and ignores RUSTFLAGS.
   flags=$(printf '%s\037' -Ctarget-feature=+crt-static "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo")
   flags=$flags--remap-path-prefix=$top=/netlink_port
   env "CARGO_TARGET_${upper}_LINKER=$gcc-gcc" CARGO_ENCODED_RUSTFLAGS="$flags" \

@@ -1,8 +1,8 @@
 #!/bin/sh
-# check.sh EXECUTABLE [CHROOT]...: shows that the executable runs in a root with nothing in it but itself and
-# /proc, and in each CHROOT: it says its version, and a VM outside talks with it, over its pipes. Root only.
+# check.sh EXECUTABLE [CHROOT]...: shows that the executable runs in a root that contains only itself and /proc, and
+# in each CHROOT. It says its version, and a VM outside talks with it over its pipes. Root only.
 #
-# What is mounted is mounted in a namespace that ends with the run; nothing is written into a CHROOT.
+# All mounts are in a namespace that ends with the run. Nothing is written into a CHROOT.
 set -eu
 
 executable=$(realpath "$1")
@@ -13,7 +13,7 @@ stranger=
 trap '[ -z "$stranger" ] || kill "$stranger"; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 
-# A process in a network namespace of its own, in which there is a bridge.
+# A process in a new network namespace, which has a bridge.
 unshare --net sleep 600 &
 stranger=$!
 while [ "$(cat "/proc/$stranger/comm")" != sleep ]; do kill -0 "$stranger"; sleep 0.1; done
@@ -42,7 +42,7 @@ for root in "$work/empty" "$@"; do
   mix run "$here/converse.exs" "$work/$name.sh" "$stranger" dist0
 done
 
-# Without /proc it says so, and ends.
+# Without /proc the executable says so, and ends.
 mkdir "$work/bare"
 cp "$executable" "$work/bare/netlink_port"
 without=$({ sleep 5 | chroot "$work/bare" /netlink_port 2>&1 >/dev/null; } | cat) || true

@@ -1,5 +1,5 @@
-# converse.exs EXECUTABLE PID INTERFACE: a VM that opens a socket in the namespace of a process, through that
-# executable, and finds an interface there.
+# converse.exs EXECUTABLE PID INTERFACE: opens a socket in the namespace of a process, through that executable, and
+# finds an interface there.
 alias NetlinkPort.Attr
 
 [executable, pid, interface] = System.argv()

@@ -1,5 +1,5 @@
-%% The library from Erlang, on real namespaces. What docs/erlang.md shows is taken from here
-%% (test/netlink_port/erlang_test.exs sees to it). Without root there is nothing to generate.
+%% The library from Erlang, on real namespaces. The code of docs/erlang.md is taken from here, which
+%% test/netlink_port/erlang_test.exs checks. Without root the generators make no tests.
 -module(netlink_port_tests).
 
 -include_lib("eunit/include/eunit.hrl").
@@ -10,7 +10,7 @@
 -define(RTNLGRP_LINK, 1).
 -define(RTM_GETLINK, 18).
 
-%% A supervisor as an application has it.
+%% The supervisor of an application.
 
 init([]) ->
     Netlink = #{
@@ -114,7 +114,7 @@ a_monitor_gives_a_snapshot_and_changes_test_() ->
         ok = gen_server:stop(Monitor)
     end).
 
-%% How many messages the snapshot has.
+%% The number of messages of the snapshot.
 count(Monitor, Count) ->
     receive
         {netlink_resync, Monitor, _Reason} -> count(Monitor, 0);
@@ -125,7 +125,7 @@ count(Monitor, Count) ->
         error(no_snapshot)
     end.
 
-%% A server under a supervisor, and a namespace of its own, gone when the test is over.
+%% A server under a supervisor, and a namespace, which is deleted when the test ends.
 
 in_namespace(Test) ->
     case os:cmd("id -u") of

@@ -1,5 +1,5 @@
-/* facts.c: what this kernel has of what the library uses, a line each, `NAME: ANSWER`. docs/kernels.md is made of it.
- * It asks by the system calls alone, without the library. */
+/* facts.c: prints for each feature of the kernel that the library uses whether this kernel has it, a line each,
+ * `NAME: ANSWER`. docs/kernels.md is written from its output. It uses system calls alone, and not the library. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -59,7 +59,7 @@ static void places(void) {
   if (pipe(ready) || pthread_create(&other, NULL, sleeper, NULL) || read(ready[0], &byte, 1) != 1) exit(1);
   printf("pidfd_open of a thread: %s\n", said(pidfd_open(thread)));
 
-  /* A process that is gone, whose number is still that of a group. */
+  /* A process that has ended, whose number is still that of a process group. */
   int hold[2];
   if (pipe(hold)) exit(1);
   pid_t leader = fork();
@@ -112,7 +112,7 @@ static void options(void) {
   printf("instructions of a filter, of 4096: %u\n", low);
 }
 
-/* Dumps; whether NLMSG_DONE shares the last datagram with data. */
+/* Whether NLMSG_DONE of a dump shares the last datagram with data. */
 static char buffer[1 << 20];
 
 static int shares(int type) {
@@ -139,7 +139,7 @@ static void dumps(void) {
          shares(RTM_GETLINK) ? " yes" : " no", shares(RTM_GETADDR) ? " yes" : " no",
          shares(RTM_GETROUTE) ? " yes" : " no");
 
-  /* A strict dump that it objects to: an answer with an extended ack, as NLMSG_ERROR or in NLMSG_DONE. */
+  /* A strict dump that the kernel refuses with an extended ack, in NLMSG_ERROR or in NLMSG_DONE. */
   struct { struct nlmsghdr head; struct ifinfomsg body; } ask = {
     {sizeof ask, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 2, 0}, {0}};
   int on = 1, s = route();

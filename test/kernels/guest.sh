@@ -1,9 +1,10 @@
 #!/bin/sh
-# guest.sh: process 1 of the machine that run.sh boots. Every step's output goes to the second serial port, between lines
-# that run.sh reads: `== NAME` and `== NAME status STATUS`. What the kernel says goes to the first.
+# guest.sh: process 1 of the machine that run.sh boots. The output of each step goes to the second serial port,
+# between the lines `== NAME` and `== NAME status STATUS`, which run.sh reads. The kernel's messages go to the
+# first.
 set -u
 
-# The kernel's arguments are its environment and more: SOAK_SECONDS and KERNELS_STEPS come by them.
+# Arguments of the kernel are in the environment of this script: SOAK_SECONDS, KERNELS_STEPS and KERNELS_FILES.
 export HOME=/root LC_ALL=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin MIX_ENV=test
 cd "$(dirname "$0")/../.." || exit
 mount -t proc proc /proc
@@ -47,7 +48,7 @@ for each in ${KERNELS_STEPS:-facts doctor rust suite soak}; do
     facts) step facts facts ;;
     doctor) step doctor env NETLINK_PORT_EXECUTABLE="$PWD/priv/netlink_port" mix netlink_port.doctor ;;
     rust) step rust rust ;;
-    # Without: no cargo in here, and no readers of captures.
+    # The machine has neither cargo nor tshark.
     suite) step suite env NETLINK_PORT_TEST_WITHOUT="cargo tshark" mix test --no-compile --no-color ${KERNELS_FILES:-} ;;
     soak) step soak env SOAK_SECONDS="${SOAK_SECONDS:-60}" mix run --no-compile test/soak/soak.exs ;;
   esac

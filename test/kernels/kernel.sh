@@ -1,9 +1,10 @@
 #!/bin/sh
 # kernel.sh SUITE: prints the folder of the kernel of a Debian suite (bullseye-security, bookworm, trixie,
-# trixie-backports, sid): `vmlinuz`, `initrd`, `modules.img` and `version`. Fetched with apt(8), from the mirror in
-# DEBIAN_MIRROR and what is of its own sources untouched; kept, and fetched again where the suite has a newer one.
+# trixie-backports, sid), with `vmlinuz`, `initrd`, `modules.img` and `version`. apt(8) downloads the kernel from
+# the mirror in DEBIAN_MIRROR, without touching this machine's own sources. It is kept, and downloaded again when
+# the suite has a newer one.
 #
-# The initrd has nothing but what it takes to mount the two disks: Debian's kernels have virtio and ext4 as modules.
+# The initrd has only what it needs to mount the two disks: Debian's kernels have virtio and ext4 as modules.
 set -eu
 
 suite=${1:?usage: kernel.sh SUITE}
@@ -34,7 +35,7 @@ depends() { # PACKAGE: what it depends on of the kernel's own packages.
     sed -n 's/^ *\(linux-\(image\|binary\|modules\)-[0-9][^ ]*\).*/\1/p'
 }
 
-# Without the network what was fetched will do.
+# Without the network an earlier download is used.
 with_apt apt-get update >"$apt/log" 2>&1 || {
   [ -e "$apt/current" ] || { cat "$apt/log" >&2; exit 1; }
   cat "$apt/current"

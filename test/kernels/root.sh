@@ -1,8 +1,9 @@
 #!/bin/sh
-# root.sh: prints a disk image (ext4) of Debian 12 with the working tree, built, in the folder of copy.sh: what run.sh
-# boots each kernel in. Made anew where the tree has changed. Root only.
+# root.sh: prints the path of a disk image (ext4) of Debian 12 with the built working tree, in the folder of copy.sh.
+# run.sh boots each kernel with it. It is made again when the tree has changed. Root only.
 #
-# The chroot is one of test/matrix/, in the folder of the kernels. Rust is this machine's, since Debian 12's is too old.
+# The chroot is one of test/matrix/, in the folder of the kernels. Rust is this machine's, since Debian 12's is too
+# old.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -45,7 +46,7 @@ SHARE="$RUSTUP_HOME $CARGO_HOME/bin" "$top/test/matrix/enter.sh" bookworm env -i
     MIX_ENV=test mix compile
     cargo build --release --locked --examples
     gcc -O1 -Wall -Wextra -Werror -o target/kernel-facts test/kernels/facts.c
-    # Their names have a hash of what they are made of.
+    # The name of the built file has a hash, which changes with the sources.
     rm -f target/rust-tests
     cp "$(cargo test --release --locked --no-run 2>&1 | sed -n "s/.*Executable.*(\(.*\))/\1/p" | head -1)" target/rust-tests
   ' "$work" >"$dir/root.log" 2>&1 </dev/null || {
@@ -54,7 +55,7 @@ SHARE="$RUSTUP_HOME $CARGO_HOME/bin" "$top/test/matrix/enter.sh" bookworm env -i
   exit 1
 }
 
-# What builds it is not needed in there. Sparse: what is free takes no room.
+# The image has no build tools. It is sparse: its free space takes no room.
 stage=$dir/root.stage
 rm -rf --one-file-system "$stage" "$image"
 cp -a --one-file-system "$root" "$stage"

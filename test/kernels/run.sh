@@ -1,11 +1,13 @@
 #!/bin/bash
-# run.sh [SUITE...]: boots the kernel of each Debian suite (bullseye-security bookworm trixie trixie-backports) under
-# qemu, in Debian 12 with the working tree built, and runs there what guest.sh lists: facts, the doctor, the Rust tests,
-# the ExUnit suite, a short soak. `make kernels` calls it, with what to install in PACKAGES. Root only, for the chroot.
+# run.sh [SUITE...]: boots the kernel of each Debian suite (bullseye-security bookworm trixie trixie-backports)
+# under qemu, with Debian 12 and the built working tree, and runs the steps of guest.sh: facts, the doctor, the Rust
+# tests, the ExUnit suite, a short soak. `make kernels` calls it, with the packages to install in PACKAGES. Root
+# only, for the chroot.
 #
-# Everything is emulated (TCG), some 10 to 20 times slower than the machine: KVM=1 has /dev/kvm used where it works. A
-# kernel that has passed with this tree is not run again, but for FORCE=1; so a run that was interrupted goes on.
-# Chroot, kernels, images and logs are kept in KERNELS_DIR (.kernels). KERNELS_MINUTES (60) bounds each kernel.
+# qemu emulates (TCG), some 10 to 20 times slower than the machine. KVM=1 uses /dev/kvm, where that works. A kernel
+# that has passed with this tree is not run again, so that an interrupted run goes on; FORCE=1 runs it again.
+# Chroot, kernels, images and logs are kept in KERNELS_DIR (.kernels). KERNELS_MINUTES (60) bounds the time of each
+# kernel.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -25,7 +27,7 @@ say() { # LINE: over the last, on a terminal.
   if [ -t 1 ]; then printf '\r\033[K%s' "$1"; fi
 }
 
-# Of a log: the step under way, and how many tests of ExUnit have passed.
+# The step that runs, by the log, and how many tests of ExUnit have passed.
 progress() { # LOG
   tr -d '\r' <"$1" | awk '
     /^== end/ { step = "end" }
@@ -63,7 +65,7 @@ boot() { # KERNEL LOG: 0 when everything has been run.
   grep -q '^== end' "$2"
 }
 
-# What one kernel came to, in a line; the end of the log of what failed.
+# The result of one kernel in a line. Fails if a step has failed.
 verdict() { # LOG BOOTED
   suite=$(grep -aE '^[0-9]+ .*tests?, |^Result: ' "$1" | tail -1 | tr -d '\r')
   rust=$(grep -a '^test result: ' "$1" | tail -1 | tr -d '\r' | cut -d. -f2 | cut -d';' -f1,2)

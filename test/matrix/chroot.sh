@@ -1,10 +1,11 @@
 #!/bin/sh
-# chroot.sh SUITE: prints the folder of a Debian chroot of SUITE (bookworm, trixie, sid), made on the first call and
-# kept in $MATRIX_DIR (.matrix at the top of the repository; several clones may share one). Root only.
+# chroot.sh SUITE: prints the folder of a Debian chroot of SUITE (bookworm, trixie, sid). It is made on the first
+# call and kept in $MATRIX_DIR (.matrix at the top of the repository; several clones may share it). Root only.
 #
-# A chroot is made under another name and renamed when it is whole, so an interrupted call leaves nothing that looks
-# ready; a lock makes a second call wait for the first. debootstrap runs in namespaces of its own: what it mounts and
-# starts ends with it, so that removing a half-made folder can never reach a mounted /proc or /dev.
+# A chroot is made under another name and renamed when it is complete, so that an interrupted call leaves nothing
+# that looks ready. A lock makes a second call wait for the first. debootstrap runs in its own namespaces, so that
+# its mounts and processes end with it, and the removal of an incomplete folder never reaches a mounted /proc or
+# /dev.
 set -eu
 
 suite=${1:?usage: chroot.sh SUITE}
@@ -29,10 +30,10 @@ if [ ! -d "$root" ]; then
     tail -20 "$root.log" >&2
     exit 1
   }
-  # No service starts in there, nothing comes that was not asked for, and packages are not kept twice.
+  # No service starts in the chroot, no recommended packages are installed, and downloaded packages are not kept.
   printf '#!/bin/sh\nexit 101\n' >"$root.tmp/usr/sbin/policy-rc.d"
   chmod 755 "$root.tmp/usr/sbin/policy-rc.d"
-  # Lists are good for a week, which a mirror that is behind, or the clock of a virtual machine, can exceed.
+  # Lists are valid for a week. An old mirror, or the clock of a virtual machine, can exceed that.
   printf '%s\n' 'APT::Install-Recommends "false";' 'Acquire::Check-Valid-Until "false";' \
     >"$root.tmp/etc/apt/apt.conf.d/90matrix"
   echo force-unsafe-io >"$root.tmp/etc/dpkg/dpkg.cfg.d/90matrix"

@@ -1,7 +1,7 @@
 #!/bin/sh
-# copy.sh SUITE: puts a copy of the working tree, what git tracks or would add, into the chroot of SUITE, and prints its
-# folder in there. It is made anew but for what was built, so that nothing deleted stays in it. Of each clone there is
-# one, by the path it has here: what another clone has built is older or newer than it looks.
+# copy.sh SUITE: copies the working tree, all files that git tracks or would add, into the chroot of SUITE, and
+# prints its folder in there. The copy is made anew, so that deleted files do not stay; _build and target are kept.
+# Each clone has its own copy, by its path on this machine: builds of another clone would have wrong time stamps.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)

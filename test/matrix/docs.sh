@@ -1,6 +1,6 @@
 #!/bin/sh
-# docs.sh: the documentation by ExDoc, which Debian 13 has, in the chroot of trixie; into doc/. A warning fails it. Root
-# only.
+# docs.sh: makes the documentation in doc/ by ExDoc, in the chroot of trixie: Debian 13 has ExDoc. Fails on a
+# warning. Root only.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,7 +12,7 @@ flock 9
 work=$("$here/copy.sh" trixie)
 version=$(sed -n 's/.*@version "\(.*\)"/\1/p' "$top/mix.exs")
 
-# The modules alone, not the helper.
+# Compiles the modules alone, without the helper.
 "$here/enter.sh" trixie env -i HOME=/root LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -euc '
   command -v ex_doc >/dev/null || {
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq elixir elixir-ex-doc >/dev/null
@@ -26,7 +26,7 @@ version=$(sed -n 's/.*@version "\(.*\)"/\1/p' "$top/mix.exs")
   }
   cat doc.log
   if grep -q "warning:" doc.log; then exit 1; fi
-  # What pages refer to beside pages.
+  # The files that pages refer to.
   mkdir -p doc/docs
   cp docs/*.svg docs/*.txt doc/docs
   cp docs/*.svg docs/*.txt LICENSE doc' "$work" "$version" || {

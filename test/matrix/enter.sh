@@ -1,12 +1,12 @@
 #!/bin/sh
-# enter.sh SUITE [COMMAND [ARGUMENT...]]: runs a command (a shell) as root in the chroot of SUITE, made where it is
-# missing, in its folder /. SHARE="DIR..." names folders of this machine that are to be there, too, read-only, by the
-# same names.
+# enter.sh SUITE [COMMAND [ARGUMENT...]]: runs a command as root in the chroot of SUITE, in its folder /. The
+# command defaults to a shell. The chroot is made if it is missing. SHARE="DIR..." names folders of this machine
+# that are mounted there, too, read-only, under the same names.
 #
-# /proc, /sys, /dev, /run and /tmp are mounted in a mount namespace of its own, which ends with the last process in
-# it: nothing is left mounted whatever happens. What the command has started and left is killed when it ends, or
-# when this script is. The network is the machine's: `ip netns` works in there, on a /run/netns of its own. So are the
-# process ids, since NETLINK_AUDIT serves the first namespace of these alone.
+# /proc, /sys, /dev, /run and /tmp are mounted in a new mount namespace, which ends with its last process, so that
+# nothing stays mounted. Processes that the command leaves behind are killed when the command or this script ends.
+# The network is the machine's: `ip netns` works in there, with its own /run/netns. The process ids are the
+# machine's, too, since NETLINK_AUDIT serves the initial pid namespace alone.
 set -eu
 
 suite=${1:?usage: enter.sh SUITE [COMMAND [ARGUMENT...]]}
@@ -14,8 +14,8 @@ shift
 [ $# -gt 0 ] || set -- /bin/bash
 root=$("$(dirname "$0")/chroot.sh" "$suite")
 
-# $0 is the chroot in there. It becomes the root of the mount namespace: who is in a mere chroot may not make user
-# namespaces.
+# $0 is the chroot in there. It becomes the root of the mount namespace, since a process in a mere chroot may not make
+# user namespaces.
 exec unshare --mount --fork --kill-child=TERM sh -euc '
   end() {
     mine=$(readlink /proc/self/ns/mnt)

@@ -1,13 +1,13 @@
 #!/bin/sh
-# run.sh [SUITE...]: the whole suite on each of these Debians (bookworm trixie sid): Elixir 1.14 on OTP 25, 1.18 on
-# OTP 27, 1.20 on OTP 29. `make matrix` calls it, with what to install in PACKAGES. Root only, for chroots and
-# namespaces. Says what ran, one line of counts and PASS or FAIL for each, and fails when one has failed.
+# run.sh [SUITE...]: runs the whole suite on each of these Debians (bookworm trixie sid): Elixir 1.14 on OTP 25,
+# 1.18 on OTP 27, 1.20 on OTP 29. `make matrix` calls it, with the packages to install in PACKAGES. Root only, for
+# chroots and namespaces. Prints versions, a line of counts, and PASS or FAIL for each. Fails if one has failed.
 #
-# Each suite has a copy of the working tree in its chroot (copy.sh); what it builds there is kept for the next run.
-# Logs: $MATRIX_DIR/SUITE.STEP.log.
+# Each suite has a copy of the working tree in its chroot (copy.sh). Its builds are kept for the next run. Logs:
+# $MATRIX_DIR/SUITE.STEP.log.
 #
-# Rust is Debian's where that is new enough (trixie: 1.85, the oldest that will do), and this machine's in bookworm.
-# The crates are put beside the chroots by this machine's cargo, so that the network is for installing alone.
+# Rust is Debian's if that is new enough (1.85 or later, as in trixie), and this machine's in bookworm. This machine's
+# cargo puts the crates into the chroots, so that only the installation of packages needs the network.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -43,7 +43,7 @@ suite() { # SUITE
 mkdir -p "$MATRIX_DIR"
 failed=
 for suite in "$@"; do
-  # Of two runs in one chroot the second waits.
+  # A second run in the same chroot waits.
   if ( flock 9 && suite "$suite" ) 9>"$MATRIX_DIR/$suite.run"; then echo "$suite: PASS"; else
     echo "$suite: FAIL"
     failed="$failed $suite"

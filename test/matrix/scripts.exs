@@ -1,5 +1,5 @@
-# Compiles what `mix compile` does not see, the scripts of the examples, the benchmarks and the soak, without running
-# them, so that their warnings are seen.
+# Compiles the scripts that `mix compile` does not compile, those of the examples, the benchmarks and the soak,
+# without running them, so that their warnings are shown.
 
 # A script's modules as they are, and the rest of it as the body of a function.
 compilable = fn file ->
@@ -14,7 +14,7 @@ compilable = fn file ->
   modules ++ [quote(do: defmodule(unquote(name), do: def(run, do: (unquote_splicing(rest)))))]
 end
 
-# All at once, since they call each other; those that load others come last.
+# All together, since they call each other. Scripts that load others come last.
 files = Enum.flat_map(~w(examples bench test/soak), &Path.wildcard("#{&1}/*.{ex,exs}"))
 files = Enum.sort_by(files, &(File.read!(&1) =~ "Code.require_file"))
 modules = Code.compile_quoted({:__block__, [], Enum.flat_map(files, compilable)})

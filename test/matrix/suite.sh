@@ -1,6 +1,6 @@
 #!/bin/sh
-# suite.sh SUITE FOLDER: every step of a suite, in its chroot, for run.sh. A step that fails does not keep the next
-# from running. Logs are in /var/log/matrix; the end of that of a step that fails is shown.
+# suite.sh SUITE FOLDER: runs every step of a suite, in its chroot, for run.sh. The other steps run even if one
+# fails. Logs are in /var/log/matrix. The end of the log of a step that fails is shown.
 set -u
 
 suite=$1
@@ -29,7 +29,7 @@ install() {
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok' || missing="${missing:-} $package"
   done
   [ -n "${missing:-}" ] || return 0
-  # What an interrupted run may have left.
+  # Namespaces that an interrupted run may have left.
   dpkg --configure -a || return 1
   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $missing && apt-get clean
 }
@@ -41,7 +41,7 @@ echo "$suite: $(cat $logs/versions.log), $(cargo --version 2>&1)"
 MIX_ENV=dev step compile-dev mix compile --force --warnings-as-errors
 MIX_ENV=test step compile-test mix compile --force --warnings-as-errors
 MIX_ENV=test step scripts mix run --no-start test/matrix/scripts.exs
-# Formatters differ by version: the oldest one's word counts.
+# Formatters differ by version: that of the oldest decides.
 [ "$suite" != bookworm ] || step format mix format --check-formatted
 step cargo-test cargo test --release --locked
 step mix-test mix test --warnings-as-errors

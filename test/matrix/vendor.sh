@@ -1,6 +1,6 @@
 #!/bin/sh
-# vendor.sh ROOT: puts the crates of Cargo.lock into a chroot, in /crates, and a configuration of Cargo that names them
-# there, so that what is built in it takes no network.
+# vendor.sh ROOT: puts the crates of Cargo.lock into /crates of a chroot, with a configuration of Cargo that points
+# there, so that builds in the chroot need no network.
 set -eu
 
 root=${1:?usage: vendor.sh ROOT}

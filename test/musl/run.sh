@@ -1,8 +1,9 @@
 #!/bin/sh
-# run.sh [FILE...]: the Rust tests and the whole ExUnit suite (or these files of it) with a helper that was built against
-# musl, the C library of Alpine: it makes other system calls than glibc's. `make musl` calls it. Root, for namespaces.
+# run.sh [FILE...]: runs the Rust tests and the ExUnit suite, or these files of it, with a helper that is built
+# against musl, the C library of Alpine. musl makes other system calls than glibc. `make musl` calls it. Root, for
+# namespaces.
 #
-# The helper is static. Left out is what needs a dynamic one (LD_PRELOAD).
+# The helper is static. Tests that need a dynamic one (LD_PRELOAD) are left out.
 set -eu
 
 cd "$(dirname "$0")/../.."
@@ -15,7 +16,8 @@ echo "musl: Rust tests"
 cross test --bins
 cross build --bins --example inject --example attacker --example decoder
 cargo build --release --locked --quiet --examples
-# One of them names calls by the C library of what it runs; test_helper.exs, told to leave something out, builds none.
+# inject knows the calls of the C library that it is built with, so that it has to be musl's, too. test_helper.exs
+# builds no programs when NETLINK_PORT_TEST_WITHOUT is set.
 for example in inject attacker decoder; do
   rm -f "target/release/examples/$example"
   cp "$built/examples/$example" target/release/examples/

@@ -74,7 +74,7 @@ defmodule NetlinkPort.AgentsTest do
     "b#{System.unique_integer([:positive])}"
   end
 
-  # What a follower was sent
+  ## What a follower was sent
 
   defp told(follower, tag),
     do: for(message <- read(follower), elem(message, 0) == tag, do: message)

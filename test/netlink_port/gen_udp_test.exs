@@ -18,7 +18,7 @@ defmodule NetlinkPort.GenUdpTest do
     {:ok, ours: {:ours, socket}, theirs: {:theirs, udp, sender, port}, server: server}
   end
 
-  # The same calls on both
+  ## The same calls on both
 
   defp set({:ours, socket}, opts), do: said(NetlinkPort.setopts(socket, opts))
 
@@ -81,7 +81,7 @@ defmodule NetlinkPort.GenUdpTest do
     end
   end
 
-  # Sequences
+  ## Sequences
 
   # A count that is refused is tried alone, since `:inet` carries out a part of a refused list.
   @beyond for count <- [32_767, 32_767, -32_768], do: {:set, active: count}

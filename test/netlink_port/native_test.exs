@@ -74,7 +74,7 @@ defmodule NetlinkPort.NativeTest do
       assert {path, Native.open_in_netns(path, 0)} == {path, {:error, {:setns, 22}}}
     end
 
-    # The shell would be another program as soon as its open(2) returned.
+    # If its open(2) had returned, the shell would be another program (sleep) by now.
     Process.sleep(100)
     assert File.read!("/proc/#{writer}/stat") =~ "(sh) S "
   end

@@ -33,7 +33,7 @@ defmodule NetlinkPort.WireTest do
     end
   end
 
-  # A command in Rust's notation
+  ## A command as Rust writes it
 
   defp command(reference, command), do: "Ok((Reference(#{reference}), Ok(#{shown(command)})))"
 

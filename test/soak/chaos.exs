@@ -7,7 +7,7 @@ defmodule Soak.Chaos do
   # Several of them share the namespaces.
   def start(config, share), do: spawn_link(fn -> loop(Map.put(config, :share, share)) end)
 
-  @doc "Waits until it has finished what it was at; `go_on/1` starts it again."
+  @doc "Pauses a process after its current operation, and waits for that. `go_on/1` continues it."
   def pause(chaos) do
     send(chaos, {:pause, self()})
     receive do: ({:paused, ^chaos} -> :ok)

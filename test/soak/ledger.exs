@@ -17,7 +17,7 @@ defmodule Soak.Ledger do
   def counted(key), do: :ets.lookup_element(@counts, key, 2)
   def counts, do: @counts |> :ets.tab2list() |> Enum.sort()
 
-  @doc "Something that must never happen has."
+  @doc "Records an error: something that must never happen."
   def wrong(what) do
     IO.puts("WRONG: #{inspect(what, limit: 12, printable_limit: 200)}")
     :ets.insert(@wrongs, {what, System.monotonic_time()})
@@ -26,8 +26,8 @@ defmodule Soak.Ledger do
   def wrongs, do: :ets.tab2list(@wrongs)
 
   @doc """
-  Makes one call: counted when it begins, and when it is answered or has raised. Each is one step of
-  one row, so that the sums are exact, whenever the caller is killed.
+  Makes a call, and counts it when it begins, and when it has returned or raised. Each count is one update of one
+  row, so that the sums are exact, whenever the caller is killed.
   """
   def call(name, fun) do
     row = {self(), name}
@@ -42,7 +42,7 @@ defmodule Soak.Ledger do
     end
   end
 
-  @doc "Calls by name: how many were made, answered, and left by a caller that was killed."
+  @doc "The numbers of calls by name: made, answered, and abandoned by a caller that was killed."
   def calls(dead) do
     rows = :ets.tab2list(@calls)
 
@@ -56,7 +56,7 @@ defmodule Soak.Ledger do
     end
   end
 
-  @doc "Calls of the living that have gone on for longer than `limit` ms."
+  @doc "The calls of live processes that have lasted longer than `limit` ms."
   def overdue(limit) do
     now = System.monotonic_time(:millisecond)
 

@@ -19,7 +19,7 @@ defmodule Soak.Storm do
 
   def start_link(index), do: GenServer.start_link(__MODULE__, index)
 
-  @doc "Between two batches: how many events there were so far, while `fun` runs."
+  @doc "Runs `fun` between two batches, with the number of events so far."
   def still(storm, fun) do
     {:ok, sent} = GenServer.call(storm, :hold, :infinity)
     result = fun.(sent)
@@ -27,11 +27,11 @@ defmodule Soak.Storm do
     result
   end
 
-  @doc "No more batches until `go_on/1`."
+  @doc "Makes no more batches until `go_on/1`."
   def pause(storm), do: GenServer.call(storm, :pause, 60_000)
   def go_on(storm), do: GenServer.call(storm, :go_on, 60_000)
 
-  @doc "The number of an event, modulo what an address can tell."
+  @doc "The number of an event, modulo the numbers that fit into an address."
   def number(datagram) do
     [{type, _sequence, payload}] = Rtnl.messages(datagram)
     {10, a, b, c} = Rtnl.destination(payload)

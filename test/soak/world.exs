@@ -52,7 +52,7 @@ defmodule Soak.World do
 
   def pid(index), do: :ets.lookup_element(__MODULE__, index, 2)
 
-  @doc "A way to name a namespace, by chance."
+  @doc "A random way to name a namespace."
   def netns(index) do
     case :rand.uniform(3) do
       1 -> {:name, name(index)}
@@ -61,10 +61,10 @@ defmodule Soak.World do
     end
   end
 
-  @doc "The question every namespace answers with its own name."
+  @doc "The request that every namespace answers with its own name."
   def question(sequence), do: Rtnl.getlink(@marker, sequence)
 
-  @doc "What an answer says: whose it is, and where it comes from."
+  @doc "The sequence number of an answer, and the namespace that it comes from."
   def read_answer(datagram) do
     case Rtnl.messages(datagram) do
       [{16, sequence, payload}] -> {sequence, Rtnl.link_name(payload)}

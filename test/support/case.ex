@@ -107,8 +107,9 @@ defmodule NetlinkPort.Case do
   defp unique, do: System.unique_integer([:positive])
 
   @doc """
-  Copies a file or a folder so that every user can reach, read and run it. A second user runs such copies, since
-  the clone may be in a folder that other users cannot enter, and a umask may have closed the built files.
+  Copies a file or a folder so that every user can reach and read it, and run the programs in it. A second user runs
+  such copies, since the clone may be in a folder that other users cannot enter, and a umask may have closed the built
+  files.
   """
   def public!(source) do
     copy = tmp_path!(Path.basename(source))

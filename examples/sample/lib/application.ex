@@ -5,8 +5,8 @@ defmodule Sample.Application do
   # RTNLGRP_LINK; RTM_GETLINK of all links, behind a struct ifinfomsg.
   @links [groups: [1], dump: [{18, <<0::128>>}]]
 
-  # The monitor outlives the helper, and so does the table of links. The events need a socket of their own: where
-  # the helper ends, both start again.
+  # The monitor and the table of links survive the end of the helper. Events has its own socket, so that the helper
+  # and Events are restarted together.
   @impl true
   def start(_type, _args) do
     netns = netns()

@@ -1,6 +1,6 @@
 defmodule Sample.Events do
   @moduledoc false
-  # Prints what happens to the links of a namespace, a line an event.
+  # Prints the events of the links of a namespace, a line for each.
   use GenServer
 
   alias NetlinkPort.{Attr, Message}
@@ -10,7 +10,7 @@ defmodule Sample.Events do
   @events %{16 => "new", 17 => "deleted"}
   @ifname 3
 
-  # `report:` is what to do with a line.
+  # `report:` is the function that is called with each line.
   def start_link(opts), do: GenServer.start_link(__MODULE__, Map.new(opts))
 
   @impl true
@@ -47,7 +47,7 @@ defmodule Sample.Events do
     {:noreply, state}
   end
 
-  # What a datagram said that could not be received.
+  # The contents of a datagram that could not be received.
   def handle_info({:netlink_error, socket, error}, %{socket: socket} = state) do
     state.report.("missed one: " <> Exception.message(error))
     {:noreply, state}

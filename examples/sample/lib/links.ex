@@ -1,7 +1,7 @@
 defmodule Sample.Links do
   @moduledoc false
-  # Keeps the names of the links of a namespace, as a subscriber of a monitor does: what a snapshot says,
-  # then what changes. While nothing can come it says that it does not know.
+  # Keeps the names of the links of a namespace, as a subscriber of a monitor: first those of a snapshot, then each
+  # change. While the monitor is down the names are `:unknown`.
   use GenServer
 
   alias NetlinkPort.{Attr, Message, Monitor}
@@ -21,7 +21,7 @@ defmodule Sample.Links do
   @impl true
   def init(monitor) do
     {:ok, pid} = Monitor.subscribe(monitor)
-    # A monitor that ends tells nothing: this process ends with it, and is started again.
+    # A monitor sends no message when it ends. This process ends with it, and is restarted.
     Process.monitor(pid)
     {:ok, :unknown}
   end
@@ -47,7 +47,7 @@ defmodule Sample.Links do
     {:noreply, Enum.reduce(messages, links, &change/2)}
   end
 
-  # Something is missing, and a snapshot follows; or nothing can come.
+  # Something was missed, and a snapshot follows, or the monitor is down.
   def handle_info({tag, _monitor, _reason}, _links)
       when tag in [:netlink_resync, :netlink_down] do
     {:noreply, :unknown}
@@ -55,7 +55,7 @@ defmodule Sample.Links do
 
   def handle_info({:DOWN, _ref, :process, _monitor, reason}, links), do: {:stop, reason, links}
 
-  # An event before the first snapshot, and a dump that has failed and is tried again.
+  # An event before the first snapshot, or a dump that has failed and is tried again.
   def handle_info(_message, links), do: {:noreply, links}
 
   defp change(%{type: @newlink, payload: payload}, links) do

@@ -2,7 +2,7 @@ defmodule Sample.EventsTest do
   use ExUnit.Case, async: true
   use NetlinkPort.Sandbox
 
-  # A helper that is killed says so in the log.
+  # The end of a killed helper is logged.
   @moduletag :capture_log
 
   setup :netlink_sandbox

@@ -2,7 +2,7 @@ defmodule Sample.LinksTest do
   use ExUnit.Case, async: true
   use NetlinkPort.Sandbox
 
-  # A helper that is killed says so in the log.
+  # The end of a killed helper is logged.
   @moduletag :capture_log
 
   setup :netlink_sandbox
@@ -13,7 +13,7 @@ defmodule Sample.LinksTest do
     %{links: start_supervised!({Sample.Links, monitor: monitor}), monitor: monitor}
   end
 
-  # The table follows the namespace by messages: it is asked until it is right.
+  # The table is updated by messages, so that the test asks until it is right.
   defp assert_names(links, wanted, tries \\ 500) do
     names = Sample.Links.names(links)
 
