@@ -60,7 +60,12 @@ defmodule NetlinkPort.Changes do
       changes = without_routes(changes, index)
       {{@dellink, [], ifinfomsg(index)}, %{changes | links: Map.delete(changes.links, index)}}
     else
-      attrs = Attr.encode([{3, "ifb#{n}" <> <<0>>}, {18, [{1, "ifb" <> <<0>>}]}])
+      attrs =
+        Attr.encode([
+          {3, "x#{n}" <> <<0>>},
+          {18, [{1, "vxlan" <> <<0>>}, {2, [{1, Attr.u32(n)}]}]}
+        ])
+
       request = {@newlink, [:create, :excl], [ifinfomsg(index, @up) | attrs]}
       {request, %{changes | links: Map.put(changes.links, index, true)}}
     end
