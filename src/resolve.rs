@@ -230,9 +230,9 @@ fn names(path: &[u8]) -> Vec<Vec<u8>> {
     names.map(<[u8]>::to_vec).collect()
 }
 
-/// The number of a process, if the name is one.
+/// The number of a process, if the name is one. proc(5) has no names with a leading zero.
 fn number(name: &[u8]) -> Option<i32> {
-    let digits = !name.is_empty() && name.iter().all(u8::is_ascii_digit);
+    let digits = name.iter().all(u8::is_ascii_digit) && !matches!(name.first(), None | Some(b'0'));
     digits.then(|| std::str::from_utf8(name).ok()?.parse().ok())?
 }
 

@@ -137,8 +137,6 @@ defmodule NetlinkPort.Error do
 
   # A hint comes from this library. Without a hint the kernel refused the request, and the subsystem defines what the
   # errno means.
-  defp explanation(%{stage: :request, hint: hint}) when hint != nil, do: hint
-
   defp explanation(%{stage: :request, reason: :ebusy, subject: subject}) when subject != nil do
     "the kernel runs one dump a socket; use a socket for each"
   end

@@ -74,7 +74,8 @@ defmodule NetlinkPort.MonitorTablesTest do
     seen = Mirror.read(mirror)
     assert %{overrun: _some, closed: _more} = seen.reasons
     assert %{behind: _some} = Mirror.read(slow).reasons
-    assert seen.counts.netlink_event > div(@changes, 10)
+    # The slower the machine, the more changes arrive in snapshots instead of as events.
+    assert seen.counts.netlink_event > div(@changes, 100)
     assert map_size(changes.routes) > 500
   end
 

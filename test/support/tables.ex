@@ -128,7 +128,10 @@ defmodule NetlinkPort.Tables do
 
   # struct rtnexthop
   defp multipath(<<length::16-native, _flags, hops, index::32-native, rest::binary>>) do
-    <<attrs::binary-size(length - 8), rest::binary>> = rest
+    {attrs, rest} =
+      {binary_part(rest, 0, length - 8),
+       binary_part(rest, length - 8, byte_size(rest) - (length - 8))}
+
     {:ok, attrs} = Attr.decode(attrs)
     [{{:ok, index}, gateway(attrs), hops + 1} | multipath(rest)]
   end

@@ -262,10 +262,17 @@ defmodule NetlinkPort.Helper.Execve do
     with true <- getcap != nil,
          # An older getcap(8) does not know -n.
          {output, 0} <- getcap(getcap, ["-n", path]) || getcap(getcap, [path]) do
-      {:ok, capabilities(output |> String.replace_prefix(path, "") |> String.trim())}
+      {:ok, capabilities(told_of(path, output))}
     else
       _not_told -> :unknown
     end
+  end
+
+  # The line of the file, "" without one: others are of the dynamic loader, about LD_PRELOAD for example.
+  defp told_of(path, output) do
+    lines = String.split(output, "\n")
+    line = Enum.find(lines, path, &String.starts_with?(&1, path))
+    line |> String.replace_prefix(path, "") |> String.trim()
   end
 
   defp getcap(getcap, arguments) do

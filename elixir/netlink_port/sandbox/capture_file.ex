@@ -188,7 +188,9 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
         done(state, true)
 
       true ->
-        <<body::binary-size(length - 12), _again::binary-4, rest::binary>> = rest
+        body = binary_part(rest, 0, length - 12)
+        # The length stands once more behind the body.
+        rest = binary_part(rest, length - 8, byte_size(rest) - (length - 8))
 
         case one(type, body, %{state | order: order}, offset) do
           {:error, error} -> {:error, error}
@@ -266,7 +268,8 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
       {%{netlink?: false}, _rest} ->
         state
 
-      {interface, <<bytes::binary-size(captured), _::binary>>} when byte_size(rest) >= padded ->
+      {interface, _rest} when byte_size(rest) >= padded ->
+        bytes = binary_part(rest, 0, captured)
         options = rest |> binary_part(padded, byte_size(rest) - padded) |> options(state.order)
 
         known = %{
@@ -319,7 +322,8 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
       _end when code == 0 ->
         %{}
 
-      <<value::binary-size(size), _::binary>> when byte_size(rest) >= padded ->
+      _more when byte_size(rest) >= padded ->
+        value = binary_part(rest, 0, size)
         next = binary_part(rest, padded, byte_size(rest) - padded)
         next |> options(order) |> Map.put(code, value)
 
