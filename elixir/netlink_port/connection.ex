@@ -412,6 +412,8 @@ defmodule NetlinkPort.Connection do
   # Replies to the callers, then sends the calls that may be sent now.
   defp settle(state, {replies, calls}) do
     for {id, {caller, _tag} = from, outcome} <- replies do
+      # A dump that was given up is still read, with a deadline of its own.
+      arm(calls, id)
       Relay.demonitor(id, caller)
       Relay.reply(from, outcome)
     end
@@ -493,7 +495,10 @@ defmodule NetlinkPort.Connection do
 
   def handle_info({:DOWN, id, :process, caller, _reason}, state) do
     if Calls.member?(state.calls, id) do
-      {:noreply, given_up(state, id, caller, {[], Calls.give_up(state.calls, id)})}
+      calls = Calls.give_up(state.calls, id)
+      arm(calls, id)
+      Relay.demonitor(id, caller)
+      {:noreply, settle(state, {[], calls})}
     else
       {:noreply, state}
     end
@@ -541,16 +546,8 @@ defmodule NetlinkPort.Connection do
       arm(state.calls, id)
       state
     else
-      caller = Calls.caller(state.calls, id)
-
-      given_up(state, id, caller, Calls.expire(state.calls, id))
+      settle(state, Calls.expire(state.calls, id))
     end
-  end
-
-  defp given_up(state, id, caller, {_replies, calls} = settled) do
-    if caller, do: Relay.demonitor(id, caller)
-    arm(calls, id)
-    settle(state, settled)
   end
 
   # The deadline of a dump that goes on has moved by the time this timer fires.

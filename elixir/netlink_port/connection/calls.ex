@@ -69,13 +69,15 @@ defmodule NetlinkPort.Connection.Calls do
   """
   @spec add(t(), id(), Exchange.t(), GenServer.from(), {timeout(), timeout()}, timeout()) :: t()
   def add(state, id, exchange, from, {timeout, total}, left) do
+    limit = deadline(total)
+
     call = %{
       exchange: exchange,
       from: from,
       timeout: timeout,
       total: total,
-      deadline: deadline(left),
-      limit: deadline(total),
+      deadline: min(deadline(left), limit),
+      limit: limit,
       weight: weight(exchange)
     }
 
@@ -333,10 +335,6 @@ defmodule NetlinkPort.Connection.Calls do
   @doc "Whether there is such a call."
   @spec member?(t(), id()) :: boolean()
   def member?(state, id), do: is_map_key(state.calls, id)
-
-  @doc "Returns the caller of a call, or `nil` when it was given up."
-  @spec caller(t(), id()) :: pid() | nil
-  def caller(state, id), do: with({pid, _tag} <- state.calls[id].from, do: pid)
 
   @doc "Returns the time until the deadline of a call, in ms."
   @spec left(t(), id()) :: timeout()
