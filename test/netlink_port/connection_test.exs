@@ -217,7 +217,8 @@ defmodule NetlinkPort.ConnectionTest do
       assert calls(connection) == %{}
     end
 
-    test "a total_timeout: that is shorter than the timeout: bounds a dump, sent or not", context do
+    test "a total_timeout: that is shorter than the timeout: bounds a dump, sent or not",
+         context do
       connection = connect!(context)
       stopped!(context)
       opts = [timeout: 60_000, total_timeout: 100]
