@@ -189,10 +189,21 @@ defmodule NetlinkPort.Connection do
           ext_ack: boolean()
         ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def request(connection, type, payload \\ "", opts \\ []) do
+    request_of(nil, connection, type, payload, opts)
+  end
+
+  @doc false
+  # For NetlinkPort.Generic. Raises `ArgumentError` where the connection is of another protocol.
+  @spec request_of(NetlinkPort.protocol() | nil, t(), 0..0xFFFF, Pin.payload(), keyword()) ::
+          {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
+  def request_of(protocol, connection, type, payload, opts) do
     opts = Options.request!(opts, [:flags, :timeout, :ack, :ext_ack])
     question = {:request, Options.type!(type), Payload.compact(payload), opts}
-    call(connection, {:request, type}, question, opts, opts.timeout)
+    call(connection, {:request, type}, only_of(protocol, question), opts, opts.timeout)
   end
+
+  defp only_of(nil, question), do: question
+  defp only_of(protocol, question), do: {:only_of, protocol, question}
 
   @doc """
   Like `NetlinkPort.batch/3`, on the connection's socket.
@@ -241,10 +252,17 @@ defmodule NetlinkPort.Connection do
           ext_ack: boolean()
         ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def dump(connection, type, payload \\ "", opts \\ []) do
+    dump_of(nil, connection, type, payload, opts)
+  end
+
+  @doc false
+  @spec dump_of(NetlinkPort.protocol() | nil, t(), 0..0xFFFF, Pin.payload(), keyword()) ::
+          {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
+  def dump_of(protocol, connection, type, payload, opts) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
     question = {:dump, Options.type!(type), Payload.compact(payload), opts}
     # The connection ends the call, however long the dump goes on.
-    call(connection, {:dump, type}, question, opts, :infinity)
+    call(connection, {:dump, type}, only_of(protocol, question), opts, :infinity)
   end
 
   defp call(connection, {kind, type}, question, opts, patience) do
@@ -363,6 +381,18 @@ defmodule NetlinkPort.Connection do
   ## A call begins
 
   @impl true
+  def handle_call({:exchange, {:only_of, protocol, question}, timeouts, deadline}, from, state) do
+    if Options.protocol!(protocol) == Options.protocol!(state.protocol) do
+      handle_call({:exchange, question, timeouts, deadline}, from, state)
+    else
+      sentence =
+        "expected a connection of the protocol #{inspect(protocol)}, " <>
+          "got one of #{inspect(state.protocol)}"
+
+      answer(from, {:error, {:wrong, sentence}}, state)
+    end
+  end
+
   def handle_call({:exchange, _question, _timeouts, _deadline}, from, %{socket: nil} = state) do
     answer(from, {:error, state.error}, state)
   end
