@@ -584,7 +584,7 @@ defmodule NetlinkPort do
   stays in the mailbox. On a passive socket it is sent there, as `{:netlink, socket, datagram}` or with its metadata.
   The event of the request itself is such a datagram: the kernel sends it to a socket that is a member of the group,
   with the request's own number. With `NLM_F_ECHO` (`:echo`) the kernel sends the echo in place of that event, and the
-  echo is the answer. Some families of `:generic` (openvswitch, l2tp) send events with the number of the request: a
+  echo is the answer; only conntrack's echo has no number and goes to the owner. Some families of `:generic` (openvswitch, l2tp) send events with the number of the request: a
   socket that is in their groups needs `pktinfo: true` to tell such events from answers.
 
   Answers that come after their request has timed out are dropped. docs/concepts.md, "What ends an answer", has the
@@ -609,7 +609,8 @@ defmodule NetlinkPort do
 
   The kernel ignores some requests without a word, and the library returns `EINVAL` for them: a payload that is
   too short for the family's header, and, with `ack: false`, a `type` below 16 (control messages, which the kernel
-  skips). With an ack such a type is `{:ok, []}`.
+  skips). With an ack such a type is `{:ok, []}`. The connector answers no request, so that each is `EINVAL`. The begin
+  or the end of a batch of nf_tables, alone, raises `ArgumentError`.
   """
   @spec request(Socket.t(), 0..0xFFFF, Pin.payload(),
           flags: [Message.flag()] | 0..0xFFFF,
@@ -638,7 +639,8 @@ defmodule NetlinkPort do
 
       {:ok, [{:ok, []}, {:ok, []}]} = NetlinkPort.batch(socket, [route.(0), route.(1)])
 
-  A request that is answered by a dump must not be in a batch.
+  A request that is answered by a dump must not be in a batch: it raises `ArgumentError`. So do queries of audit, which
+  are acked before they are answered, and lookups of fib_lookup, which are never acked.
 
   ## nf_tables and nfnetlink
 
@@ -708,7 +710,7 @@ defmodule NetlinkPort do
 
     * `EINTR`, `ENOBUFS` - no try was complete, see above.
     * `EINVAL` - the payload is too short for the family's header.
-    * `EOPNOTSUPP` - the kernel acked the request and sent nothing, as it does with a command.
+    * `EOPNOTSUPP` - the kernel acked the request and sent nothing, not even `NLMSG_DONE`, as it does with a command.
     * `EMSGSIZE` - the dump is larger than `:max_bytes`.
     * `ETIMEDOUT` - nothing came within `:timeout`, or the whole took longer than `:total_timeout`.
 

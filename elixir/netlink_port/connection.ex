@@ -20,7 +20,8 @@ defmodule NetlinkPort.Connection do
   batch whose payload is larger than 4 kB counts at least once for each 4 kB. When it counts sixteen or more, it goes
   alone. A request that has no answer after five seconds stops counting.
 
-  Dumps wait for one another, and for nothing else. The kernel runs one dump on a socket, so the connection sends the
+  Dumps wait for one another, and for nothing else. A request that is answered by a dump, with `:dump` in its flags or
+  LIST of ipset, is a dump in this. The kernel runs one dump on a socket, so the connection sends the
   next dump when it has read the `NLMSG_DONE` of the last.
 
   ## Deadlines
@@ -188,10 +189,21 @@ defmodule NetlinkPort.Connection do
           ext_ack: boolean()
         ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def request(connection, type, payload \\ "", opts \\ []) do
+    request_of(nil, connection, type, payload, opts)
+  end
+
+  @doc false
+  # For NetlinkPort.Generic. Raises `ArgumentError` where the connection is of another protocol.
+  @spec request_of(NetlinkPort.protocol() | nil, t(), 0..0xFFFF, Pin.payload(), keyword()) ::
+          {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
+  def request_of(protocol, connection, type, payload, opts) do
     opts = Options.request!(opts, [:flags, :timeout, :ack, :ext_ack])
     question = {:request, Options.type!(type), Payload.compact(payload), opts}
-    call(connection, {:request, type}, question, opts, opts.timeout)
+    call(connection, {:request, type}, only_of(protocol, question), opts, opts.timeout)
   end
+
+  defp only_of(nil, question), do: question
+  defp only_of(protocol, question), do: {:only_of, protocol, question}
 
   @doc """
   Like `NetlinkPort.batch/3`, on the connection's socket.
@@ -240,10 +252,17 @@ defmodule NetlinkPort.Connection do
           ext_ack: boolean()
         ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def dump(connection, type, payload \\ "", opts \\ []) do
+    dump_of(nil, connection, type, payload, opts)
+  end
+
+  @doc false
+  @spec dump_of(NetlinkPort.protocol() | nil, t(), 0..0xFFFF, Pin.payload(), keyword()) ::
+          {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
+  def dump_of(protocol, connection, type, payload, opts) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
     question = {:dump, Options.type!(type), Payload.compact(payload), opts}
     # The connection ends the call, however long the dump goes on.
-    call(connection, {:dump, type}, question, opts, :infinity)
+    call(connection, {:dump, type}, only_of(protocol, question), opts, :infinity)
   end
 
   defp call(connection, {kind, type}, question, opts, patience) do
@@ -362,6 +381,18 @@ defmodule NetlinkPort.Connection do
   ## A call begins
 
   @impl true
+  def handle_call({:exchange, {:only_of, protocol, question}, timeouts, deadline}, from, state) do
+    if Options.protocol!(protocol) == Options.protocol!(state.protocol) do
+      handle_call({:exchange, question, timeouts, deadline}, from, state)
+    else
+      sentence =
+        "expected a connection of the protocol #{inspect(protocol)}, " <>
+          "got one of #{inspect(state.protocol)}"
+
+      answer(from, {:error, {:wrong, sentence}}, state)
+    end
+  end
+
   def handle_call({:exchange, _question, _timeouts, _deadline}, from, %{socket: nil} = state) do
     answer(from, {:error, state.error}, state)
   end
@@ -412,6 +443,8 @@ defmodule NetlinkPort.Connection do
   # Replies to the callers, then sends the calls that may be sent now.
   defp settle(state, {replies, calls}) do
     for {id, {caller, _tag} = from, outcome} <- replies do
+      # A dump that was given up is still read, with a deadline of its own.
+      arm(calls, id)
       Relay.demonitor(id, caller)
       Relay.reply(from, outcome)
     end
@@ -493,7 +526,10 @@ defmodule NetlinkPort.Connection do
 
   def handle_info({:DOWN, id, :process, caller, _reason}, state) do
     if Calls.member?(state.calls, id) do
-      {:noreply, given_up(state, id, caller, {[], Calls.give_up(state.calls, id)})}
+      calls = Calls.give_up(state.calls, id)
+      arm(calls, id)
+      Relay.demonitor(id, caller)
+      {:noreply, settle(state, {[], calls})}
     else
       {:noreply, state}
     end
@@ -541,16 +577,8 @@ defmodule NetlinkPort.Connection do
       arm(state.calls, id)
       state
     else
-      caller = Calls.caller(state.calls, id)
-
-      given_up(state, id, caller, Calls.expire(state.calls, id))
+      settle(state, Calls.expire(state.calls, id))
     end
-  end
-
-  defp given_up(state, id, caller, {_replies, calls} = settled) do
-    if caller, do: Relay.demonitor(id, caller)
-    arm(calls, id)
-    settle(state, settled)
   end
 
   # The deadline of a dump that goes on has moved by the time this timer fires.

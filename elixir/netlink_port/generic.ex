@@ -390,16 +390,20 @@ defmodule NetlinkPort.Generic do
     end)
   end
 
-  defp list!(groups) when is_list(groups), do: groups
-  defp list!(other), do: named_group!(other)
+  defp list!(groups) do
+    if is_list(groups) and not List.improper?(groups), do: groups, else: wrong_group!(groups)
+  end
 
   @doc false
   @spec named_group!(term()) :: {String.t(), String.t()}
   def named_group!({family, group}) when is_binary(group), do: {name!(family), group}
 
-  def named_group!(other) do
+  def named_group!(other), do: wrong_group!(other)
+
+  @spec wrong_group!(term()) :: no_return()
+  defp wrong_group!(other) do
     raise ArgumentError,
-          "expected a group by name, {family, group}, such as {\"nlctrl\", \"notify\"}, " <>
+          "expected groups by name, a list of {family, group}, such as {\"nlctrl\", \"notify\"}, " <>
             "got: #{inspect(other)}"
   end
 
@@ -424,11 +428,11 @@ defmodule NetlinkPort.Generic do
   end
 
   defp carry_out(:request, connection, type, payload, opts) do
-    Connection.request(connection, type, payload, opts)
+    Connection.request_of(:generic, connection, type, payload, opts)
   end
 
   defp carry_out(:dump, connection, type, payload, opts) do
-    Connection.dump(connection, type, payload, opts)
+    Connection.dump_of(:generic, connection, type, payload, opts)
   end
 
   defp generic!(%Socket{protocol: protocol} = socket) when protocol in [:generic, 16], do: socket

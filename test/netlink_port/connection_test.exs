@@ -217,6 +217,19 @@ defmodule NetlinkPort.ConnectionTest do
       assert calls(connection) == %{}
     end
 
+    test "a total_timeout: that is shorter than the timeout: bounds a dump, sent or not",
+         context do
+      connection = connect!(context)
+      stopped!(context)
+      opts = [timeout: 60_000, total_timeout: 100]
+      dumps = for _ <- 1..2, do: spawn_reporting(fn -> getaddrs(connection, opts) end)
+
+      for {:error, error} <- results(dumps) do
+        assert {error.stage, error.reason} == {:request, :etimedout}
+        assert Exception.message(error) =~ "total_timeout: 100 ms"
+      end
+    end
+
     test "a dump that was given up and does not go on costs the socket", context do
       connection = connect!(context)
       helper = stopped!(context)

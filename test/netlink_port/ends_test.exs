@@ -175,18 +175,136 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
+  # IPCTNL_MSG_CT_NEW of a flow, for 300 s, and the GET of that flow.
+  defp flow do
+    proto = [{1, <<17>>}, {2, <<1::16>>}, {3, <<2::16>>}]
+    reply = [{1, <<17>>}, {2, <<2::16>>}, {3, <<1::16>>}]
+    tuple = [{1, [{1, <<10, 0, 0, 1>>}, {2, <<10, 0, 0, 2>>}]}, {2, proto}]
+    back = [{1, [{1, <<10, 0, 0, 2>>}, {2, <<10, 0, 0, 1>>}]}, {2, reply}]
+
+    {[<<2, 0, 0::16>> | Attr.encode([{1, tuple}, {2, back}, {7, <<300::32>>}])],
+     [<<2, 0, 0::16>> | Attr.encode([{1, tuple}])]}
+  end
+
+  test "the dump of the expectations of a flow that can have none is empty", context do
+    for context <- ways(context) do
+      socket = open!(context, :netfilter, active: context.active)
+      {new, get} = flow()
+      assert {:ok, []} = NetlinkPort.request(socket, 0x100, new, flags: [:create, :excl])
+      # IPCTNL_MSG_EXP_GET with CTA_EXPECT_MASTER, which has the number of CTA_TUPLE_ORIG
+      assert {:ok, []} = NetlinkPort.dump(socket, 0x201, get, timeout: @minute)
+      assert [] = Enum.to_list(NetlinkPort.stream(socket, 0x201, get, timeout: @minute))
+      assert {:ok, []} = NetlinkPort.dump(socket, 0x201, @nfgenmsg, timeout: @minute)
+      assert mailbox() == []
+    end
+  end
+
+  test "the echo of conntrack has no number: it is the owner's, and no answer", context do
+    for context <- ways(context) do
+      # Without a member of a group conntrack makes no events, and no echoes.
+      _member = open!(context, :netfilter, groups: [1])
+      socket = open!(context, :netfilter, active: context.active)
+      {:ok, %{port_id: port_id}} = NetlinkPort.info(socket)
+      {new, get} = flow()
+      flags = [:create, :excl, :echo]
+      assert {:ok, []} = NetlinkPort.request(socket, 0x100, new, flags: flags)
+      assert {:ok, [_flow]} = NetlinkPort.request(socket, 0x101, get)
+      assert_received {:netlink, ^socket, datagram}
+      assert {:ok, [%Message{type: 0x100, seq: 0, pid: ^port_id}]} = Message.decode(datagram)
+      assert mailbox() == []
+    end
+  end
+
+  test "a message of which the end of the answer could not be told is refused, and not sent",
+       context do
+    for context <- ways(context) do
+      route = open!(context, :route, active: context.active)
+      dump = {@getlink, [:dump], @all_links}
+
+      assert_raise ArgumentError, ~r/no dump in a batch: the rest of the one at index 1/, fn ->
+        NetlinkPort.batch(route, [{@getlink, [], @lo}, dump])
+      end
+
+      # RTM_NEWLINK, of which the bits of NLM_F_DUMP are NLM_F_REPLACE and NLM_F_EXCL
+      new = {@newlink, [:replace, :excl], @lo}
+      assert {:ok, [{:error, _exists}]} = NetlinkPort.batch(route, [new])
+      fib_lookup = open!(context, :fib_lookup, active: context.active)
+
+      assert_raise ArgumentError, ~r/call request\/4/, fn ->
+        NetlinkPort.batch(fib_lookup, [{18, [], <<127, 0, 0, 1, 0::128>>}])
+      end
+
+      {:ok, audit} = NetlinkPort.open(context.server, :audit, active: context.active)
+
+      assert_raise ArgumentError, ~r/call request\/4/, fn ->
+        NetlinkPort.batch(audit, [{1000, [], ""}])
+      end
+
+      {:ok, connector} = NetlinkPort.open(context.server, :connector, active: context.active)
+
+      for outcome <- [
+            NetlinkPort.request(connector, 3, @all_links, timeout: @minute),
+            NetlinkPort.dump(connector, 3, @all_links, timeout: @minute),
+            NetlinkPort.batch(connector, [{3, [], @all_links}], timeout: @minute)
+          ] do
+        assert {:error, %{reason: :einval} = error} = outcome
+        assert Exception.message(error) =~ "the connector acks nothing"
+      end
+    end
+  end
+
+  test "a request with the flags of a dump is read to its end before the next dump", context do
+    for context <- ways(context) do
+      ip_batch!(context.netns, addresses(1_000))
+      socket = open!(context, :route, active: context.active, window: 1)
+      opts = [flags: [:dump], timeout: 0]
+      assert {:error, error} = NetlinkPort.request(socket, 22, <<2, 0::56>>, opts)
+      assert error.reason == :etimedout
+      opts = [timeout: @minute]
+      assert {:ok, addresses} = NetlinkPort.dump(socket, 22, <<2, 0::56>>, opts)
+      assert length(addresses) == 1_001
+      opts = [flags: [:dump], timeout: @minute]
+      assert {:ok, addresses} = NetlinkPort.request(socket, 22, <<2, 0::56>>, opts)
+      assert length(addresses) == 1_001
+      assert mailbox() == []
+    end
+  end
+
+  defp addresses(count) do
+    for n <- 1..count, do: "addr add 10.0.#{div(n, 256)}.#{rem(n, 256)}/32 dev lo"
+  end
+
+  # IPSET_CMD_CREATE of a set; false for a kernel without ipset.
+  defp set?(socket, name) do
+    attrs = [{1, <<7>>}, {2, name <> <<0>>}, {3, "hash:ip\0"}, {4, <<0>>}, {5, <<2>>}, {7, []}]
+    create = [<<2, 0, 0::16>> | Attr.encode(attrs)]
+    match?({:ok, []}, NetlinkPort.request(socket, 0x602, create, flags: [:create, :excl]))
+  end
+
+  defp list(attrs \\ []), do: [<<2, 0, 0::16>> | Attr.encode([{1, <<7>>} | attrs])]
+
+  test "ipset: an error that comes twice is an error once", context do
+    for context <- ways(context) do
+      socket = open!(context, :netfilter, active: context.active)
+
+      if set?(socket, "a") do
+        missing = list([{2, "missing" <> <<0>>}])
+
+        for _ <- 1..2 do
+          assert {:error, error} = NetlinkPort.request(socket, 0x607, missing, timeout: @minute)
+          assert {error.stage, error.reason} == {:request, :enoent}
+          assert {:ok, [_set]} = NetlinkPort.request(socket, 0x607, list(), timeout: @minute)
+          assert mailbox() == []
+        end
+      end
+    end
+  end
+
   test "a plain conntrack GET ends with its one message, that says it is one of many",
        context do
     for context <- ways(context) do
       socket = open!(context, :netfilter, active: context.active)
-      proto = [{1, <<17>>}, {2, <<1::16>>}, {3, <<2::16>>}]
-      reply = [{1, <<17>>}, {2, <<2::16>>}, {3, <<1::16>>}]
-      tuple = [{1, [{1, <<10, 0, 0, 1>>}, {2, <<10, 0, 0, 2>>}]}, {2, proto}]
-      get = [<<2, 0, 0::16>> | Attr.encode([{1, tuple}])]
-
-      # IPCTNL_MSG_CT_NEW of that flow, for 300 s
-      back = [{1, [{1, <<10, 0, 0, 2>>}, {2, <<10, 0, 0, 1>>}]}, {2, reply}]
-      new = [<<2, 0, 0::16>> | Attr.encode([{1, tuple}, {2, back}, {7, <<300::32>>}])]
+      {new, get} = flow()
       assert {:ok, []} = NetlinkPort.request(socket, 0x100, new, flags: [:create, :excl])
 
       for opts <- [[], [ack: false]] do
@@ -326,6 +444,43 @@ defmodule NetlinkPort.EndsTest do
   end
 
   describe "on a connection" do
+    test "requests that are answered by a dump wait for dumps, and make none of them fail",
+         context do
+      ip_batch!(context.netns, addresses(1_000))
+      sets = open!(context, :netfilter)
+      sets? = set?(sets, "a") and set?(sets, "b")
+      all = <<2, 0::56>>
+
+      for {protocol, type, payload, flags, count} <-
+            [{:route, 22, all, [:dump], 1_001}] ++
+              if(sets?, do: [{:netfilter, 0x607, list(), [], 2}], else: []) do
+        opts = [server: context.server, protocol: protocol, netns: {:name, context.netns}]
+        connection = start_supervised!({Connection, opts ++ [window: 1]}, id: make_ref())
+        # All of them wait when the connection goes on.
+        :erlang.suspend_process(connection)
+
+        callers =
+          for n <- 1..12 do
+            spawn_reporting(fn ->
+              if rem(n, 2) == 0,
+                do: Connection.dump(connection, type, payload, timeout: @minute),
+                else: Connection.request(connection, type, payload, flags: flags)
+            end)
+          end
+
+        eventually!(fn ->
+          Process.info(connection, :message_queue_len) == {:message_queue_len, 12}
+        end)
+
+        :erlang.resume_process(connection)
+
+        for pid <- callers do
+          assert_receive {:result, ^pid, {:ok, messages}}, within(15_000)
+          assert length(messages) == count
+        end
+      end
+    end
+
     test "a dump that cannot be is its caller's error alone, and at once", context do
       for {protocol, type, whole} <- [
             {:route, @getlink, @all_links},

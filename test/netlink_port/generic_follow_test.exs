@@ -101,7 +101,15 @@ defmodule NetlinkPort.GenericFollowTest do
     end
 
     test "takes no groups of another form", %{socket: socket} do
-      for groups <- [["ethtool"], [{"ethtool", 1}], :ethtool, [{"a name of seventeen", "x"}]] do
+      for groups <- [
+            ["ethtool"],
+            [{"ethtool", "monitor"} | :x],
+            [{"ethtool", "monitor", 1}],
+            {"ethtool", "monitor"},
+            [{"ethtool", 1}],
+            :ethtool,
+            [{"a name of seventeen", "x"}]
+          ] do
         assert_raise ArgumentError, fn -> Generic.follow(socket, groups) end
       end
     end

@@ -227,6 +227,20 @@ defmodule NetlinkPort.GenericTest do
   test "wrong arguments raise", %{server: server, socket: socket} do
     {:ok, route} = NetlinkPort.open(server, :route, active: false)
     assert_raise ArgumentError, ~r/:generic/, fn -> Generic.family(route, "nlctrl") end
+    opts = [server: server, protocol: :route]
+    connection = start_supervised!({NetlinkPort.Connection, opts})
+
+    for ask <- [
+          fn -> Generic.family(connection, "nlctrl") end,
+          fn -> Generic.families(connection) end,
+          fn -> Generic.request(connection, "nlctrl", 3) end,
+          fn -> Generic.dump(connection, "nlctrl", 3) end
+        ] do
+      assert_raise ArgumentError,
+                   ~r/a connection of the protocol :generic, got one of :route/,
+                   ask
+    end
+
     assert_raise ArgumentError, fn -> Generic.family(socket, "a name of seventeen") end
     assert_raise ArgumentError, fn -> Generic.family(socket, "nul\0") end
     assert_raise ArgumentError, fn -> Generic.request(socket, "nlctrl", 256) end

@@ -364,6 +364,28 @@ defmodule NetlinkPort.MonitorTest do
       end
     end
 
+    test "wrong entries of dump: and subscription: are a wrong argument that names the option",
+         context do
+      {:ok, pin} = NetlinkPort.pin(context.server, :host)
+
+      for {option, wrong} <- [
+            dump: [{18, ""} | :x],
+            dump: [{18, :x}],
+            dump: [{18, pin}],
+            dump: [{18, [<<0>>, pin]}],
+            dump: %{},
+            subscription: ["" | :x],
+            subscription: [{1, [], :x}],
+            subscription: [{1, [], pin}],
+            subscription: [[1, :x]],
+            subscription: %{}
+          ] do
+        assert_raise ArgumentError, ~r/expected #{option}: /, fn ->
+          Monitor.start_link([{option, wrong}])
+        end
+      end
+    end
+
     test "takes no wrong options" do
       for opts <- [
             [active: true],

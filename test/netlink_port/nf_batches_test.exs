@@ -52,6 +52,17 @@ defmodule NetlinkPort.NfBatchesTest do
     end
   end
 
+  test "the begin or the end of a batch alone, as a request or a dump, is a wrong argument that names batch/3",
+       %{socket: socket} do
+    for ask <- [&NetlinkPort.request/4, &NetlinkPort.dump/4],
+        type <- [16, 17],
+        payload <- ["", <<0, 0, 10::16>>] do
+      assert_raise ArgumentError, ~r/call batch\/3/, fn ->
+        ask.(socket, type, payload, timeout: @minute)
+      end
+    end
+  end
+
   test "what the kernel would throw away without a word is a wrong argument that says what to do",
        context do
     get = {@gettable, [], named("a")}

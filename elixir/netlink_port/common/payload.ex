@@ -29,6 +29,18 @@ defmodule NetlinkPort.Payload do
     end
   end
 
+  @doc "The binary of a payload that is kept for any helper, so that it holds no pins. `option` names it in the error."
+  @spec binary!(atom(), term()) :: binary()
+  def binary!(option, payload) do
+    if iodata_size(payload) do
+      IO.iodata_to_binary(payload)
+    else
+      raise ArgumentError,
+            "expected #{option}: payloads of iodata, without pins, which end with their helper, " <>
+              "got: #{inspect(payload)}"
+    end
+  end
+
   @doc "Replaces each pin by the result of `fun`. Terms that are not iodata stay, and the encoder refuses them."
   @spec replace(Pin.payload(), (Pin.t() -> iodata())) :: iodata()
   def replace([head | tail], fun), do: [replace(head, fun) | replace(tail, fun)]

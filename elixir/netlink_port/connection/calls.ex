@@ -4,7 +4,7 @@ defmodule NetlinkPort.Connection.Calls do
   # for the clock.
   #
   # Invariants:
-  # - At most one dump is under way, and as many requests as there is room for.
+  # - At most one dump is under way, requests that are answered by one included, and as many requests as there is room for.
   # - `seqs` has the sequence number of every message under way.
   # - A call that was sent keeps its place until it is answered, whether or not its caller still waits. A call without
   #   `from` was given up by its caller.
@@ -69,19 +69,21 @@ defmodule NetlinkPort.Connection.Calls do
   """
   @spec add(t(), id(), Exchange.t(), GenServer.from(), {timeout(), timeout()}, timeout()) :: t()
   def add(state, id, exchange, from, {timeout, total}, left) do
+    limit = deadline(total)
+
     call = %{
       exchange: exchange,
       from: from,
       timeout: timeout,
       total: total,
-      deadline: deadline(left),
-      limit: deadline(total),
+      deadline: min(deadline(left), limit),
+      limit: limit,
       weight: weight(exchange)
     }
 
     state = put_in(state.calls[id], call)
 
-    if exchange.kind == :dump,
+    if exchange.dump?,
       do: %{state | dumps: :queue.in(id, state.dumps)},
       else: %{state | requests: :queue.in(id, state.requests)}
   end
@@ -129,8 +131,7 @@ defmodule NetlinkPort.Connection.Calls do
   @spec unanswered(t(), id()) :: t()
   def unanswered(state, id) do
     case state.calls do
-      %{^id => %{weight: weight, exchange: %{kind: kind, answer: %Reply{}}}}
-      when kind != :dump ->
+      %{^id => %{weight: weight, exchange: %{dump?: false, answer: %Reply{}}}} ->
         state = put_in(state.calls[id].weight, 0)
         %{state | room: state.room + weight}
 
@@ -318,8 +319,8 @@ defmodule NetlinkPort.Connection.Calls do
   @spec give_up(t(), id()) :: t()
   def give_up(state, id) do
     case state.calls[id] do
-      %{exchange: %{answer: %Reply{}, kind: kind, reads: reads} = exchange} = call
-      when kind == :dump or reads != :plain ->
+      %{exchange: %{answer: %Reply{}, dump?: dump?, reads: reads} = exchange} = call
+      when dump? or reads != :plain ->
         {_unwanted, answer} = Reply.take(exchange.answer)
         exchange = %{exchange | answer: answer, bytes: 0, max_bytes: @unwanted}
         call = %{call | from: nil, exchange: exchange, limit: deadline(@whole)}
@@ -333,10 +334,6 @@ defmodule NetlinkPort.Connection.Calls do
   @doc "Whether there is such a call."
   @spec member?(t(), id()) :: boolean()
   def member?(state, id), do: is_map_key(state.calls, id)
-
-  @doc "Returns the caller of a call, or `nil` when it was given up."
-  @spec caller(t(), id()) :: pid() | nil
-  def caller(state, id), do: with({pid, _tag} <- state.calls[id].from, do: pid)
 
   @doc "Returns the time until the deadline of a call, in ms."
   @spec left(t(), id()) :: timeout()
@@ -355,7 +352,7 @@ defmodule NetlinkPort.Connection.Calls do
 
     cond do
       state.dump == id -> %{state | dump: nil}
-      exchange.kind == :dump -> %{state | dumps: :queue.delete(id, state.dumps)}
+      exchange.dump? -> %{state | dumps: :queue.delete(id, state.dumps)}
       exchange.answer == nil -> %{state | requests: :queue.delete(id, state.requests)}
       true -> %{state | room: state.room + call.weight}
     end

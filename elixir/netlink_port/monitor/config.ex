@@ -2,7 +2,7 @@ defmodule NetlinkPort.Monitor.Config do
   @moduledoc false
   # The options of a monitor, checked in the caller.
 
-  alias NetlinkPort.{Error, Generic, Options}
+  alias NetlinkPort.{Error, Generic, Options, Payload}
   alias NetlinkPort.Generic.Follow
   alias NetlinkPort.Monitor.Subscription
 
@@ -100,22 +100,22 @@ defmodule NetlinkPort.Monitor.Config do
           "expected max_queue: a number of messages up to #{@largest}, got: #{inspect(other)}"
   end
 
-  defp dumps!(dumps, generic?) when is_list(dumps) do
+  defp dumps!(dumps, generic?) do
+    if not is_list(dumps) or List.improper?(dumps), do: wrong(dumps)
+
     for dump <- dumps do
       case dump do
         {name, payload} when is_binary(name) and generic? ->
-          {Generic.name!(name), IO.iodata_to_binary(payload)}
+          {Generic.name!(name), Payload.binary!(:dump, payload)}
 
         {type, payload} ->
-          {Options.type!(type), IO.iodata_to_binary(payload)}
+          {Options.type!(type), Payload.binary!(:dump, payload)}
 
         _other ->
           wrong(dumps)
       end
     end
   end
-
-  defp dumps!(other, _generic?), do: wrong(other)
 
   @spec wrong(term()) :: no_return()
   defp wrong(other) do

@@ -9,7 +9,7 @@ defmodule NetlinkPort.Monitor.Subscription do
   # `seq` is an unrelated count (drivers/connector/cn_proc.c). A process outside of the initial pid and user namespaces
   # gets no answer.
 
-  alias NetlinkPort.{Error, ExtAck, Message, Options, Socket}
+  alias NetlinkPort.{Error, ExtAck, Message, Options, Payload, Socket}
   alias NetlinkPort.Generic.Follow
 
   # How long an answer to a datagram may take, in ms.
@@ -23,22 +23,26 @@ defmodule NetlinkPort.Monitor.Subscription do
 
   @doc "Checks the option `:subscription` of a monitor. Only `:generic` has names of families as types."
   @spec new!(term(), boolean()) :: t()
-  def new!(entries, generic?) when is_list(entries), do: Enum.map(entries, &entry!(&1, generic?))
-  def new!(other, _generic?), do: wrong!(other)
+  def new!(entries, generic?) do
+    if not is_list(entries) or List.improper?(entries), do: wrong!(entries)
+    Enum.map(entries, &entry!(&1, generic?))
+  end
 
   defp entry!({name, flags, payload}, true) when is_binary(name) do
-    {NetlinkPort.Generic.name!(name), Message.flags(flags), IO.iodata_to_binary(payload)}
+    {NetlinkPort.Generic.name!(name), Message.flags(flags), binary!(payload)}
   end
 
   defp entry!({type, flags, payload}, _generic?) do
-    {Options.type!(type), Message.flags(flags), IO.iodata_to_binary(payload)}
+    {Options.type!(type), Message.flags(flags), binary!(payload)}
   end
 
   defp entry!(datagram, _generic?) when is_binary(datagram) or is_list(datagram) do
-    IO.iodata_to_binary(datagram)
+    binary!(datagram)
   end
 
   defp entry!(other, _generic?), do: wrong!(other)
+
+  defp binary!(payload), do: Payload.binary!(:subscription, payload)
 
   @spec wrong!(term()) :: no_return()
   defp wrong!(other) do

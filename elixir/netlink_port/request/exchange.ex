@@ -40,6 +40,7 @@ defmodule NetlinkPort.Request.Exchange do
           protocol: NetlinkPort.protocol(),
           messages: [Message.t()],
           last: non_neg_integer(),
+          dump?: boolean(),
           transaction?: boolean(),
           look?: boolean(),
           attempts: pos_integer(),
@@ -49,6 +50,7 @@ defmodule NetlinkPort.Request.Exchange do
           max_bytes: pos_integer() | :infinity
         }
 
+  # A `dump?` takes the socket's place for a dump: a dump, or a request that the kernel answers with one.
   # `reads` is how the answer is read, and `last` the index of the message whose answer ends it. A `transaction?` is a
   # batch of nf_tables, which an error of its first message also ends. With `look?` the last message is a datagram of
   # its own. `lost` is an error of the transport, after which the answer is still read to its end. `bytes` of
@@ -62,6 +64,7 @@ defmodule NetlinkPort.Request.Exchange do
     :answer,
     :lost,
     last: 0,
+    dump?: false,
     transaction?: false,
     look?: false,
     attempts: @attempts,
@@ -80,11 +83,21 @@ defmodule NetlinkPort.Request.Exchange do
   def new(protocol, {:request, type, payload, %{flags: flags, ack: ack?}}) do
     ack? = ack? and Family.acks?(protocol, type)
 
-    with :ok <- heard(protocol, type, payload, ack?) do
+    with :ok <- no_limit(protocol, type),
+         :ok <- heard(protocol, type, payload, ack?) do
       flags = @request ||| flags ||| if(ack?, do: @ack, else: 0)
       message = %Message{type: type, flags: flags, payload: payload}
-      reads = if ack?, do: :acked, else: :plain
-      {:ok, %__MODULE__{kind: :request, reads: reads, protocol: protocol, messages: [message]}}
+      dump? = Family.dump?(protocol, type, flags)
+      reads = if ack?, do: if(dump?, do: :dump, else: :acked), else: :plain
+
+      exchange = %__MODULE__{
+        kind: :request,
+        reads: reads,
+        protocol: protocol,
+        messages: [message]
+      }
+
+      {:ok, %{exchange | dump?: dump?}}
     end
   end
 
@@ -92,21 +105,56 @@ defmodule NetlinkPort.Request.Exchange do
   def new(protocol, {:dump, type, payload, %{flags: flags, max_bytes: max_bytes}}) do
     ack? = Family.acks?(protocol, type)
 
-    with :ok <- heard(protocol, type, payload, ack?) do
+    with :ok <- no_limit(protocol, type),
+         :ok <- heard(protocol, type, payload, ack?) do
       flags = @request ||| @dump ||| flags ||| if(ack?, do: @ack, else: 0)
       message = %Message{type: type, flags: flags, payload: payload}
       reads = if ack?, do: :dump, else: :plain
       exchange = %__MODULE__{kind: :dump, reads: reads, protocol: protocol, messages: [message]}
-      {:ok, %{exchange | max_bytes: max_bytes}}
+      {:ok, %{exchange | dump?: true, max_bytes: max_bytes}}
     end
   end
 
   def new(protocol, {:batch, requests}) do
     types = Enum.map(requests, &elem(&1, 0))
 
-    if Family.first_only?(protocol),
-      do: netfilter(protocol, requests, types),
-      else: {:ok, batch(protocol, requests, length(requests) - 1)}
+    cond do
+      why = Family.silent(protocol) -> {:error, Error.new(:request, :einval, hint: why)}
+      wrong = misplaced(protocol, requests) -> {:wrong, wrong}
+      Family.first_only?(protocol) -> netfilter(protocol, requests, types)
+      true -> {:ok, batch(protocol, requests, length(requests) - 1)}
+    end
+  end
+
+  # A batch ends with the ack of its last message, and some answers come behind that.
+  defp misplaced(protocol, requests) do
+    requests
+    |> Enum.with_index()
+    |> Enum.find_value(fn {{type, flags, _payload}, index} ->
+      at = "the one at index #{index}, of type #{type}"
+
+      cond do
+        Family.dump?(protocol, type, flags) ->
+          "expected no dump in a batch: the rest of #{at}, comes behind the end of the batch; call dump/4"
+
+        not Family.acks?(protocol, type) ->
+          "expected requests whose ack comes last in a batch: #{at}, is answered behind its ack, " <>
+            "or is never acked; call request/4"
+
+        true ->
+          nil
+      end
+    end)
+  end
+
+  # The kernel reads such a message as a batch, and throws it away without a word.
+  defp no_limit(protocol, type) do
+    if Family.batch_limit?(protocol, type),
+      do:
+        {:wrong,
+         "expected a request: the type #{type} begins or ends a batch of nf_tables; call batch/3 " <>
+           "with all of it, from NFNL_MSG_BATCH_BEGIN (16) to NFNL_MSG_BATCH_END (17)"},
+      else: :ok
   end
 
   # Refuses a message that would be awaited in vain, since the kernel ignores it without an ack. With an ack the check
@@ -198,7 +246,7 @@ defmodule NetlinkPort.Request.Exchange do
   def rest(protocol, seq, max_bytes) do
     answer = Reply.new(:dump, %{seq => ""}, %{seq => :answers}, seq)
     exchange = %__MODULE__{kind: :dump, reads: :dump, protocol: protocol, messages: []}
-    %{exchange | answer: answer, max_bytes: max_bytes}
+    %{exchange | dump?: true, answer: answer, max_bytes: max_bytes}
   end
 
   @doc "Numbers the messages from `next` on. Returns the datagrams to send, and the next number."
@@ -270,7 +318,7 @@ defmodule NetlinkPort.Request.Exchange do
 
   @doc "Whether messages with the number of a complete answer may still come."
   @spec more?(t()) :: boolean()
-  def more?(%{reads: :acked, answer: answer}), do: answer.ended == :done
+  def more?(%{reads: :acked, answer: answer}), do: answer.ended in [:done, :error]
   def more?(_exchange), do: true
 
   @doc "Returns the error of an answer larger than `max_bytes`, or `nil`."
@@ -334,10 +382,18 @@ defmodule NetlinkPort.Request.Exchange do
       error -> {:failed, error}
       lost -> {:again, lost}
       answer.interrupted? -> {:again, interrupted()}
-      answer.ended == :ack and answer.count == 0 -> {:failed, unheard(exchange) || no_dump()}
+      answer.ended == :ack and answer.count == 0 -> alone(exchange)
       true -> :ok
     end
   end
+
+  # The ack came alone.
+  defp alone(%{messages: [%{type: type}], protocol: protocol} = exchange) do
+    error = unheard(exchange)
+    if error || not Family.empty?(protocol, type), do: {:failed, error || no_dump()}, else: :ok
+  end
+
+  defp alone(_rest), do: {:failed, no_dump()}
 
   defp interrupted do
     Error.new(:request, :eintr,
@@ -349,8 +405,8 @@ defmodule NetlinkPort.Request.Exchange do
   defp no_dump do
     Error.new(:request, :eopnotsupp,
       hint:
-        "the kernel acknowledged it and sent nothing, so that there is no such dump: a command has " <>
-          "been carried out, and a control message, of a type below 16, skipped"
+        "the kernel acknowledged it and sent nothing, not even the end of a dump: mostly since the type " <>
+          "has no dump (a command has been carried out, and a control message, of a type below 16, skipped)"
     )
   end
 

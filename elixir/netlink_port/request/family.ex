@@ -12,6 +12,7 @@ defmodule NetlinkPort.Request.Family do
   @xfrm 6
   @audit 9
   @fib_lookup 10
+  @connector 11
   @netfilter 12
   @kobject_uevent 15
   @generic 16
@@ -39,9 +40,29 @@ defmodule NetlinkPort.Request.Family do
   # RTM_SETDCB is answered like RTM_GETDCB.
   @setdcb 79
   # NFNL_SUBSYS_NFTABLES, and its messages that make, change or delete something, or begin and end a batch.
+  # IPCTNL_MSG_EXP_GET
+  @exp_get 0x201
   @nf_tables 10
   @nf_tables_changes [0, 2, 3, 5, 6, 8, 9, 11, 12, 14, 18, 20, 22, 24] ++ Enum.to_list(26..32)
   @batch_limits [16, 17]
+  # The messages of nfnetlink, by subsystem, that NLM_F_DUMP makes a dump: GETs of CTNETLINK (1), CTNETLINK_EXP (2),
+  # ACCT (7), CTNETLINK_TIMEOUT (8), CTHELPER (9) and HOOK (12).
+  @netfilter_dumps %{
+    1 => [1, 3, 4, 6, 7],
+    2 => [1, 3],
+    7 => [1, 2],
+    8 => [1],
+    9 => [1],
+    12 => [0]
+  }
+  # IPSET_CMD_LIST and SAVE, which are dumps without NLM_F_DUMP.
+  @ipset_dumps [0x607, 0x608]
+  # XFRM_MSG_GETSA, GETPOLICY
+  @xfrm_dumps [0x12, 0x15]
+  # SOCK_DESTROY
+  @sock_destroy 21
+  # CRYPTO_MSG_GETALG
+  @getalg 0x13
   # NFNL_SUBSYS_CTNETLINK, CTNETLINK_EXP, ACCT, CTNETLINK_TIMEOUT, CTHELPER
   @flagged_alone [1, 2, 7, 8, 9]
 
@@ -52,6 +73,7 @@ defmodule NetlinkPort.Request.Family do
       # The ack of a query comes before its answer, which a kernel thread sends.
       @audit -> type not in @audit_queries
       @fib_lookup -> false
+      @connector -> false
       _other -> true
     end
   end
@@ -61,6 +83,52 @@ defmodule NetlinkPort.Request.Family do
   def alone?(protocol, type, flags) do
     Options.protocol!(protocol) == @netfilter and (flags &&& @dump) == 0 and
       Enum.member?(@flagged_alone, type >>> 8)
+  end
+
+  @doc """
+  Whether the kernel answers such a message with a dump. A socket has one dump at a time, and the kernel refuses the
+  next with EBUSY. The bits of NLM_F_DUMP are those of NLM_F_REPLACE and NLM_F_EXCL in a command.
+
+      iex> import NetlinkPort.Request.Family, only: [dump?: 3]
+      iex> {dump?(:route, 18, 0x300), dump?(:route, 16, 0x300), dump?(:netfilter, 0x607, 0)}
+      {true, false, true}
+  """
+  @spec dump?(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: boolean()
+  def dump?(protocol, type, flags) do
+    number = Options.protocol!(protocol)
+
+    cond do
+      number == @netfilter and type in @ipset_dumps -> true
+      type < @min_type or (flags &&& @dump) == 0 -> false
+      number in [@route, @netfilter, @xfrm, @sock_diag, @crypto] -> dumps?(number, type)
+      true -> (flags &&& @dump) == @dump
+    end
+  end
+
+  # These look for any bit of NLM_F_DUMP.
+  defp dumps?(@route, type), do: (type &&& 3) == 2
+  defp dumps?(@xfrm, type), do: type in @xfrm_dumps
+  defp dumps?(@sock_diag, type), do: type != @sock_destroy
+  defp dumps?(@crypto, type), do: type == @getalg
+
+  defp dumps?(@netfilter, type) do
+    case type >>> 8 do
+      @nf_tables -> nf_tables(type &&& 0xFF) == :answers
+      subsystem -> Enum.member?(Map.get(@netfilter_dumps, subsystem, []), type &&& 0xFF)
+    end
+  end
+
+  @doc """
+  Whether a dump that has nothing is an ack alone. CTA_EXPECT_MASTER may name an entry that can have no expectations:
+  the kernel then begins no dump.
+  """
+  @spec empty?(NetlinkPort.protocol(), 0..0xFFFF) :: boolean()
+  def empty?(protocol, type), do: Options.protocol!(protocol) == @netfilter and type == @exp_get
+
+  @doc "Whether a message begins or ends a batch of nf_tables."
+  @spec batch_limit?(NetlinkPort.protocol(), 0..0xFFFF) :: boolean()
+  def batch_limit?(protocol, type) do
+    type in @batch_limits and Options.protocol!(protocol) == @netfilter
   end
 
   @doc "Whether the kernel may answer only the first message of a datagram of several requests."
@@ -102,9 +170,19 @@ defmodule NetlinkPort.Request.Family do
     number = Options.protocol!(protocol)
 
     cond do
+      number == @connector -> silent(protocol)
       type < @min_type and number != @fib_lookup -> skipped(number, ack?)
       true -> short(least(number), size)
     end
+  end
+
+  @doc "Returns why no message of a family is ever answered, or `nil`."
+  @spec silent(NetlinkPort.protocol()) :: String.t() | nil
+  def silent(protocol) do
+    if Options.protocol!(protocol) == @connector,
+      do:
+        "the connector acks nothing, and what it sends does not have the number of a request; " <>
+          "send it with send/3, and read what comes with recv/2"
   end
 
   @skipping [@route, @sock_diag, @xfrm, @netfilter, @kobject_uevent, @generic, @rdma, @crypto]

@@ -107,16 +107,16 @@ defmodule NetlinkPort.Request do
 
   ## One exchange
 
-  defp start(socket, %{kind: kind} = exchange, opts, limit) do
+  defp start(socket, %{dump?: dump?} = exchange, opts, limit) do
     SocketState.leave(socket)
 
-    with {:ok, passed} <- if(kind == :dump, do: drain(socket, opts, limit), else: {:ok, nil}) do
+    with {:ok, passed} <- if(dump?, do: drain(socket, opts, limit), else: {:ok, nil}) do
       {exchange, datagrams, next} = Exchange.number(exchange, SocketState.next(socket))
       SocketState.number(socket, next)
       reader = reader(socket, exchange, opts, limit)
 
       with :ok <- send_all(socket, datagrams, opts.timeout) do
-        if kind == :dump, do: SocketState.live(socket, exchange.answer.last)
+        if dump?, do: SocketState.live(socket, exchange.answer.last)
         {:ok, %{reader | passed: passed}}
       end
     end
@@ -162,7 +162,7 @@ defmodule NetlinkPort.Request do
 
       # The request was not sent, so that no answer comes.
       {:error, %{stage: :send} = error} ->
-        if exchange.kind == :dump, do: SocketState.over(socket)
+        if exchange.dump?, do: SocketState.over(socket)
         SocketState.late(socket, exchange.answer.classes)
         Exchange.cut(exchange, error)
 
@@ -220,7 +220,7 @@ defmodule NetlinkPort.Request do
 
   # A message of a complete answer may still come. SocketState.late/2 has it dropped.
   defp settle(%{exchange: exchange, socket: socket} = reader) do
-    if exchange.kind == :dump, do: SocketState.over(socket, exchange.answer.last)
+    if exchange.dump?, do: SocketState.over(socket, exchange.answer.last)
     if Exchange.more?(exchange), do: SocketState.late(socket, exchange.answer.classes)
 
     # EBUSY: the dump that was passed over is still under way.
