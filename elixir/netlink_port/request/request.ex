@@ -115,9 +115,15 @@ defmodule NetlinkPort.Request do
       SocketState.number(socket, next)
       reader = reader(socket, exchange, opts, limit)
 
-      with :ok <- send_all(socket, datagrams, opts.timeout) do
-        if kind == :dump, do: SocketState.live(socket, exchange.answer.last)
-        {:ok, %{reader | passed: passed}}
+      case send_all(socket, datagrams, opts.timeout) do
+        :ok ->
+          if kind == :dump, do: SocketState.live(socket, exchange.answer.last)
+          {:ok, %{reader | passed: passed}}
+
+        # The kernel may have got an earlier datagram of the same exchange.
+        {:error, error} ->
+          SocketState.late(socket, exchange.answer.classes)
+          Exchange.cut(exchange, error)
       end
     end
   end
@@ -135,9 +141,14 @@ defmodule NetlinkPort.Request do
 
   defp send_all(_socket, [], _timeout), do: :ok
 
+  # Waits for the outcome of sendmsg(2), so that an error is known to be that of this datagram, and not that of an earlier
+  # send/3. A helper that has not told the outcome in time may have sent the datagram.
   defp send_all(socket, [datagram | datagrams], timeout) do
-    with :ok <- Client.send(socket, datagram, false, timeout),
-         do: send_all(socket, datagrams, timeout)
+    case Client.send(socket, datagram, true, timeout) do
+      {:error, %{stage: :thread, reason: :etimedout}} -> send_all(socket, datagrams, timeout)
+      {:error, error} -> {:error, error}
+      :ok -> send_all(socket, datagrams, timeout)
+    end
   end
 
   defp collect(reader) do
@@ -149,7 +160,7 @@ defmodule NetlinkPort.Request do
   end
 
   # Reads one datagram, or an error in its place.
-  defp step(%{exchange: exchange, socket: socket} = reader) do
+  defp step(%{exchange: exchange} = reader) do
     case read(reader) do
       {:datagram, datagram, metadata, reader} ->
         reader = sort(reader, datagram, metadata)
@@ -159,12 +170,6 @@ defmodule NetlinkPort.Request do
       # The lost datagrams may have been part of the answer. The rest of it still comes.
       {:lost, error, reader} ->
         {:ok, %{reader | exchange: Exchange.lose(exchange, error)}}
-
-      # The request was not sent, so that no answer comes.
-      {:error, %{stage: :send} = error} ->
-        if exchange.kind == :dump, do: SocketState.over(socket)
-        SocketState.late(socket, exchange.answer.classes)
-        Exchange.cut(exchange, error)
 
       {:error, error} ->
         abandon(reader, error)
@@ -285,6 +290,12 @@ defmodule NetlinkPort.Request do
       else: Exchange.overdue(:silent)
   end
 
+  # This is the error of a send/3 of the owner, since the outcome of a request's own send does not come this way.
+  defp failed(%{socket: socket} = reader, %{stage: :send} = error) do
+    send(self(), {:netlink_error, socket, error})
+    read(reader, left(reader.deadline))
+  end
+
   defp failed(reader, %{stage: :recv} = error) do
     if left(reader.deadline) == 0, do: {:error, error}, else: {:lost, error, reader}
   end
@@ -309,7 +320,7 @@ defmodule NetlinkPort.Request do
       {:netlink_overrun, ^socket, dropped} ->
         {:lost, Error.new(:recv, :enobufs, dropped: dropped), reader}
 
-      {:netlink_error, ^socket, error} ->
+      {:netlink_error, ^socket, %{stage: :recv} = error} ->
         failed(reader, error)
 
       # The owner must get this message, too.

@@ -1,0 +1,67 @@
+defmodule NetlinkPort.RequestModesTest do
+  # Requests on sockets in every active mode: the answers are those of the request, and errors, losses and messages of
+  # the mode are the owner's.
+  use NetlinkPort.Case, async: true
+
+  @moduletag :root
+
+  @getlink 18
+  @lo <<0::32, 1::32-native, 0::64>>
+  @all_links <<0::128>>
+  # More than a socket's sndbuf.
+  @too_big :binary.copy(<<0>>, 4_000_000)
+
+  setup do
+    server = start_server!()
+    %{server: server, netns: netns!()}
+  end
+
+  defp open!(context, opts) do
+    opts = [netns: {:name, context.netns}] ++ opts
+    {:ok, socket} = NetlinkPort.open(context.server, :route, opts)
+    socket
+  end
+
+  defp mailbox, do: Process.info(self(), :messages) |> elem(1)
+
+  # Each way to ask, with at least one message as its answer.
+  defp ways(socket, opts \\ []) do
+    [
+      request: fn -> NetlinkPort.request(socket, @getlink, @lo, opts) end,
+      batch: fn -> NetlinkPort.batch(socket, [{@getlink, [], @lo}], opts) end,
+      dump: fn -> NetlinkPort.dump(socket, @getlink, @all_links, opts) end,
+      stream: fn ->
+        {:ok, Enum.to_list(NetlinkPort.stream(socket, @getlink, @all_links, opts))}
+      end,
+      drain: fn ->
+        [_first] = Enum.take(NetlinkPort.stream(socket, @getlink, @all_links, opts), 1)
+        NetlinkPort.dump(socket, @getlink, @all_links, opts)
+      end
+    ]
+  end
+
+  test "the error of an earlier send is the owner's, and not that of a request", context do
+    for active <- [true, false],
+        socket = open!(context, active: active),
+        {way, ask} <- ways(socket) do
+      :ok = NetlinkPort.send(socket, @too_big)
+      assert {^way, {:ok, [_ | _]}} = {way, ask.()}
+      assert_receive {:netlink_error, ^socket, %{stage: :send}}, within(1_000)
+      assert mailbox() == []
+    end
+  end
+
+  test "a request that cannot be sent is an error at once, and no dump is under way", context do
+    long = [timeout: within(60_000)]
+
+    for active <- [true, false], socket = open!(context, active: active) do
+      assert {:error, %{stage: :send}} = NetlinkPort.request(socket, @getlink, @too_big, long)
+
+      assert {:error, %{stage: :send, messages: []}} =
+               NetlinkPort.dump(socket, @getlink, @too_big, long)
+
+      assert {:ok, [_ | _]} = NetlinkPort.dump(socket, @getlink, @all_links, long)
+      assert mailbox() == []
+    end
+  end
+end
