@@ -5,6 +5,10 @@ defmodule NetlinkPort.RequestModesTest do
 
   @moduletag :root
 
+  alias NetlinkPort.Attr
+
+  @link_group 1
+  @newlink 16
   @getlink 18
   @lo <<0::32, 1::32-native, 0::64>>
   @all_links <<0::128>>
@@ -62,6 +66,55 @@ defmodule NetlinkPort.RequestModesTest do
 
       assert {:ok, [_ | _]} = NetlinkPort.dump(socket, @getlink, @all_links, long)
       assert mailbox() == []
+    end
+  end
+
+  test "an answer is whole where :once or a count ends in the middle of it", context do
+    for active <- [:once, 1, 2, 3], {way, ask} <- ways(open!(context, active: active)) do
+      assert {^way, {:ok, [_ | _]}} = {way, ask.()}
+    end
+
+    flush()
+
+    for count <- [1, 2, 3], way <- [:request, :batch, :dump, :stream, :drain] do
+      socket = open!(context, active: count)
+      assert {^way, {:ok, [_ | _]}} = {way, ways(socket)[way].()}
+      if count == 1, do: assert(mailbox() == [{:netlink_passive, socket}])
+      flush()
+    end
+  end
+
+  test "an event that uses :once or a count up leaves the answer for the request", context do
+    for {active, told} <- [{:once, 1}, {1, 2}] do
+      socket = open!(context, active: active, groups: [@link_group])
+      assert {:ok, []} = NetlinkPort.request(socket, @newlink, [@lo, mtu(60_000 + told)])
+      assert [{:netlink, ^socket, _event} | passive] = mailbox()
+      assert length(passive) == told - 1
+      flush()
+    end
+  end
+
+  test "another process makes an active socket passive during a request", context do
+    socket = open!(context, active: true)
+
+    for _round <- 1..40, {way, ask} <- ways(socket) do
+      :ok = NetlinkPort.setopts(socket, active: true)
+      change = Task.async(fn -> NetlinkPort.setopts(socket, active: false) end)
+      assert {^way, {:ok, [_ | _]}} = {way, ask.()}
+      assert :ok = Task.await(change)
+    end
+
+    assert mailbox() == []
+  end
+
+  defp mtu(bytes), do: Attr.encode([{4, Attr.u32(bytes)}])
+
+  defp flush() do
+    receive do
+      {:netlink_passive, _socket} -> flush()
+      {:netlink, _socket, _datagram} -> flush()
+    after
+      0 -> :ok
     end
   end
 end

@@ -14,14 +14,17 @@ defmodule NetlinkPort.Request do
 
   # How long the rest of an abandoned dump may be silent, in ms.
   @patience 5_000
+  # How long one way of reading a socket lasts before the other is tried, in ms.
+  @pause 50
 
   defmodule Reader do
     @moduledoc false
     # `deadline` is for the next datagram, and `limit` for the whole answer, `total` ms after the start. `overdue?` is
     # whether the deadline has passed: datagrams that wait then are still read, once. `passed` is the number of an
-    # abandoned dump that went silent before its end.
+    # abandoned dump that went silent before its end. `mailbox?` is whether the mailbox may have datagrams that came
+    # before those that the server keeps.
     @enforce_keys [:socket, :timeout, :deadline, :total, :limit, :exchange]
-    defstruct @enforce_keys ++ [active?: false, overdue?: false, passed: nil]
+    defstruct @enforce_keys ++ [active?: false, mailbox?: true, overdue?: false, passed: nil]
   end
 
   ## Requests
@@ -270,19 +273,69 @@ defmodule NetlinkPort.Request do
       else: read(%{reader | overdue?: left == 0}, left)
   end
 
-  defp read(%{active?: true} = reader, left) do
-    with :timeout <- take(reader, left), do: {:error, overdue(reader)}
+  # No message says that a socket becomes passive: `:once` and a count end with a datagram, and any process may call
+  # setopts/2. So each way of reading lasts for a pause at most, and then comes the other.
+  defp read(reader, left), do: read(reader, left, 1)
+
+  defp read(%{active?: true} = reader, left, pause) do
+    with :timeout <- take(reader, min(left, pause)),
+         do: receive_one(reader, left(reader.deadline), pause)
   end
 
-  defp read(%{socket: socket} = reader, left) do
-    case Client.recv(socket, left) do
-      {:ok, datagram} -> {:datagram, datagram, nil, reader}
-      {:ok, datagram, metadata} -> {:datagram, datagram, metadata, reader}
-      {:error, %{stage: :recv, reason: :einval}} -> read(%{reader | active?: true}, left)
-      {:error, %{stage: :recv, reason: :etimedout}} -> {:error, overdue(reader)}
-      {:error, error} -> failed(reader, error)
+  defp read(reader, left, pause), do: receive_one(reader, left, pause)
+
+  defp receive_one(%{socket: socket} = reader, left, pause) do
+    case Client.recv(socket, min(left, @pause)) do
+      {:error, %{stage: :recv, reason: :einval}} ->
+        more(%{reader | active?: true, mailbox?: true}, left, pause)
+
+      {:error, %{stage: :recv, reason: :etimedout}} ->
+        more(%{reader | active?: false}, left, pause)
+
+      received ->
+        in_order(%{reader | active?: false}, received)
     end
   end
+
+  defp more(reader, left, pause) do
+    case take(reader, 0) do
+      :timeout when left == 0 -> {:error, overdue(reader)}
+      :timeout -> read(reader, left(reader.deadline), min(2 * pause, @pause))
+      taken -> taken
+    end
+  end
+
+  # On a socket that was active when the request was sent, or has been since, a datagram in the mailbox came before the
+  # one that recv/2 returns.
+  defp in_order(%{mailbox?: false} = reader, received), do: received(reader, received)
+
+  defp in_order(reader, received) do
+    case take(reader, 0) do
+      :timeout ->
+        received(%{reader | mailbox?: false}, received)
+
+      earlier ->
+        put_back(reader.socket, received)
+        earlier
+    end
+  end
+
+  defp received(reader, {:ok, datagram}), do: {:datagram, datagram, nil, reader}
+  defp received(reader, {:ok, datagram, metadata}), do: {:datagram, datagram, metadata, reader}
+  defp received(reader, {:error, error}), do: failed(reader, error)
+
+  # What recv/2 has returned becomes the message that it would have been on an active socket.
+  defp put_back(socket, {:ok, datagram}), do: send(self(), message(socket, datagram, nil))
+
+  defp put_back(socket, {:ok, bytes, metadata}),
+    do: send(self(), message(socket, bytes, metadata))
+
+  defp put_back(socket, {:error, error}), do: send(self(), failure(socket, error))
+
+  defp failure(socket, %{reason: :enobufs, stage: :recv, dropped: dropped}) when dropped != nil,
+    do: {:netlink_overrun, socket, dropped}
+
+  defp failure(socket, error), do: {:netlink_error, socket, error}
 
   defp overdue(%{limit: limit, total: total}) do
     if limit != :infinity and left(limit) == 0,
