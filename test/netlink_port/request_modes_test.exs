@@ -5,13 +5,14 @@ defmodule NetlinkPort.RequestModesTest do
 
   @moduletag :root
 
-  alias NetlinkPort.Attr
+  alias NetlinkPort.{Attr, Message}
 
   @link_group 1
   @newlink 16
   @getlink 18
   @lo <<0::32, 1::32-native, 0::64>>
   @all_links <<0::128>>
+  @changes 40
   # More than a socket's sndbuf.
   @too_big :binary.copy(<<0>>, 4_000_000)
 
@@ -105,6 +106,89 @@ defmodule NetlinkPort.RequestModesTest do
     end
 
     assert mailbox() == []
+  end
+
+  # A passive socket on which events wait, and the word of a loss behind some of them.
+  defp lossy!(context) do
+    socket = open!(context, active: false, groups: [@link_group], window: 2_000, rcvbuf: 4_000)
+    changer = open!(context, sndbuf: 1_000_000)
+    changes = for n <- 1..@changes, do: {@newlink, [], [@lo, mtu(60_000 + n)]}
+    {:ok, _outcomes} = NetlinkPort.batch(changer, changes)
+    NetlinkPort.close(changer)
+    socket
+  end
+
+  defp drops(socket) do
+    {:ok, %{drops: drops}} = NetlinkPort.info(socket)
+    drops
+  end
+
+  # The new MTU of each event that the owner is sent, and the losses, until all losses are told.
+  defp told!(socket, told \\ []) do
+    receive do
+      {:netlink, ^socket, datagram} ->
+        {:ok, [%{payload: <<_ifinfomsg::binary-size(16), attrs::binary>>}]} =
+          Message.decode(datagram)
+
+        {:ok, attrs} = Attr.decode(attrs)
+        {:ok, mtu} = Attr.u32(attrs, 4)
+        told!(socket, told ++ [mtu])
+
+      {:netlink_overrun, ^socket, dropped} ->
+        told!(socket, told ++ [{:lost, dropped}])
+    after
+      if(lost(told) > 0 and lost(told) == drops(socket), do: 0, else: within(3_000)) ->
+        assert lost(told) > 0
+        assert lost(told) == drops(socket)
+        told
+    end
+  end
+
+  defp lost(told), do: Enum.sum(for {:lost, dropped} <- told, do: dropped)
+
+  test "a loss that a request meets is told to the owner, in its place on a passive socket",
+       context do
+    for way <- [:dump, :stream, :drain, :request, :batch], active <- [false, true] do
+      socket = lossy!(context)
+      :ok = NetlinkPort.setopts(socket, active: active)
+      # An ack may be among what was lost.
+      outcome = attempt(ways(socket, timeout: within(300))[way])
+      if way == :dump, do: assert({:ok, [_ | _]} = outcome)
+      # What the request has not read comes now.
+      :ok = NetlinkPort.setopts(socket, active: true)
+      told = told!(socket)
+
+      if active == false,
+        do: assert(first(told) == Enum.to_list(60_001..(60_000 + length(first(told)))))
+
+      NetlinkPort.close(socket)
+    end
+  end
+
+  test "a loss from before a request, in the owner's mailbox, is none of its answer", context do
+    for way <- [:request, :batch, :dump, :stream, :drain] do
+      socket = lossy!(context)
+      :ok = NetlinkPort.setopts(socket, active: true)
+
+      eventually!(fn ->
+        Enum.any?(mailbox(), &match?({:netlink_overrun, ^socket, _dropped}, &1))
+      end)
+
+      assert {^way, {:ok, [_ | _]}} = {way, ways(socket)[way].()}
+      assert {^way, {:ok, [_ | _]}} = {way, ways(socket)[way].()}
+      told!(socket)
+      NetlinkPort.close(socket)
+    end
+  end
+
+  # The events before the first loss.
+  defp first(told), do: Enum.take_while(told, &is_integer/1)
+
+  # A stream raises when something was lost.
+  defp attempt(ask) do
+    ask.()
+  rescue
+    error in NetlinkPort.Error -> {:error, error}
   end
 
   defp mtu(bytes), do: Attr.encode([{4, Attr.u32(bytes)}])

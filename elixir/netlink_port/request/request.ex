@@ -35,7 +35,10 @@ defmodule NetlinkPort.Request do
 
   def run(socket, question, opts) do
     with {:ok, exchange} <- new!(socket, question) do
-      outcome(socket, exchange, opts, deadline(opts.total_timeout))
+      set_aside(socket)
+      outcome = outcome(socket, exchange, opts, deadline(opts.total_timeout))
+      SocketState.give_back(socket)
+      outcome
     end
   end
 
@@ -65,10 +68,13 @@ defmodule NetlinkPort.Request do
   # The consumer bounds the stream. `max_bytes` and `total_timeout` bound only the rest of an abandoned dump.
   defp begin!(socket, type, payload, opts) do
     with {:ok, exchange} <- new!(socket, {:dump, type, payload, %{opts | max_bytes: :infinity}}),
+         set_aside(socket),
          {:ok, reader} <- start(socket, exchange, opts, deadline(opts.total_timeout)) do
       {%{reader | limit: :infinity}, opts}
     else
-      {:error, error} -> raise error
+      {:error, error} ->
+        SocketState.give_back(socket)
+        raise error
     end
   end
 
@@ -99,13 +105,30 @@ defmodule NetlinkPort.Request do
 
   # A stream that is halted early is read to its end at once: the rest would fill the socket's window.
   defp finish({%{socket: socket, exchange: %{answer: %{last: last}}}, opts}) do
-    if SocketState.dump(socket) == {:live, last}, do: leave(socket, opts), else: :ok
+    if SocketState.dump(socket) == {:live, last}, do: leave(socket, opts)
+    SocketState.give_back(socket)
   end
 
   defp leave(socket, opts) do
     SocketState.leave(socket)
     _drained = drain(socket, opts, deadline(opts.total_timeout))
     :ok
+  end
+
+  # The losses that the owner has not read yet came before this request, and are no losses of its answer. They are given
+  # back at its end, with those that come meanwhile: a loss may have hit the owner's events, too.
+  defp set_aside(socket) do
+    receive do
+      {:netlink_overrun, ^socket, _dropped} = message -> set_aside(socket, message)
+      {:netlink_error, ^socket, %{stage: :recv}} = message -> set_aside(socket, message)
+    after
+      0 -> :ok
+    end
+  end
+
+  defp set_aside(socket, message) do
+    SocketState.set_aside(socket, message)
+    set_aside(socket)
   end
 
   ## One exchange
@@ -200,7 +223,7 @@ defmodule NetlinkPort.Request do
         mine = Enum.filter(messages, &Reply.mine?(answer, &1, group))
 
         if mine == [] and not is_map_key(answer.classes, number) do
-          send(self(), message(reader.socket, datagram, metadata))
+          SocketState.hand_on(reader.socket, message(reader.socket, datagram, metadata))
           reader
         else
           SocketState.note_end(reader.socket, mine)
@@ -250,7 +273,7 @@ defmodule NetlinkPort.Request do
 
     unless Enum.all?(others, &Reply.answers?(late, &1, group)) do
       datagram = if is_binary(datagram), do: datagram, else: encode(datagram)
-      send(self(), message(socket, datagram, metadata))
+      SocketState.hand_on(socket, message(socket, datagram, metadata))
     end
   end
 
@@ -345,11 +368,12 @@ defmodule NetlinkPort.Request do
 
   # This is the error of a send/3 of the owner, since the outcome of a request's own send does not come this way.
   defp failed(%{socket: socket} = reader, %{stage: :send} = error) do
-    send(self(), {:netlink_error, socket, error})
+    SocketState.hand_on(socket, {:netlink_error, socket, error})
     read(reader, left(reader.deadline))
   end
 
-  defp failed(reader, %{stage: :recv} = error) do
+  defp failed(%{socket: socket} = reader, %{stage: :recv} = error) do
+    SocketState.set_aside(socket, failure(socket, error))
     if left(reader.deadline) == 0, do: {:error, error}, else: {:lost, error, reader}
   end
 
@@ -370,7 +394,8 @@ defmodule NetlinkPort.Request do
       when is_answer(classes, seq, type, group) or is_answer(late, seq, type, group) ->
         {:datagram, datagram, metadata, reader}
 
-      {:netlink_overrun, ^socket, dropped} ->
+      {:netlink_overrun, ^socket, dropped} = message ->
+        SocketState.set_aside(socket, message)
         {:lost, Error.new(:recv, :enobufs, dropped: dropped), reader}
 
       {:netlink_error, ^socket, %{stage: :recv} = error} ->
@@ -378,7 +403,7 @@ defmodule NetlinkPort.Request do
 
       # The owner must get this message, too.
       {:netlink_closed, ^socket, _reason} = message ->
-        send(self(), message)
+        SocketState.hand_on(socket, message)
         {:error, Error.new(:thread, :epipe)}
     after
       timeout -> :timeout
@@ -435,6 +460,7 @@ defmodule NetlinkPort.Request do
   defp endless(socket, error) do
     late = SocketState.late(socket)
     Client.close(socket)
+    SocketState.give_back(socket)
     SocketState.forget(socket)
     flush(socket, late)
     send(self(), {:netlink_closed, socket, :endless_dump})
