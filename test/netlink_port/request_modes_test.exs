@@ -181,6 +181,26 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
+  test "a new owner dumps where the old one has left a dump in the middle", context do
+    for active <- [true, false, :once] do
+      socket = open!(context, active: active)
+      stream = NetlinkPort.stream(socket, @getlink, @all_links)
+      reduce = &Enumerable.reduce(stream, {:cont, nil}, fn message, _none -> &1.(message) end)
+      assert {:suspended, _message, continue} = reduce.(&{:suspend, &1})
+
+      task =
+        Task.async(fn ->
+          receive do: (:go -> :ok)
+          {NetlinkPort.dump(socket, @getlink, @all_links), mailbox()}
+        end)
+
+      assert :ok = NetlinkPort.controlling_process(socket, task.pid)
+      send(task.pid, :go)
+      assert {{:ok, [_ | _]}, []} = Task.await(task)
+      assert_raise NetlinkPort.Error, ~r/a change of its owner/, fn -> continue.({:cont, nil}) end
+    end
+  end
+
   # The events before the first loss.
   defp first(told), do: Enum.take_while(told, &is_integer/1)
 

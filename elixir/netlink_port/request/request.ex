@@ -6,7 +6,7 @@ defmodule NetlinkPort.Request do
   # Datagrams that belong to no request stay in the owner's mailbox when the socket is active, and are sent there when it
   # is passive. NetlinkPort.Request.SocketState keeps the state of a socket between requests.
 
-  alias NetlinkPort.{Error, Message, Pin, Socket}
+  alias NetlinkPort.{Error, Message, Options, Pin, Socket}
   alias NetlinkPort.Request.{Exchange, Reply, SocketState}
   alias NetlinkPort.Server.{Client, PinNumbers}
 
@@ -100,7 +100,9 @@ defmodule NetlinkPort.Request do
   end
 
   defp ended_by_another do
-    Error.new(:request, :ebusy, subject: "a dump that another request on its socket has ended")
+    Error.new(:request, :ebusy,
+      subject: "a dump that another request on its socket, or a change of its owner, has ended"
+    )
   end
 
   # A stream that is halted early is read to its end at once: the rest would fill the socket's window.
@@ -129,6 +131,14 @@ defmodule NetlinkPort.Request do
   defp set_aside(socket, message) do
     SocketState.set_aside(socket, message)
     set_aside(socket)
+  end
+
+  @doc "Reads what a dump has left on a socket before another process becomes its owner."
+  @spec release(Socket.t()) :: :ok
+  def release(socket) do
+    opts = Options.request!([], [:timeout, :total_timeout, :max_bytes])
+    if SocketState.dump(socket), do: leave(socket, opts)
+    SocketState.give_back(socket)
   end
 
   ## One exchange
