@@ -937,7 +937,9 @@ defmodule NetlinkPort do
   @doc """
   Makes another process the owner of a socket. The caller must be the present owner.
 
-  The socket's messages that are in the caller's mailbox already go to the new owner, before any that arrive later.
+  The socket's messages that are in the caller's mailbox already go to the new owner, before any that arrive later. The
+  rest of a dump that was not read to its end is read first, as the next dump would do, and a stream that is not done
+  ends. An answer that comes after its request has timed out is not waited for: it goes to the new owner as a datagram.
 
       task = Task.async(fn -> receive do: ({:netlink, _socket, datagram} -> datagram) end)
       :ok = NetlinkPort.controlling_process(socket, task.pid)
@@ -953,9 +955,14 @@ defmodule NetlinkPort do
     if node(pid) == node() and not Process.alive?(pid) do
       {:error, Error.new(:info, :esrch)}
     else
+      if pid != self(), do: Request.release(socket)
+
       with {:ok, _value} <- ask_server(socket, {:pause, handle}) do
         if pid != self(), do: pass_on(socket, pid)
-        done(ask_server(socket, {:give, handle, pid}))
+
+        with :ok <- done(ask_server(socket, {:give, handle, pid})) do
+          if pid != self(), do: Request.forget(socket), else: :ok
+        end
       end
     end
   end

@@ -6,7 +6,7 @@ defmodule NetlinkPort.Request do
   # Datagrams that belong to no request stay in the owner's mailbox when the socket is active, and are sent there when it
   # is passive. NetlinkPort.Request.SocketState keeps the state of a socket between requests.
 
-  alias NetlinkPort.{Error, Message, Pin, Socket}
+  alias NetlinkPort.{Error, Message, Options, Pin, Socket}
   alias NetlinkPort.Request.{Exchange, Reply, SocketState}
   alias NetlinkPort.Server.{Client, PinNumbers}
 
@@ -14,14 +14,17 @@ defmodule NetlinkPort.Request do
 
   # How long the rest of an abandoned dump may be silent, in ms.
   @patience 5_000
+  # How long one way of reading a socket lasts before the other is tried, in ms.
+  @pause 50
 
   defmodule Reader do
     @moduledoc false
     # `deadline` is for the next datagram, and `limit` for the whole answer, `total` ms after the start. `overdue?` is
     # whether the deadline has passed: datagrams that wait then are still read, once. `passed` is the number of an
-    # abandoned dump that went silent before its end.
+    # abandoned dump that went silent before its end. `mailbox?` is whether the mailbox may have datagrams that came
+    # before those that the server keeps.
     @enforce_keys [:socket, :timeout, :deadline, :total, :limit, :exchange]
-    defstruct @enforce_keys ++ [active?: false, overdue?: false, passed: nil]
+    defstruct @enforce_keys ++ [active?: false, mailbox?: true, overdue?: false, passed: nil]
   end
 
   ## Requests
@@ -32,7 +35,10 @@ defmodule NetlinkPort.Request do
 
   def run(socket, question, opts) do
     with {:ok, exchange} <- new!(socket, question) do
-      outcome(socket, exchange, opts, deadline(opts.total_timeout))
+      set_aside(socket)
+      outcome = outcome(socket, exchange, opts, deadline(opts.total_timeout))
+      SocketState.give_back(socket)
+      outcome
     end
   end
 
@@ -62,10 +68,13 @@ defmodule NetlinkPort.Request do
   # The consumer bounds the stream. `max_bytes` and `total_timeout` bound only the rest of an abandoned dump.
   defp begin!(socket, type, payload, opts) do
     with {:ok, exchange} <- new!(socket, {:dump, type, payload, %{opts | max_bytes: :infinity}}),
+         set_aside(socket),
          {:ok, reader} <- start(socket, exchange, opts, deadline(opts.total_timeout)) do
       {%{reader | limit: :infinity}, opts}
     else
-      {:error, error} -> raise error
+      {:error, error} ->
+        SocketState.give_back(socket)
+        raise error
     end
   end
 
@@ -91,18 +100,45 @@ defmodule NetlinkPort.Request do
   end
 
   defp ended_by_another do
-    Error.new(:request, :ebusy, subject: "a dump that another request on its socket has ended")
+    Error.new(:request, :ebusy,
+      subject: "a dump that another request on its socket, or a change of its owner, has ended"
+    )
   end
 
   # A stream that is halted early is read to its end at once: the rest would fill the socket's window.
   defp finish({%{socket: socket, exchange: %{answer: %{last: last}}}, opts}) do
-    if SocketState.dump(socket) == {:live, last}, do: leave(socket, opts), else: :ok
+    if SocketState.dump(socket) == {:live, last}, do: leave(socket, opts)
+    SocketState.give_back(socket)
   end
 
   defp leave(socket, opts) do
     SocketState.leave(socket)
     _drained = drain(socket, opts, deadline(opts.total_timeout))
     :ok
+  end
+
+  # The losses that the owner has not read yet came before this request, and are no losses of its answer. They are given
+  # back at its end, with those that come meanwhile: a loss may have hit the owner's events, too.
+  defp set_aside(socket) do
+    receive do
+      {:netlink_overrun, ^socket, _dropped} = message -> set_aside(socket, message)
+      {:netlink_error, ^socket, %{stage: :recv}} = message -> set_aside(socket, message)
+    after
+      0 -> :ok
+    end
+  end
+
+  defp set_aside(socket, message) do
+    SocketState.set_aside(socket, message)
+    set_aside(socket)
+  end
+
+  @doc "Reads what a dump has left on a socket before another process becomes its owner."
+  @spec release(Socket.t()) :: :ok
+  def release(socket) do
+    opts = Options.request!([], [:timeout, :total_timeout, :max_bytes])
+    if SocketState.dump(socket), do: leave(socket, opts)
+    SocketState.give_back(socket)
   end
 
   ## One exchange
@@ -115,9 +151,15 @@ defmodule NetlinkPort.Request do
       SocketState.number(socket, next)
       reader = reader(socket, exchange, opts, limit)
 
-      with :ok <- send_all(socket, datagrams, opts.timeout) do
-        if dump?, do: SocketState.live(socket, exchange.answer.last)
-        {:ok, %{reader | passed: passed}}
+      case send_all(socket, datagrams, opts.timeout) do
+        :ok ->
+          if dump?, do: SocketState.live(socket, exchange.answer.last)
+          {:ok, %{reader | passed: passed}}
+
+        # The kernel may have got an earlier datagram of the same exchange.
+        {:error, error} ->
+          SocketState.late(socket, exchange.answer.classes)
+          Exchange.cut(exchange, error)
       end
     end
   end
@@ -135,9 +177,14 @@ defmodule NetlinkPort.Request do
 
   defp send_all(_socket, [], _timeout), do: :ok
 
+  # Waits for the outcome of sendmsg(2), so that an error is known to be that of this datagram, and not that of an earlier
+  # send/3. A helper that has not told the outcome in time may have sent the datagram.
   defp send_all(socket, [datagram | datagrams], timeout) do
-    with :ok <- Client.send(socket, datagram, false, timeout),
-         do: send_all(socket, datagrams, timeout)
+    case Client.send(socket, datagram, true, timeout) do
+      {:error, %{stage: :thread, reason: :etimedout}} -> send_all(socket, datagrams, timeout)
+      {:error, error} -> {:error, error}
+      :ok -> send_all(socket, datagrams, timeout)
+    end
   end
 
   defp collect(reader) do
@@ -149,7 +196,7 @@ defmodule NetlinkPort.Request do
   end
 
   # Reads one datagram, or an error in its place.
-  defp step(%{exchange: exchange, socket: socket} = reader) do
+  defp step(%{exchange: exchange} = reader) do
     case read(reader) do
       {:datagram, datagram, metadata, reader} ->
         reader = sort(reader, datagram, metadata)
@@ -159,12 +206,6 @@ defmodule NetlinkPort.Request do
       # The lost datagrams may have been part of the answer. The rest of it still comes.
       {:lost, error, reader} ->
         {:ok, %{reader | exchange: Exchange.lose(exchange, error)}}
-
-      # The request was not sent, so that no answer comes.
-      {:error, %{stage: :send} = error} ->
-        if exchange.dump?, do: SocketState.over(socket)
-        SocketState.late(socket, exchange.answer.classes)
-        Exchange.cut(exchange, error)
 
       {:error, error} ->
         abandon(reader, error)
@@ -192,7 +233,7 @@ defmodule NetlinkPort.Request do
         mine = Enum.filter(messages, &Reply.mine?(answer, &1, group))
 
         if mine == [] and not is_map_key(answer.classes, number) do
-          send(self(), message(reader.socket, datagram, metadata))
+          SocketState.hand_on(reader.socket, message(reader.socket, datagram, metadata))
           reader
         else
           SocketState.note_end(reader.socket, mine)
@@ -242,7 +283,7 @@ defmodule NetlinkPort.Request do
 
     unless Enum.all?(others, &Reply.answers?(late, &1, group)) do
       datagram = if is_binary(datagram), do: datagram, else: encode(datagram)
-      send(self(), message(socket, datagram, metadata))
+      SocketState.hand_on(socket, message(socket, datagram, metadata))
     end
   end
 
@@ -265,19 +306,69 @@ defmodule NetlinkPort.Request do
       else: read(%{reader | overdue?: left == 0}, left)
   end
 
-  defp read(%{active?: true} = reader, left) do
-    with :timeout <- take(reader, left), do: {:error, overdue(reader)}
+  # No message says that a socket becomes passive: `:once` and a count end with a datagram, and any process may call
+  # setopts/2. So each way of reading lasts for a pause at most, and then comes the other.
+  defp read(reader, left), do: read(reader, left, 1)
+
+  defp read(%{active?: true} = reader, left, pause) do
+    with :timeout <- take(reader, min(left, pause)),
+         do: receive_one(reader, left(reader.deadline), pause)
   end
 
-  defp read(%{socket: socket} = reader, left) do
-    case Client.recv(socket, left) do
-      {:ok, datagram} -> {:datagram, datagram, nil, reader}
-      {:ok, datagram, metadata} -> {:datagram, datagram, metadata, reader}
-      {:error, %{stage: :recv, reason: :einval}} -> read(%{reader | active?: true}, left)
-      {:error, %{stage: :recv, reason: :etimedout}} -> {:error, overdue(reader)}
-      {:error, error} -> failed(reader, error)
+  defp read(reader, left, pause), do: receive_one(reader, left, pause)
+
+  defp receive_one(%{socket: socket} = reader, left, pause) do
+    case Client.recv(socket, min(left, @pause)) do
+      {:error, %{stage: :recv, reason: :einval}} ->
+        more(%{reader | active?: true, mailbox?: true}, left, pause)
+
+      {:error, %{stage: :recv, reason: :etimedout}} ->
+        more(%{reader | active?: false}, left, pause)
+
+      received ->
+        in_order(%{reader | active?: false}, received)
     end
   end
+
+  defp more(reader, left, pause) do
+    case take(reader, 0) do
+      :timeout when left == 0 -> {:error, overdue(reader)}
+      :timeout -> read(reader, left(reader.deadline), min(2 * pause, @pause))
+      taken -> taken
+    end
+  end
+
+  # On a socket that was active when the request was sent, or has been since, a datagram in the mailbox came before the
+  # one that recv/2 returns.
+  defp in_order(%{mailbox?: false} = reader, received), do: received(reader, received)
+
+  defp in_order(reader, received) do
+    case take(reader, 0) do
+      :timeout ->
+        received(%{reader | mailbox?: false}, received)
+
+      earlier ->
+        put_back(reader.socket, received)
+        earlier
+    end
+  end
+
+  defp received(reader, {:ok, datagram}), do: {:datagram, datagram, nil, reader}
+  defp received(reader, {:ok, datagram, metadata}), do: {:datagram, datagram, metadata, reader}
+  defp received(reader, {:error, error}), do: failed(reader, error)
+
+  # What recv/2 has returned becomes the message that it would have been on an active socket.
+  defp put_back(socket, {:ok, datagram}), do: send(self(), message(socket, datagram, nil))
+
+  defp put_back(socket, {:ok, bytes, metadata}),
+    do: send(self(), message(socket, bytes, metadata))
+
+  defp put_back(socket, {:error, error}), do: send(self(), failure(socket, error))
+
+  defp failure(socket, %{reason: :enobufs, stage: :recv, dropped: dropped}) when dropped != nil,
+    do: {:netlink_overrun, socket, dropped}
+
+  defp failure(socket, error), do: {:netlink_error, socket, error}
 
   defp overdue(%{limit: limit, total: total}) do
     if limit != :infinity and left(limit) == 0,
@@ -285,7 +376,14 @@ defmodule NetlinkPort.Request do
       else: Exchange.overdue(:silent)
   end
 
-  defp failed(reader, %{stage: :recv} = error) do
+  # This is the error of a send/3 of the owner, since the outcome of a request's own send does not come this way.
+  defp failed(%{socket: socket} = reader, %{stage: :send} = error) do
+    SocketState.hand_on(socket, {:netlink_error, socket, error})
+    read(reader, left(reader.deadline))
+  end
+
+  defp failed(%{socket: socket} = reader, %{stage: :recv} = error) do
+    SocketState.set_aside(socket, failure(socket, error))
     if left(reader.deadline) == 0, do: {:error, error}, else: {:lost, error, reader}
   end
 
@@ -306,15 +404,16 @@ defmodule NetlinkPort.Request do
       when is_answer(classes, seq, type, group) or is_answer(late, seq, type, group) ->
         {:datagram, datagram, metadata, reader}
 
-      {:netlink_overrun, ^socket, dropped} ->
+      {:netlink_overrun, ^socket, dropped} = message ->
+        SocketState.set_aside(socket, message)
         {:lost, Error.new(:recv, :enobufs, dropped: dropped), reader}
 
-      {:netlink_error, ^socket, error} ->
+      {:netlink_error, ^socket, %{stage: :recv} = error} ->
         failed(reader, error)
 
       # The owner must get this message, too.
       {:netlink_closed, ^socket, _reason} = message ->
-        send(self(), message)
+        SocketState.hand_on(socket, message)
         {:error, Error.new(:thread, :epipe)}
     after
       timeout -> :timeout
@@ -371,6 +470,7 @@ defmodule NetlinkPort.Request do
   defp endless(socket, error) do
     late = SocketState.late(socket)
     Client.close(socket)
+    SocketState.give_back(socket)
     SocketState.forget(socket)
     flush(socket, late)
     send(self(), {:netlink_closed, socket, :endless_dump})

@@ -1,8 +1,9 @@
 defmodule NetlinkPort.Request.SocketState do
   @moduledoc false
   # What a process keeps of a socket between its requests, in the process dictionary: the next sequence number, the
-  # numbers of finished exchanges whose messages may still come (`late`), and the dump under way. The dump is
-  # `{:live, seq}` while a stream or a call reads it, and `{:left, seq}` after that.
+  # numbers of finished exchanges whose messages may still come (`late`), the losses that a request has met until it
+  # ends (`aside`), and the dump under way. The dump is `{:live, seq}` while a stream or a call reads it, and
+  # `{:left, seq}` after that.
   #
   # The kernel runs one dump on a socket, and refuses the next with EBUSY until that one is read to its end. So a dump
   # first reads the rest of an abandoned one, and any request ends a stream that is not done.
@@ -16,8 +17,8 @@ defmodule NetlinkPort.Request.SocketState do
   # The error of NLMSG_ERROR is negative. 105 is ENOBUFS.
   @no_room -105
 
-  # `order` has the numbers of each exchange, the oldest first.
-  defstruct [:next, :dump, late: %{}, order: :queue.new()]
+  # `order` has the numbers of each exchange, the oldest first. `aside` has messages for the owner, the newest first.
+  defstruct [:next, :dump, late: %{}, order: :queue.new(), aside: []]
 
   @type dump :: {:live | :left, Reply.sequence()} | nil
 
@@ -114,6 +115,37 @@ defmodule NetlinkPort.Request.SocketState do
   end
 
   defp forget_oldest(state), do: state
+
+  @doc "Keeps a message for the owner until `give_back/1`."
+  @spec set_aside(Socket.t(), tuple()) :: :ok
+  def set_aside(socket, message) do
+    state = state(socket)
+    put(socket, %{state | aside: [message | state.aside]})
+  end
+
+  @doc "Sends a message to the owner, or keeps it behind those that were set aside."
+  @spec hand_on(Socket.t(), tuple()) :: :ok
+  def hand_on(socket, message) do
+    if state(socket).aside == [] do
+      send(self(), message)
+      :ok
+    else
+      set_aside(socket, message)
+    end
+  end
+
+  @doc "Sends the owner what was set aside."
+  @spec give_back(Socket.t()) :: :ok
+  def give_back(socket) do
+    case state(socket) do
+      %{aside: []} ->
+        :ok
+
+      %{aside: aside} = state ->
+        for message <- Enum.reverse(aside), do: send(self(), message)
+        put(socket, %{state | aside: []})
+    end
+  end
 
   @doc "Forgets what the calling process keeps of a socket that it has closed."
   @spec forget(Socket.t()) :: :ok

@@ -1,0 +1,224 @@
+defmodule NetlinkPort.RequestModesTest do
+  # Requests on sockets in every active mode: the answers are those of the request, and errors, losses and messages of
+  # the mode are the owner's.
+  use NetlinkPort.Case, async: true
+
+  @moduletag :root
+
+  alias NetlinkPort.{Attr, Message}
+
+  @link_group 1
+  @newlink 16
+  @getlink 18
+  @lo <<0::32, 1::32-native, 0::64>>
+  @all_links <<0::128>>
+  @changes 40
+  # More than a socket's sndbuf.
+  @too_big :binary.copy(<<0>>, 4_000_000)
+
+  setup do
+    server = start_server!()
+    %{server: server, netns: netns!()}
+  end
+
+  defp open!(context, opts) do
+    opts = [netns: {:name, context.netns}] ++ opts
+    {:ok, socket} = NetlinkPort.open(context.server, :route, opts)
+    socket
+  end
+
+  defp mailbox, do: Process.info(self(), :messages) |> elem(1)
+
+  # Each way to ask, with at least one message as its answer.
+  defp ways(socket, opts \\ []) do
+    [
+      request: fn -> NetlinkPort.request(socket, @getlink, @lo, opts) end,
+      batch: fn -> NetlinkPort.batch(socket, [{@getlink, [], @lo}], opts) end,
+      dump: fn -> NetlinkPort.dump(socket, @getlink, @all_links, opts) end,
+      stream: fn ->
+        {:ok, Enum.to_list(NetlinkPort.stream(socket, @getlink, @all_links, opts))}
+      end,
+      drain: fn ->
+        [_first] = Enum.take(NetlinkPort.stream(socket, @getlink, @all_links, opts), 1)
+        NetlinkPort.dump(socket, @getlink, @all_links, opts)
+      end
+    ]
+  end
+
+  test "the error of an earlier send is the owner's, and not that of a request", context do
+    for active <- [true, false],
+        socket = open!(context, active: active),
+        {way, ask} <- ways(socket) do
+      :ok = NetlinkPort.send(socket, @too_big)
+      assert {^way, {:ok, [_ | _]}} = {way, ask.()}
+      assert_receive {:netlink_error, ^socket, %{stage: :send}}, within(1_000)
+      assert mailbox() == []
+    end
+  end
+
+  test "a request that cannot be sent is an error at once, and no dump is under way", context do
+    long = [timeout: within(60_000)]
+
+    for active <- [true, false], socket = open!(context, active: active) do
+      assert {:error, %{stage: :send}} = NetlinkPort.request(socket, @getlink, @too_big, long)
+
+      assert {:error, %{stage: :send, messages: []}} =
+               NetlinkPort.dump(socket, @getlink, @too_big, long)
+
+      assert {:ok, [_ | _]} = NetlinkPort.dump(socket, @getlink, @all_links, long)
+      assert mailbox() == []
+    end
+  end
+
+  test "an answer is whole where :once or a count ends in the middle of it", context do
+    for active <- [:once, 1, 2, 3], {way, ask} <- ways(open!(context, active: active)) do
+      assert {^way, {:ok, [_ | _]}} = {way, ask.()}
+    end
+
+    flush()
+
+    for count <- [1, 2, 3], way <- [:request, :batch, :dump, :stream, :drain] do
+      socket = open!(context, active: count)
+      assert {^way, {:ok, [_ | _]}} = {way, ways(socket)[way].()}
+      if count == 1, do: assert(mailbox() == [{:netlink_passive, socket}])
+      flush()
+    end
+  end
+
+  test "an event that uses :once or a count up leaves the answer for the request", context do
+    for {active, told} <- [{:once, 1}, {1, 2}] do
+      socket = open!(context, active: active, groups: [@link_group])
+      assert {:ok, []} = NetlinkPort.request(socket, @newlink, [@lo, mtu(60_000 + told)])
+      assert [{:netlink, ^socket, _event} | passive] = mailbox()
+      assert length(passive) == told - 1
+      flush()
+    end
+  end
+
+  test "another process makes an active socket passive during a request", context do
+    socket = open!(context, active: true)
+
+    for _round <- 1..40, {way, ask} <- ways(socket) do
+      :ok = NetlinkPort.setopts(socket, active: true)
+      change = Task.async(fn -> NetlinkPort.setopts(socket, active: false) end)
+      assert {^way, {:ok, [_ | _]}} = {way, ask.()}
+      assert :ok = Task.await(change)
+    end
+
+    assert mailbox() == []
+  end
+
+  # A passive socket on which events wait, and the word of a loss behind some of them.
+  defp lossy!(context) do
+    socket = open!(context, active: false, groups: [@link_group], window: 2_000, rcvbuf: 4_000)
+    changer = open!(context, sndbuf: 1_000_000)
+    changes = for n <- 1..@changes, do: {@newlink, [], [@lo, mtu(60_000 + n)]}
+    {:ok, _outcomes} = NetlinkPort.batch(changer, changes)
+    NetlinkPort.close(changer)
+    socket
+  end
+
+  defp drops(socket) do
+    {:ok, %{drops: drops}} = NetlinkPort.info(socket)
+    drops
+  end
+
+  # The new MTU of each event that the owner is sent, and the losses, until all losses are told.
+  defp told!(socket, told \\ []) do
+    receive do
+      {:netlink, ^socket, datagram} ->
+        {:ok, [%{payload: <<_ifinfomsg::binary-size(16), attrs::binary>>}]} =
+          Message.decode(datagram)
+
+        {:ok, attrs} = Attr.decode(attrs)
+        {:ok, mtu} = Attr.u32(attrs, 4)
+        told!(socket, told ++ [mtu])
+
+      {:netlink_overrun, ^socket, dropped} ->
+        told!(socket, told ++ [{:lost, dropped}])
+    after
+      if(lost(told) > 0 and lost(told) == drops(socket), do: 0, else: within(3_000)) ->
+        assert lost(told) > 0
+        assert lost(told) == drops(socket)
+        told
+    end
+  end
+
+  defp lost(told), do: Enum.sum(for {:lost, dropped} <- told, do: dropped)
+
+  test "a loss that a request meets is told to the owner, in its place on a passive socket",
+       context do
+    for way <- [:dump, :stream, :drain, :request, :batch], active <- [false, true] do
+      socket = lossy!(context)
+      :ok = NetlinkPort.setopts(socket, active: active)
+      # An ack may be among what was lost.
+      outcome = attempt(ways(socket, timeout: within(300))[way])
+      if way == :dump, do: assert({:ok, [_ | _]} = outcome)
+      # What the request has not read comes now.
+      :ok = NetlinkPort.setopts(socket, active: true)
+      told = told!(socket)
+
+      if active == false,
+        do: assert(first(told) == Enum.to_list(60_001..(60_000 + length(first(told)))))
+
+      NetlinkPort.close(socket)
+    end
+  end
+
+  test "a loss from before a request, in the owner's mailbox, is none of its answer", context do
+    for way <- [:request, :batch, :dump, :stream, :drain] do
+      socket = lossy!(context)
+      :ok = NetlinkPort.setopts(socket, active: true)
+
+      eventually!(fn ->
+        Enum.any?(mailbox(), &match?({:netlink_overrun, ^socket, _dropped}, &1))
+      end)
+
+      assert {^way, {:ok, [_ | _]}} = {way, ways(socket)[way].()}
+      assert {^way, {:ok, [_ | _]}} = {way, ways(socket)[way].()}
+      told!(socket)
+      NetlinkPort.close(socket)
+    end
+  end
+
+  test "a new owner dumps where the old one has left a dump in the middle", context do
+    for active <- [true, false, :once] do
+      socket = open!(context, active: active)
+      stream = NetlinkPort.stream(socket, @getlink, @all_links)
+      reduce = &Enumerable.reduce(stream, {:cont, nil}, fn message, _none -> &1.(message) end)
+      assert {:suspended, _message, continue} = reduce.(&{:suspend, &1})
+
+      task =
+        Task.async(fn ->
+          receive do: (:go -> :ok)
+          {NetlinkPort.dump(socket, @getlink, @all_links), mailbox()}
+        end)
+
+      assert :ok = NetlinkPort.controlling_process(socket, task.pid)
+      send(task.pid, :go)
+      assert {{:ok, [_ | _]}, []} = Task.await(task)
+      assert_raise NetlinkPort.Error, ~r/a change of its owner/, fn -> continue.({:cont, nil}) end
+    end
+  end
+
+  # The events before the first loss.
+  defp first(told), do: Enum.take_while(told, &is_integer/1)
+
+  # A stream raises when something was lost.
+  defp attempt(ask) do
+    ask.()
+  rescue
+    error in NetlinkPort.Error -> {:error, error}
+  end
+
+  defp mtu(bytes), do: Attr.encode([{4, Attr.u32(bytes)}])
+
+  defp flush() do
+    receive do
+      {:netlink_passive, _socket} -> flush()
+      {:netlink, _socket, _datagram} -> flush()
+    after
+      0 -> :ok
+    end
+  end
+end
