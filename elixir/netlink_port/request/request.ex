@@ -151,7 +151,7 @@ defmodule NetlinkPort.Request do
       SocketState.number(socket, next)
       reader = reader(socket, exchange, opts, limit)
 
-      case send_all(socket, datagrams, opts.timeout) do
+      case send_all(socket, datagrams, reader.deadline) do
         :ok ->
           if dump?, do: SocketState.live(socket, exchange.answer.last)
           {:ok, %{reader | passed: passed}}
@@ -175,15 +175,15 @@ defmodule NetlinkPort.Request do
     })
   end
 
-  defp send_all(_socket, [], _timeout), do: :ok
+  defp send_all(_socket, [], _deadline), do: :ok
 
   # Waits for the outcome of sendmsg(2), so that an error is known to be that of this datagram, and not that of an earlier
   # send/3. A helper that has not told the outcome in time may have sent the datagram.
-  defp send_all(socket, [datagram | datagrams], timeout) do
-    case Client.send(socket, datagram, true, timeout) do
-      {:error, %{stage: :thread, reason: :etimedout}} -> send_all(socket, datagrams, timeout)
+  defp send_all(socket, [datagram | datagrams], deadline) do
+    case Client.send(socket, datagram, true, left(deadline)) do
+      {:error, %{stage: :thread, reason: :etimedout}} -> send_all(socket, datagrams, deadline)
       {:error, error} -> {:error, error}
-      :ok -> send_all(socket, datagrams, timeout)
+      :ok -> send_all(socket, datagrams, deadline)
     end
   end
 
