@@ -159,6 +159,9 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
   end
 
   describe "of the connector" do
+    # The kernel hears this family in the initial namespaces alone.
+    @describetag :init_user_namespace
+
     # The kernel answers to the whole machine, with this `ack` and 1: it is that of no other listener.
     defp proc(operation, seq \\ 0) do
       ack = :rand.uniform(0x7FFFFFFF)
@@ -230,6 +233,9 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
   end
 
   describe "of a generic family" do
+    # TASKSTATS asks for CAP_NET_ADMIN in the initial user namespace.
+    @describetag :init_user_namespace
+
     # TASKSTATS_CMD_GET with TASKSTATS_CMD_ATTR_REGISTER_CPUMASK, include/uapi/linux/taskstats.h
     test "is a request by the family's name", context do
       {:ok, generic} = NetlinkPort.open(context.server, :generic, active: false)

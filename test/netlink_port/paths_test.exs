@@ -2,7 +2,8 @@ defmodule NetlinkPort.PathsTest do
   # The file that a path leads to decides, however the path is written.
   use NetlinkPort.Case, async: true
 
-  @moduletag :root
+  # Many open namespaces of processes with more capabilities, CAP_SYS_PTRACE.
+  @moduletag root: true, init_user_namespace: true
 
   # A process of root's with more capabilities than the helper, and with a folder in its mount namespace that
   # contains a namespace file: like a container.

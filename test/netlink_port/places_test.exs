@@ -5,7 +5,7 @@ defmodule NetlinkPort.PlacesTest do
 
   alias NetlinkPort.{PlaceFaults, Places}
 
-  @moduletag root: true, userns: true
+  @moduletag root: true, userns: true, init_user_namespace: true
 
   @faults [:environment, :start, :start_built, :stuck, :doctor, :kept]
 

@@ -6,7 +6,7 @@ defmodule NetlinkPort.RefusalsTest do
   alias NetlinkPort.Helper.Privileges
   alias NetlinkPort.Server.Refusal
 
-  @moduletag root: true, userns: true
+  @moduletag root: true, userns: true, init_user_namespace: true
 
   @nobody ["--reuid", "65534", "--regid", "65534", "--clear-groups"]
 

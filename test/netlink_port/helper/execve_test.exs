@@ -180,7 +180,7 @@ defmodule NetlinkPort.ExecveTest do
     refute pid |> File.read!() |> String.trim() |> running?()
   end
 
-  @tag :root
+  @tag root: true, init_user_namespace: true
   test "capabilities that count in a user namespace alone are said to" do
     path = tmp_path!("netlink_port")
     File.cp!(helper(), path)
