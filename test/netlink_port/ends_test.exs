@@ -150,6 +150,8 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
+  # Audit answers in the initial user namespace alone.
+  @tag :init_user_namespace
   test "audit: queries are answered behind their acks, and are whole all the same", context do
     for context <- ways(context) do
       {:ok, socket} = NetlinkPort.open(context.server, :audit, active: context.active)
