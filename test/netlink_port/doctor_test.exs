@@ -69,6 +69,7 @@ defmodule NetlinkPort.DoctorTest do
     assert line =~ ~r/^500 requests, .*median \d+ us, 99th percentile \d+ us$/
   end
 
+  @tag :init_user_namespace
   test "the limits say what a large rcvbuf: becomes, with CAP_NET_ADMIN and without" do
     max = "/proc/sys/net/core/rmem_max" |> File.read!() |> String.trim() |> String.to_integer()
     asked = max(max + 4_096, 8_388_608)
@@ -391,6 +392,7 @@ defmodule NetlinkPort.DoctorTest do
       assert said(inode) == []
     end
 
+    @tag :init_user_namespace
     test "that a pin keeps alive is named, with the pin and its owner, beside sockets or alone" do
       {netns, inode, socket} = doomed!()
       {:ok, pin} = NetlinkPort.pin(socket.link.server, {:name, netns}, [])

@@ -95,6 +95,9 @@ defmodule NetlinkPort.MonitorDocsTest do
         {"process events", "    # struct cn_msg: CN_IDX_PROC", "Packets that a rule logs"},
         {"nflog", "    # NFNL_SUBSYS_ULOG and NFULNL_MSG_CONFIG; struct", "What cannot be sent"}
       ] do
+    # The kernel tells of processes in the initial namespaces alone.
+    if title == "process events", do: @tag(:init_user_namespace)
+
     test "the subscription to #{title} is accepted", %{netns: netns} do
       code = code(unquote(from), unquote(to), netns)
       code = String.replace(code, "MyApp.", "NetlinkPort.MonitorDocsTest.MyApp.")
