@@ -292,10 +292,12 @@ defmodule NetlinkPort.ConnectionTest do
       mailbox = fn -> connection |> Process.info(:message_queue_len) |> elem(1) end
       eventually!(fn -> mailbox.() == 1 end)
       :erlang.trace(connection, true, [:receive])
+      # The dump must not end before this process has seen its first datagram.
+      Process.flag(:priority, :high)
       :sys.resume(connection)
-      # The first datagram of the answer.
       assert_receive {:trace, ^connection, :receive, {:netlink, _socket, _datagram}}
       :sys.suspend(connection)
+      Process.flag(:priority, :normal)
       :erlang.trace(connection, false, [:receive])
       ip!(["-n", netns, "addr", "add", "10.9.9.9/32", "dev", "lo"])
       assert mailbox.() <= 6
