@@ -17,6 +17,9 @@ defmodule NetlinkPort.Request do
   # How long one way of reading a socket lasts before the other is tried, in ms.
   @pause 50
 
+  # The length of the longest mailbox that is searched for earlier losses.
+  @searched 1_000
+
   defmodule Reader do
     @moduledoc false
     # `deadline` is for the next datagram, and `limit` for the whole answer, `total` ms after the start. `overdue?` is
@@ -119,7 +122,16 @@ defmodule NetlinkPort.Request do
 
   # The losses that the owner has not read yet came before this request, and are no losses of its answer. They are given
   # back at its end, with those that come meanwhile: a loss may have hit the owner's events, too.
-  defp set_aside(socket) do
+  #
+  # A long mailbox is not searched, which would cost more than the request. Then a loss in it makes the request ENOBUFS.
+  defp set_aside(socket), do: if(short_mailbox?(), do: search(socket), else: :ok)
+
+  defp short_mailbox? do
+    {:message_queue_len, length} = Process.info(self(), :message_queue_len)
+    length <= @searched
+  end
+
+  defp search(socket) do
     receive do
       {:netlink_overrun, ^socket, _dropped} = message -> set_aside(socket, message)
       {:netlink_error, ^socket, %{stage: :recv}} = message -> set_aside(socket, message)
@@ -130,7 +142,7 @@ defmodule NetlinkPort.Request do
 
   defp set_aside(socket, message) do
     SocketState.set_aside(socket, message)
-    set_aside(socket)
+    search(socket)
   end
 
   @doc "Reads what a dump has left on a socket before another process becomes its owner."
@@ -171,7 +183,8 @@ defmodule NetlinkPort.Request do
       deadline: nil,
       total: opts.total_timeout,
       limit: limit,
-      exchange: exchange
+      exchange: exchange,
+      mailbox?: short_mailbox?()
     })
   end
 
