@@ -12,6 +12,7 @@ defmodule NetlinkPort.PlacesTest do
   # One VM for each place. It causes all faults, and the tests check the sentences.
   setup_all do
     places = Places.setup!()
+    stranger!()
 
     told =
       Places.places()
@@ -26,6 +27,15 @@ defmodule NetlinkPort.PlacesTest do
       |> Map.new(fn {:ok, told} -> told end)
 
     %{places: places, told: told}
+  end
+
+  # A process of root in a network namespace of its own, which an ordinary user cannot examine. The sentences about
+  # processes that cannot be examined must not depend on what else runs on this machine. It ends with its port.
+  defp stranger! do
+    unshare = System.find_executable("unshare")
+    port = Port.open({:spawn_executable, unshare}, [:binary, args: ["--net", "cat"]])
+    Port.command(port, "there")
+    assert_receive {^port, {:data, "there"}}, 10_000
   end
 
   # The sentence of a fault in each place.
