@@ -418,6 +418,23 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  test "where sudo may not run the file, execve(2) and its EPERM are named, and nothing is left",
+       c do
+    setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
+
+    sudo = """
+    shift
+    test "$2" != --version || set -- setpriv --bounding-set -sys_admin "$@"
+    exec setpriv --reuid 0 --regid 0 --clear-groups "$@"
+    """
+
+    {{output, 0}, _source} = run_as(setpriv, path(%{"sudo" => sudo}), c)
+    assert output =~ "#{c.to} was not run, execve(2) says EPERM: "
+    refute output =~ "it says"
+    assert File.ls!(c.directory) == []
+  end
+
+  @tag :init_user_namespace
   test "a helper with a capability that its VM may not pass on is named, with what to do", c do
     install(c.to)
     code = "Process.flag(:trap_exit, true); NetlinkPort.start_link(executable: #{inspect(c.to)})"
