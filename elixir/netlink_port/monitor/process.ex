@@ -5,9 +5,9 @@ defmodule NetlinkPort.Monitor.Process do
 
   use GenServer
 
-  alias NetlinkPort.{Errno, Generic, Redaction, Telemetry}
+  alias NetlinkPort.{Errno, Redaction, Telemetry}
   alias NetlinkPort.Nodes.Relay
-  alias NetlinkPort.Generic.Follow
+  alias NetlinkPort.Generic.{Follow, Nlctrl}
   alias NetlinkPort.Monitor.{Opening, Snapshot, Subscriber, Subscribers, Subscription}
 
   # The shortest and the longest pause before another attempt, in ms.
@@ -250,10 +250,10 @@ defmodule NetlinkPort.Monitor.Process do
   defp nlctrl_notice(%{follow: nil} = state, _datagram, message), do: event(state, message)
 
   defp nlctrl_notice(%{follow: follow, config: config} = state, datagram, message) do
-    case Generic.told(follow, datagram) do
+    case Follow.update(follow, datagram) do
       {[], follow} ->
         state = %{state | follow: follow}
-        if config.notify? or not Follow.notice?(datagram), do: event(state, message), else: state
+        if config.notify? or not Nlctrl.notice?(datagram), do: event(state, message), else: state
 
       {[family | _], _follow} ->
         state = if config.notify?, do: event(state, message), else: state

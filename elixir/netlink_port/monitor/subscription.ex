@@ -10,7 +10,7 @@ defmodule NetlinkPort.Monitor.Subscription do
   # gets no answer.
 
   alias NetlinkPort.{Error, ExtAck, Message, Options, Payload, Socket}
-  alias NetlinkPort.Generic.Follow
+  alias NetlinkPort.Generic.{Follow, Nlctrl}
 
   # How long an answer to a datagram may take, in ms.
   @answer_timeout 5_000
@@ -29,7 +29,7 @@ defmodule NetlinkPort.Monitor.Subscription do
   end
 
   defp entry!({name, flags, payload}, true) when is_binary(name) do
-    {NetlinkPort.Generic.name!(name), Message.flags(flags), binary!(payload)}
+    {Nlctrl.name!(name), Message.flags(flags), binary!(payload)}
   end
 
   defp entry!({type, flags, payload}, _generic?) do
