@@ -288,8 +288,8 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   @doc """
-  Ends a call whose deadline has passed. A dump that was given up before, and does not go on, makes the socket unusable: the
-  kernel refuses every other dump on it.
+  Ends a call whose deadline has passed. A dump that was given up before, and does not go on, makes the socket
+  unusable: the kernel refuses every other dump on it.
   """
   @spec expire(t(), id()) :: {[reply()], t()}
   def expire(state, id) do
