@@ -64,7 +64,7 @@ pub struct Entry {
     /// reported when the queue is seen empty, and epoll does not report a queue that has just been emptied.
     pub undrained: bool,
     /// Whether a request was sent on it and the answer is expected at once.
-    pub asked: bool,
+    pub answer_expected: bool,
     /// Whether its namespace is gone. The socket is closed once its queue is read, or its window used up.
     pub leaving: bool,
     /// Whether it is on the loop's list of sockets that are read before the next wait.

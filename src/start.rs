@@ -10,7 +10,7 @@ use crate::netns::Home;
 use crate::pins::Pins;
 use crate::poller::Wire;
 use crate::privileges::{self, KEEPABLE};
-use crate::protocol::{self, Hello};
+use crate::protocol::{self, event, event::Hello};
 use crate::reactor::Reactor;
 use crate::seccomp;
 use crate::sys;
@@ -202,7 +202,7 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
         user_namespaces: arguments.user_namespaces,
     };
     let home = Home::find(privileges, arguments.user_namespaces).map_err(homeless)?;
-    let hello = protocol::hello(&Hello {
+    let hello = event::hello(&Hello {
         os_pid: std::process::id(),
         home: home.identity(),
         may_leave: home.may_leave(),

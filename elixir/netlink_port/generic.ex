@@ -40,31 +40,8 @@ defmodule NetlinkPort.Generic do
   uses one again, so that a number stands for another family only after a thousand have been registered.
   """
 
-  alias NetlinkPort.{Attr, Connection, DecodeError, Error, ExtAck, Message, Socket}
-  alias NetlinkPort.Generic.Follow
-
-  @nlctrl 0x10
-  @getfamily 3
-  # CTRL_ATTR_*
-  @family_id 1
-  @family_name 2
-  @version 3
-  @header_size 4
-  @max_attribute 5
-  @operations 6
-  @groups 7
-  # CTRL_ATTR_OP_*, CTRL_ATTR_MCAST_GRP_*
-  @operation_id 1
-  @operation_flags 2
-  @group_name 1
-  @group_id 2
-  # GENL_NAMSIZ, with the NUL byte.
-  @name_size 16
-
-  @cached 256
-
-  # GENL_ADMIN_PERM and the following
-  @flags [admin: 1, do: 2, dump: 4, policy: 8, user_namespace_admin: 16]
+  alias NetlinkPort.{Connection, DecodeError, Error, ExtAck, Message, Socket}
+  alias NetlinkPort.Generic.{Cache, Follow, Header, Nlctrl}
 
   @typedoc "A socket that the calling process owns, or a connection. Its protocol is `:generic`."
   @type via :: Socket.t() | Connection.t()
@@ -126,14 +103,9 @@ defmodule NetlinkPort.Generic do
   """
   @spec family(via(), String.t(), timeout: timeout()) :: {:ok, t()} | NetlinkPort.error()
   def family(via, name, opts \\ []) do
-    payload = [header(@getfamily, 1), Attr.encode([{@family_name, name!(name) <> <<0>>}])]
-
-    with {:ok, messages} <- carry_out(:request, via, @nlctrl, payload, opts) do
-      case messages do
-        [message | _] -> read(message)
-        [] -> {:error, malformed("no answer but an ack")}
-      end
-    end
+    with {:ok, messages} <- carry_out(:request, via, Nlctrl.id(), Nlctrl.get_family(name), opts),
+         {:ok, fields} <- Nlctrl.family(messages),
+         do: {:ok, struct!(__MODULE__, fields)}
   end
 
   @doc """
@@ -146,69 +118,10 @@ defmodule NetlinkPort.Generic do
   """
   @spec families(via(), timeout: timeout()) :: {:ok, [t()]} | NetlinkPort.error()
   def families(via, opts \\ []) do
-    with {:ok, messages} <- carry_out(:dump, via, @nlctrl, header(@getfamily, 1), opts) do
-      messages
-      |> Enum.reduce_while([], fn message, families ->
-        case read(message) do
-          {:ok, family} -> {:cont, [family | families]}
-          failed -> {:halt, failed}
-        end
-      end)
-      |> case do
-        families when is_list(families) -> {:ok, Enum.reverse(families)}
-        failed -> failed
-      end
-    end
+    with {:ok, messages} <- carry_out(:dump, via, Nlctrl.id(), Nlctrl.get_families(), opts),
+         {:ok, families} <- Nlctrl.families(messages),
+         do: {:ok, Enum.map(families, &struct!(__MODULE__, &1))}
   end
-
-  @doc false
-  # Decodes the family in a message of nlctrl.
-  @spec read(Message.t()) :: {:ok, t()} | NetlinkPort.error()
-  def read(message) do
-    with {:ok, {_command, _version, rest}} <- decode(message),
-         {:ok, attrs} <- Attr.decode(rest),
-         {:ok, id} <- Attr.u16(attrs, @family_id),
-         {:ok, name} <- Attr.string(attrs, @family_name),
-         {:ok, version} <- or_else(Attr.u32(attrs, @version), 0),
-         {:ok, header_size} <- or_else(Attr.u32(attrs, @header_size), 0),
-         {:ok, max_attribute} <- or_else(Attr.u32(attrs, @max_attribute), 0),
-         {:ok, operations} <- or_else(Attr.array(attrs, @operations), []),
-         {:ok, groups} <- or_else(Attr.array(attrs, @groups), []) do
-      {:ok,
-       %__MODULE__{
-         id: id,
-         name: name,
-         version: version,
-         header_size: header_size,
-         max_attribute: max_attribute,
-         operations: operations(operations),
-         groups: groups(groups)
-       }}
-    else
-      :missing -> {:error, malformed("a family without its number or its name")}
-      {:error, error} -> {:error, malformed(Exception.message(error))}
-    end
-  end
-
-  defp or_else(:missing, default), do: {:ok, default}
-  defp or_else(got, _default), do: got
-
-  defp operations(operations) do
-    for attrs <- operations, {:ok, id} <- [Attr.u32(attrs, @operation_id)], into: %{} do
-      {:ok, flags} = or_else(Attr.u32(attrs, @operation_flags), 0)
-      {id, for({name, bit} <- @flags, Bitwise.band(flags, bit) != 0, do: name)}
-    end
-  end
-
-  defp groups(groups) do
-    for attrs <- groups,
-        {:ok, name} <- [Attr.string(attrs, @group_name)],
-        {:ok, id} <- [Attr.u32(attrs, @group_id)],
-        into: %{},
-        do: {name, id}
-  end
-
-  defp malformed(what), do: Error.new(:recv, :ebadmsg, subject: what)
 
   ## Requests
 
@@ -249,12 +162,12 @@ defmodule NetlinkPort.Generic do
 
   defp ask(how, via, family, command, payload, opts) do
     {version, opts} = Keyword.pop(opts, :version, 1)
-    payload = [header(command, version) | payload]
+    payload = [Header.encode(command, version) | payload]
 
-    with {:ok, %{id: id}} <- known(via, family, opts) do
+    with {:ok, %{id: id}} <- cached(via, family, opts) do
       case carry_out(how, via, id, payload, opts) do
         {:error, %{stage: :request, reason: :enoent}} = failed when is_binary(family) ->
-          with {:ok, %{id: other}} when other != id <- learn(via, family, opts),
+          with {:ok, %{id: other}} when other != id <- look_up(via, family, opts),
                do: carry_out(how, via, other, payload, opts),
                else: (_the_same_or_gone -> failed)
 
@@ -274,14 +187,7 @@ defmodule NetlinkPort.Generic do
   """
   @spec decode(Message.t()) ::
           {:ok, {command :: 0..255, version :: 0..255, binary()}} | {:error, DecodeError.t()}
-  def decode(%Message{payload: <<command, version, _reserved::16, rest::binary>>}) do
-    {:ok, {command, version, rest}}
-  end
-
-  def decode(%Message{payload: payload}) do
-    reason = "#{IO.iodata_length(payload)} bytes, less than the 4 of struct genlmsghdr"
-    {:error, %DecodeError{what: :message, offset: 0, reason: reason}}
-  end
+  def decode(%Message{} = message), do: Header.decode(message)
 
   @doc """
   Joins a multicast group of a family by its name, with `NetlinkPort.join/2`.
@@ -296,7 +202,7 @@ defmodule NetlinkPort.Generic do
   @spec join(Socket.t(), String.t() | t(), String.t()) :: :ok | NetlinkPort.error()
   def join(%Socket{} = socket, family, group) when is_binary(group) do
     # A family from the cache will not do: a stale number may be another family's group by now.
-    with {:ok, %{name: name, groups: groups}} <- fresh(socket, family) do
+    with {:ok, %{name: name, groups: groups}} <- uncached(socket, family) do
       case groups do
         %{^group => number} -> NetlinkPort.join(socket, number)
         _none -> {:error, Error.new(:request, :enoent, subject: "group #{group} of #{name}")}
@@ -331,31 +237,18 @@ defmodule NetlinkPort.Generic do
   """
   @spec follow(Socket.t(), [{String.t(), String.t()}]) :: {:ok, follow()} | NetlinkPort.error()
   def follow(%Socket{} = socket, groups) do
-    wanted = Enum.map(list!(groups), &named_group!/1)
-    follow_families(socket, wanted)
+    follow_families(socket, Follow.groups!(groups))
   end
 
   @doc false
   # {name, nil} follows a family without joining a group of it.
   @spec follow_families(Socket.t(), Follow.wanted()) :: {:ok, follow()} | NetlinkPort.error()
   def follow_families(socket, wanted) do
-    {notify, _type} = Follow.notify()
-
-    with :ok <- NetlinkPort.join(generic!(socket), notify),
+    with :ok <- NetlinkPort.join(generic!(socket), Nlctrl.notify()),
          {:ok, families} <- families(socket) do
       follow = Follow.new(socket, wanted, families)
       with :ok <- join_all(socket, Follow.numbers(follow)), do: {:ok, follow}
     end
-  end
-
-  @doc false
-  @spec told(Follow.t(), binary()) :: {[String.t()], Follow.t()}
-  def told(follow, datagram), do: Follow.told(follow, datagram, &announced/1)
-
-  defp announced(message) do
-    with {:ok, {command, _version, _attrs}} <- decode(message),
-         {:ok, family} <- read(message),
-         do: {:ok, {command, family}}
   end
 
   @doc """
@@ -374,7 +267,7 @@ defmodule NetlinkPort.Generic do
   @spec rejoin(follow(), binary()) ::
           {:ok, changed :: [String.t()], follow()} | NetlinkPort.error()
   def rejoin(%Follow{socket: socket} = follow, datagram) when is_binary(datagram) do
-    {names, follow} = told(follow, datagram)
+    {names, follow} = Follow.update(follow, datagram)
 
     with :ok <- join_all(socket, Follow.numbers(follow, names)) do
       {:ok, Enum.uniq(names), follow}
@@ -390,34 +283,8 @@ defmodule NetlinkPort.Generic do
     end)
   end
 
-  defp list!(groups) do
-    if is_list(groups) and not List.improper?(groups), do: groups, else: wrong_group!(groups)
-  end
-
-  @doc false
-  @spec named_group!(term()) :: {String.t(), String.t()}
-  def named_group!({family, group}) when is_binary(group), do: {name!(family), group}
-
-  def named_group!(other), do: wrong_group!(other)
-
-  @spec wrong_group!(term()) :: no_return()
-  defp wrong_group!(other) do
-    raise ArgumentError,
-          "expected groups by name, a list of {family, group}, such as {\"nlctrl\", \"notify\"}, " <>
-            "got: #{inspect(other)}"
-  end
-
-  defp fresh(_socket, %__MODULE__{} = family), do: {:ok, family}
-  defp fresh(socket, name), do: learn(socket, name, [])
-
-  defp header(command, version) when command in 0..255 and version in 0..255 do
-    <<command, version, 0::16>>
-  end
-
-  defp header(command, version) do
-    raise ArgumentError,
-          "expected a command and a version, 0 to 255, got: #{inspect({command, version})}"
-  end
+  defp uncached(_socket, %__MODULE__{} = family), do: {:ok, family}
+  defp uncached(socket, name), do: look_up(socket, name, [])
 
   defp carry_out(:request, %Socket{} = socket, type, payload, opts) do
     NetlinkPort.request(generic!(socket), type, payload, opts)
@@ -441,51 +308,19 @@ defmodule NetlinkPort.Generic do
     raise ArgumentError, "expected a socket of the protocol :generic, got: #{inspect(other)}"
   end
 
-  @doc false
-  @spec name!(term()) :: String.t()
-  def name!(name) when is_binary(name) and byte_size(name) in 1..(@name_size - 1)//1 do
-    if String.contains?(name, <<0>>), do: wrong_name!(name), else: name
-  end
+  defp cached(_via, %__MODULE__{} = family, _opts), do: {:ok, family}
 
-  def name!(other), do: wrong_name!(other)
-
-  defp wrong_name!(name) do
-    raise ArgumentError,
-          "expected the name of a family, at most #{@name_size - 1} bytes, got: #{inspect(name)}"
-  end
-
-  ## The cache
-
-  defp known(_via, %__MODULE__{} = family, _opts), do: {:ok, family}
-
-  defp known(via, name, opts) do
-    key = {place(via), name}
-
-    case cache() do
-      %{^key => family} -> {:ok, family}
-      _unknown -> learn(via, name, opts)
+  defp cached(via, name, opts) do
+    case Cache.fetch(via, name) do
+      {:ok, family} -> {:ok, family}
+      :error -> look_up(via, name, opts)
     end
   end
 
-  defp learn(via, name, opts) do
+  defp look_up(via, name, opts) do
     with {:ok, family} <- family(via, name, Keyword.take(opts, [:timeout])) do
-      remember(via, family)
+      Cache.put(via, family)
       {:ok, family}
     end
   end
-
-  @doc false
-  @spec remember(via(), t()) :: :ok
-  def remember(via, %__MODULE__{name: name} = family) do
-    cache = cache()
-    # A full cache starts anew. The families in use are soon back.
-    cache = if map_size(cache) < @cached, do: cache, else: %{}
-    _old = Process.put(__MODULE__, Map.put(cache, {place(via), name}, family))
-    :ok
-  end
-
-  defp cache, do: Process.get(__MODULE__, %{})
-
-  defp place(%Socket{link: link, netns: netns}), do: {link.server, netns}
-  defp place(connection), do: connection
 end

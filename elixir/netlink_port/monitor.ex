@@ -227,18 +227,10 @@ defmodule NetlinkPort.Monitor do
   node, which the monitor forgets when the connection between the nodes is lost.
   """
 
-  use GenServer
-
-  alias NetlinkPort.{Errno, Error, Options, Redaction, Telemetry}
-  alias NetlinkPort.Nodes.Relay
+  alias NetlinkPort.{Error, Options}
   alias NetlinkPort.Server.Client
-  alias NetlinkPort.Generic
-  alias NetlinkPort.Generic.Follow
-  alias NetlinkPort.Monitor.{Config, Opening, Snapshot, Subscriber, Subscribers, Subscription}
+  alias NetlinkPort.Monitor.Config
 
-  # The shortest and the longest pause before another attempt, in ms.
-  @soonest 20
-  @latest 1_000
   @max_queue 10_000
 
   @typedoc """
@@ -260,31 +252,6 @@ defmodule NetlinkPort.Monitor do
           | {:family, String.t()}
           | :behind
           | {:error, Error.t()}
-
-  defmodule State do
-    @moduledoc false
-    # `opening` and `run` are the tasks that open the socket and read the dumps. `ended` and `refusal` keep a
-    # close and a refusal that arrive before the result of the task `opening`. `known` are the processes that
-    # led to the namespace. `open_wait` and `dump_wait` are the pauses before the next attempt, in ms. `follow`
-    # are the generic families that the socket follows by name.
-    @enforce_keys [:config, :open_wait, :dump_wait]
-    defstruct [
-      :config,
-      :open_wait,
-      :dump_wait,
-      :opening,
-      :run,
-      :dump_timer,
-      :ended,
-      :refusal,
-      :follow,
-      place: :opening,
-      known: [],
-      subscribers: %{}
-    ]
-  end
-
-  ## Interface
 
   @doc """
   The child specification for a supervisor: `{NetlinkPort.Monitor, options}`, see `start_link/1`.
@@ -335,7 +302,12 @@ defmodule NetlinkPort.Monitor do
   def start_link(opts) do
     with {:ok, config} <- Config.new(opts) do
       name = Keyword.get(opts, :name)
-      GenServer.start_link(__MODULE__, config, if(name, do: [name: name], else: []))
+
+      GenServer.start_link(
+        NetlinkPort.Monitor.Process,
+        config,
+        if(name, do: [name: name], else: [])
+      )
     end
   end
 
@@ -381,262 +353,4 @@ defmodule NetlinkPort.Monitor do
       {:error, Error.new(stage, errno)}
     end
   end
-
-  ## The process
-
-  @impl true
-  def init(config) do
-    {:ok, open(%State{config: config, open_wait: @soonest, dump_wait: @soonest})}
-  end
-
-  @impl true
-  def handle_call({:subscribe, pid, bound}, from, state) do
-    subscribers = Subscribers.add(state.subscribers, pid, bound, ways(state))
-    Relay.reply(from, {:ok, self()})
-    {:noreply, %{state | subscribers: subscribers}}
-  end
-
-  def handle_call({:unsubscribe, pid}, from, state) do
-    subscribers = Subscribers.drop(state.subscribers, pid)
-    Relay.reply(from, :ok)
-    {:noreply, %{state | subscribers: subscribers}}
-  end
-
-  # A caller may have mistaken the monitor for a server.
-  def handle_call(_unknown, from, state) do
-    Relay.reply(from, {:error, {:protocol, Errno.number(:einval), ""}})
-    {:noreply, state}
-  end
-
-  @impl true
-  def handle_cast(_unknown, state), do: {:noreply, state}
-
-  @impl true
-  def handle_info({:netlink, socket, datagram}, %{place: {:joined, socket}} = state) do
-    {:noreply, arrived(state, datagram, {:netlink_event, datagram})}
-  end
-
-  def handle_info({:netlink, socket, datagram, metadata}, %{place: {:joined, socket}} = state) do
-    {:noreply, arrived(state, datagram, {:netlink_event, datagram, metadata})}
-  end
-
-  def handle_info({:netlink_overrun, socket, _dropped}, %{place: {:joined, socket}} = state) do
-    # The dropped datagrams may include a notice of nlctrl.
-    if state.follow,
-      do: {:noreply, renew(state, :overrun)},
-      else: {:noreply, gap(state, :overrun)}
-  end
-
-  def handle_info({:netlink_error, socket, error}, %{place: {:joined, socket}} = state) do
-    {:noreply, gap(state, {:error, error})}
-  end
-
-  def handle_info({:netlink_closed, socket, reason}, %{place: {:joined, socket}} = state) do
-    {:noreply, lost(state, reason)}
-  end
-
-  # The close has overtaken the result of the task that opened the socket.
-  def handle_info({:netlink_closed, socket, reason}, state) do
-    {:noreply, %{state | ended: {socket, reason}}}
-  end
-
-  # A datagram, too, can overtake the result. An event may be dropped, since a resync follows. A refusal may not:
-  # the kernel sends it only once.
-  def handle_info(message, %{opening: %{}, refusal: nil} = state)
-      when elem(message, 0) == :netlink and tuple_size(message) in [3, 4] do
-    error = Subscription.refusal(state.config.subscription, elem(message, 2))
-    {:noreply, if(error, do: %{state | refusal: {elem(message, 1), error}}, else: state)}
-  end
-
-  def handle_info({ref, result}, %{opening: %{ref: ref}} = state) do
-    Process.demonitor(ref, [:flush])
-    {:noreply, opened(%{state | opening: nil}, result)}
-  end
-
-  # A generic family does not exist. The task waits until it is registered.
-  def handle_info({:not_there, pid, error}, %{opening: %{pid: pid}} = state) do
-    {:noreply, advance(%{state | place: down(state.place, {:error, error})})}
-  end
-
-  def handle_info({ref, result}, %{run: %{ref: ref}} = state) do
-    Process.demonitor(ref, [:flush])
-    {:noreply, %{state | run: nil} |> dumped(result) |> advance() |> dump()}
-  end
-
-  def handle_info(:open, state), do: {:noreply, open(state)}
-  def handle_info(:dump, state), do: {:noreply, dump(%{state | dump_timer: nil})}
-
-  def handle_info({:gauge, ref, report}, state) do
-    subscribers = Subscribers.gauged(state.subscribers, ref, report, ways(state))
-    {:noreply, dump(%{state | subscribers: subscribers})}
-  end
-
-  def handle_info({:DOWN, ref, :process, _pid, _reason}, state) do
-    {:noreply, %{state | subscribers: Map.delete(state.subscribers, ref)}}
-  end
-
-  def handle_info({:relay_idle, node, relay, handled}, state) do
-    Relay.idle(node, relay, handled)
-    {:noreply, state}
-  end
-
-  # Messages of an earlier socket, and of strangers.
-  def handle_info(_message, state), do: {:noreply, state}
-
-  @impl true
-  def terminate(_reason, state) do
-    tasks = Enum.filter([state.opening, state.run], & &1)
-    Enum.each(tasks, &Task.shutdown(&1, :brutal_kill))
-    Redaction.forget_mailbox()
-  end
-
-  ## The socket
-
-  # A task opens the socket, so that a server that does not answer never blocks the monitor. The task first closes
-  # the socket `old`.
-  defp open(%{config: config} = state, old \\ nil) do
-    monitor = self()
-    known = state.known
-    tell = &send(monitor, {:not_there, self(), &1})
-    task = Task.async(fn -> Opening.run(config, monitor, old, known, tell) end)
-    %{state | opening: task, ended: nil, refusal: nil}
-  end
-
-  defp opened(%{ended: {socket, reason}} = state, {:ok, socket, known, _follow}),
-    do: lost(%{state | known: known}, reason)
-
-  # Every datagram older than this has been dropped, so that the owed resyncs may be sent now.
-  defp opened(state, {:ok, socket, known, follow}) do
-    state = %{state | known: known}
-    Telemetry.execute([:monitor, :up], %{count: 1}, %{monitor: self(), socket: socket})
-    state = %{state | place: {:joined, socket}, follow: follow, open_wait: @soonest}
-
-    case state.refusal do
-      {^socket, error} -> refused(state, error)
-      _none -> state |> advance() |> dump()
-    end
-  end
-
-  # The socket already belonged to the monitor, and was closed before the task was done.
-  defp opened(%{ended: {_socket, reason}} = state, {:error, _error}), do: lost(state, reason)
-  defp opened(state, {:error, error}), do: away(state, {:error, error})
-
-  # Events are missing, and the groups may have other numbers by now: the next socket joins those.
-  defp renew(%{place: {:joined, socket}} = state, reason) do
-    %{gaps(state, reason) | place: :opening} |> open(socket)
-  end
-
-  # The family has refused a message of the subscription.
-  defp refused(%{place: {:joined, socket}} = state, error) do
-    _pid = spawn(fn -> NetlinkPort.close(socket) end)
-    %{state | open_wait: @latest} |> gaps({:error, error}) |> away({:error, error})
-  end
-
-  defp lost(state, :namespace_gone), do: state |> gaps(:namespace_gone) |> away(:namespace_gone)
-  defp lost(state, reason), do: state |> gaps({:closed, reason}) |> away({:closed, reason})
-
-  defp away(state, reason) do
-    {wait, next} = back_off(state.open_wait)
-    _timer = Process.send_after(self(), :open, wait)
-    advance(%{state | place: down(state.place, reason), open_wait: next})
-  end
-
-  # The reason is why the monitor went down, not why the last attempt to come back failed.
-  defp down({:down, _first} = place, _reason), do: place
-
-  defp down(_place, reason) do
-    Telemetry.execute([:monitor, :down], %{count: 1}, %{monitor: self(), reason: reason})
-    {:down, reason}
-  end
-
-  defp back_off(wait), do: {wait, min(2 * wait, @latest)}
-
-  ## The dumps
-
-  # One run of the dumps at a time, for all subscribers that wait now. Later ones wait for the next run. A gap does
-  # not end a run: otherwise no run would ever end while gaps keep coming.
-  defp dump(%{place: {:joined, _socket}, run: nil, dump_timer: nil} = state) do
-    if Subscribers.waiting?(state.subscribers) do
-      %{server: server, protocol: protocol, dump_open: opts, dumps: dumps} = state.config
-      known = state.known
-      dumps = for {type, payload} <- dumps, do: {Follow.number(state.follow, type), payload}
-      task = Task.async(fn -> Snapshot.read(server, protocol, opts, known, dumps) end)
-      each(%{state | run: task}, &Subscriber.attach/1)
-    else
-      state
-    end
-  end
-
-  defp dump(state), do: state
-
-  defp dumped(state, {:ok, messages}) do
-    pieces = Snapshot.pieces(messages)
-    each(%{state | dump_wait: @soonest}, &Subscriber.snapshot(&1, pieces))
-  end
-
-  defp dumped(state, {:error, error}) do
-    # The end of a helper also ends the socket, and subscribers learn of it by :netlink_down.
-    tell? = state.dump_wait == @soonest and error.stage != :thread
-    {wait, next} = back_off(state.dump_wait)
-    timer = Process.send_after(self(), :dump, wait)
-    subscribers = Subscribers.failed(state.subscribers, error, tell?)
-    %{state | dump_timer: timer, dump_wait: next, subscribers: subscribers}
-  end
-
-  ## Datagrams
-
-  defp arrived(state, datagram, message) do
-    case Subscription.refusal(state.config.subscription, datagram) do
-      nil -> followed(state, datagram, message)
-      error -> refused(state, error)
-    end
-  end
-
-  defp followed(%{follow: nil} = state, _datagram, message), do: event(state, message)
-
-  defp followed(%{follow: follow, config: config} = state, datagram, message) do
-    case Generic.told(follow, datagram) do
-      {[], follow} ->
-        state = %{state | follow: follow}
-        if config.notify? or not Follow.notice?(datagram), do: event(state, message), else: state
-
-      {[family | _], _follow} ->
-        state = if config.notify?, do: event(state, message), else: state
-        renew(state, {:family, family})
-    end
-  end
-
-  ## The subscribers
-
-  defp event(state, message), do: advance(state, &Subscriber.event(&1, message))
-  defp gap(state, reason), do: state |> gaps(reason) |> advance() |> dump()
-  defp gaps(state, reason), do: each(state, &Subscriber.gap(&1, reason))
-  defp each(state, fun), do: %{state | subscribers: Subscribers.each(state.subscribers, fun)}
-
-  # Applies `fun` to each subscriber, then sends it the messages that may be sent.
-  defp advance(state, fun \\ & &1) do
-    %{state | subscribers: Subscribers.advance(state.subscribers, ways(state), fun)}
-  end
-
-  defp ways(state), do: {state.place, state.config.dumps != []}
-
-  # For crash reports and :sys.get_status/1. A callback of GenServer since Elixir 1.17.
-  @doc false
-  if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
-
-  def format_status(%{state: %State{} = state} = status) do
-    Redaction.status(
-      status,
-      [
-        server: state.config.server,
-        protocol: state.config.protocol,
-        netns: Keyword.get(state.config.open, :netns, :host),
-        place: Redaction.brief(state.place),
-        dumping?: state.run != nil
-      ] ++ Subscribers.shown(state.subscribers)
-    )
-  end
-
-  def format_status(status),
-    do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
 end

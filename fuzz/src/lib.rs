@@ -18,7 +18,7 @@ pub mod options;
 pub mod privileges;
 #[path = "../../src/process.rs"]
 pub mod process;
-#[path = "../../src/protocol.rs"]
+#[path = "../../src/protocol/mod.rs"]
 pub mod protocol;
 #[path = "../../src/resolve.rs"]
 pub mod resolve;

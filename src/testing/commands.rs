@@ -1,11 +1,12 @@
-//! Encodes commands as the VM does, for tests: the inverse of [`crate::protocol::parse`]. The vectors of
+//! Encodes commands as the VM does, for tests: the inverse of [`crate::protocol::command::parse`]. The vectors of
 //! docs/vectors.txt prove that it agrees with the encoder of the Elixir library.
 
 use crate::etf::{self, Term};
 use crate::netlink::Spec;
 use crate::netns::Target;
 use crate::options::{Name, Value};
-use crate::protocol::{self, Command, Handle, Reference};
+use crate::protocol::command::Command;
+use crate::protocol::{event, Handle, Reference};
 
 /// The frame of a command, without its header.
 pub fn encode(reference: Reference, command: &Command<'_>) -> Vec<u8> {
@@ -23,7 +24,7 @@ pub fn encode(reference: Reference, command: &Command<'_>) -> Vec<u8> {
             ("bind", [of(*handle)].into_iter().chain(words).collect())
         }
         Command::Set(handle, name, value) => {
-            let value = protocol::value(value.clone());
+            let value = event::value(value.clone());
             ("set", vec![of(*handle), etf::atom(name.atom()), value])
         }
         Command::Get(handle, name) => ("get", vec![of(*handle), etf::atom(name.atom())]),
@@ -74,7 +75,7 @@ fn open(handle: Handle, spec: &Spec, window: u64) -> Vec<Term> {
     let target = match spec.known.as_slice() {
         [] => place(&spec.target),
         known => {
-            let known = protocol::processes(known);
+            let known = event::processes(known);
             etf::tuple(vec![etf::atom("known"), place(&spec.target), known])
         }
     };
@@ -83,7 +84,7 @@ fn open(handle: Handle, spec: &Spec, window: u64) -> Vec<Term> {
         false => target,
     };
     let option = |(name, value): &(Name, Value)| {
-        etf::tuple(vec![etf::atom(name.atom()), protocol::value(value.clone())])
+        etf::tuple(vec![etf::atom(name.atom()), event::value(value.clone())])
     };
     vec![
         of(handle),

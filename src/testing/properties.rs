@@ -4,7 +4,8 @@
 use crate::error::Stage;
 use crate::etf::{self, Malformed, Term, MAX_DEPTH, MAX_TERMS};
 use crate::frame::{Inbox, TooLong, HEADER, MAX_REPLY};
-use crate::protocol::{self, Command, Handle, Reference};
+use crate::protocol::command::{self, Command};
+use crate::protocol::{event, Handle, Reference};
 use crate::testing::commands;
 use nix::fcntl::OFlag;
 use nix::unistd::{pipe2, write};
@@ -105,24 +106,21 @@ fn assert_bounded(term: &Term, depth: usize, terms: &mut usize) {
 /// which is read without a term, agrees with its term. A refusal: it fits into an answer. Malformed: the check
 /// gives the same reason.
 pub fn command(frame: &[u8]) {
-    match protocol::parse(frame) {
+    match command::parse(frame) {
         Ok((reference, Ok(command))) => {
             if let Command::Send(handle, datagram) = command {
                 assert_eq!(etf::decode(frame), Ok(send(reference, handle, datagram)));
             }
             let again = commands::encode(reference, &command);
-            assert_eq!(
-                protocol::parse(&again),
-                Ok((reference, Ok(command.clone())))
-            );
+            assert_eq!(command::parse(&again), Ok((reference, Ok(command.clone()))));
         }
         Ok((reference, Err(failure))) => {
             assert_eq!(failure.stage, Stage::Protocol);
-            assert_reply(&protocol::error(reference, &failure));
+            assert_reply(&event::error(reference, &failure));
         }
         Err(reason) => {
             assert_eq!(etf::check(frame), Err(reason));
-            assert_reply(&protocol::malformed(reason));
+            assert_reply(&event::malformed(reason));
         }
     }
 }
@@ -280,7 +278,7 @@ mod tests {
 
     fn assert_read_back(reference: Reference, command: Command<'_>) {
         let frame = commands::encode(reference, &command);
-        assert_eq!(protocol::parse(&frame), Ok((reference, Ok(command))));
+        assert_eq!(command::parse(&frame), Ok((reference, Ok(command))));
     }
 
     proptest! {

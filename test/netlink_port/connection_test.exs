@@ -334,7 +334,7 @@ defmodule NetlinkPort.ConnectionTest do
       {Calls.give_up(calls, :dump), seq}
     end
 
-    test "a dump that nobody wants is read up to a bound: beyond it the socket is spoilt" do
+    test "a dump that nobody wants is read up to a bound: beyond it the socket is unusable" do
       {calls, seq} = left()
 
       message = %Message{
@@ -346,14 +346,14 @@ defmodule NetlinkPort.ConnectionTest do
 
       datagram = IO.iodata_to_binary(Message.encode(message))
 
-      spoilt =
+      states =
         for _ <- 1..5, reduce: [calls] do
           [calls | _] = before ->
             {[], calls} = Calls.received(calls, datagram, nil)
             [calls | before]
         end
 
-      assert Enum.map(Enum.reverse(spoilt), & &1.spoilt?) == [
+      assert Enum.map(Enum.reverse(states), & &1.unusable?) == [
                false,
                false,
                false,
@@ -366,9 +366,9 @@ defmodule NetlinkPort.ConnectionTest do
       {:ok, exchange} =
         Exchange.new(:route, {:request, @getlink, link(1), %{flags: 0, ack: true}})
 
-      calls = Calls.add(hd(spoilt), :later, exchange, {self(), :tag}, {9, 9}, 9)
+      calls = Calls.add(hd(states), :later, exchange, {self(), :tag}, {9, 9}, 9)
       assert Calls.next(calls) == nil
-      assert {:later, [_datagram], _calls} = calls |> Calls.fresh() |> Calls.next()
+      assert {:later, [_datagram], _calls} = calls |> Calls.unsent() |> Calls.next()
     end
 
     test "what cannot be read is an error of the call that it belongs to alone" do

@@ -158,10 +158,10 @@ defmodule NetlinkPort.GenericTest do
         # As if its module had been loaded again.
         stale = %{nlctrl | id: 1_022}
         assert {:error, %Error{reason: :enoent}} = Generic.dump(via, stale, @getfamily)
-        Generic.remember(via, stale)
+        Generic.Cache.put(via, stale)
         assert {:ok, [_ | _]} = Generic.dump(via, "nlctrl", @getfamily)
         payload = Attr.encode([{@family_id, Attr.u16(16)}])
-        Generic.remember(via, stale)
+        Generic.Cache.put(via, stale)
         assert {:ok, [message]} = Generic.request(via, "nlctrl", @getfamily, payload)
         assert name_of(message) == "nlctrl"
       end
@@ -176,8 +176,8 @@ defmodule NetlinkPort.GenericTest do
     end
 
     test "it is bounded", %{socket: socket} do
-      for n <- 1..1_000, do: Generic.remember(socket, %Generic{id: n, name: "family-#{n}"})
-      assert map_size(Process.get(Generic)) <= 256
+      for n <- 1..1_000, do: Generic.Cache.put(socket, %Generic{id: n, name: "family-#{n}"})
+      assert map_size(Process.get(Generic.Cache)) <= 256
       assert {:ok, [_ | _]} = Generic.dump(socket, "nlctrl", @getfamily)
     end
   end

@@ -14,14 +14,14 @@ defmodule NetlinkPort.Connection.Calls do
 
   # How many requests may be under way. The helper sends all requests that it has read from its pipe before it receives
   # answers. The kernel counts some kB for each answer, and drops answers beyond rmem_default.
-  @room 16
+  @max_under_way 16
   # How many bytes of payload count as one request: an error message repeats its request.
-  @weight 4_096
+  @bytes_per_request 4_096
   # Limits for the rest of an answer that was given up: how long a dump's next datagram may take, in ms, how long the
   # whole may take, in ms, and how many bytes of it are read.
-  @patience 5_000
-  @whole 60_000
-  @unwanted 268_435_456
+  @answer_timeout 5_000
+  @drain_timeout 60_000
+  @drain_bytes 268_435_456
 
   @type id :: reference()
   @type reply :: {id(), GenServer.from(), Exchange.outcome()}
@@ -42,11 +42,11 @@ defmodule NetlinkPort.Connection.Calls do
           dumps: :queue.queue(id()),
           requests: :queue.queue(id()),
           room: non_neg_integer(),
-          spoilt?: boolean()
+          unusable?: boolean()
         }
 
   # `dump` is under way. `dumps` and `requests`, which includes batches, were not sent yet. A dump that was given up and
-  # does not end makes the socket `spoilt?`: nothing more is sent on it.
+  # does not end makes the socket `unusable?`: nothing more is sent on it.
   @enforce_keys [:next]
   defstruct [
     :next,
@@ -55,8 +55,8 @@ defmodule NetlinkPort.Connection.Calls do
     seqs: %{},
     dumps: :queue.new(),
     requests: :queue.new(),
-    room: @room,
-    spoilt?: false
+    room: @max_under_way,
+    unusable?: false
   ]
 
   @doc "Returns an empty set of calls. Sequence numbers start at a random number."
@@ -90,12 +90,12 @@ defmodule NetlinkPort.Connection.Calls do
 
   defp weight(%{messages: messages}) do
     bytes = messages |> Enum.map(&IO.iodata_length(&1.payload)) |> Enum.sum()
-    min(max(length(messages), div(bytes, @weight) + 1), @room)
+    min(max(length(messages), div(bytes, @bytes_per_request) + 1), @max_under_way)
   end
 
   @doc "Takes the call that may be sent next, as numbered datagrams, or returns `nil`."
   @spec next(t()) :: {id(), [iodata(), ...], t()} | nil
-  def next(%{spoilt?: true}), do: nil
+  def next(%{unusable?: true}), do: nil
 
   def next(%{dump: nil} = state) do
     case :queue.out(state.dumps) do
@@ -159,12 +159,12 @@ defmodule NetlinkPort.Connection.Calls do
       messages
       |> Enum.chunk_by(&state.seqs[&1.seq])
       |> Enum.reduce({[], state}, fn messages, {replies, state} ->
-        {more, state} = answered(state, messages, group, size)
-        {more ++ replies, state}
+        {further, state} = answered(state, messages, group, size)
+        {further ++ replies, state}
       end)
 
-    {more, state} = broken(state, broken, last)
-    {more ++ replies, state}
+    {further, state} = broken(state, broken, last)
+    {further ++ replies, state}
   end
 
   defp answered(state, [%{seq: seq} | _] = messages, group, size) do
@@ -176,7 +176,7 @@ defmodule NetlinkPort.Connection.Calls do
 
       cond do
         Exchange.done?(call.exchange) -> conclude(state, id, call)
-        error = Exchange.excess(call.exchange) -> too_much(state, id, error)
+        error = Exchange.excess(call.exchange) -> excess(state, id, error)
         true -> {[], state}
       end
     else
@@ -200,17 +200,17 @@ defmodule NetlinkPort.Connection.Calls do
 
   defp lost(state, id, error), do: finish(state, id, {:error, error})
 
-  defp too_much(state, id, error) do
+  defp excess(state, id, error) do
     case state.calls[id] do
-      %{from: nil} -> {[], %{state | spoilt?: true}}
+      %{from: nil} -> {[], %{state | unusable?: true}}
       call -> {reply(id, call, Exchange.cut(call.exchange, error)), give_up(state, id)}
     end
   end
 
   defp take(%{from: nil} = call, messages, size) do
     %{answer: answer} = exchange = Exchange.add(call.exchange, messages, size)
-    {_unwanted, answer} = Reply.take(answer)
-    %{call | exchange: %{exchange | answer: answer}, deadline: deadline(call, @patience)}
+    {_discarded, answer} = Reply.take(answer)
+    %{call | exchange: %{exchange | answer: answer}, deadline: deadline(call, @answer_timeout)}
   end
 
   # Each datagram of a dump moves the deadline.
@@ -248,8 +248,8 @@ defmodule NetlinkPort.Connection.Calls do
       if dump, do: update_in(state.calls[dump].exchange, &Exchange.lose(&1, error)), else: state
 
     Enum.reduce(under_way, {[], state}, fn id, {replies, state} ->
-      {more, state} = finish(state, id, {:error, error})
-      {more ++ replies, state}
+      {further, state} = finish(state, id, {:error, error})
+      {further ++ replies, state}
     end)
   end
 
@@ -280,22 +280,22 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   @doc "Keeps the calls that were not sent, for a new socket. No caller waits for the others."
-  @spec fresh(t()) :: t()
-  def fresh(state) do
+  @spec unsent(t()) :: t()
+  def unsent(state) do
     calls = Map.filter(state.calls, fn {_id, %{exchange: %{answer: answer}}} -> answer == nil end)
     dump = if is_map_key(calls, state.dump), do: state.dump
-    %{state | calls: calls, dump: dump, seqs: %{}, room: @room, spoilt?: false}
+    %{state | calls: calls, dump: dump, seqs: %{}, room: @max_under_way, unusable?: false}
   end
 
   @doc """
-  Ends a call whose deadline has passed. A dump that was given up before, and does not go on, spoils the socket: the
-  kernel refuses every other dump on it.
+  Ends a call whose deadline has passed. A dump that was given up before, and does not go on, makes the socket
+  unusable: the kernel refuses every other dump on it.
   """
   @spec expire(t(), id()) :: {[reply()], t()}
   def expire(state, id) do
     case state.calls[id] do
       %{from: nil} when state.dump == id ->
-        {[], %{put_in(state.calls[id].deadline, :infinity) | spoilt?: true}}
+        {[], %{put_in(state.calls[id].deadline, :infinity) | unusable?: true}}
 
       %{from: nil} ->
         {[], forget(state, id)}
@@ -321,10 +321,10 @@ defmodule NetlinkPort.Connection.Calls do
     case state.calls[id] do
       %{exchange: %{answer: %Reply{}, dump?: dump?, reads: reads} = exchange} = call
       when dump? or reads != :plain ->
-        {_unwanted, answer} = Reply.take(exchange.answer)
-        exchange = %{exchange | answer: answer, bytes: 0, max_bytes: @unwanted}
-        call = %{call | from: nil, exchange: exchange, limit: deadline(@whole)}
-        put_in(state.calls[id], %{call | deadline: deadline(call, @patience)})
+        {_discarded, answer} = Reply.take(exchange.answer)
+        exchange = %{exchange | answer: answer, bytes: 0, max_bytes: @drain_bytes}
+        call = %{call | from: nil, exchange: exchange, limit: deadline(@drain_timeout)}
+        put_in(state.calls[id], %{call | deadline: deadline(call, @answer_timeout)})
 
       _call ->
         forget(state, id)

@@ -6,18 +6,14 @@ defmodule NetlinkPort.Generic.Follow do
   # group `notify`. When the family is registered again, it and its groups have other numbers.
 
   alias NetlinkPort.Message
-
-  # GENL_ID_CTRL; CTRL_CMD_NEWFAMILY and CTRL_CMD_DELFAMILY, include/uapi/linux/genetlink.h
-  @nlctrl 0x10
-  @newfamily 1
-  @delfamily 2
+  alias NetlinkPort.Generic.Nlctrl
 
   # The group is `nil` for a family that is followed without joining a group.
   @type wanted :: [{family :: String.t(), group :: String.t() | nil}]
   @type t :: %__MODULE__{
           socket: NetlinkPort.Socket.t(),
           wanted: wanted(),
-          families: %{String.t() => NetlinkPort.Generic.t()}
+          families: %{String.t() => Nlctrl.family() | NetlinkPort.Generic.t()}
         }
 
   @enforce_keys [:socket, :wanted, :families]
@@ -29,47 +25,34 @@ defmodule NetlinkPort.Generic.Follow do
     %__MODULE__{socket: socket, wanted: wanted, families: Map.new(families)}
   end
 
-  @doc "Returns the group `notify` of nlctrl, and the type of its messages."
-  @spec notify() :: {group :: pos_integer(), type :: pos_integer()}
-  def notify, do: {16, @nlctrl}
-
-  @doc "Whether a datagram is from nlctrl."
-  @spec notice?(binary()) :: boolean()
-  def notice?(<<_length::32, @nlctrl::16-native, _::binary>>), do: true
-  def notice?(_datagram), do: false
-
-  @typedoc "Decodes a message of nlctrl into its command and the family that it is about."
-  @type read :: (Message.t() -> {:ok, {command :: byte(), NetlinkPort.Generic.t()}} | term())
-
-  @doc "Returns the names of the followed families that a datagram of nlctrl has changed."
-  @spec told(t(), binary(), read()) :: {[String.t()], t()}
-  def told(follow, <<_length::32, @nlctrl::16-native, _::binary>> = datagram, read) do
-    case Message.decode(datagram) do
-      {:ok, messages} -> Enum.reduce(messages, {[], follow}, &note(&1, &2, read))
-      {:error, _malformed} -> {[], follow}
+  @doc "Takes a datagram. Returns the names of the followed families that were registered or unregistered."
+  @spec update(t(), binary()) :: {[String.t()], t()}
+  def update(follow, datagram) do
+    with true <- Nlctrl.notice?(datagram), {:ok, messages} <- Message.decode(datagram) do
+      Enum.reduce(messages, {[], follow}, &take(Nlctrl.announcement(&1), &2))
+    else
+      _event_or_malformed -> {[], follow}
     end
   end
 
-  def told(follow, _datagram, _read), do: {[], follow}
+  defp take(:other, changes), do: changes
 
-  defp note(message, {names, %{families: families} = follow}, read) do
-    with {:ok, {command, %{name: name} = family}} <- read.(message),
-         true <- followed?(follow.wanted, family) do
-      case {command, families} do
-        {@newfamily, families} ->
-          if same?(families[name], family),
-            do: {names, follow},
-            else: {[name | names], %{follow | families: Map.put(families, name, family)}}
+  defp take({change, %{name: name} = family}, {names, %{families: families} = follow} = changes) do
+    known = families[name]
 
-        # A notice with another number is about an earlier registration.
-        {@delfamily, %{^name => %{id: id}}} when id == family.id ->
-          {[name | names], %{follow | families: Map.delete(families, name)}}
+    cond do
+      not followed?(follow.wanted, family) ->
+        changes
 
-        _old_or_other ->
-          {names, follow}
-      end
-    else
-      _not_followed -> {names, follow}
+      change == :registered and not same?(known, family) ->
+        {[name | names], %{follow | families: Map.put(families, name, family)}}
+
+      # A notice with another number is about an earlier registration.
+      change == :unregistered and known != nil and known.id == family.id ->
+        {[name | names], %{follow | families: Map.delete(families, name)}}
+
+      true ->
+        changes
     end
   end
 
@@ -103,4 +86,23 @@ defmodule NetlinkPort.Generic.Follow do
   @spec number(t() | nil, String.t() | non_neg_integer()) :: non_neg_integer()
   def number(_follow, number) when is_integer(number), do: number
   def number(%{families: families}, name), do: Map.fetch!(families, name).id
+
+  @doc "Checks a list of groups by name."
+  @spec groups!(term()) :: [{String.t(), String.t()}]
+  def groups!(groups) do
+    if not is_list(groups) or List.improper?(groups), do: invalid_group!(groups)
+    Enum.map(groups, &group!/1)
+  end
+
+  @spec group!(term()) :: {String.t(), String.t()}
+  def group!({family, group}) when is_binary(group), do: {Nlctrl.name!(family), group}
+
+  def group!(other), do: invalid_group!(other)
+
+  @spec invalid_group!(term()) :: no_return()
+  defp invalid_group!(other) do
+    raise ArgumentError,
+          "expected groups by name, a list of {family, group}, such as {\"nlctrl\", \"notify\"}, " <>
+            "got: #{inspect(other)}"
+  end
 end

@@ -2,14 +2,12 @@ defmodule NetlinkPort.Monitor.Config do
   @moduledoc false
   # The options of a monitor, checked in the caller.
 
-  alias NetlinkPort.{Error, Generic, Options, Payload}
-  alias NetlinkPort.Generic.Follow
+  alias NetlinkPort.{Error, Options, Payload}
+  alias NetlinkPort.Generic.{Follow, Nlctrl}
   alias NetlinkPort.Monitor.Subscription
 
   # The bound of the monitor's own mailbox. Beyond it the socket's window fills, and then the kernel's queue.
   @max_queue 1_000
-  # The group `notify` of nlctrl.
-  @notify 16
   @largest 1_000_000_000
   @own [:name, :server, :protocol, :dump, :subscription]
   @of_sockets [:netns, :groups, :user_peers]
@@ -71,7 +69,7 @@ defmodule NetlinkPort.Monitor.Config do
          dumps: dumps,
          subscription: subscription,
          follow: Enum.uniq(named ++ families ++ asked),
-         notify?: generic? and (@notify in groups or {"nlctrl", "notify"} in named)
+         notify?: generic? and (Nlctrl.notify() in groups or {"nlctrl", "notify"} in named)
        }}
     end
   end
@@ -83,7 +81,7 @@ defmodule NetlinkPort.Monitor.Config do
 
   defp split(other), do: {[], other}
 
-  defp named!(group, true), do: Generic.named_group!(group)
+  defp named!(group, true), do: Follow.group!(group)
 
   defp named!(group, false) do
     raise ArgumentError,
@@ -106,7 +104,7 @@ defmodule NetlinkPort.Monitor.Config do
     for dump <- dumps do
       case dump do
         {name, payload} when is_binary(name) and generic? ->
-          {Generic.name!(name), Payload.binary!(:dump, payload)}
+          {Nlctrl.name!(name), Payload.binary!(:dump, payload)}
 
         {type, payload} ->
           {Options.type!(type), Payload.binary!(:dump, payload)}

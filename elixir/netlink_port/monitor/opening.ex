@@ -18,7 +18,7 @@ defmodule NetlinkPort.Monitor.Opening do
   Closes the socket `old`, then opens a socket for `monitor`. `known` are the processes that led to the namespace
   before.
 
-  When a family or a group does not exist, calls `tell` once with an error. It then waits without a limit until the
+  When a family or a group does not exist, calls `report` once with an error. It then waits without a limit until the
   family is registered.
   """
   @spec run(
@@ -30,7 +30,7 @@ defmodule NetlinkPort.Monitor.Opening do
              term())
         ) ::
           result()
-  def run(config, monitor, old, known, tell) do
+  def run(config, monitor, old, known, report) do
     if old, do: NetlinkPort.close(old)
 
     if config.follow == [] and config.subscription == [] do
@@ -38,7 +38,7 @@ defmodule NetlinkPort.Monitor.Opening do
       with {:ok, socket, known} <- open(config, opts, known), do: {:ok, socket, known, nil}
     else
       with {:ok, socket, known} <- open(config, [active: false] ++ config.open, known) do
-        case subscribe(config, socket, monitor, tell) do
+        case subscribe(config, socket, monitor, report) do
           {:ok, follow} ->
             {:ok, socket, known, follow}
 
@@ -54,8 +54,8 @@ defmodule NetlinkPort.Monitor.Opening do
     do: NetlinkPort.Server.Opening.again(config.server, config.protocol, opts, known)
 
   # Events that come before the monitor owns the socket are dropped: they are older than the resync that follows.
-  defp subscribe(config, socket, monitor, tell) do
-    with {:ok, follow} <- follow(socket, config.follow, tell),
+  defp subscribe(config, socket, monitor, report) do
+    with {:ok, follow} <- follow(socket, config.follow, report),
          :ok <- Subscription.send(socket, config.subscription, follow),
          :ok <- NetlinkPort.controlling_process(socket, monitor),
          :ok <- NetlinkPort.setopts(socket, active: true) do
@@ -63,26 +63,26 @@ defmodule NetlinkPort.Monitor.Opening do
     end
   end
 
-  defp follow(_socket, [], _tell), do: {:ok, nil}
+  defp follow(_socket, [], _report), do: {:ok, nil}
 
-  defp follow(socket, wanted, tell) do
-    with {:ok, follow} <- Generic.follow_families(socket, wanted), do: await(follow, tell)
+  defp follow(socket, wanted, report) do
+    with {:ok, follow} <- Generic.follow_families(socket, wanted), do: await(follow, report)
   end
 
-  defp await(follow, tell) do
+  defp await(follow, report) do
     case Follow.missing(follow) do
       [] ->
         {:ok, follow}
 
       [missing | _] ->
-        tell.(absent(missing))
+        report.(absent(missing))
         await_next(follow)
     end
   end
 
   defp await_next(%{socket: socket} = follow) do
     case NetlinkPort.recv(socket) do
-      {:error, %{reason: :enobufs}} -> follow(socket, follow.wanted, &already_told/1)
+      {:error, %{reason: :enobufs}} -> follow(socket, follow.wanted, &ignore/1)
       {:error, error} -> {:error, error}
       received -> rejoin(follow, elem(received, 1))
     end
@@ -90,10 +90,10 @@ defmodule NetlinkPort.Monitor.Opening do
 
   defp rejoin(follow, datagram) do
     with {:ok, _changed, follow} <- Generic.rejoin(follow, datagram),
-         do: await(follow, &already_told/1)
+         do: await(follow, &ignore/1)
   end
 
-  defp already_told(_error), do: :ok
+  defp ignore(_error), do: :ok
 
   @doc "Returns the error of a family, or of a group of a family, that does not exist."
   @spec absent({String.t(), String.t() | nil}) :: Error.t()

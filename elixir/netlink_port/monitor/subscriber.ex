@@ -17,7 +17,7 @@ defmodule NetlinkPort.Monitor.Subscriber do
 
   @type place :: :opening | {:joined, NetlinkPort.Socket.t()} | {:down, term()}
   @type message :: tuple()
-  @type phase :: {:owed, reason :: term(), down_told? :: boolean()} | :waiting | :attached | :live
+  @type phase :: {:owed, reason :: term(), down_sent? :: boolean()} | :waiting | :attached | :live
   @type t :: %__MODULE__{
           pid: pid(),
           bound: pos_integer(),
@@ -45,8 +45,8 @@ defmodule NetlinkPort.Monitor.Subscriber do
 
   @doc "Notes a gap. Further gaps before the resync of the first are the same gap."
   @spec gap(t(), reason :: term()) :: t()
-  def gap(%{phase: {:owed, _reason, _told?}} = subscriber, _reason_too), do: subscriber
-  def gap(subscriber, reason), do: back_to({:owed, reason, false}, subscriber)
+  def gap(%{phase: {:owed, _reason, _down_sent?}} = subscriber, _later_reason), do: subscriber
+  def gap(subscriber, reason), do: restart({:owed, reason, false}, subscriber)
 
   @doc "Adds an event."
   @spec event(t(), message()) :: t()
@@ -57,7 +57,7 @@ defmodule NetlinkPort.Monitor.Subscriber do
   # No piece of the snapshot has been sent yet, so the subscriber waits for another snapshot and needs no resync.
   def event(%{phase: :attached, events: events, bound: bound} = subscriber, _message)
       when events >= bound,
-      do: back_to(:waiting, subscriber)
+      do: restart(:waiting, subscriber)
 
   def event(%{phase: phase, queue: queue, events: events} = subscriber, message)
       when phase in [:live, :attached],
@@ -73,7 +73,7 @@ defmodule NetlinkPort.Monitor.Subscriber do
 
   @doc "Notes that the dumps have failed."
   @spec detach(t()) :: t()
-  def detach(%{phase: :attached} = subscriber), do: back_to(:waiting, subscriber)
+  def detach(%{phase: :attached} = subscriber), do: restart(:waiting, subscriber)
   def detach(subscriber), do: subscriber
 
   @doc "Adds the snapshot, before the events that came while it was read."
@@ -86,7 +86,7 @@ defmodule NetlinkPort.Monitor.Subscriber do
 
   @doc "Takes the messages that may be sent now. `dumps?` is whether the monitor makes snapshots."
   @spec advance(t(), place(), dumps? :: boolean()) :: {[message()], t()}
-  def advance(%{phase: {:owed, reason, told?}} = subscriber, place, dumps?) do
+  def advance(%{phase: {:owed, reason, down_sent?}} = subscriber, place, dumps?) do
     # A subscriber that was behind starts again only when half of its mailbox is free.
     room? = 2 * subscriber.credit > subscriber.bound
 
@@ -95,7 +95,7 @@ defmodule NetlinkPort.Monitor.Subscriber do
         phase = if dumps?, do: :waiting, else: :live
         {[{:netlink_resync, reason}], spend(%{subscriber | phase: phase})}
 
-      {:down, why} when room? and not told? ->
+      {:down, why} when room? and not down_sent? ->
         {[{:netlink_down, why}], spend(%{subscriber | phase: {:owed, reason, true}})}
 
       _not_yet ->
@@ -107,14 +107,14 @@ defmodule NetlinkPort.Monitor.Subscriber do
   def advance(subscriber, _place, _dumps?), do: {[], subscriber}
 
   @doc "Takes a message that has no place in the order of events, if there is credit."
-  @spec aside(t(), message()) :: {[message()], t()}
-  def aside(%{credit: 0} = subscriber, _message), do: {[], subscriber}
-  def aside(subscriber, message), do: {[message], spend(subscriber)}
+  @spec unordered(t(), message()) :: {[message()], t()}
+  def unordered(%{credit: 0} = subscriber, _message), do: {[], subscriber}
+  def unordered(subscriber, message), do: {[message], spend(subscriber)}
 
   @doc "Whether messages wait for credit."
   @spec waiting?(t(), place()) :: boolean()
-  def waiting?(%{phase: {:owed, _reason, told?}}, {:down, _why}), do: not told?
-  def waiting?(%{phase: {:owed, _reason, _told?}}, {:joined, _socket}), do: true
+  def waiting?(%{phase: {:owed, _reason, down_sent?}}, {:down, _why}), do: not down_sent?
+  def waiting?(%{phase: {:owed, _reason, _down_sent?}}, {:joined, _socket}), do: true
   def waiting?(%{phase: :live, queue: queue}, _place), do: not :queue.is_empty(queue)
   def waiting?(_subscriber, _place), do: false
 
@@ -136,7 +136,7 @@ defmodule NetlinkPort.Monitor.Subscriber do
 
   defp spend(%{credit: credit} = subscriber), do: %{subscriber | credit: credit - 1}
 
-  defp back_to(phase, subscriber) do
+  defp restart(phase, subscriber) do
     %{subscriber | phase: phase, queue: :queue.new(), events: 0}
   end
 end

@@ -10,76 +10,81 @@ defmodule NetlinkPort.Monitor.Subscribers do
 
   @type t :: %{reference() => Subscriber.t()}
   # The state of the monitor's socket, and whether the monitor makes snapshots.
-  @type ways :: {Subscriber.place(), dumps? :: boolean()}
+  @type socket_state :: {Subscriber.place(), dumps? :: boolean()}
 
   @doc "Adds a process whose mailbox may hold `bound` messages. A process that is there already begins anew."
-  @spec add(t(), pid(), pos_integer(), ways()) :: t()
-  def add(subscribers, pid, bound, ways) do
-    subscribers |> drop(pid) |> advance_one(Relay.monitor(pid), Subscriber.new(pid, bound), ways)
+  @spec add(t(), pid(), pos_integer(), socket_state()) :: t()
+  def add(subscribers, pid, bound, socket_state) do
+    subscribers
+    |> drop(pid)
+    |> advance_one(Relay.monitor(pid), Subscriber.new(pid, bound), socket_state)
   end
 
   @spec drop(t(), pid()) :: t()
   def drop(subscribers, pid) do
-    {dropped, kept} = Enum.split_with(subscribers, fn {_ref, one} -> one.pid == pid end)
-    Enum.each(dropped, fn {ref, one} -> Relay.demonitor(ref, one.pid) end)
-    Map.new(kept)
+    {dropped, rest} =
+      Enum.split_with(subscribers, fn {_ref, subscriber} -> subscriber.pid == pid end)
+
+    Enum.each(dropped, fn {ref, subscriber} -> Relay.demonitor(ref, subscriber.pid) end)
+    Map.new(rest)
   end
 
   @doc "Applies `fun` to each subscriber, and sends nothing."
-  @spec each(t(), (Subscriber.t() -> Subscriber.t())) :: t()
-  def each(subscribers, fun), do: Map.new(subscribers, fn {ref, one} -> {ref, fun.(one)} end)
+  @spec update(t(), (Subscriber.t() -> Subscriber.t())) :: t()
+  def update(subscribers, fun),
+    do: Map.new(subscribers, fn {ref, subscriber} -> {ref, fun.(subscriber)} end)
 
   @doc "Applies `fun` to each subscriber, then sends it the messages that may be sent."
-  @spec advance(t(), ways(), (Subscriber.t() -> Subscriber.t())) :: t()
-  def advance(subscribers, ways, fun) do
-    Enum.reduce(subscribers, subscribers, fn {ref, one}, subscribers ->
-      advance_one(subscribers, ref, fun.(one), ways)
+  @spec advance(t(), socket_state(), (Subscriber.t() -> Subscriber.t())) :: t()
+  def advance(subscribers, socket_state, fun) do
+    Enum.reduce(subscribers, subscribers, fn {ref, subscriber}, subscribers ->
+      advance_one(subscribers, ref, fun.(subscriber), socket_state)
     end)
   end
 
   @doc "Takes the report of a mailbox's gauge. Its subscriber may have been dropped by now."
-  @spec gauged(t(), reference(), MailboxGauge.report(), ways()) :: t()
-  def gauged(subscribers, ref, report, ways) do
+  @spec gauged(t(), reference(), MailboxGauge.report(), socket_state()) :: t()
+  def gauged(subscribers, ref, report, socket_state) do
     case subscribers do
-      %{^ref => one} ->
-        {credit, gauge} = MailboxGauge.read(one.gauge, ref, report, one.credit)
-        advance_one(subscribers, ref, %{one | credit: credit, gauge: gauge}, ways)
+      %{^ref => subscriber} ->
+        {credit, gauge} = MailboxGauge.read(subscriber.gauge, ref, report, subscriber.credit)
+        advance_one(subscribers, ref, %{subscriber | credit: credit, gauge: gauge}, socket_state)
 
-      _forgotten ->
+      _dropped ->
         subscribers
     end
   end
 
-  defp advance_one(subscribers, ref, one, {place, dumps?}) do
-    {messages, one} = Subscriber.advance(one, place, dumps?)
-    tell(one, ref, messages)
-    waiting? = Subscriber.waiting?(one, place)
-    gauge = MailboxGauge.watch(one.gauge, ref, one.pid, one.credit, waiting?)
-    Map.put(subscribers, ref, %{one | gauge: gauge})
+  defp advance_one(subscribers, ref, subscriber, {place, dumps?}) do
+    {messages, subscriber} = Subscriber.advance(subscriber, place, dumps?)
+    deliver(subscriber, ref, messages)
+    waiting? = Subscriber.waiting?(subscriber, place)
+    gauge = MailboxGauge.watch(subscriber.gauge, ref, subscriber.pid, subscriber.credit, waiting?)
+    Map.put(subscribers, ref, %{subscriber | gauge: gauge})
   end
 
-  @doc "Notes that the dumps have failed. With `tell?` the subscribers that wait for them are sent the error."
+  @doc "Notes that the dumps have failed. With `notify?` the subscribers that wait for them are sent the error."
   @spec failed(t(), Error.t(), boolean()) :: t()
-  def failed(subscribers, error, tell?) do
-    Map.new(subscribers, fn {ref, one} ->
-      {ref, one |> told_of(ref, error, tell?) |> Subscriber.detach()}
+  def failed(subscribers, error, notify?) do
+    Map.new(subscribers, fn {ref, subscriber} ->
+      {ref, subscriber |> notify(ref, error, notify?) |> Subscriber.detach()}
     end)
   end
 
-  defp told_of(%{phase: :attached} = one, ref, error, true) do
-    {messages, one} = Subscriber.aside(one, {:netlink_error, error})
-    tell(one, ref, messages)
-    one
+  defp notify(%{phase: :attached} = subscriber, ref, error, true) do
+    {messages, subscriber} = Subscriber.unordered(subscriber, {:netlink_error, error})
+    deliver(subscriber, ref, messages)
+    subscriber
   end
 
-  defp told_of(one, _ref, _error, _tell?), do: one
+  defp notify(subscriber, _ref, _error, _notify?), do: subscriber
 
   @doc "Whether any subscriber waits for a snapshot."
   @spec waiting?(t()) :: boolean()
   def waiting?(subscribers),
-    do: Enum.any?(subscribers, fn {_ref, one} -> one.phase == :waiting end)
+    do: Enum.any?(subscribers, fn {_ref, subscriber} -> subscriber.phase == :waiting end)
 
-  defp tell(%{pid: pid}, ref, messages) do
+  defp deliver(%{pid: pid}, ref, messages) do
     Enum.each(messages, fn message ->
       with {:netlink_resync, reason} <- message do
         metadata = %{monitor: self(), subscriber: pid, reason: reason}
@@ -91,8 +96,8 @@ defmodule NetlinkPort.Monitor.Subscribers do
   end
 
   @doc "Summarizes the subscribers for status reports."
-  @spec shown(t()) :: keyword()
-  def shown(subscribers) do
+  @spec summary(t()) :: keyword()
+  def summary(subscribers) do
     all = Map.values(subscribers)
 
     [
@@ -102,6 +107,6 @@ defmodule NetlinkPort.Monitor.Subscribers do
     ]
   end
 
-  defp phase({:owed, _reason, _told?}), do: :owed
+  defp phase({:owed, _reason, _down_sent?}), do: :owed
   defp phase(phase), do: phase
 end

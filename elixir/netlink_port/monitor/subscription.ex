@@ -10,10 +10,10 @@ defmodule NetlinkPort.Monitor.Subscription do
   # gets no answer.
 
   alias NetlinkPort.{Error, ExtAck, Message, Options, Payload, Socket}
-  alias NetlinkPort.Generic.Follow
+  alias NetlinkPort.Generic.{Follow, Nlctrl}
 
   # How long an answer to a datagram may take, in ms.
-  @patience 5_000
+  @answer_timeout 5_000
   # CN_IDX_PROC and CN_VAL_PROC, include/uapi/linux/connector.h
   @proc 1
 
@@ -24,12 +24,12 @@ defmodule NetlinkPort.Monitor.Subscription do
   @doc "Checks the option `:subscription` of a monitor. Only `:generic` has names of families as types."
   @spec new!(term(), boolean()) :: t()
   def new!(entries, generic?) do
-    if not is_list(entries) or List.improper?(entries), do: wrong!(entries)
+    if not is_list(entries) or List.improper?(entries), do: invalid!(entries)
     Enum.map(entries, &entry!(&1, generic?))
   end
 
   defp entry!({name, flags, payload}, true) when is_binary(name) do
-    {NetlinkPort.Generic.name!(name), Message.flags(flags), binary!(payload)}
+    {Nlctrl.name!(name), Message.flags(flags), binary!(payload)}
   end
 
   defp entry!({type, flags, payload}, _generic?) do
@@ -40,12 +40,12 @@ defmodule NetlinkPort.Monitor.Subscription do
     binary!(datagram)
   end
 
-  defp entry!(other, _generic?), do: wrong!(other)
+  defp entry!(other, _generic?), do: invalid!(other)
 
   defp binary!(payload), do: Payload.binary!(:subscription, payload)
 
-  @spec wrong!(term()) :: no_return()
-  defp wrong!(other) do
+  @spec invalid!(term()) :: no_return()
+  defp invalid!(other) do
     raise ArgumentError,
           "expected subscription: a list of requests {type, flags, payload} and of datagrams, " <>
             "got: #{inspect(other)}"
@@ -55,7 +55,8 @@ defmodule NetlinkPort.Monitor.Subscription do
   @spec send(Socket.t(), t(), Follow.t() | nil) :: :ok | {:error, Error.t()}
   def send(socket, entries, follow) do
     Enum.reduce_while(entries, :ok, fn entry, :ok ->
-      with :ok <- one(socket, entry, entries, follow), :ok <- unasked(socket, entries) do
+      with :ok <- send_entry(socket, entry, entries, follow),
+           :ok <- check_mailbox(socket, entries) do
         {:cont, :ok}
       else
         failed -> {:halt, failed}
@@ -64,11 +65,11 @@ defmodule NetlinkPort.Monitor.Subscription do
   end
 
   # A refusal that came while a request was answered is in the mailbox.
-  defp unasked(socket, entries) do
+  defp check_mailbox(socket, entries) do
     receive do
       message when elem(message, 0) == :netlink and elem(message, 1) == socket ->
         case refusal(entries, elem(message, 2)) do
-          nil -> unasked(socket, entries)
+          nil -> check_mailbox(socket, entries)
           error -> {:error, error}
         end
     after
@@ -76,15 +77,15 @@ defmodule NetlinkPort.Monitor.Subscription do
     end
   end
 
-  defp one(socket, {type, flags, payload}, _entries, follow) do
+  defp send_entry(socket, {type, flags, payload}, _entries, follow) do
     with {:ok, _messages} <-
            NetlinkPort.request(socket, Follow.number(follow, type), payload, flags: flags),
          do: :ok
   end
 
-  defp one(socket, datagram, entries, _follow) do
+  defp send_entry(socket, datagram, entries, _follow) do
     with :ok <- NetlinkPort.send(socket, datagram, wait: true) do
-      deadline = System.monotonic_time(:millisecond) + @patience
+      deadline = System.monotonic_time(:millisecond) + @answer_timeout
       await(socket, awaited(socket.protocol, datagram), entries, deadline)
     end
   end

@@ -148,16 +148,17 @@ defmodule NetlinkPort.ProtocolTest do
   end
 
   test "every atom that the program can send exists before it does" do
-    sources = Path.expand("../../../src/*.rs", __DIR__) |> Path.wildcard() |> Map.new(&source/1)
-    properties = Regex.scan(~r/\b(?:property|number)\(\s*"(\w+)"/, Enum.join(Map.values(sources)))
+    src = Path.expand("../../../src", __DIR__)
+    sources = for path <- Path.wildcard("#{src}/**/*.rs"), do: File.read!(path)
+    properties = Regex.scan(~r/\b(?:property|number)\(\s*"(\w+)"/, Enum.join(sources))
     # The atoms of stages and of `malformed` in Rust: arms of the two functions `atom`.
-    arms = Regex.scan(~r/Self::\w+ => "(\w+)",/, sources["error.rs"] <> sources["etf.rs"])
+    arms = Regex.scan(~r/Self::\w+ => "(\w+)",/, source(src, "error.rs") <> source(src, "etf.rs"))
     names = for [_all, name] <- properties ++ arms, uniq: true, do: name
     assert "os_pid" in names and "setns" in names and "truncated" in names
     assert names -- Enum.map(Protocol.atoms(), &Atom.to_string/1) == []
   end
 
-  defp source(path), do: {Path.basename(path), File.read!(path)}
+  defp source(src, file), do: src |> Path.join(file) |> File.read!()
 
   describe "what is no event" do
     test "a vector cut anywhere is unknown" do

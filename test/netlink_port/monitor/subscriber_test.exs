@@ -85,7 +85,7 @@ defmodule NetlinkPort.Monitor.SubscriberTest do
   end
 
   test "what is beside the order takes room, too" do
-    assert {[:aside], %{credit: 3}} = Subscriber.aside(new(), :aside)
-    assert {[], %{credit: 0}} = Subscriber.aside(new(4, 0), :aside)
+    assert {[:aside], %{credit: 3}} = Subscriber.unordered(new(), :aside)
+    assert {[], %{credit: 0}} = Subscriber.unordered(new(4, 0), :aside)
   end
 end

@@ -1,4 +1,4 @@
-defmodule NetlinkPort.MonitorUntoldTest do
+defmodule NetlinkPort.MonitorSilentChangesTest do
   # "What the kernel does not tell", except routes (monitor_routes_test.exs): a dump shows the change, but no event
   # comes before that of a later change.
   use NetlinkPort.Case, async: true

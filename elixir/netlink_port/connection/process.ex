@@ -1,0 +1,380 @@
+defmodule NetlinkPort.Connection.Process do
+  @moduledoc false
+  # The process of a connection: it opens the socket and opens it again, sends the calls of NetlinkPort.Connection.Calls
+  # when they may be sent, and replies to the callers.
+
+  use GenServer
+
+  alias NetlinkPort.{Deadline, Error, Options, Redaction, Socket, Telemetry}
+  alias NetlinkPort.Nodes.Relay
+  alias NetlinkPort.Helper.Reference
+  alias NetlinkPort.Request.Exchange
+  alias NetlinkPort.Server.{Opening, PinNumbers}
+  alias NetlinkPort.Connection.{Calls, Transmit}
+
+  # The shortest and the longest pause before another attempt to open the socket, in ms.
+  @min_backoff 10
+  @max_backoff 1_000
+  # How long calls that are under way may keep others waiting, in ms. The kernel answers at once.
+  @answer_timeout 5_000
+
+  # When there is no `socket`, `error` says why. `replacement` replaces `socket` as soon as no call is under way on
+  # `socket`. A call is known by the monitor of its caller. `senders` maps the monitor of each process that waits
+  # for sendmsg(2) to its call. `opener` monitors the process that opens a socket. `monitor` monitors the server,
+  # if it is on this node. `known` are the processes that led to the namespace.
+  @enforce_keys [:server, :protocol, :opts, :calls]
+  defstruct [
+    :server,
+    :protocol,
+    :opts,
+    :calls,
+    :socket,
+    :monitor,
+    :error,
+    :opener,
+    :replacement,
+    backoff: @min_backoff,
+    known: [],
+    senders: %{}
+  ]
+
+  ## The socket
+
+  @impl true
+  def init({server, protocol, opts}) do
+    opts = [owner: self()] ++ opts
+    state = %__MODULE__{server: server, protocol: protocol, opts: opts, calls: Calls.new()}
+
+    if remote?(server),
+      do: {:ok, open(%{state | error: Error.new(:thread, :esrch)})},
+      else: {:ok, opened(state, Opening.again(server, protocol, opts, []))}
+  end
+
+  defp remote?({_name, node}) when is_atom(node), do: node != node()
+  defp remote?(server) when is_pid(server), do: node(server) != node()
+  defp remote?(_name), do: false
+
+  # The new socket replaces a socket that is still in use.
+  defp opened(%{socket: %Socket{}} = state, {:ok, replacement, known}) do
+    swap_when_idle(%{state | opener: nil, replacement: replacement, known: known})
+  end
+
+  defp opened(%{socket: %Socket{}} = state, {:error, error}) do
+    reset(%{state | opener: nil}, error)
+  end
+
+  defp opened(state, {:ok, %Socket{link: link} = socket, known}) do
+    # A remote witness reports the end of a server on another node, by :netlink_closed.
+    monitor = if Reference.local?(link), do: Process.monitor(link.server)
+    Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
+    state = %{state | socket: socket, monitor: monitor, opener: nil, backoff: @min_backoff}
+    %{state | known: known}
+  end
+
+  defp opened(state, {:error, error}) do
+    if state.error == nil, do: report_down(state, error)
+    open_later(%{state | error: error, opener: nil})
+  end
+
+  defp report_down(state, error) do
+    metadata = %{connection: self(), error: error}
+    Telemetry.execute([:connection, :down], %{calls: Calls.count(state.calls)}, metadata)
+  end
+
+  defp open(%{server: server, protocol: protocol, opts: opts, known: known} = state) do
+    {_pid, opener} =
+      spawn_monitor(fn -> exit({:opened, Opening.again(server, protocol, opts, known)}) end)
+
+    %{state | opener: opener}
+  end
+
+  defp open_later(%{backoff: backoff} = state) do
+    _timer = Process.send_after(self(), :open, backoff)
+    %{state | backoff: min(2 * backoff, @max_backoff)}
+  end
+
+  defp closed(state, error) do
+    if state.monitor, do: Process.demonitor(state.monitor, [:flush])
+    _pid = if state.replacement, do: close_in_background(state.replacement)
+    report_down(state, error)
+    state = %{state | socket: nil, monitor: nil, replacement: nil, error: error}
+    state = settle(state, Calls.close(state.calls, error))
+    if state.opener, do: state, else: open_later(state)
+  end
+
+  defp reset(%{socket: socket} = state, error) do
+    _pid = close_in_background(socket)
+    closed(state, error)
+  end
+
+  # In another process: a helper that does not answer must not block the connection.
+  defp close_in_background(socket), do: spawn(fn -> NetlinkPort.close(socket) end)
+
+  ## Another socket, for one that a dump has made unusable
+
+  # Calls that were sent on the old socket are still answered there. The others go to the new socket.
+  defp replace(
+         %{calls: %{unusable?: true}, opener: nil, replacement: nil, socket: %Socket{}} = state
+       ) do
+    _timer = Process.send_after(self(), {:replace, state.socket}, @answer_timeout)
+    open(state)
+  end
+
+  defp replace(state), do: swap_when_idle(state)
+
+  defp swap_when_idle(%{replacement: %Socket{} = replacement, socket: old} = state) do
+    if Calls.under_way?(state.calls) do
+      state
+    else
+      _pid = close_in_background(old)
+      if state.monitor, do: Process.demonitor(state.monitor, [:flush])
+
+      state = %{
+        state
+        | socket: nil,
+          monitor: nil,
+          replacement: nil,
+          calls: Calls.unsent(state.calls)
+      }
+
+      send_next(opened(state, {:ok, replacement, state.known}))
+    end
+  end
+
+  defp swap_when_idle(state), do: state
+
+  defp epipe, do: Error.new(:thread, :epipe)
+
+  ## A call begins
+
+  @impl true
+  def handle_call({:exchange, {:only_of, protocol, question}, timeouts, deadline}, from, state) do
+    if Options.protocol!(protocol) == Options.protocol!(state.protocol) do
+      handle_call({:exchange, question, timeouts, deadline}, from, state)
+    else
+      sentence =
+        "expected a connection of the protocol #{inspect(protocol)}, " <>
+          "got one of #{inspect(state.protocol)}"
+
+      answer(from, {:error, {:wrong, sentence}}, state)
+    end
+  end
+
+  def handle_call({:exchange, _question, _timeouts, _deadline}, from, %{socket: nil} = state) do
+    answer(from, {:error, state.error}, state)
+  end
+
+  def handle_call({:exchange, question, {timeout, _total} = timeouts, deadline}, from, state) do
+    left = Deadline.time_left(deadline, timeout)
+
+    # Pins are resolved before a call waits. Their numbers hold as long as the helper of this socket, and a call that
+    # waits ends with that socket.
+    made =
+      with {:ok, question} <- PinNumbers.resolve_question(question, state.socket),
+           do: Exchange.new(state.protocol, question)
+
+    case made do
+      {:ok, exchange} when is_integer(left) and left <= 0 and timeout > 0 ->
+        answer(from, Exchange.cut(exchange, Exchange.overdue(:silent)), state)
+
+      {:ok, exchange} ->
+        {:noreply, begin(state, exchange, from, timeouts, left)}
+
+      {:error, error} ->
+        answer(from, {:error, error}, state)
+
+      {:wrong, _sentence} = wrong ->
+        answer(from, {:error, wrong}, state)
+    end
+  end
+
+  def handle_call(_unknown, from, state) do
+    answer(from, {:error, Error.new(:protocol, :einval)}, state)
+  end
+
+  defp answer(from, answer, state) do
+    Relay.reply(from, answer)
+    {:noreply, state}
+  end
+
+  @impl true
+  def handle_cast(_unknown, state), do: {:noreply, state}
+
+  defp begin(state, exchange, {caller, _tag} = from, timeouts, left) do
+    id = Relay.monitor(caller)
+    calls = Calls.add(state.calls, id, exchange, from, timeouts, left)
+    start_timer(calls, id)
+    send_next(%{state | calls: calls})
+  end
+
+  # Replies to the callers, then sends the calls that may be sent now.
+  defp settle(state, {replies, calls}) do
+    for {id, {caller, _tag} = from, outcome} <- replies do
+      # A dump that was given up is still read, with a deadline of its own.
+      start_timer(calls, id)
+      Relay.demonitor(id, caller)
+      Relay.reply(from, outcome)
+    end
+
+    replace(send_next(%{state | calls: calls}))
+  end
+
+  defp send_next(state) do
+    case Calls.next(state.calls) do
+      {id, datagrams, calls} -> send_next(transmit(%{state | calls: calls}, id, datagrams))
+      nil -> state
+    end
+  end
+
+  defp transmit(state, id, datagrams) do
+    _timer =
+      if Calls.left(state.calls, id) > @answer_timeout,
+        do: Process.send_after(self(), {:unanswered, id}, @answer_timeout)
+
+    case Transmit.send(state.socket, datagrams) do
+      :ok -> state
+      {:later, monitor} -> put_in(state.senders[monitor], id)
+      {:error, error} -> unsent(state, id, error)
+    end
+  end
+
+  defp unsent(state, id, %{stage: :send, reason: reason} = error) when reason != :ebadf do
+    settle(state, Calls.finish(state.calls, id, {:error, error}))
+  end
+
+  # The socket is closed, or the helper has ended. The message that says so may come later, or came too early.
+  defp unsent(state, _id, _error), do: closed(state, epipe())
+
+  ## A call goes on
+
+  @impl true
+  def handle_info({:netlink, socket, datagram}, %{socket: socket} = state) do
+    {:noreply, settle(state, Calls.received(state.calls, datagram, nil))}
+  end
+
+  # With metadata, as pktinfo gives it.
+  def handle_info({:netlink, socket, datagram, %{group: group}}, %{socket: socket} = state) do
+    {:noreply, settle(state, Calls.received(state.calls, datagram, group))}
+  end
+
+  def handle_info({:netlink_overrun, socket, dropped}, %{socket: socket} = state) do
+    error = Error.new(:recv, :enobufs, dropped: dropped)
+    {:noreply, settle(state, Calls.lose(state.calls, error))}
+  end
+
+  def handle_info({:netlink_error, socket, %{stage: :recv} = error}, %{socket: socket} = state) do
+    {:noreply, settle(state, Calls.lose(state.calls, error))}
+  end
+
+  def handle_info({:netlink_error, socket, error}, %{socket: socket} = state) do
+    {:noreply, reset(state, error)}
+  end
+
+  def handle_info({:netlink_closed, socket, _reason}, %{socket: socket} = state) do
+    {:noreply, closed(state, epipe())}
+  end
+
+  def handle_info({:DOWN, monitor, :process, _server, _reason}, %{monitor: monitor} = state) do
+    {:noreply, closed(state, epipe())}
+  end
+
+  def handle_info({:DOWN, monitor, :process, _pid, reason}, %{opener: monitor} = state) do
+    case reason do
+      {:opened, result} -> {:noreply, opened(state, result)}
+      _killed -> {:noreply, opened(state, {:error, epipe()})}
+    end
+  end
+
+  def handle_info({:DOWN, monitor, :process, _pid, reason}, %{senders: senders} = state)
+      when is_map_key(senders, monitor) do
+    {id, senders} = Map.pop!(senders, monitor)
+    {:noreply, sent(%{state | senders: senders}, id, reason)}
+  end
+
+  def handle_info({:DOWN, id, :process, caller, _reason}, state) do
+    if Calls.member?(state.calls, id) do
+      calls = Calls.give_up(state.calls, id)
+      start_timer(calls, id)
+      Relay.demonitor(id, caller)
+      {:noreply, settle(state, {[], calls})}
+    else
+      {:noreply, state}
+    end
+  end
+
+  def handle_info({:deadline, id}, state) do
+    if Calls.member?(state.calls, id),
+      do: {:noreply, deadline(state, id)},
+      else: {:noreply, state}
+  end
+
+  def handle_info({:unanswered, id}, state) do
+    {:noreply, settle(state, {[], Calls.unanswered(state.calls, id)})}
+  end
+
+  # The calls on a socket that a dump has made unusable have had their time.
+  def handle_info({:replace, socket}, %{socket: socket} = state) do
+    {:noreply, reset(state, Exchange.overdue(:silent))}
+  end
+
+  def handle_info(:open, %{socket: nil, opener: nil} = state), do: {:noreply, open(state)}
+
+  def handle_info({:relay_idle, node, relay, handled}, state) do
+    Relay.idle(node, relay, handled)
+    {:noreply, state}
+  end
+
+  # Messages of a closed socket, of a finished call, and of strangers.
+  def handle_info(_message, state), do: {:noreply, state}
+
+  defp sent(state, _id, {:sent, :ok}), do: state
+
+  defp sent(state, id, reason) do
+    case {Calls.member?(state.calls, id), reason} do
+      {false, _reason} -> state
+      {true, {:sent, {:error, error}}} -> unsent(state, id, error)
+      {true, _killed} -> reset(state, epipe())
+    end
+  end
+
+  ## Deadlines
+
+  defp deadline(state, id) do
+    if Calls.left(state.calls, id) > 0 do
+      start_timer(state.calls, id)
+      state
+    else
+      settle(state, Calls.expire(state.calls, id))
+    end
+  end
+
+  # The deadline of a dump that goes on has moved by the time this timer fires.
+  defp start_timer(calls, id) do
+    left = if Calls.member?(calls, id), do: Calls.left(calls, id), else: :infinity
+    _timer = if left != :infinity, do: Process.send_after(self(), {:deadline, id}, left)
+    :ok
+  end
+
+  @impl true
+  def terminate(_reason, _state), do: Redaction.forget_mailbox()
+
+  # For crash reports and :sys.get_status/1. Payloads may contain keys and must not be shown. A callback of GenServer
+  # since Elixir 1.17.
+  @doc false
+  if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
+
+  def format_status(%{state: %__MODULE__{} = state} = status) do
+    Redaction.status(status,
+      server: state.server,
+      protocol: state.protocol,
+      netns: Keyword.get(state.opts, :netns, :host),
+      socket: state.socket,
+      error: state.error && Exception.message(state.error),
+      calls: Calls.count(state.calls),
+      sending: map_size(state.senders)
+    )
+  end
+
+  def format_status(status),
+    do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
+end
