@@ -452,8 +452,8 @@ defmodule NetlinkPort do
   """
   @spec unpin(Pin.t()) :: :ok
   def unpin(pin) do
-    %Pin{handle: handle, link: link} = Options.pin!(pin)
-    _answer = Client.ask(link, {:unpin, handle}, link.call_timeout)
+    %Pin{handle: handle, helper: helper} = Options.pin!(pin)
+    _answer = Client.ask(helper, {:unpin, handle}, helper.call_timeout)
     :ok
   end
 
@@ -537,7 +537,7 @@ defmodule NetlinkPort do
   end
 
   defp send_binary_to(socket, {port_id, groups}, datagram, timeout) do
-    if byte_size(datagram) + 64 > socket.link.max_frame do
+    if byte_size(datagram) + 64 > socket.helper.max_frame do
       {:error, Error.new(:send, :emsgsize)}
     else
       command = {:send_to, socket.handle, port_id, groups, datagram}
@@ -1034,8 +1034,8 @@ defmodule NetlinkPort do
     end
   end
 
-  def info(%Pin{handle: handle, link: link} = pin) do
-    case Client.ask(link, {:pin_info, handle}, link.call_timeout) do
+  def info(%Pin{handle: handle, helper: helper} = pin) do
+    case Client.ask(helper, {:pin_info, handle}, helper.call_timeout) do
       {:ok, told} ->
         {:ok, told}
 
@@ -1241,8 +1241,8 @@ defmodule NetlinkPort do
     end
   end
 
-  defp ask_server(%Socket{link: link} = socket, message) do
-    Client.explain(Client.ask(link, message, link.call_timeout), socket)
+  defp ask_server(%Socket{helper: helper} = socket, message) do
+    Client.explain(Client.ask(helper, message, helper.call_timeout), socket)
   end
 
   defp done({:ok, _value}), do: :ok

@@ -306,9 +306,9 @@ defmodule NetlinkPort.Connection do
     reset(%{state | opener: nil}, error)
   end
 
-  defp opened(state, {:ok, %Socket{link: link} = socket, known}) do
+  defp opened(state, {:ok, %Socket{helper: helper} = socket, known}) do
     # A remote witness reports the end of a server on another node, by :netlink_closed.
-    monitor = if Reference.local?(link), do: Process.monitor(link.server)
+    monitor = if Reference.local?(helper), do: Process.monitor(helper.server)
     Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
     state = %{state | socket: socket, monitor: monitor, opener: nil, backoff: @soonest}
     %{state | known: known}

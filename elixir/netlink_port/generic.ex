@@ -486,6 +486,6 @@ defmodule NetlinkPort.Generic do
 
   defp cache, do: Process.get(__MODULE__, %{})
 
-  defp place(%Socket{link: link, netns: netns}), do: {link.server, netns}
+  defp place(%Socket{helper: helper, netns: netns}), do: {helper.server, netns}
   defp place(connection), do: connection
 end

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Request.Family do
 
   import Bitwise
 
-  alias NetlinkPort.Options
+  alias NetlinkPort.{Error, Message, Options}
 
   @route 0
   @sock_diag 4
@@ -19,6 +19,7 @@ defmodule NetlinkPort.Request.Family do
   @rdma 20
   @crypto 21
 
+  @ack 0x4
   @echo 0x8
   @dump 0x300
   # NLMSG_MIN_TYPE: types below it are control messages.
@@ -174,6 +175,13 @@ defmodule NetlinkPort.Request.Family do
       type < @min_type and number != @fib_lookup -> skipped(number, ack?)
       true -> short(least(number), size)
     end
+  end
+
+  @doc "Returns the error of a message that the kernel silently ignores, or `nil`."
+  @spec ignored_error(NetlinkPort.protocol(), Message.t()) :: Error.t() | nil
+  def ignored_error(protocol, %Message{type: type, payload: payload, flags: flags}) do
+    why = ignored(protocol, type, IO.iodata_length(payload), (flags &&& @ack) != 0)
+    if why, do: Error.new(:request, :einval, hint: why)
   end
 
   @doc "Returns why no message of a family is ever answered, or `nil`."

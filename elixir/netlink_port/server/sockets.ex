@@ -21,7 +21,7 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   @type t :: %__MODULE__{
-          link: Reference.t(),
+          helper: Reference.t(),
           entries: %{Socket.handle() => %Entry{}},
           monitors: %{reference() => {:owner | :waiter, Socket.handle()}},
           grants: [binary()],
@@ -29,11 +29,11 @@ defmodule NetlinkPort.Server.Sockets do
         }
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()} | Error.t()}
 
-  @enforce_keys [:link]
-  defstruct [:link, :tap, entries: %{}, monitors: %{}, grants: []]
+  @enforce_keys [:helper]
+  defstruct [:helper, :tap, entries: %{}, monitors: %{}, grants: []]
 
   @spec new(Reference.t()) :: t()
-  def new(link), do: %__MODULE__{link: link}
+  def new(helper), do: %__MODULE__{helper: helper}
 
   @doc "How many sockets there are."
   @spec count(t()) :: non_neg_integer()
@@ -64,7 +64,7 @@ defmodule NetlinkPort.Server.Sockets do
   def add(sockets, socket, options) do
     %{owner: owner, active: active, window: window, max_queue: bound} = options
     tell? = options.closed_message
-    Reference.put_socket(sockets.link, socket, if(tell?, do: owner), sockets.tap)
+    Reference.put_socket(sockets.helper, socket, if(tell?, do: owner), sockets.tap)
     monitor = Relay.monitor(owner, if(tell?, do: socket))
     gauge = MailboxGauge.new(bound)
     delivery = Delivery.new(active, window, credit(gauge), elsewhere?(owner))
@@ -84,7 +84,7 @@ defmodule NetlinkPort.Server.Sockets do
   @spec remove(t(), Socket.handle(), :closed | :owner_down | :namespace_gone) :: t()
   def remove(sockets, handle, reason) do
     {entry, entries} = Map.pop!(sockets.entries, handle)
-    Reference.delete_socket(sockets.link, handle)
+    Reference.delete_socket(sockets.helper, handle)
     tell(entry, :close, %{count: 1}, %{reason: reason})
     sockets = forget(%{sockets | entries: entries}, entry.monitor, entry.owner)
     Enum.reduce(Delivery.waiters(entry.delivery), sockets, &dismiss(&2, &1, closed()))
@@ -98,7 +98,7 @@ defmodule NetlinkPort.Server.Sockets do
   def gone(sockets, handle) do
     case sockets.entries do
       %{^handle => entry} ->
-        Reference.retire_socket(sockets.link, entry.socket, told_of_end(entry, entry.owner))
+        Reference.retire_socket(sockets.helper, entry.socket, told_of_end(entry, entry.owner))
         put(sockets, %{entry | gone?: true})
 
       # The owner has closed it meanwhile.
@@ -155,11 +155,11 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   defp register(sockets, %{gone?: true, socket: socket} = entry, owner) do
-    Reference.retire_socket(sockets.link, socket, told_of_end(entry, owner))
+    Reference.retire_socket(sockets.helper, socket, told_of_end(entry, owner))
   end
 
   defp register(sockets, %{socket: socket} = entry, owner) do
-    Reference.put_socket(sockets.link, socket, told_of_end(entry, owner), sockets.tap)
+    Reference.put_socket(sockets.helper, socket, told_of_end(entry, owner), sockets.tap)
   end
 
   defp told_of_end(%{tell?: tell?}, owner), do: if(tell?, do: owner)
