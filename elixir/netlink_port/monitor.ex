@@ -229,7 +229,7 @@ defmodule NetlinkPort.Monitor do
 
   use GenServer
 
-  alias NetlinkPort.{Errno, Error, Options, Redaction, Telemetry}
+  alias NetlinkPort.{Arguments, Errno, Error, Redaction, Telemetry}
   alias NetlinkPort.Nodes.Relay
   alias NetlinkPort.Server.Client
   alias NetlinkPort.Generic
@@ -294,7 +294,7 @@ defmodule NetlinkPort.Monitor do
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts) do
-    Options.keyword!(opts)
+    Arguments.keyword!(opts)
 
     %{
       id: Keyword.get(opts, :name) || __MODULE__,
@@ -359,8 +359,8 @@ defmodule NetlinkPort.Monitor do
   @spec subscribe(GenServer.server(), max_queue: pos_integer()) ::
           {:ok, pid()} | {:error, Error.t()}
   def subscribe(monitor, opts \\ []) do
-    Options.keyword!(opts)
-    Options.known!(opts, [:max_queue])
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, [:max_queue])
     bound = Config.max_queue!(Keyword.get(opts, :max_queue, @max_queue))
     call(monitor, {:subscribe, self(), bound})
   end

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Server.Client do
   #
   # Whatever happens to the server and the helper, no function here crashes the caller, or suspends it for ever.
 
-  alias NetlinkPort.{Deadline, Errno, Error, Options, Payload, Pin, Socket, Spin}
+  alias NetlinkPort.{Arguments, Deadline, Errno, Error, Payload, Pin, Socket, Spin}
   alias NetlinkPort.Capture.Tap
   alias NetlinkPort.Helper.{Protocol, Reference}
   alias NetlinkPort.Server.{PinNumbers, Refusal}
@@ -131,7 +131,7 @@ defmodule NetlinkPort.Server.Client do
   @doc "Calls the server. Returns an error however the call fails; it never exits."
   @spec call(GenServer.server(), term(), timeout()) :: term()
   def call(server, message, timeout) do
-    server = Options.server!(server)
+    server = Arguments.server!(server)
 
     if self?(server), do: deadlock(), else: called(server, message, timeout, :esrch)
   end

@@ -9,7 +9,7 @@ defmodule NetlinkPort.Server do
 
   use GenServer
 
-  alias NetlinkPort.{Capture, FileName, Helper, Options, Redaction, Spin}
+  alias NetlinkPort.{Arguments, Capture, FileName, Helper, Redaction, Spin}
   alias NetlinkPort.Helper.{OsProcess, Privileges, Protocol, Reference, Restarts}
   alias NetlinkPort.Nodes.Relay
 
@@ -36,17 +36,17 @@ defmodule NetlinkPort.Server do
   @doc "See `NetlinkPort.start_link/1`. With `log: :none` the server logs nothing: its caller reports the failure."
   @spec start_link(keyword(), Restarts.log()) :: GenServer.on_start()
   def start_link(opts, log \\ :more) do
-    Options.keyword!(opts)
-    Options.known!(opts, [:name, :executable | Keyword.keys(@defaults)])
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, [:name, :executable | Keyword.keys(@defaults)])
     {name, opts} = Keyword.pop!(opts, :name)
     opts = Keyword.merge(@defaults, opts)
-    timeouts = for {key, _default} <- @timeouts, do: {key, Options.timeout!(opts[key])}
+    timeouts = for {key, _default} <- @timeouts, do: {key, Arguments.timeout!(opts[key])}
     opts = Keyword.merge(opts, timeouts)
     opts = Keyword.put(opts, :executable, opts[:executable] || Helper.Executable.path())
-    _path = Options.executable!(opts[:executable])
-    _capabilities = Options.keep!(opts[:keep])
-    _microseconds = Options.spin!(opts[:spin])
-    _whether = Options.boolean!(:user_namespaces, opts[:user_namespaces])
+    _path = Arguments.executable!(opts[:executable])
+    _capabilities = Arguments.keep!(opts[:keep])
+    _microseconds = Arguments.spin!(opts[:spin])
+    _whether = Arguments.boolean!(:user_namespaces, opts[:user_namespaces])
 
     Restarts.start(name, fn start ->
       start = if log == :none, do: %{start | log: :none}, else: start
