@@ -21,9 +21,9 @@ defmodule NetlinkPort.Server.Pins do
 
   @doc "The pin, from the reply of the helper."
   @spec pin(Socket.handle(), NetlinkPort.netns(), keyword(), Reference.t()) :: Pin.t()
-  def pin(handle, netns, told, helper) do
-    {device, inode} = told[:namespace]
-    descriptor = told[:descriptor]
+  def pin(handle, netns, info, helper) do
+    {device, inode} = info[:namespace]
+    descriptor = info[:descriptor]
 
     place = %Pin{
       handle: handle,
@@ -34,7 +34,7 @@ defmodule NetlinkPort.Server.Pins do
       helper: helper
     }
 
-    %{place | cookie: told[:cookie]}
+    %{place | cookie: info[:cookie]}
   end
 
   @doc "Adds a pin that the helper holds."
@@ -80,16 +80,16 @@ defmodule NetlinkPort.Server.Pins do
   @doc "The `t:NetlinkPort.pin_info/0` of a pin."
   @spec info(t(), Socket.handle()) :: map() | nil
   def info(%__MODULE__{entries: entries}, handle) do
-    with {pin, owner, _monitor} <- Map.get(entries, handle), do: told(pin, owner)
+    with {pin, owner, _monitor} <- Map.get(entries, handle), do: info_of(pin, owner)
   end
 
   @doc "As `info/2`, for all pins, by handle."
   @spec list(t()) :: [NetlinkPort.pin_info()]
   def list(%__MODULE__{entries: entries}) do
-    for {_handle, {pin, owner, _monitor}} <- Enum.sort(entries), do: told(pin, owner)
+    for {_handle, {pin, owner, _monitor}} <- Enum.sort(entries), do: info_of(pin, owner)
   end
 
-  defp told(pin, owner) do
+  defp info_of(pin, owner) do
     pin
     |> Map.take([:handle, :netns, :descriptor, :inode, :device, :cookie])
     |> Map.merge(%{pin: pin, owner: owner})

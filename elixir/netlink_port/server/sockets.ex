@@ -16,8 +16,17 @@ defmodule NetlinkPort.Server.Sockets do
     # `resume` is the mode to return to after controlling_process/2, while it has paused the socket.
     # `gauge` measures the mailbox of an owner with `max_queue:`.
     # `gone?`: the helper has closed the socket, and only the kept items are left to take.
-    # `tell?`: the owner is sent `:netlink_closed` when the socket is closed.
-    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, gone?: false, tell?: true]
+    # `closed_message?`: the owner is sent `:netlink_closed` when the socket is closed.
+    defstruct [
+      :socket,
+      :owner,
+      :monitor,
+      :delivery,
+      :resume,
+      :gauge,
+      gone?: false,
+      closed_message?: true
+    ]
   end
 
   @type t :: %__MODULE__{
@@ -63,13 +72,13 @@ defmodule NetlinkPort.Server.Sockets do
   @spec add(t(), Socket.t(), map()) :: t()
   def add(sockets, socket, options) do
     %{owner: owner, active: active, window: window, max_queue: bound} = options
-    tell? = options.closed_message
-    Reference.put_socket(sockets.helper, socket, if(tell?, do: owner), sockets.tap)
-    monitor = Relay.monitor(owner, if(tell?, do: socket))
+    closed_message? = options.closed_message
+    Reference.put_socket(sockets.helper, socket, if(closed_message?, do: owner), sockets.tap)
+    monitor = Relay.monitor(owner, if(closed_message?, do: socket))
     gauge = MailboxGauge.new(bound)
     delivery = Delivery.new(active, window, credit(gauge), elsewhere?(owner))
     fields = [socket: socket, owner: owner, monitor: monitor, delivery: delivery, gauge: gauge]
-    entry = struct!(Entry, [tell?: tell?] ++ fields)
+    entry = struct!(Entry, [closed_message?: closed_message?] ++ fields)
     monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(socket)})
     put(%{sockets | monitors: monitors}, entry)
   end
@@ -85,7 +94,7 @@ defmodule NetlinkPort.Server.Sockets do
   def remove(sockets, handle, reason) do
     {entry, entries} = Map.pop!(sockets.entries, handle)
     Reference.delete_socket(sockets.helper, handle)
-    tell(entry, :close, %{count: 1}, %{reason: reason})
+    emit(entry, :close, %{count: 1}, %{reason: reason})
     sockets = forget(%{sockets | entries: entries}, entry.monitor, entry.owner)
     Enum.reduce(Delivery.waiters(entry.delivery), sockets, &dismiss(&2, &1, closed()))
   end
@@ -98,7 +107,12 @@ defmodule NetlinkPort.Server.Sockets do
   def gone(sockets, handle) do
     case sockets.entries do
       %{^handle => entry} ->
-        Reference.retire_socket(sockets.helper, entry.socket, told_of_end(entry, entry.owner))
+        Reference.retire_socket(
+          sockets.helper,
+          entry.socket,
+          closed_message_to(entry, entry.owner)
+        )
+
         put(sockets, %{entry | gone?: true})
 
       # The owner has closed it meanwhile.
@@ -108,12 +122,19 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   # If the server ends between the two calls the witness notifies the owner again: better twice than never.
-  defp finish(sockets, %{owner: owner, socket: socket, monitor: monitor, tell?: tell?}) do
-    if tell?, do: Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
+  defp finish(sockets, %{
+         owner: owner,
+         socket: socket,
+         monitor: monitor,
+         closed_message?: closed_message?
+       }) do
+    if closed_message?,
+      do: Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
+
     remove(sockets, Socket.handle(socket), :namespace_gone)
   end
 
-  defp tell(%{socket: socket, owner: owner}, event, measurements, metadata) do
+  defp emit(%{socket: socket, owner: owner}, event, measurements, metadata) do
     metadata = Map.merge(metadata, %{server: self(), socket: socket, owner: owner})
     Telemetry.execute([:socket, event], measurements, metadata)
   end
@@ -141,7 +162,7 @@ defmodule NetlinkPort.Server.Sockets do
   def give(sockets, handle, owner) do
     with_entry(sockets, handle, fn entry ->
       register(sockets, entry, owner)
-      monitor = Relay.monitor(owner, if(entry.tell?, do: entry.socket))
+      monitor = Relay.monitor(owner, if(entry.closed_message?, do: entry.socket))
       sockets = forget(sockets, entry.monitor, entry.owner)
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
       # The new owner's mailbox has not been measured yet.
@@ -155,14 +176,15 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   defp register(sockets, %{gone?: true, socket: socket} = entry, owner) do
-    Reference.retire_socket(sockets.helper, socket, told_of_end(entry, owner))
+    Reference.retire_socket(sockets.helper, socket, closed_message_to(entry, owner))
   end
 
   defp register(sockets, %{socket: socket} = entry, owner) do
-    Reference.put_socket(sockets.helper, socket, told_of_end(entry, owner), sockets.tap)
+    Reference.put_socket(sockets.helper, socket, closed_message_to(entry, owner), sockets.tap)
   end
 
-  defp told_of_end(%{tell?: tell?}, owner), do: if(tell?, do: owner)
+  defp closed_message_to(%{closed_message?: closed_message?}, owner),
+    do: if(closed_message?, do: owner)
 
   ## What passes
 
@@ -202,10 +224,10 @@ defmodule NetlinkPort.Server.Sockets do
   def arrive(%{entries: entries} = sockets, handle, item) do
     case {entries, item} do
       {%{^handle => entry}, {:overrun, dropped}} ->
-        tell(entry, :overrun, %{dropped: dropped}, %{})
+        emit(entry, :overrun, %{dropped: dropped}, %{})
 
       {%{^handle => entry}, {:error, error}} ->
-        tell(entry, :error, %{count: 1}, %{error: error})
+        emit(entry, :error, %{count: 1}, %{error: error})
 
       {_closed, _item} ->
         :ok
@@ -259,7 +281,7 @@ defmodule NetlinkPort.Server.Sockets do
   def gauged(sockets, handle, report) do
     case sockets.entries do
       %{^handle => %{gauge: gauge} = entry} when gauge != nil ->
-        if told_of?(report, entry.owner),
+        if about?(report, entry.owner),
           do: gauged(sockets, entry, handle, report),
           else: sockets
 
@@ -276,8 +298,8 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   # A report on the mailbox of a former owner is ignored.
-  defp told_of?({:length, owner, _length}, asked), do: owner == asked
-  defp told_of?(:rested, _owner), do: true
+  defp about?({:length, owner, _length}, asked), do: owner == asked
+  defp about?(:rested, _owner), do: true
 
   @doc """
   Changes the mode of a socket. If it becomes active, waiting `recv`s are answered with EINVAL.
@@ -373,15 +395,15 @@ defmodule NetlinkPort.Server.Sockets do
   @doc "What the server knows of a socket."
   @spec info(t(), Socket.handle()) :: raw()
   def info(sockets, handle) do
-    {told, _sockets} = with_entry(sockets, handle, &{{:ok, told(&1)}, sockets})
-    told
+    {info, _sockets} = with_entry(sockets, handle, &{{:ok, entry_info(&1)}, sockets})
+    info
   end
 
   @doc "As `info/2`, for each socket."
   @spec list(t()) :: [map()]
-  def list(sockets), do: for({_handle, entry} <- sockets.entries, do: told(entry))
+  def list(sockets), do: for({_handle, entry} <- sockets.entries, do: entry_info(entry))
 
-  defp told(%{owner: owner, delivery: delivery, socket: socket}) do
+  defp entry_info(%{owner: owner, delivery: delivery, socket: socket}) do
     %{
       socket: socket,
       owner: owner,
