@@ -16,17 +16,8 @@ defmodule NetlinkPort.Server.Sockets do
     # `resume` is the mode to return to after controlling_process/2, while it has paused the socket.
     # `gauge` measures the mailbox of an owner with `max_queue:`.
     # `gone?`: the helper has closed the socket, and only the kept items are left to take.
-    # `closed_message?`: the owner is sent `:netlink_closed` when the socket is closed.
-    defstruct [
-      :socket,
-      :owner,
-      :monitor,
-      :delivery,
-      :resume,
-      :gauge,
-      gone?: false,
-      closed_message?: true
-    ]
+    # `notify?`: the owner is sent `:netlink_closed` when the socket is closed.
+    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, gone?: false, notify?: true]
   end
 
   @type t :: %__MODULE__{
@@ -72,13 +63,13 @@ defmodule NetlinkPort.Server.Sockets do
   @spec add(t(), Socket.t(), map()) :: t()
   def add(sockets, socket, options) do
     %{owner: owner, active: active, window: window, max_queue: bound} = options
-    closed_message? = options.closed_message
-    Reference.put_socket(sockets.helper, socket, if(closed_message?, do: owner), sockets.tap)
-    monitor = Relay.monitor(owner, if(closed_message?, do: socket))
+    notify? = options.closed_message
+    Reference.put_socket(sockets.helper, socket, if(notify?, do: owner), sockets.tap)
+    monitor = Relay.monitor(owner, if(notify?, do: socket))
     gauge = MailboxGauge.new(bound)
     delivery = Delivery.new(active, window, credit(gauge), elsewhere?(owner))
     fields = [socket: socket, owner: owner, monitor: monitor, delivery: delivery, gauge: gauge]
-    entry = struct!(Entry, [closed_message?: closed_message?] ++ fields)
+    entry = struct!(Entry, [notify?: notify?] ++ fields)
     monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(socket)})
     put(%{sockets | monitors: monitors}, entry)
   end
@@ -107,12 +98,7 @@ defmodule NetlinkPort.Server.Sockets do
   def gone(sockets, handle) do
     case sockets.entries do
       %{^handle => entry} ->
-        Reference.retire_socket(
-          sockets.helper,
-          entry.socket,
-          closed_message_to(entry, entry.owner)
-        )
-
+        Reference.retire_socket(sockets.helper, entry.socket, notified(entry, entry.owner))
         put(sockets, %{entry | gone?: true})
 
       # The owner has closed it meanwhile.
@@ -122,15 +108,8 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   # If the server ends between the two calls the witness notifies the owner again: better twice than never.
-  defp finish(sockets, %{
-         owner: owner,
-         socket: socket,
-         monitor: monitor,
-         closed_message?: closed_message?
-       }) do
-    if closed_message?,
-      do: Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
-
+  defp finish(sockets, %{owner: owner, socket: socket, monitor: monitor, notify?: notify?}) do
+    if notify?, do: Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
     remove(sockets, Socket.handle(socket), :namespace_gone)
   end
 
@@ -162,7 +141,7 @@ defmodule NetlinkPort.Server.Sockets do
   def give(sockets, handle, owner) do
     with_entry(sockets, handle, fn entry ->
       register(sockets, entry, owner)
-      monitor = Relay.monitor(owner, if(entry.closed_message?, do: entry.socket))
+      monitor = Relay.monitor(owner, if(entry.notify?, do: entry.socket))
       sockets = forget(sockets, entry.monitor, entry.owner)
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
       # The new owner's mailbox has not been measured yet.
@@ -176,15 +155,14 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   defp register(sockets, %{gone?: true, socket: socket} = entry, owner) do
-    Reference.retire_socket(sockets.helper, socket, closed_message_to(entry, owner))
+    Reference.retire_socket(sockets.helper, socket, notified(entry, owner))
   end
 
   defp register(sockets, %{socket: socket} = entry, owner) do
-    Reference.put_socket(sockets.helper, socket, closed_message_to(entry, owner), sockets.tap)
+    Reference.put_socket(sockets.helper, socket, notified(entry, owner), sockets.tap)
   end
 
-  defp closed_message_to(%{closed_message?: closed_message?}, owner),
-    do: if(closed_message?, do: owner)
+  defp notified(%{notify?: notify?}, owner), do: if(notify?, do: owner)
 
   ## What passes
 
