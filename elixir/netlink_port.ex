@@ -109,7 +109,7 @@ defmodule NetlinkPort do
   `NetlinkPort.Monitor` does all this for processes that follow multicast groups.
   """
 
-  alias NetlinkPort.{Deadline, Error, ExtAck, Message, Options, Pin, Request, Server}
+  alias NetlinkPort.{Arguments, Deadline, Error, ExtAck, Message, Options, Pin, Request, Server}
   alias NetlinkPort.{Socket, Telemetry}
   alias NetlinkPort.Request.Exchange
   alias NetlinkPort.Server.{Client, Opening, PinNumbers, Stats}
@@ -240,7 +240,7 @@ defmodule NetlinkPort do
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts) do
-    Options.keyword!(opts)
+    Arguments.keyword!(opts)
 
     %{
       id: Keyword.get(opts, :name) || __MODULE__,
@@ -287,7 +287,7 @@ defmodule NetlinkPort do
   """
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts \\ []) do
-    Options.keyword!(opts)
+    Arguments.keyword!(opts)
     Server.start_link(Keyword.put_new(opts, :name, __MODULE__))
   end
 
@@ -452,8 +452,8 @@ defmodule NetlinkPort do
   """
   @spec unpin(Pin.t()) :: :ok
   def unpin(pin) do
-    %Pin{handle: handle, link: link} = Options.pin!(pin)
-    _answer = Client.ask(link, {:unpin, handle}, link.call_timeout)
+    %Pin{handle: handle, helper: helper} = Arguments.pin!(pin)
+    _answer = Client.ask(helper, {:unpin, handle}, helper.call_timeout)
     :ok
   end
 
@@ -484,7 +484,7 @@ defmodule NetlinkPort do
   """
   @spec close(Socket.t()) :: :ok
   def close(socket) do
-    Client.close(Options.socket!(socket))
+    Client.close(Arguments.socket!(socket))
     Request.forget(socket)
   end
 
@@ -518,15 +518,15 @@ defmodule NetlinkPort do
   def send(%Socket{} = socket, datagram, []), do: Client.send(socket, datagram, false, 5_000)
 
   def send(socket, datagram, opts) do
-    socket = Options.socket!(socket)
-    Options.keyword!(opts)
-    Options.known!(opts, [:wait, :timeout, :to])
-    timeout = Options.timeout!(Keyword.get(opts, :timeout, 5_000))
-    wait? = Options.boolean!(:wait, Keyword.get(opts, :wait, false))
+    socket = Arguments.socket!(socket)
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, [:wait, :timeout, :to])
+    timeout = Arguments.timeout!(Keyword.get(opts, :timeout, 5_000))
+    wait? = Arguments.boolean!(:wait, Keyword.get(opts, :wait, false))
 
     case Keyword.get(opts, :to) do
       nil -> Client.send(socket, datagram, wait?, timeout)
-      peer -> send_to(socket, Options.peer!(peer), datagram, timeout)
+      peer -> send_to(socket, Arguments.peer!(peer), datagram, timeout)
     end
   end
 
@@ -537,7 +537,7 @@ defmodule NetlinkPort do
   end
 
   defp send_binary_to(socket, {port_id, groups}, datagram, timeout) do
-    if byte_size(datagram) + 64 > socket.link.max_frame do
+    if byte_size(datagram) + 64 > socket.helper.max_frame do
       {:error, Error.new(:send, :emsgsize)}
     else
       command = {:send_to, socket.handle, port_id, groups, datagram}
@@ -562,7 +562,7 @@ defmodule NetlinkPort do
   """
   @spec recv(Socket.t(), timeout()) :: {:ok, binary()} | {:ok, binary(), metadata()} | error()
   def recv(socket, timeout \\ :infinity) do
-    Client.recv(Options.socket!(socket), Options.timeout!(timeout))
+    Client.recv(Arguments.socket!(socket), Arguments.timeout!(timeout))
   end
 
   ## Requests
@@ -620,7 +620,7 @@ defmodule NetlinkPort do
         ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | error()
   def request(socket, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :ack, :ext_ack])
-    {socket, type} = {Options.socket!(socket), Options.type!(type)}
+    {socket, type} = {Arguments.socket!(socket), Arguments.type!(type)}
     ask(:request, type, socket, {:request, type, payload, opts}, opts)
   end
 
@@ -674,8 +674,8 @@ defmodule NetlinkPort do
           | error()
   def batch(socket, requests, opts \\ []) do
     opts = Options.request!(opts, [:timeout, :ext_ack])
-    requests = Options.batch!(requests)
-    socket = Options.socket!(socket)
+    requests = Arguments.batch!(requests)
+    socket = Arguments.socket!(socket)
     ask(:batch, nil, socket, {:batch, requests}, opts)
   end
 
@@ -725,7 +725,7 @@ defmodule NetlinkPort do
         ) :: {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | error()
   def dump(socket, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
-    {socket, type} = {Options.socket!(socket), Options.type!(type)}
+    {socket, type} = {Arguments.socket!(socket), Arguments.type!(type)}
     ask(:dump, type, socket, {:dump, type, payload, opts}, opts)
   end
 
@@ -768,7 +768,7 @@ defmodule NetlinkPort do
         ) :: Enumerable.t()
   def stream(socket, type, payload \\ "", opts \\ []) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes])
-    Request.stream(Options.socket!(socket), Options.type!(type), payload, opts)
+    Request.stream(Arguments.socket!(socket), Arguments.type!(type), payload, opts)
   end
 
   ## Options
@@ -811,7 +811,7 @@ defmodule NetlinkPort do
   """
   @spec setopts(Socket.t(), [option()]) :: :ok | error()
   def setopts(socket, opts) do
-    socket = Options.socket!(socket)
+    socket = Arguments.socket!(socket)
 
     opts
     |> Options.set()
@@ -854,7 +854,7 @@ defmodule NetlinkPort do
   """
   @spec getopts(Socket.t(), [atom()]) :: {:ok, keyword()} | error()
   def getopts(socket, names) do
-    socket = Options.socket!(socket)
+    socket = Arguments.socket!(socket)
 
     names
     |> Options.get()
@@ -907,8 +907,8 @@ defmodule NetlinkPort do
   def leave(socket, group), do: membership(socket, :drop_membership, group)
 
   defp membership(socket, name, group) do
-    %Socket{handle: handle} = Options.socket!(socket)
-    done(Client.request(socket, {:set, handle, name, Options.group!(group)}))
+    %Socket{handle: handle} = Arguments.socket!(socket)
+    done(Client.request(socket, {:set, handle, name, Arguments.group!(group)}))
   end
 
   @doc """
@@ -921,7 +921,7 @@ defmodule NetlinkPort do
   """
   @spec memberships(Socket.t()) :: {:ok, [pos_integer()]} | error()
   def memberships(socket) do
-    %Socket{handle: handle} = Options.socket!(socket)
+    %Socket{handle: handle} = Arguments.socket!(socket)
     Client.request(socket, {:get, handle, :memberships})
   end
 
@@ -949,8 +949,8 @@ defmodule NetlinkPort do
   """
   @spec controlling_process(Socket.t(), pid()) :: :ok | error()
   def controlling_process(socket, pid) do
-    %Socket{handle: handle} = Options.socket!(socket)
-    pid = Options.pid!(:owner, pid)
+    %Socket{handle: handle} = Arguments.socket!(socket)
+    pid = Arguments.pid!(:owner, pid)
 
     if node(pid) == node() and not Process.alive?(pid) do
       {:error, Error.new(:info, :esrch)}
@@ -1034,8 +1034,8 @@ defmodule NetlinkPort do
     end
   end
 
-  def info(%Pin{handle: handle, link: link} = pin) do
-    case Client.ask(link, {:pin_info, handle}, link.call_timeout) do
+  def info(%Pin{handle: handle, helper: helper} = pin) do
+    case Client.ask(helper, {:pin_info, handle}, helper.call_timeout) do
       {:ok, told} ->
         {:ok, told}
 
@@ -1233,7 +1233,7 @@ defmodule NetlinkPort do
   """
   @spec stop_capture(pid()) :: {:ok, capture_counts()} | error()
   def stop_capture(capture) do
-    case Client.call(Options.pid!(:capture, capture), :stop, 15_000) do
+    case Client.call(Arguments.pid!(:capture, capture), :stop, 15_000) do
       {:ok, counts} -> {:ok, counts}
       {:error, %Error{} = error} -> {:error, error}
       {:error, {_stage, 110, _detail}} -> {:error, Error.new(:capture, :etimedout)}
@@ -1241,8 +1241,8 @@ defmodule NetlinkPort do
     end
   end
 
-  defp ask_server(%Socket{link: link} = socket, message) do
-    Client.explain(Client.ask(link, message, link.call_timeout), socket)
+  defp ask_server(%Socket{helper: helper} = socket, message) do
+    Client.explain(Client.ask(helper, message, helper.call_timeout), socket)
   end
 
   defp done({:ok, _value}), do: :ok

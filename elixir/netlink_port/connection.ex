@@ -70,7 +70,18 @@ defmodule NetlinkPort.Connection do
   the process has ended and another one has its number, calls return `ESRCH`.
   """
 
-  alias NetlinkPort.{Deadline, Error, ExtAck, Message, Options, Payload, Pin, Telemetry}
+  alias NetlinkPort.{
+    Arguments,
+    Deadline,
+    Error,
+    ExtAck,
+    Message,
+    Options,
+    Payload,
+    Pin,
+    Telemetry
+  }
+
   alias NetlinkPort.Request.Exchange
   alias NetlinkPort.Server.Client
 
@@ -89,7 +100,7 @@ defmodule NetlinkPort.Connection do
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts) do
-    Options.keyword!(opts)
+    Arguments.keyword!(opts)
 
     %{
       id: Keyword.get(opts, :name) || __MODULE__,
@@ -122,9 +133,9 @@ defmodule NetlinkPort.Connection do
   """
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
-    Options.keyword!(opts)
+    Arguments.keyword!(opts)
     {own, opts} = Keyword.split(opts, [:server, :protocol, :name])
-    server = Options.server!(Keyword.get(own, :server, NetlinkPort))
+    server = Arguments.server!(Keyword.get(own, :server, NetlinkPort))
     protocol = Keyword.get(own, :protocol)
     if fixed = Enum.find(@fixed, &Keyword.has_key?(opts, &1)), do: refuse!(fixed)
     opts = Keyword.put_new(opts, :max_queue, @max_queue)
@@ -170,7 +181,7 @@ defmodule NetlinkPort.Connection do
           {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def request_of(protocol, connection, type, payload, opts) do
     opts = Options.request!(opts, [:flags, :timeout, :ack, :ext_ack])
-    question = {:request, Options.type!(type), Payload.compact(payload), opts}
+    question = {:request, Arguments.type!(type), Payload.compact(payload), opts}
     call(connection, {:request, type}, only_of(protocol, question), opts, opts.timeout)
   end
 
@@ -201,7 +212,7 @@ defmodule NetlinkPort.Connection do
     opts = Options.request!(opts, [:timeout, :ext_ack])
 
     requests =
-      for {type, flags, payload} <- Options.batch!(requests),
+      for {type, flags, payload} <- Arguments.batch!(requests),
           do: {type, flags, Payload.compact(payload)}
 
     if requests == [],
@@ -232,7 +243,7 @@ defmodule NetlinkPort.Connection do
           {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def dump_of(protocol, connection, type, payload, opts) do
     opts = Options.request!(opts, [:flags, :timeout, :total_timeout, :max_bytes, :ext_ack])
-    question = {:dump, Options.type!(type), Payload.compact(payload), opts}
+    question = {:dump, Arguments.type!(type), Payload.compact(payload), opts}
     # The connection ends the call, however long the dump goes on.
     call(connection, {:dump, type}, only_of(protocol, question), opts, :infinity)
   end

@@ -37,7 +37,7 @@ defmodule NetlinkPort.Doctor do
   that opens one.
   """
 
-  alias NetlinkPort.{Error, FileName, Helper, Options, Server}
+  alias NetlinkPort.{Arguments, Error, FileName, Helper, Options, Server}
   alias NetlinkPort.Doctor.{Capabilities, Executable, Kernel, Limits, Namespaces, Pinned}
   alias NetlinkPort.Doctor.{RoundTrip, Servers}
 
@@ -93,10 +93,10 @@ defmodule NetlinkPort.Doctor do
   """
   @spec report([option()]) :: report()
   def report(opts \\ []) do
-    Options.keyword!(opts)
-    Options.known!(opts, [:executable, :netns])
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, [:executable, :netns])
     netns = netns!(opts[:netns])
-    executable = Options.executable!(opts[:executable]) || Helper.Executable.path()
+    executable = Arguments.executable!(opts[:executable]) || Helper.Executable.path()
     executable = executable && FileName.expand(executable)
     # start_link/1 of a server that fails ends a caller that does not trap exits.
     look = fn ->

@@ -227,7 +227,7 @@ defmodule NetlinkPort.Monitor do
   node, which the monitor forgets when the connection between the nodes is lost.
   """
 
-  alias NetlinkPort.{Error, Options}
+  alias NetlinkPort.{Arguments, Error}
   alias NetlinkPort.Server.Client
   alias NetlinkPort.Monitor.Config
 
@@ -261,7 +261,7 @@ defmodule NetlinkPort.Monitor do
   """
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts) do
-    Options.keyword!(opts)
+    Arguments.keyword!(opts)
 
     %{
       id: Keyword.get(opts, :name) || __MODULE__,
@@ -331,8 +331,8 @@ defmodule NetlinkPort.Monitor do
   @spec subscribe(GenServer.server(), max_queue: pos_integer()) ::
           {:ok, pid()} | {:error, Error.t()}
   def subscribe(monitor, opts \\ []) do
-    Options.keyword!(opts)
-    Options.known!(opts, [:max_queue])
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, [:max_queue])
     bound = Config.max_queue!(Keyword.get(opts, :max_queue, @max_queue))
     call(monitor, {:subscribe, self(), bound})
   end

@@ -17,7 +17,7 @@ defmodule NetlinkPort.Native do
       :ok = NetlinkPort.Native.close_fd(handle)
   """
 
-  alias NetlinkPort.{Error, Options, Socket}
+  alias NetlinkPort.{Arguments, Error, Socket}
 
   @typedoc "The step that failed."
   @type stage :: :open | :setns | :socket | :thread
@@ -85,7 +85,7 @@ defmodule NetlinkPort.Native do
   @spec bind_netlink(GenServer.server(), Socket.handle(), non_neg_integer()) ::
           :ok | {:error, errno()}
   def bind_netlink(server \\ NetlinkPort, handle, groups) do
-    groups = Options.uint32!(:groups, groups)
+    groups = Arguments.uint32!(:groups, groups)
 
     with %Socket{} = socket <- NetlinkPort.socket(server, handle),
          :ok <- NetlinkPort.bind(socket, 0, groups) do

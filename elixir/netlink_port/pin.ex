@@ -37,7 +37,7 @@ defmodule NetlinkPort.Pin do
 
   alias NetlinkPort.Socket
 
-  @typedoc "A pin. The field `:link` is private to the library."
+  @typedoc "A pin. The field `:helper` is private to the library."
   @type t :: %__MODULE__{
           handle: Socket.handle(),
           descriptor: non_neg_integer(),
@@ -45,7 +45,7 @@ defmodule NetlinkPort.Pin do
           device: non_neg_integer(),
           cookie: non_neg_integer() | nil,
           netns: NetlinkPort.netns(),
-          link: struct()
+          helper: struct()
         }
 
   @typedoc """
@@ -55,8 +55,8 @@ defmodule NetlinkPort.Pin do
   @type payload ::
           binary() | t() | maybe_improper_list(byte() | payload(), binary() | t() | [])
 
-  @enforce_keys [:handle, :descriptor, :inode, :device, :netns, :link]
-  defstruct [:handle, :descriptor, :inode, :device, :cookie, :netns, :link]
+  @enforce_keys [:handle, :descriptor, :inode, :device, :netns, :helper]
+  defstruct [:handle, :descriptor, :inode, :device, :cookie, :netns, :helper]
 
   defimpl Inspect do
     # A path may contain any byte, such as a newline. The output must stay on one line.

@@ -57,7 +57,7 @@ defmodule NetlinkPort.Sandbox do
   | `:interrupted_dump` | stand-in | the next dump is marked as interrupted (`NLM_F_DUMP_INTR`); `NetlinkPort.dump/4` tries it five times, then returns `EINTR` |
   """
 
-  alias NetlinkPort.{Attr, Options}
+  alias NetlinkPort.{Arguments, Attr}
   alias NetlinkPort.Sandbox.{Fault, Instance, Recording, Refusal}
 
   @typedoc "A sandbox: its pid or its name."
@@ -363,7 +363,7 @@ defmodule NetlinkPort.Sandbox do
   """
   @spec fault(t(), fault(), keyword()) :: :ok
   def fault(sandbox, fault, opts \\ []) do
-    Options.keyword!(opts)
+    Arguments.keyword!(opts)
 
     case Fault.make(sandbox, fault, opts) do
       :ok -> :ok

@@ -17,14 +17,14 @@ defmodule NetlinkPort.Socket do
           handle: handle(),
           protocol: NetlinkPort.protocol(),
           netns: NetlinkPort.netns(),
-          link: struct()
+          helper: struct()
         }
 
   @typedoc "The number that stands for a socket."
   @type handle :: non_neg_integer()
 
-  @enforce_keys [:handle, :protocol, :netns, :link]
-  defstruct [:handle, :protocol, :netns, :link]
+  @enforce_keys [:handle, :protocol, :netns, :helper]
+  defstruct [:handle, :protocol, :netns, :helper]
 
   @doc """
   Returns the handle of a socket, as `NetlinkPort.Native` uses it.

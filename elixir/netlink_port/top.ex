@@ -23,7 +23,7 @@ defmodule NetlinkPort.Top do
   Each look costs a call to every server, and two commands to the helper for each socket.
   """
 
-  alias NetlinkPort.{Error, Options, Redaction}
+  alias NetlinkPort.{Arguments, Error, Redaction}
   alias NetlinkPort.Operations.Attach
   alias NetlinkPort.Operations.Survey
   alias NetlinkPort.Top.Screen
@@ -65,18 +65,18 @@ defmodule NetlinkPort.Top do
           size: (() -> {pos_integer(), pos_integer()})
         ) :: :ok | {:error, String.t()}
   def run(opts \\ []) do
-    Options.keyword!(opts)
-    Options.known!(opts, [:interval, :once, :node, :size])
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, [:interval, :once, :node, :size])
     node = Keyword.get(opts, :node, node())
     interval = interval!(Keyword.get(opts, :interval, 1_000))
 
-    if Options.boolean!(:once, Keyword.get(opts, :once, false)),
+    if Arguments.boolean!(:once, Keyword.get(opts, :once, false)),
       do: once(node, interval),
       else: live(node, interval, Keyword.get(opts, :size, &size/0))
   end
 
   defp interval!(interval) when is_integer(interval) and interval >= 100,
-    do: Options.timeout!(interval)
+    do: Arguments.timeout!(interval)
 
   defp interval!(other) do
     raise ArgumentError, "expected interval: ms, at least 100, got: #{inspect(other)}"

@@ -347,7 +347,7 @@ defmodule NetlinkPort.ActiveTest do
          context do
       for mode <- [true, :once, 5] do
         socket = open!(context, active: false)
-        server = socket.link.server
+        server = socket.helper.server
         new = relaying_process(self())
         assert {:ok, nil} = GenServer.call(server, {:pause, Socket.handle(socket)})
         ask(socket, 1)
@@ -363,7 +363,7 @@ defmodule NetlinkPort.ActiveTest do
 
     test "an owner that has given up handing over goes on by setting its mode", context do
       socket = open!(context, active: true)
-      assert {:ok, nil} = GenServer.call(socket.link.server, {:pause, Socket.handle(socket)})
+      assert {:ok, nil} = GenServer.call(socket.helper.server, {:pause, Socket.handle(socket)})
       ask(socket, 1)
       assert NetlinkPort.setopts(socket, active: true) == :ok
       assert_receive {:netlink, ^socket, _datagram}

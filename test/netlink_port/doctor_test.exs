@@ -395,7 +395,7 @@ defmodule NetlinkPort.DoctorTest do
     @tag :init_user_namespace
     test "that a pin keeps alive is named, with the pin and its owner, beside sockets or alone" do
       {netns, inode, socket} = doomed!()
-      {:ok, pin} = NetlinkPort.pin(socket.link.server, {:name, netns}, [])
+      {:ok, pin} = NetlinkPort.pin(socket.helper.server, {:name, netns}, [])
       ip!(["netns", "del", netns])
       assert [{:warn, line, remedy}] = said(inode)
       assert line =~ "#{inode} is alive by our sockets and pins alone: "

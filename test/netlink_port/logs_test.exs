@@ -74,7 +74,7 @@ defmodule NetlinkPort.LogsTest do
 
   test "frames that the helper cannot read are one line, and a count" do
     server = start_server!()
-    %{link: %{port: port}} = :sys.get_state(server)
+    %{helper: %{port: port}} = :sys.get_state(server)
     for _ <- 1..1_000, do: true = Port.command(port, "garbage")
     eventually!(fn -> match?({:ok, %{malformed: 1_000}}, NetlinkPort.stats(server)) end)
     {line, _event} = logged!()

@@ -415,7 +415,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       send(owner, :stop)
       eventually!(fn -> map_size(:sys.get_state(server).sockets.entries) == 0 end)
       # The row of the command goes with its answer.
-      eventually!(fn -> :ets.info(:sys.get_state(server).link.board, :size) == 1 end)
+      eventually!(fn -> :ets.info(:sys.get_state(server).helper.board, :size) == 1 end)
       refute_received {:netlink_closed, _socket, _reason}
     end
   end

@@ -113,7 +113,7 @@ defmodule NetlinkPort.OwnersTest do
   end
 
   defp on_the_way(server) do
-    board = :sys.get_state(server).link.board
+    board = :sys.get_state(server).helper.board
     Enum.count(:ets.tab2list(board), &is_integer(elem(&1, 0)))
   end
 

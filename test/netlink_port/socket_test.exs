@@ -6,7 +6,7 @@ defmodule NetlinkPort.SocketTest do
 
   # A socket that was never opened, for inspect/1 alone.
   defp closed(protocol, netns, handle) do
-    %Socket{handle: handle, protocol: protocol, netns: netns, link: nil}
+    %Socket{handle: handle, protocol: protocol, netns: netns, helper: nil}
   end
 
   describe "inspect" do

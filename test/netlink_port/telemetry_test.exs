@@ -316,7 +316,7 @@ defmodule NetlinkPort.TelemetryTest do
 
     shared =
       for {file, object, pattern} <- [
-            {"server/sockets.ex", "socket", ~r/tell\(\w+, :(\w+),/},
+            {"server/sockets.ex", "socket", ~r/emit\(\w+, :(\w+),/},
             {"capture/capture.ex", "capture", ~r/told\(state, :(\w+),/}
           ],
           [_all, event] <-

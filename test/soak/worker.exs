@@ -436,12 +436,12 @@ defmodule Soak.Worker do
 
   # After close/1 nothing comes, except a message about the helper's death if it died at the same time. A server that
   # did not answer in time closes the socket later.
-  defp close(state, %{socket: %{link: link} = socket}) do
+  defp close(state, %{socket: %{helper: helper} = socket}) do
     began = now()
     :ok = Ledger.call(:close, fn -> NetlinkPort.close(socket) end)
     handle = handle(socket)
 
-    if now() - began > link.call_timeout + @grace do
+    if now() - began > helper.call_timeout + @grace do
       Ledger.count(:closed_late)
       %{state | subs: Map.delete(state.subs, handle), void: MapSet.put(state.void, handle)}
     else

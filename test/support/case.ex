@@ -170,7 +170,7 @@ defmodule NetlinkPort.Case do
   end
 
   @doc "Whether a command waits for the answer of a server's helper."
-  def awaited?(server), do: :ets.info(:sys.get_state(server).link.board, :size) > 1
+  def awaited?(server), do: :ets.info(:sys.get_state(server).helper.board, :size) > 1
 
   @doc "Sends a signal to a process that this test has started."
   def signal!(os_pid, name) do

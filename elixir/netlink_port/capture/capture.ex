@@ -8,7 +8,7 @@ defmodule NetlinkPort.Capture do
 
   use GenServer, restart: :temporary
 
-  alias NetlinkPort.{Deadline, Errno, Error, Options, Redaction, Socket, Telemetry}
+  alias NetlinkPort.{Arguments, Deadline, Errno, Error, Redaction, Socket, Telemetry}
   alias NetlinkPort.Capture.{Pcapng, Tap}
 
   # Blocks are collected up to this many bytes while more datagrams come.
@@ -193,7 +193,7 @@ defmodule NetlinkPort.Capture do
     {description, state} = interface(state, source)
     stamp = state.epoch + System.convert_time_unit(stamp, :native, :nanosecond)
     index = Map.fetch!(state.interfaces, handle)
-    family = Options.protocol!(protocol)
+    family = Arguments.protocol!(protocol)
     comment = comment(dropped - state.dropped)
     block = Pcapng.datagram(index, stamp, direction, family, bytes, comment)
     blocks = [description, block]

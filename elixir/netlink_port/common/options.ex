@@ -1,34 +1,9 @@
 defmodule NetlinkPort.Options do
   @moduledoc false
-  # Checks arguments in the calling process. A wrong one raises ArgumentError before anything is sent.
+  # The options of each function, checked in the calling process, with their defaults. A wrong one raises ArgumentError
+  # before anything is sent. NetlinkPort.Arguments has the checks of single values.
 
-  alias NetlinkPort.{Error, Message, Pin, Redaction, Socket}
-
-  # include/uapi/linux/netlink.h
-  @protocols %{
-    route: 0,
-    unused: 1,
-    usersock: 2,
-    firewall: 3,
-    sock_diag: 4,
-    nflog: 5,
-    xfrm: 6,
-    selinux: 7,
-    iscsi: 8,
-    audit: 9,
-    fib_lookup: 10,
-    connector: 11,
-    netfilter: 12,
-    ip6_fw: 13,
-    dnrtmsg: 14,
-    kobject_uevent: 15,
-    generic: 16,
-    scsitransport: 18,
-    ecryptfs: 19,
-    rdma: 20,
-    crypto: 21,
-    smc: 22
-  }
+  alias NetlinkPort.{Arguments, Error, Message, Redaction}
 
   @flags [
     :pktinfo,
@@ -55,23 +30,18 @@ defmodule NetlinkPort.Options do
     :closed_message
   ]
   @max_path 4096
-  # The helper refuses a command of more than 16 384 terms. A group takes three.
-  @max_groups 4096
   # So that a capture has room for at least some blocks.
   @least_capture 4096
   # BPF_MAXINSNS, include/uapi/linux/bpf_common.h
   @max_instructions 4096
   # Grants are cumulative, and must never exceed 64 bits.
   @max_window 0x100_0000_0000
-  # The longest timeout of `receive`, less the time that callers add to it.
-  @max_timeout 0xFFFFFFFF - 10_000
   @default_window 1_048_576
   @max_queue 1_000_000_000
-  @keepable [:net_broadcast, :audit_read, :audit_control, :dac_read_search]
   @max_uint32 0xFFFFFFFF
-  # The most bytes that a dump gathers, and how many times its `timeout` its default `total_timeout` is.
-  @max_gathered 268_435_456
-  @total 20
+  # The most bytes that a dump may have, and how many times its `timeout` its `total_timeout` is, by default.
+  @default_max_bytes 268_435_456
+  @total_timeout_factor 20
 
   @type pin :: %{
           kind: :pin,
@@ -104,8 +74,8 @@ defmodule NetlinkPort.Options do
   @doc "The options of `open/3`, checked, with their defaults."
   @spec open(NetlinkPort.protocol(), keyword()) :: {:ok, open()} | {:error, Error.t()}
   def open(protocol, opts) do
-    keyword!(opts)
-    known!(opts, @open_only ++ names())
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, @open_only ++ names())
     netns = Keyword.get(opts, :netns, :host)
     active = active!(Keyword.get(opts, :active, true))
     close_on = close_on!(Keyword.get(opts, :close_on))
@@ -116,17 +86,17 @@ defmodule NetlinkPort.Options do
        %{
          kind: :socket,
          protocol: protocol,
-         number: protocol!(protocol),
+         number: Arguments.protocol!(protocol),
          netns: netns,
          target: watched(target, close_on),
          active: active,
          closed_message: closed_message!(Keyword.get(opts, :closed_message, true), active),
          bind: bind!(Keyword.get(opts, :bind, 0)),
-         user_peers: boolean!(:user_peers, Keyword.get(opts, :user_peers, false)),
-         owner: pid!(:owner, Keyword.get(opts, :owner, self())),
+         user_peers: Arguments.boolean!(:user_peers, Keyword.get(opts, :user_peers, false)),
+         owner: Arguments.pid!(:owner, Keyword.get(opts, :owner, self())),
          window: window!(Keyword.get(opts, :window, @default_window)),
          max_queue: max_queue!(Keyword.get(opts, :max_queue, :infinity)),
-         timeout: timeout!(Keyword.get(opts, :timeout, 15_000)),
+         timeout: Arguments.timeout!(Keyword.get(opts, :timeout, 15_000)),
          options: socket_options(opts) ++ memberships(Keyword.get(opts, :groups, []))
        }}
     end
@@ -135,10 +105,10 @@ defmodule NetlinkPort.Options do
   @doc "The options of `pin/3`, checked, with their defaults."
   @spec pin(NetlinkPort.netns(), keyword()) :: {:ok, pin()} | {:error, Error.t()}
   def pin(netns, opts) do
-    keyword!(opts)
-    known!(opts, [:owner, :timeout])
-    owner = pid!(:owner, Keyword.get(opts, :owner, self()))
-    timeout = timeout!(Keyword.get(opts, :timeout, 15_000))
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, [:owner, :timeout])
+    owner = Arguments.pid!(:owner, Keyword.get(opts, :owner, self()))
+    timeout = Arguments.timeout!(Keyword.get(opts, :timeout, 15_000))
 
     with {:ok, netns} <- from_here(netns),
          {:ok, target} <- target(netns) do
@@ -153,21 +123,8 @@ defmodule NetlinkPort.Options do
     for {name, value} <- opts, name in @settable, do: {name, value!(name, value)}
   end
 
-  defp memberships(groups), do: for(group <- groups!(groups), do: {:add_membership, group})
-
-  @doc "The number of a protocol."
-  @spec protocol!(NetlinkPort.protocol()) :: integer()
-  def protocol!(number) when is_integer(number) and number in -0x80000000..0x7FFFFFFF, do: number
-  # Stands for every number beyond an int: the kernel refuses it as it does any unknown protocol.
-  def protocol!(number) when is_integer(number), do: -1
-
-  def protocol!(name) when is_map_key(@protocols, name), do: Map.fetch!(@protocols, name)
-
-  def protocol!(other) do
-    raise ArgumentError,
-          "expected a netlink protocol, an integer or one of " <>
-            "#{inspect(Map.keys(@protocols))}, got: #{inspect(other)}"
-  end
+  defp memberships(groups),
+    do: for(group <- Arguments.groups!(groups), do: {:add_membership, group})
 
   @doc """
   Makes the path of a namespace absolute, since the helper's working directory is not the caller's. `..` is not
@@ -221,8 +178,8 @@ defmodule NetlinkPort.Options do
   @doc "The options of `setopts/2`, checked, in their order, as the helper or the server takes them."
   @spec set(keyword()) :: [{atom(), term()}]
   def set(opts) do
-    keyword!(opts)
-    known!(opts, names())
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, names())
 
     for {name, value} <- opts do
       case name do
@@ -235,7 +192,7 @@ defmodule NetlinkPort.Options do
   @doc "The names of `getopts/2`, checked."
   @spec get([atom()]) :: [atom()]
   def get(names) when is_list(names) and length(names) >= 0 do
-    known!(Enum.map(names, &{&1, nil}), names())
+    Arguments.known!(Enum.map(names, &{&1, nil}), names())
     names
   end
 
@@ -253,57 +210,12 @@ defmodule NetlinkPort.Options do
 
   def read(_name, value), do: value
 
-  @doc "A list of group numbers."
-  @spec groups!(term()) :: [pos_integer()]
-  def groups!(groups) when is_list(groups) and length(groups) <= @max_groups do
-    Enum.map(groups, &group!/1)
-  end
-
-  def groups!(other) do
-    raise ArgumentError,
-          "expected groups: a list of at most #{@max_groups} group numbers, got: #{inspect(other)}"
-  end
-
-  @doc "A multicast group's number."
-  @spec group!(term()) :: pos_integer()
-  def group!(group) when is_integer(group) and group in 1..@max_uint32, do: group
-
-  def group!(other) do
-    raise ArgumentError,
-          "expected the number of a multicast group, from 1, got: #{inspect(other)}"
-  end
-
-  @doc "An unsigned integer of 32 bits."
-  @spec uint32!(atom(), term()) :: non_neg_integer()
-  def uint32!(_name, value) when is_integer(value) and value in 0..@max_uint32, do: value
-
-  def uint32!(name, other) do
-    raise ArgumentError, "expected #{name} to be an integer of 32 bits, got: #{inspect(other)}"
-  end
-
-  @doc "The address of a peer in user space."
-  @spec peer!(term()) :: {non_neg_integer(), non_neg_integer()}
-  def peer!({port_id, groups}), do: {uint32!(:port_id, port_id), uint32!(:groups, groups)}
-
-  def peer!(other) do
-    raise ArgumentError, "expected to: {port_id, groups}, got: #{inspect(other)}"
-  end
-
-  @doc "A timeout in milliseconds. A timeout longer than a timer takes, 49 days, is cut to that."
-  @spec timeout!(term()) :: timeout()
-  def timeout!(:infinity), do: :infinity
-  def timeout!(timeout) when is_integer(timeout) and timeout >= 0, do: min(timeout, @max_timeout)
-
-  def timeout!(other) do
-    raise ArgumentError, "expected a timeout in ms or :infinity, got: #{inspect(other)}"
-  end
-
   @doc "The options of a request as a map, with their defaults. `known` are those that this kind of request has."
   @spec request!(term(), [atom()]) :: map()
   def request!(opts, known) do
-    keyword!(opts)
-    known!(opts, known)
-    timeout = timeout!(Keyword.get(opts, :timeout, 5_000))
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, known)
+    timeout = Arguments.timeout!(Keyword.get(opts, :timeout, 5_000))
 
     # Without :total_timeout among the options, the timeout is for the whole already.
     total =
@@ -313,16 +225,16 @@ defmodule NetlinkPort.Options do
 
     %{
       flags: Message.flags(Keyword.get(opts, :flags, 0)),
-      ack: boolean!(:ack, Keyword.get(opts, :ack, true)),
-      ext_ack: boolean!(:ext_ack, Keyword.get(opts, :ext_ack, false)),
+      ack: Arguments.boolean!(:ack, Keyword.get(opts, :ack, true)),
+      ext_ack: Arguments.boolean!(:ext_ack, Keyword.get(opts, :ext_ack, false)),
       timeout: timeout,
-      total_timeout: timeout!(total),
-      max_bytes: max_bytes!(Keyword.get(opts, :max_bytes, @max_gathered))
+      total_timeout: Arguments.timeout!(total),
+      max_bytes: max_bytes!(Keyword.get(opts, :max_bytes, @default_max_bytes))
     }
   end
 
   defp total(:infinity), do: :infinity
-  defp total(timeout), do: min(@total * timeout, @max_timeout)
+  defp total(timeout), do: @total_timeout_factor * timeout
 
   defp max_bytes!(:infinity), do: :infinity
   defp max_bytes!(bytes) when is_integer(bytes) and bytes > 0, do: bytes
@@ -332,128 +244,11 @@ defmodule NetlinkPort.Options do
           "expected max_bytes: a positive number of bytes or :infinity, got: #{inspect(other)}"
   end
 
-  @doc "The requests of a batch."
-  @spec batch!(term()) :: [{0..0xFFFF, 0..0xFFFF, Pin.payload()}]
-  def batch!(requests) do
-    if not is_list(requests) or List.improper?(requests) do
-      raise ArgumentError,
-            "expected a list of {type, flags, payload}, got: #{inspect(requests)}"
-    end
-
-    Enum.map(requests, &batched!/1)
-  end
-
-  @doc "One request of a batch."
-  @spec batched!(term()) :: {0..0xFFFF, 0..0xFFFF, Pin.payload()}
-  def batched!({type, flags, payload}), do: {type!(type), Message.flags(flags), payload}
-
-  def batched!(other) do
-    raise ArgumentError, "expected {type, flags, payload}, got: #{inspect(other)}"
-  end
-
-  @doc "The type of a message."
-  @spec type!(term()) :: 0..0xFFFF
-  def type!(type) when is_integer(type) and type in 0..0xFFFF, do: type
-
-  def type!(other) do
-    raise ArgumentError, "expected the type of a message, 0 to 65535, got: #{inspect(other)}"
-  end
-
-  @doc "The path of an executable, or nil for the default one."
-  @spec executable!(term()) :: Path.t() | nil
-  def executable!(path) when is_binary(path) or is_nil(path), do: path
-
-  def executable!(other) do
-    raise ArgumentError, "expected executable: a path, got: #{inspect(other)}"
-  end
-
-  @doc "How long a helper may spin before it sleeps, in microseconds."
-  @spec spin!(term()) :: non_neg_integer()
-  def spin!(microseconds) when is_integer(microseconds) and microseconds in 0..1_000_000,
-    do: microseconds
-
-  def spin!(other) do
-    raise ArgumentError, "expected spin: microseconds, 0 to 1000000, got: #{inspect(other)}"
-  end
-
-  @doc "The capabilities of `keep:`, beyond those that a helper always keeps."
-  @spec keep!(term()) :: [atom()]
-  def keep!(list) do
-    if is_list(list) and not List.improper?(list) and Enum.all?(list, &(&1 in @keepable)) do
-      list
-    else
-      raise ArgumentError,
-            "expected keep: a list of #{inspect(@keepable)}, got: #{inspect(list)}"
-    end
-  end
-
-  @doc "Raises for an unknown option."
-  @spec known!(keyword(), [atom()]) :: :ok
-  def known!(opts, known) do
-    case Enum.find(opts, fn {name, _value} -> name not in known end) do
-      nil ->
-        :ok
-
-      {name, _value} ->
-        raise ArgumentError, "unknown option #{inspect(name)}, expected one of #{inspect(known)}"
-    end
-  end
-
-  @doc "A boolean option."
-  @spec boolean!(atom(), term()) :: boolean()
-  def boolean!(_name, value) when is_boolean(value), do: value
-
-  def boolean!(name, other) do
-    raise ArgumentError, "expected #{name}: true or false, got: #{inspect(other)}"
-  end
-
-  @doc "A process."
-  @spec pid!(atom(), term()) :: pid()
-  def pid!(_name, pid) when is_pid(pid), do: pid
-
-  def pid!(name, other),
-    do: raise(ArgumentError, "expected #{name} to be a pid, got: #{inspect(other)}")
-
-  @doc "A socket."
-  @spec socket!(term()) :: Socket.t()
-  def socket!(%Socket{} = socket), do: socket
-
-  def socket!(other) do
-    raise ArgumentError, "expected a NetlinkPort.Socket, got: #{inspect(other)}"
-  end
-
-  @doc "A pin."
-  @spec pin!(term()) :: Pin.t()
-  def pin!(%Pin{} = pin), do: pin
-
-  def pin!(other) do
-    raise ArgumentError, "expected a NetlinkPort.Pin, got: #{inspect(other)}"
-  end
-
-  @doc "A pid or a name by which a GenServer can be called."
-  @spec server!(term()) :: GenServer.server()
-  def server!(server) when is_pid(server) or is_atom(server), do: server
-  def server!({:global, _name} = server), do: server
-
-  def server!({:via, module, _name} = server) when is_atom(module) do
-    if Code.ensure_loaded?(module) and function_exported?(module, :whereis_name, 1) do
-      server
-    else
-      raise ArgumentError, "expected a registry that is there, got: #{inspect(server)}"
-    end
-  end
-
-  def server!({name, node} = server) when is_atom(name) and is_atom(node), do: server
-
-  def server!(other) do
-    raise ArgumentError, "expected a server: a pid or a name, got: #{inspect(other)}"
-  end
-
   @doc "The path and the options of `NetlinkPort.capture/3`, checked, with their defaults."
   @spec capture!(term(), term()) :: %{path: Path.t(), max_bytes: pos_integer()}
   def capture!(path, opts) do
-    keyword!(opts)
-    known!(opts, [:max_bytes])
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, [:max_bytes])
     max_bytes = Keyword.get(opts, :max_bytes, 67_108_864)
 
     unless is_binary(path) and path != "" and not String.contains?(path, <<0>>) do
@@ -467,16 +262,6 @@ defmodule NetlinkPort.Options do
     end
 
     %{path: path, max_bytes: max_bytes}
-  end
-
-  @doc "Raises unless the term is a keyword list."
-  @spec keyword!(term()) :: :ok
-  def keyword!(opts) do
-    if Keyword.keyword?(opts) do
-      :ok
-    else
-      raise ArgumentError, "expected a keyword list, got: #{inspect(opts)}"
-    end
   end
 
   defp active!(active) when active in [true, false, :once], do: active
@@ -529,12 +314,12 @@ defmodule NetlinkPort.Options do
             "nothing else tells the owner of an active socket that it is closed"
   end
 
-  defp closed_message!(other, _active), do: boolean!(:closed_message, other)
+  defp closed_message!(other, _active), do: Arguments.boolean!(:closed_message, other)
 
   defp bind!(false), do: false
-  defp bind!(port_id), do: uint32!(:bind, port_id)
+  defp bind!(port_id), do: Arguments.uint32!(:bind, port_id)
 
-  defp value!(name, value) when name in @flags, do: boolean!(name, value)
+  defp value!(name, value) when name in @flags, do: Arguments.boolean!(name, value)
   defp value!(name, value) when name in @sizes, do: size!(name, value)
   defp value!(:filter, nil), do: <<>>
 

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Connection.Process do
 
   use GenServer
 
-  alias NetlinkPort.{Deadline, Error, Options, Redaction, Socket, Telemetry}
+  alias NetlinkPort.{Arguments, Deadline, Error, Redaction, Socket, Telemetry}
   alias NetlinkPort.Nodes.Relay
   alias NetlinkPort.Helper.Reference
   alias NetlinkPort.Request.Exchange
@@ -63,9 +63,9 @@ defmodule NetlinkPort.Connection.Process do
     reset(%{state | opener: nil}, error)
   end
 
-  defp opened(state, {:ok, %Socket{link: link} = socket, known}) do
+  defp opened(state, {:ok, %Socket{helper: helper} = socket, known}) do
     # A remote witness reports the end of a server on another node, by :netlink_closed.
-    monitor = if Reference.local?(link), do: Process.monitor(link.server)
+    monitor = if Reference.local?(helper), do: Process.monitor(helper.server)
     Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
     state = %{state | socket: socket, monitor: monitor, opener: nil, backoff: @min_backoff}
     %{state | known: known}
@@ -149,7 +149,7 @@ defmodule NetlinkPort.Connection.Process do
 
   @impl true
   def handle_call({:exchange, {:only_of, protocol, question}, timeouts, deadline}, from, state) do
-    if Options.protocol!(protocol) == Options.protocol!(state.protocol) do
+    if Arguments.protocol!(protocol) == Arguments.protocol!(state.protocol) do
       handle_call({:exchange, question, timeouts, deadline}, from, state)
     else
       sentence =

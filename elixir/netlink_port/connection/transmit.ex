@@ -26,7 +26,7 @@ defmodule NetlinkPort.Connection.Transmit do
   end
 
   defp now(socket, datagram) do
-    if Reference.local?(socket.link) and IO.iodata_length(datagram) <= @small do
+    if Reference.local?(socket.helper) and IO.iodata_length(datagram) <= @small do
       with {:error, %{reason: :eagain}} <- NetlinkPort.send(socket, datagram, timeout: 0),
            do: :later
     else

@@ -21,6 +21,6 @@ defmodule NetlinkPort.Generic.Cache do
 
   defp families, do: Process.get(__MODULE__, %{})
 
-  defp place(%Socket{link: link, netns: netns}), do: {link.server, netns}
+  defp place(%Socket{helper: helper, netns: netns}), do: {helper.server, netns}
   defp place(connection), do: connection
 end

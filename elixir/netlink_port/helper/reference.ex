@@ -129,8 +129,8 @@ defmodule NetlinkPort.Helper.Reference do
   end
 
   @doc "The owners to notify of the server's end, each once for each of its sockets and pins on the board."
-  @spec to_tell(:ets.tid()) :: [{pid(), NetlinkPort.Socket.t() | NetlinkPort.Pin.t()}]
-  def to_tell(board) do
+  @spec to_notify(:ets.tid()) :: [{pid(), NetlinkPort.Socket.t() | NetlinkPort.Pin.t()}]
+  def to_notify(board) do
     rows = :ets.match(board, {{:_, :_}, :"$1", :"$2", :_})
     for [owner, held] <- rows, owner != nil, uniq: true, do: {owner, held}
   end

@@ -2,7 +2,7 @@ defmodule NetlinkPort.Monitor.Config do
   @moduledoc false
   # The options of a monitor, checked in the caller.
 
-  alias NetlinkPort.{Error, Options, Payload}
+  alias NetlinkPort.{Arguments, Error, Options, Payload}
   alias NetlinkPort.Generic.{Follow, Nlctrl}
   alias NetlinkPort.Monitor.Subscription
 
@@ -39,8 +39,8 @@ defmodule NetlinkPort.Monitor.Config do
 
   @spec new(term()) :: {:ok, t()} | {:error, Error.t()}
   def new(opts) do
-    Options.keyword!(opts)
-    Options.known!(opts, @own ++ @of_sockets ++ (Options.names() -- [:active]))
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, @own ++ @of_sockets ++ (Options.names() -- [:active]))
     protocol = Keyword.get(opts, :protocol, :route)
     generic? = protocol in [:generic, 16]
     {named, groups} = opts |> Keyword.get(:groups, []) |> split()
@@ -62,7 +62,7 @@ defmodule NetlinkPort.Monitor.Config do
 
       {:ok,
        %__MODULE__{
-         server: Options.server!(Keyword.get(opts, :server, NetlinkPort)),
+         server: Arguments.server!(Keyword.get(opts, :server, NetlinkPort)),
          protocol: protocol,
          open: Keyword.put(open, :netns, netns),
          dump_open: Keyword.take(opts, [:netns, :get_strict_chk]),
@@ -107,7 +107,7 @@ defmodule NetlinkPort.Monitor.Config do
           {Nlctrl.name!(name), Payload.binary!(:dump, payload)}
 
         {type, payload} ->
-          {Options.type!(type), Payload.binary!(:dump, payload)}
+          {Arguments.type!(type), Payload.binary!(:dump, payload)}
 
         _other ->
           wrong(dumps)

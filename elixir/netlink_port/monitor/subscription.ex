@@ -9,7 +9,7 @@ defmodule NetlinkPort.Monitor.Subscription do
   # `seq` is an unrelated count (drivers/connector/cn_proc.c). A process outside of the initial pid and user namespaces
   # gets no answer.
 
-  alias NetlinkPort.{Error, ExtAck, Message, Options, Payload, Socket}
+  alias NetlinkPort.{Arguments, Error, ExtAck, Message, Payload, Socket}
   alias NetlinkPort.Generic.{Follow, Nlctrl}
 
   # How long an answer to a datagram may take, in ms.
@@ -33,7 +33,7 @@ defmodule NetlinkPort.Monitor.Subscription do
   end
 
   defp entry!({type, flags, payload}, _generic?) do
-    {Options.type!(type), Message.flags(flags), binary!(payload)}
+    {Arguments.type!(type), Message.flags(flags), binary!(payload)}
   end
 
   defp entry!(datagram, _generic?) when is_binary(datagram) or is_list(datagram) do

@@ -4,7 +4,7 @@ defmodule NetlinkPort.Request.Exchange do
   # what was lost meanwhile, and the outcome. Pure.
 
   alias NetlinkPort.{Error, ExtAck, Message}
-  alias NetlinkPort.Request.{Family, Reply}
+  alias NetlinkPort.Request.{Batch, Family, Reply}
 
   import Bitwise
   import NetlinkPort.Message, only: [is_control: 1]
@@ -18,13 +18,6 @@ defmodule NetlinkPort.Request.Exchange do
   @request Message.flags([:request])
   @ack Message.flags([:ack])
   @dump Message.flags([:dump])
-  # A batch of nf_tables begins and ends with one of these, include/uapi/linux/netfilter/nfnetlink.h.
-  @batch_begin 16
-  @batch_end 17
-  # sizeof(struct nfgenmsg)
-  @nfgenmsg 4
-  @noop 1
-
   @typedoc "A request, batch or dump with checked options, before the protocol is known."
   @type question ::
           {:request | :dump, 0..0xFFFF, iodata(), map()}
@@ -42,7 +35,7 @@ defmodule NetlinkPort.Request.Exchange do
           last: non_neg_integer(),
           dump?: boolean(),
           transaction?: boolean(),
-          look?: boolean(),
+          probe?: boolean(),
           attempts: pos_integer(),
           answer: Reply.t() | nil,
           lost: Error.t() | nil,
@@ -52,7 +45,7 @@ defmodule NetlinkPort.Request.Exchange do
 
   # A `dump?` takes the socket's place for a dump: a dump, or a request that the kernel answers with one.
   # `reads` is how the answer is read, and `last` the index of the message whose answer ends it. A `transaction?` is a
-  # batch of nf_tables, which an error of its first message also ends. With `look?` the last message is a datagram of
+  # batch of nf_tables, which an error of its first message also ends. With `probe?` the last message is a datagram of
   # its own. `lost` is an error of the transport, after which the answer is still read to its end. `bytes` of
   # `max_bytes` have been gathered. `answer` is set once the messages are numbered.
   @enforce_keys [:kind, :reads, :protocol, :messages]
@@ -66,7 +59,7 @@ defmodule NetlinkPort.Request.Exchange do
     last: 0,
     dump?: false,
     transaction?: false,
-    look?: false,
+    probe?: false,
     attempts: @attempts,
     bytes: 0,
     max_bytes: :infinity
@@ -83,8 +76,8 @@ defmodule NetlinkPort.Request.Exchange do
   def new(protocol, {:request, type, payload, %{flags: flags, ack: ack?}}) do
     ack? = ack? and Family.acks?(protocol, type)
 
-    with :ok <- no_limit(protocol, type),
-         :ok <- heard(protocol, type, payload, ack?) do
+    with :ok <- no_batch_limit(protocol, type),
+         :ok <- not_ignored(protocol, type, payload, ack?) do
       flags = @request ||| flags ||| if(ack?, do: @ack, else: 0)
       message = %Message{type: type, flags: flags, payload: payload}
       dump? = Family.dump?(protocol, type, flags)
@@ -105,8 +98,8 @@ defmodule NetlinkPort.Request.Exchange do
   def new(protocol, {:dump, type, payload, %{flags: flags, max_bytes: max_bytes}}) do
     ack? = Family.acks?(protocol, type)
 
-    with :ok <- no_limit(protocol, type),
-         :ok <- heard(protocol, type, payload, ack?) do
+    with :ok <- no_batch_limit(protocol, type),
+         :ok <- not_ignored(protocol, type, payload, ack?) do
       flags = @request ||| @dump ||| flags ||| if(ack?, do: @ack, else: 0)
       message = %Message{type: type, flags: flags, payload: payload}
       reads = if ack?, do: :dump, else: :plain
@@ -116,39 +109,14 @@ defmodule NetlinkPort.Request.Exchange do
   end
 
   def new(protocol, {:batch, requests}) do
-    types = Enum.map(requests, &elem(&1, 0))
-
-    cond do
-      why = Family.silent(protocol) -> {:error, Error.new(:request, :einval, hint: why)}
-      wrong = misplaced(protocol, requests) -> {:wrong, wrong}
-      Family.first_only?(protocol) -> netfilter(protocol, requests, types)
-      true -> {:ok, batch(protocol, requests, length(requests) - 1)}
+    with {:ok, batch} <- Batch.new(protocol, requests) do
+      exchange = %__MODULE__{kind: :batch, reads: :batch, protocol: protocol, messages: []}
+      {:ok, struct!(exchange, batch)}
     end
   end
 
-  # A batch ends with the ack of its last message, and some answers come behind that.
-  defp misplaced(protocol, requests) do
-    requests
-    |> Enum.with_index()
-    |> Enum.find_value(fn {{type, flags, _payload}, index} ->
-      at = "the one at index #{index}, of type #{type}"
-
-      cond do
-        Family.dump?(protocol, type, flags) ->
-          "expected no dump in a batch: the rest of #{at}, comes behind the end of the batch; call dump/4"
-
-        not Family.acks?(protocol, type) ->
-          "expected requests whose ack comes last in a batch: #{at}, is answered behind its ack, " <>
-            "or is never acked; call request/4"
-
-        true ->
-          nil
-      end
-    end)
-  end
-
   # The kernel reads such a message as a batch, and throws it away without a word.
-  defp no_limit(protocol, type) do
+  defp no_batch_limit(protocol, type) do
     if Family.batch_limit?(protocol, type),
       do:
         {:wrong,
@@ -159,86 +127,13 @@ defmodule NetlinkPort.Request.Exchange do
 
   # Refuses a message that would be awaited in vain, since the kernel ignores it without an ack. With an ack the check
   # comes after the answer, since that may be another error.
-  defp heard(_protocol, _type, _payload, true), do: :ok
+  defp not_ignored(_protocol, _type, _payload, true), do: :ok
 
-  defp heard(protocol, type, payload, false) do
-    case ignored(protocol, %Message{type: type, payload: payload}) do
+  defp not_ignored(protocol, type, payload, false) do
+    case Family.ignored_error(protocol, %Message{type: type, payload: payload}) do
       nil -> :ok
       error -> {:error, error}
     end
-  end
-
-  defp ignored(protocol, %{type: type, payload: payload, flags: flags}) do
-    ack? = (flags &&& @ack) != 0
-    why = Family.ignored(protocol, type, IO.iodata_length(payload), ack?)
-    if why, do: Error.new(:request, :einval, hint: why)
-  end
-
-  defp netfilter(protocol, requests, [@batch_begin | types]) do
-    case unfinished(types, requests) do
-      nil ->
-        # Only later kernels ack NFNL_MSG_BATCH_END itself.
-        exchange = batch(protocol, requests, max(length(requests) - 2, 0))
-        {:ok, %{exchange | transaction?: true}}
-
-      wrong ->
-        {:wrong, wrong}
-    end
-  end
-
-  defp netfilter(protocol, [request], [type]) when type not in [@batch_begin, @batch_end] do
-    {:ok, batch(protocol, [request], 0)}
-  end
-
-  # Without CAP_NET_ADMIN the kernel reads nothing behind the first message of a datagram. So another datagram follows,
-  # with a message that does nothing. The kernel always answers it, and by then has answered all others.
-  defp netfilter(protocol, requests, types) do
-    if Enum.any?(types, &(&1 in [@batch_begin, @batch_end])) do
-      {:wrong,
-       "expected NFNL_MSG_BATCH_BEGIN (16) as the first message of a batch of nf_tables, " <>
-         "and NFNL_MSG_BATCH_END (17) as its last, got types: #{shown(types)}"}
-    else
-      exchange = batch(protocol, requests ++ [{@noop, 0, ""}], length(requests))
-      {:ok, acked(%{exchange | look?: true}, length(requests) - 1)}
-    end
-  end
-
-  # The kernel discards such a batch without an error.
-  defp unfinished(types, requests) do
-    short = Enum.find_index(requests, &(IO.iodata_length(elem(&1, 2)) < @nfgenmsg))
-
-    cond do
-      short ->
-        "expected messages of nf_tables that begin with struct nfgenmsg, 4 bytes; " <>
-          "that at index #{short} has #{IO.iodata_length(elem(Enum.at(requests, short), 2))}"
-
-      List.last(types) != @batch_end ->
-        "expected NFNL_MSG_BATCH_END (17) as the last message of a batch of nf_tables: without it the " <>
-          "kernel acknowledges the changes and throws them away; got types: #{shown([@batch_begin | types])}"
-
-      Enum.count(types, &(&1 in [@batch_begin, @batch_end])) > 1 ->
-        "expected one batch of nf_tables: the kernel drops what is behind the first " <>
-          "NFNL_MSG_BATCH_END (17); call batch/3 once for each; got types: #{shown([@batch_begin | types])}"
-
-      true ->
-        nil
-    end
-  end
-
-  defp shown(types), do: inspect(types, limit: 20)
-
-  defp batch(protocol, requests, last) do
-    messages =
-      for {type, flags, payload} <- requests,
-          do: %Message{type: type, flags: @request ||| flags, payload: payload}
-
-    exchange = %__MODULE__{kind: :batch, reads: :batch, protocol: protocol, messages: messages}
-    acked(%{exchange | last: last}, last)
-  end
-
-  defp acked(exchange, index) do
-    ask = &%{&1 | flags: &1.flags ||| @ack}
-    %{exchange | messages: List.update_at(exchange.messages, index, ask)}
   end
 
   @doc "Returns an exchange that reads the rest of an abandoned dump, given its sequence number."
@@ -274,9 +169,9 @@ defmodule NetlinkPort.Request.Exchange do
     {%{exchange | answer: answer}, datagrams(exchange, Enum.map(requests, &elem(&1, 1))), next}
   end
 
-  defp datagrams(%{look?: true}, requests) do
-    {requests, look} = Enum.split(requests, -1)
-    [requests, look]
+  defp datagrams(%{probe?: true}, requests) do
+    {requests, probe} = Enum.split(requests, -1)
+    [requests, probe]
   end
 
   defp datagrams(_exchange, requests), do: [requests]
@@ -347,7 +242,7 @@ defmodule NetlinkPort.Request.Exchange do
 
   @doc "Returns the outcome of an exchange that is done, or `{:again, exchange}` to number and send it again."
   @spec outcome(t()) :: outcome() | {:again, t()}
-  def outcome(%{kind: :batch, lost: nil} = exchange), do: {:ok, told(exchange)}
+  def outcome(%{kind: :batch, lost: nil} = exchange), do: {:ok, Batch.outcomes(exchange)}
   def outcome(%{kind: :batch, lost: error}), do: {:error, error}
 
   def outcome(%{kind: :dump, attempts: attempts, answer: answer} = exchange) do
@@ -359,7 +254,7 @@ defmodule NetlinkPort.Request.Exchange do
   end
 
   def outcome(%{answer: answer, lost: lost} = exchange) do
-    case lost || Reply.error(answer) || unheard(exchange) do
+    case lost || Reply.error(answer) || ignored(exchange) do
       nil -> success(answer)
       error -> {:error, error}
     end
@@ -368,10 +263,10 @@ defmodule NetlinkPort.Request.Exchange do
   defp success(answer), do: {:ok, Reply.messages(answer), answer.acks[answer.last]}
 
   # An ack without any other message may mean that the kernel has ignored the request.
-  defp unheard(%{answer: %{ended: :ack, count: 0}, messages: [message], protocol: protocol}),
-    do: ignored(protocol, message)
+  defp ignored(%{answer: %{ended: :ack, count: 0}, messages: [message], protocol: protocol}),
+    do: Family.ignored_error(protocol, message)
 
-  defp unheard(_exchange), do: nil
+  defp ignored(_exchange), do: nil
 
   @doc "Whether a dump that is done is complete, and if not, whether it may be sent again."
   @spec whole(t()) :: :ok | {:failed, Error.t()} | {:again, Error.t()}
@@ -382,18 +277,18 @@ defmodule NetlinkPort.Request.Exchange do
       error -> {:failed, error}
       lost -> {:again, lost}
       answer.interrupted? -> {:again, interrupted()}
-      answer.ended == :ack and answer.count == 0 -> alone(exchange)
+      answer.ended == :ack and answer.count == 0 -> ack_alone(exchange)
       true -> :ok
     end
   end
 
   # The ack came alone.
-  defp alone(%{messages: [%{type: type}], protocol: protocol} = exchange) do
-    error = unheard(exchange)
+  defp ack_alone(%{messages: [%{type: type}], protocol: protocol} = exchange) do
+    error = ignored(exchange)
     if error || not Family.empty?(protocol, type), do: {:failed, error || no_dump()}, else: :ok
   end
 
-  defp alone(_rest), do: {:failed, no_dump()}
+  defp ack_alone(_rest), do: {:failed, no_dump()}
 
   defp interrupted do
     Error.new(:request, :eintr,
@@ -413,65 +308,6 @@ defmodule NetlinkPort.Request.Exchange do
   defp again(exchange) do
     %{exchange | attempts: exchange.attempts - 1, answer: nil, lost: nil, bytes: 0}
   end
-
-  defp told(%{answer: answer, messages: messages} = exchange) do
-    replies = answer |> Reply.messages() |> Enum.group_by(& &1.seq)
-    messages = if exchange.look?, do: Enum.drop(messages, -1), else: messages
-    first = answer.last - exchange.last
-    refusal = refusal(exchange, first, length(messages))
-
-    for {message, seq} <- Enum.with_index(messages, first) do
-      case answer.errors do
-        %{^seq => error} -> {:error, restartable(exchange, error)}
-        _none -> refusal || done(exchange, message, Map.get(replies, seq, []), answer.acks[seq])
-      end
-    end
-  end
-
-  defp restartable(%{transaction?: true}, %{reason: :erestart} = error) do
-    %{
-      error
-      | hint: "the rules are of another generation than NFTA_BATCH_GENID; read them and try again"
-    }
-  end
-
-  defp restartable(_exchange, error), do: error
-
-  defp done(%{protocol: protocol}, message, replies, ext_ack) do
-    # The ack of a later message covers this one, whatever its flags.
-    case ignored(protocol, %{message | flags: message.flags ||| @ack}) do
-      nil -> {:ok, replies, ext_ack}
-      error -> {:error, error}
-    end
-  end
-
-  # The error of messages that have none of their own. When one message of a transaction is refused, the kernel undoes
-  # all of it. Without CAP_NET_ADMIN the kernel reads nothing behind the first message.
-  defp refusal(%{transaction?: true, answer: answer}, first, _count) do
-    if answer.errors != %{} do
-      index = Enum.min(Map.keys(answer.errors)) - first
-
-      {:error,
-       Error.new(:request, :ecanceled,
-         hint:
-           "undone: the batch is all or nothing, and its message at index #{index} was refused"
-       )}
-    end
-  end
-
-  defp refusal(%{look?: true, answer: %{errors: errors, acks: acks}}, first, count) do
-    last = first + count - 1
-
-    case errors do
-      %{^first => %{reason: :eperm} = error} when not is_map_key(errors, last) ->
-        if not is_map_key(acks, last), do: {:error, error}
-
-      _answered ->
-        nil
-    end
-  end
-
-  defp refusal(_exchange, _first, _count), do: nil
 
   @doc "Returns the outcome of an exchange that an error ends before its answer is complete."
   @spec cut(t(), Error.t()) :: {:error, Error.t()}

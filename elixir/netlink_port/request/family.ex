@@ -5,7 +5,7 @@ defmodule NetlinkPort.Request.Family do
 
   import Bitwise
 
-  alias NetlinkPort.Options
+  alias NetlinkPort.{Arguments, Error, Message}
 
   @route 0
   @sock_diag 4
@@ -19,6 +19,7 @@ defmodule NetlinkPort.Request.Family do
   @rdma 20
   @crypto 21
 
+  @ack 0x4
   @echo 0x8
   @dump 0x300
   # NLMSG_MIN_TYPE: types below it are control messages.
@@ -69,7 +70,7 @@ defmodule NetlinkPort.Request.Family do
   @doc "Whether an ack, when it is asked for and there is no NLMSG_DONE, comes last."
   @spec acks?(NetlinkPort.protocol(), 0..0xFFFF) :: boolean()
   def acks?(protocol, type) do
-    case Options.protocol!(protocol) do
+    case Arguments.protocol!(protocol) do
       # The ack of a query comes before its answer, which a kernel thread sends.
       @audit -> type not in @audit_queries
       @fib_lookup -> false
@@ -81,7 +82,7 @@ defmodule NetlinkPort.Request.Family do
   @doc "Whether a message is the whole answer although it has NLM_F_MULTI."
   @spec alone?(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: boolean()
   def alone?(protocol, type, flags) do
-    Options.protocol!(protocol) == @netfilter and (flags &&& @dump) == 0 and
+    Arguments.protocol!(protocol) == @netfilter and (flags &&& @dump) == 0 and
       Enum.member?(@flagged_alone, type >>> 8)
   end
 
@@ -95,7 +96,7 @@ defmodule NetlinkPort.Request.Family do
   """
   @spec dump?(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: boolean()
   def dump?(protocol, type, flags) do
-    number = Options.protocol!(protocol)
+    number = Arguments.protocol!(protocol)
 
     cond do
       number == @netfilter and type in @ipset_dumps -> true
@@ -123,22 +124,22 @@ defmodule NetlinkPort.Request.Family do
   the kernel then begins no dump.
   """
   @spec empty?(NetlinkPort.protocol(), 0..0xFFFF) :: boolean()
-  def empty?(protocol, type), do: Options.protocol!(protocol) == @netfilter and type == @exp_get
+  def empty?(protocol, type), do: Arguments.protocol!(protocol) == @netfilter and type == @exp_get
 
   @doc "Whether a message begins or ends a batch of nf_tables."
   @spec batch_limit?(NetlinkPort.protocol(), 0..0xFFFF) :: boolean()
   def batch_limit?(protocol, type) do
-    type in @batch_limits and Options.protocol!(protocol) == @netfilter
+    type in @batch_limits and Arguments.protocol!(protocol) == @netfilter
   end
 
   @doc "Whether the kernel may answer only the first message of a datagram of several requests."
   @spec first_only?(NetlinkPort.protocol()) :: boolean()
-  def first_only?(protocol), do: Options.protocol!(protocol) == @netfilter
+  def first_only?(protocol), do: Arguments.protocol!(protocol) == @netfilter
 
   @doc "Returns what a message with the number of such a request may be."
   @spec class(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: class()
   def class(protocol, type, flags) do
-    case {Options.protocol!(protocol), type} do
+    case {Arguments.protocol!(protocol), type} do
       {@xfrm, type} -> if type in @xfrm_queries, do: :answers, else: :changes
       {_protocol, _type} when (flags &&& @echo) != 0 -> :echoes
       {@route, type} when type >= @min_type and type != @setdcb -> route(type)
@@ -167,7 +168,7 @@ defmodule NetlinkPort.Request.Family do
   @spec ignored(NetlinkPort.protocol(), 0..0xFFFF, non_neg_integer(), boolean()) ::
           String.t() | nil
   def ignored(protocol, type, size, ack?) do
-    number = Options.protocol!(protocol)
+    number = Arguments.protocol!(protocol)
 
     cond do
       number == @connector -> silent(protocol)
@@ -176,10 +177,17 @@ defmodule NetlinkPort.Request.Family do
     end
   end
 
+  @doc "Returns the error of a message that the kernel silently ignores, or `nil`."
+  @spec ignored_error(NetlinkPort.protocol(), Message.t()) :: Error.t() | nil
+  def ignored_error(protocol, %Message{type: type, payload: payload, flags: flags}) do
+    why = ignored(protocol, type, IO.iodata_length(payload), (flags &&& @ack) != 0)
+    if why, do: Error.new(:request, :einval, hint: why)
+  end
+
   @doc "Returns why no message of a family is ever answered, or `nil`."
   @spec silent(NetlinkPort.protocol()) :: String.t() | nil
   def silent(protocol) do
-    if Options.protocol!(protocol) == @connector,
+    if Arguments.protocol!(protocol) == @connector,
       do:
         "the connector acks nothing, and what it sends does not have the number of a request; " <>
           "send it with send/3, and read what comes with recv/2"

@@ -7,29 +7,11 @@ defmodule NetlinkPort.Request do
   # is passive. NetlinkPort.Request.SocketState keeps the state of a socket between requests.
 
   alias NetlinkPort.{Error, Message, Options, Pin, Socket}
-  alias NetlinkPort.Request.{Exchange, Reply, SocketState}
+  alias NetlinkPort.Request.{Exchange, Reader, Reply, SocketState}
   alias NetlinkPort.Server.{Client, PinNumbers}
-
-  import NetlinkPort.Request.Reply, only: [is_answer: 4]
 
   # How long the rest of an abandoned dump may be silent, in ms.
   @patience 5_000
-  # How long one way of reading a socket lasts before the other is tried, in ms.
-  @pause 50
-
-  # The length of the longest mailbox that is searched for earlier losses.
-  @searched 1_000
-
-  defmodule Reader do
-    @moduledoc false
-    # `deadline` is for the next datagram, and `limit` for the whole answer, `total` ms after the start. `overdue?` is
-    # whether the deadline has passed: datagrams that wait then are still read, once. `passed` is the number of an
-    # abandoned dump that went silent before its end. `mailbox?` is whether the mailbox may have datagrams that came
-    # before those that the server keeps.
-    @enforce_keys [:socket, :timeout, :deadline, :total, :limit, :exchange]
-    defstruct @enforce_keys ++ [active?: false, mailbox?: true, overdue?: false, passed: nil]
-  end
-
   ## Requests
 
   @doc "Carries out a request, a batch or a dump. Raises `ArgumentError` for wrong arguments."
@@ -38,9 +20,9 @@ defmodule NetlinkPort.Request do
 
   def run(socket, question, opts) do
     with {:ok, exchange} <- new!(socket, question) do
-      set_aside(socket)
-      outcome = outcome(socket, exchange, opts, deadline(opts.total_timeout))
-      SocketState.give_back(socket)
+      Reader.defer_losses(socket)
+      outcome = outcome(socket, exchange, opts, Reader.deadline(opts.total_timeout))
+      SocketState.deliver_deferred(socket)
       outcome
     end
   end
@@ -71,12 +53,12 @@ defmodule NetlinkPort.Request do
   # The consumer bounds the stream. `max_bytes` and `total_timeout` bound only the rest of an abandoned dump.
   defp begin!(socket, type, payload, opts) do
     with {:ok, exchange} <- new!(socket, {:dump, type, payload, %{opts | max_bytes: :infinity}}),
-         set_aside(socket),
-         {:ok, reader} <- start(socket, exchange, opts, deadline(opts.total_timeout)) do
+         Reader.defer_losses(socket),
+         {:ok, reader} <- start(socket, exchange, opts, Reader.deadline(opts.total_timeout)) do
       {%{reader | limit: :infinity}, opts}
     else
       {:error, error} ->
-        SocketState.give_back(socket)
+        SocketState.deliver_deferred(socket)
         raise error
     end
   end
@@ -111,38 +93,13 @@ defmodule NetlinkPort.Request do
   # A stream that is halted early is read to its end at once: the rest would fill the socket's window.
   defp finish({%{socket: socket, exchange: %{answer: %{last: last}}}, opts}) do
     if SocketState.dump(socket) == {:live, last}, do: leave(socket, opts)
-    SocketState.give_back(socket)
+    SocketState.deliver_deferred(socket)
   end
 
   defp leave(socket, opts) do
     SocketState.leave(socket)
-    _drained = drain(socket, opts, deadline(opts.total_timeout))
+    _drained = drain(socket, opts, Reader.deadline(opts.total_timeout))
     :ok
-  end
-
-  # The losses that the owner has not read yet came before this request, and are no losses of its answer. They are given
-  # back at its end, with those that come meanwhile: a loss may have hit the owner's events, too.
-  #
-  # A long mailbox is not searched, which would cost more than the request. Then a loss in it makes the request ENOBUFS.
-  defp set_aside(socket), do: if(short_mailbox?(), do: search(socket), else: :ok)
-
-  defp short_mailbox? do
-    {:message_queue_len, length} = Process.info(self(), :message_queue_len)
-    length <= @searched
-  end
-
-  defp search(socket) do
-    receive do
-      {:netlink_overrun, ^socket, _dropped} = message -> set_aside(socket, message)
-      {:netlink_error, ^socket, %{stage: :recv}} = message -> set_aside(socket, message)
-    after
-      0 -> :ok
-    end
-  end
-
-  defp set_aside(socket, message) do
-    SocketState.set_aside(socket, message)
-    search(socket)
   end
 
   @doc "Reads what a dump has left on a socket before another process becomes its owner."
@@ -150,7 +107,7 @@ defmodule NetlinkPort.Request do
   def release(socket) do
     opts = Options.request!([], [:timeout, :total_timeout, :max_bytes])
     if SocketState.dump(socket), do: leave(socket, opts)
-    SocketState.give_back(socket)
+    SocketState.deliver_deferred(socket)
   end
 
   ## One exchange
@@ -158,15 +115,15 @@ defmodule NetlinkPort.Request do
   defp start(socket, %{dump?: dump?} = exchange, opts, limit) do
     SocketState.leave(socket)
 
-    with {:ok, passed} <- if(dump?, do: drain(socket, opts, limit), else: {:ok, nil}) do
+    with {:ok, skipped} <- if(dump?, do: drain(socket, opts, limit), else: {:ok, nil}) do
       {exchange, datagrams, next} = Exchange.number(exchange, SocketState.next(socket))
       SocketState.number(socket, next)
-      reader = reader(socket, exchange, opts, limit)
+      reader = Reader.new(socket, exchange, opts, limit)
 
       case send_all(socket, datagrams, reader.deadline) do
         :ok ->
           if dump?, do: SocketState.live(socket, exchange.answer.last)
-          {:ok, %{reader | passed: passed}}
+          {:ok, %{reader | skipped: skipped}}
 
         # The kernel may have got an earlier datagram of the same exchange.
         {:error, error} ->
@@ -176,24 +133,12 @@ defmodule NetlinkPort.Request do
     end
   end
 
-  defp reader(socket, exchange, opts, limit) do
-    extend(%Reader{
-      socket: socket,
-      timeout: opts.timeout,
-      deadline: nil,
-      total: opts.total_timeout,
-      limit: limit,
-      exchange: exchange,
-      mailbox?: short_mailbox?()
-    })
-  end
-
   defp send_all(_socket, [], _deadline), do: :ok
 
   # Waits for the outcome of sendmsg(2), so that an error is known to be that of this datagram, and not that of an earlier
   # send/3. A helper that has not told the outcome in time may have sent the datagram.
   defp send_all(socket, [datagram | datagrams], deadline) do
-    case Client.send(socket, datagram, true, left(deadline)) do
+    case Client.send(socket, datagram, true, Reader.left(deadline)) do
       {:error, %{stage: :thread, reason: :etimedout}} -> send_all(socket, datagrams, deadline)
       {:error, error} -> {:error, error}
       :ok -> send_all(socket, datagrams, deadline)
@@ -210,7 +155,7 @@ defmodule NetlinkPort.Request do
 
   # Reads one datagram, or an error in its place.
   defp step(%{exchange: exchange} = reader) do
-    case read(reader) do
+    case Reader.read(reader) do
       {:datagram, datagram, metadata, reader} ->
         reader = sort(reader, datagram, metadata)
         excess = if not Exchange.done?(reader.exchange), do: Exchange.excess(reader.exchange)
@@ -246,7 +191,7 @@ defmodule NetlinkPort.Request do
         mine = Enum.filter(messages, &Reply.mine?(answer, &1, group))
 
         if mine == [] and not is_map_key(answer.classes, number) do
-          SocketState.hand_on(reader.socket, message(reader.socket, datagram, metadata))
+          SocketState.deliver(reader.socket, Reader.message(reader.socket, datagram, metadata))
           reader
         else
           SocketState.note_end(reader.socket, mine)
@@ -269,7 +214,7 @@ defmodule NetlinkPort.Request do
     exchange = Exchange.add(exchange, mine, size)
     reader = %{reader | exchange: exchange}
     _settled = if Exchange.done?(exchange), do: settle(reader)
-    if exchange.kind == :dump, do: extend(reader), else: reader
+    if exchange.kind == :dump, do: Reader.extend(reader), else: reader
   end
 
   # A message of a complete answer may still come. SocketState.late/2 has it dropped.
@@ -277,15 +222,11 @@ defmodule NetlinkPort.Request do
     if exchange.dump?, do: SocketState.over(socket, exchange.answer.last)
     if Exchange.more?(exchange), do: SocketState.late(socket, exchange.answer.classes)
 
-    # EBUSY: the dump that was passed over is still under way.
-    case {reader.passed, Reply.error(exchange.answer)} do
+    # EBUSY: the dump that was skipped is still under way.
+    case {reader.skipped, Reply.error(exchange.answer)} do
       {seq, %{reason: :ebusy}} when seq != nil -> SocketState.left(socket, seq)
       _not_refused -> :ok
     end
-  end
-
-  defp extend(%{limit: limit} = reader) do
-    %{reader | deadline: min(deadline(reader.timeout), limit), overdue?: left(limit) == 0}
   end
 
   defp pass_on(_socket, _datagram, [], _metadata), do: :ok
@@ -296,146 +237,18 @@ defmodule NetlinkPort.Request do
 
     unless Enum.all?(others, &Reply.answers?(late, &1, group)) do
       datagram = if is_binary(datagram), do: datagram, else: encode(datagram)
-      SocketState.hand_on(socket, message(socket, datagram, metadata))
+      SocketState.deliver(socket, Reader.message(socket, datagram, metadata))
     end
   end
 
   defp encode(messages), do: messages |> Message.encode() |> IO.iodata_to_binary()
 
-  defp message(socket, datagram, nil), do: {:netlink, socket, datagram}
-  defp message(socket, datagram, metadata), do: {:netlink, socket, datagram, metadata}
-
   defp group(%{group: group}), do: group
   defp group(nil), do: nil
 
-  ## Reading
-
-  # Datagrams that wait at the deadline are still read, once.
-  defp read(reader) do
-    left = left(reader.deadline)
-
-    if left == 0 and reader.overdue?,
-      do: {:error, overdue(reader)},
-      else: read(%{reader | overdue?: left == 0}, left)
-  end
-
-  # No message says that a socket becomes passive: `:once` and a count end with a datagram, and any process may call
-  # setopts/2. So each way of reading lasts for a pause at most, and then comes the other.
-  defp read(reader, left), do: read(reader, left, 1)
-
-  defp read(%{active?: true} = reader, left, pause) do
-    with :timeout <- take(reader, min(left, pause)),
-         do: receive_one(reader, left(reader.deadline), pause)
-  end
-
-  defp read(reader, left, pause), do: receive_one(reader, left, pause)
-
-  defp receive_one(%{socket: socket} = reader, left, pause) do
-    case Client.recv(socket, min(left, @pause)) do
-      {:error, %{stage: :recv, reason: :einval}} ->
-        more(%{reader | active?: true, mailbox?: true}, left, pause)
-
-      {:error, %{stage: :recv, reason: :etimedout}} ->
-        more(%{reader | active?: false}, left, pause)
-
-      received ->
-        in_order(%{reader | active?: false}, received)
-    end
-  end
-
-  defp more(reader, left, pause) do
-    case take(reader, 0) do
-      :timeout when left == 0 -> {:error, overdue(reader)}
-      :timeout -> read(reader, left(reader.deadline), min(2 * pause, @pause))
-      taken -> taken
-    end
-  end
-
-  # On a socket that was active when the request was sent, or has been since, a datagram in the mailbox came before the
-  # one that recv/2 returns.
-  defp in_order(%{mailbox?: false} = reader, received), do: received(reader, received)
-
-  defp in_order(reader, received) do
-    case take(reader, 0) do
-      :timeout ->
-        received(%{reader | mailbox?: false}, received)
-
-      earlier ->
-        put_back(reader.socket, received)
-        earlier
-    end
-  end
-
-  defp received(reader, {:ok, datagram}), do: {:datagram, datagram, nil, reader}
-  defp received(reader, {:ok, datagram, metadata}), do: {:datagram, datagram, metadata, reader}
-  defp received(reader, {:error, error}), do: failed(reader, error)
-
-  # What recv/2 has returned becomes the message that it would have been on an active socket.
-  defp put_back(socket, {:ok, datagram}), do: send(self(), message(socket, datagram, nil))
-
-  defp put_back(socket, {:ok, bytes, metadata}),
-    do: send(self(), message(socket, bytes, metadata))
-
-  defp put_back(socket, {:error, error}), do: send(self(), failure(socket, error))
-
-  defp failure(socket, %{reason: :enobufs, stage: :recv, dropped: dropped}) when dropped != nil,
-    do: {:netlink_overrun, socket, dropped}
-
-  defp failure(socket, error), do: {:netlink_error, socket, error}
-
-  defp overdue(%{limit: limit, total: total}) do
-    if limit != :infinity and left(limit) == 0,
-      do: Exchange.overdue({:total, total}),
-      else: Exchange.overdue(:silent)
-  end
-
-  # This is the error of a send/3 of the owner, since the outcome of a request's own send does not come this way.
-  defp failed(%{socket: socket} = reader, %{stage: :send} = error) do
-    SocketState.hand_on(socket, {:netlink_error, socket, error})
-    read(reader, left(reader.deadline))
-  end
-
-  defp failed(%{socket: socket} = reader, %{stage: :recv} = error) do
-    SocketState.set_aside(socket, failure(socket, error))
-    if left(reader.deadline) == 0, do: {:error, error}, else: {:lost, error, reader}
-  end
-
-  defp failed(_reader, error), do: {:error, error}
-
-  # Takes only datagrams of this request or of an earlier one. Events stay in the mailbox, in their order.
-  defp take(%{socket: socket} = reader, timeout) do
-    classes = reader.exchange.answer.classes
-    late = SocketState.late(socket)
-
-    receive do
-      {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram}
-      when is_answer(classes, seq, type, nil) or is_answer(late, seq, type, nil) ->
-        {:datagram, datagram, nil, reader}
-
-      {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram,
-       %{group: group} = metadata}
-      when is_answer(classes, seq, type, group) or is_answer(late, seq, type, group) ->
-        {:datagram, datagram, metadata, reader}
-
-      {:netlink_overrun, ^socket, dropped} = message ->
-        SocketState.set_aside(socket, message)
-        {:lost, Error.new(:recv, :enobufs, dropped: dropped), reader}
-
-      {:netlink_error, ^socket, %{stage: :recv} = error} ->
-        failed(reader, error)
-
-      # The owner must get this message, too.
-      {:netlink_closed, ^socket, _reason} = message ->
-        SocketState.hand_on(socket, message)
-        {:error, Error.new(:thread, :epipe)}
-    after
-      timeout -> :timeout
-    end
-  end
-
   ## The rest of an abandoned dump
 
-  # Reads an abandoned dump to its end. A dump that goes silent is passed over: the kernel may never have answered it. A
+  # Reads an abandoned dump to its end. A dump that goes silent is skipped: the kernel may never have answered it. A
   # dump that does not end costs the socket.
   defp drain(socket, opts, limit) do
     case SocketState.dump(socket) do
@@ -445,7 +258,7 @@ defmodule NetlinkPort.Request do
       {_left, seq} ->
         exchange = Exchange.rest(socket.protocol, seq, opts.max_bytes)
         opts = %{opts | timeout: min(opts.timeout, @patience)}
-        drain_step(reader(socket, exchange, opts, limit), seq)
+        drain_step(Reader.new(socket, exchange, opts, limit), seq)
     end
   end
 
@@ -465,17 +278,17 @@ defmodule NetlinkPort.Request do
   end
 
   defp undrained(%{socket: socket, exchange: exchange} = reader, seq, error) do
-    total? = reader.limit != :infinity and left(reader.limit) == 0
+    total? = reader.limit != :infinity and Reader.left(reader.limit) == 0
 
     cond do
       error.stage != :request -> {:error, error}
-      error.reason == :etimedout and exchange.bytes == 0 -> passed_over(socket, seq)
-      error.reason == :etimedout and not total? -> passed_over(socket, seq)
+      error.reason == :etimedout and exchange.bytes == 0 -> skip(socket, seq)
+      error.reason == :etimedout and not total? -> skip(socket, seq)
       true -> {:error, endless(socket, error)}
     end
   end
 
-  defp passed_over(socket, seq) do
+  defp skip(socket, seq) do
     SocketState.over(socket)
     {:ok, seq}
   end
@@ -483,9 +296,9 @@ defmodule NetlinkPort.Request do
   defp endless(socket, error) do
     late = SocketState.late(socket)
     Client.close(socket)
-    SocketState.give_back(socket)
+    SocketState.deliver_deferred(socket)
     SocketState.forget(socket)
-    flush(socket, late)
+    Reader.flush(socket, late)
     send(self(), {:netlink_closed, socket, :endless_dump})
 
     %{
@@ -493,24 +306,6 @@ defmodule NetlinkPort.Request do
       | hint: "what an earlier dump has left on the socket did not end; the socket was closed"
     }
   end
-
-  defp flush(socket, late) do
-    receive do
-      {:netlink, ^socket, <<_::64, seq::32-native, _::binary>>} when is_map_key(late, seq) ->
-        flush(socket, late)
-
-      {:netlink, ^socket, <<_::64, seq::32-native, _::binary>>, _} when is_map_key(late, seq) ->
-        flush(socket, late)
-    after
-      0 -> :ok
-    end
-  end
-
-  defp deadline(:infinity), do: :infinity
-  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
-
-  defp left(:infinity), do: :infinity
-  defp left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
 
   defdelegate forget(socket), to: SocketState
 end

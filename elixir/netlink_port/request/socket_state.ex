@@ -2,7 +2,7 @@ defmodule NetlinkPort.Request.SocketState do
   @moduledoc false
   # What a process keeps of a socket between its requests, in the process dictionary: the next sequence number, the
   # numbers of finished exchanges whose messages may still come (`late`), the losses that a request has met until it
-  # ends (`aside`), and the dump under way. The dump is `{:live, seq}` while a stream or a call reads it, and
+  # ends (`deferred`), and the dump under way. The dump is `{:live, seq}` while a stream or a call reads it, and
   # `{:left, seq}` after that.
   #
   # The kernel runs one dump on a socket, and refuses the next with EBUSY until that one is read to its end. So a dump
@@ -17,8 +17,8 @@ defmodule NetlinkPort.Request.SocketState do
   # The error of NLMSG_ERROR is negative. 105 is ENOBUFS.
   @no_room -105
 
-  # `order` has the numbers of each exchange, the oldest first. `aside` has messages for the owner, the newest first.
-  defstruct [:next, :dump, late: %{}, order: :queue.new(), aside: []]
+  # `order` has the numbers of each exchange, the oldest first. `deferred` has messages for the owner, the newest first.
+  defstruct [:next, :dump, late: %{}, order: :queue.new(), deferred: []]
 
   @type dump :: {:live | :left, Reply.sequence()} | nil
 
@@ -116,34 +116,34 @@ defmodule NetlinkPort.Request.SocketState do
 
   defp forget_oldest(state), do: state
 
-  @doc "Keeps a message for the owner until `give_back/1`."
-  @spec set_aside(Socket.t(), tuple()) :: :ok
-  def set_aside(socket, message) do
+  @doc "Keeps a message for the owner until `deliver_deferred/1`."
+  @spec defer(Socket.t(), tuple()) :: :ok
+  def defer(socket, message) do
     state = state(socket)
-    put(socket, %{state | aside: [message | state.aside]})
+    put(socket, %{state | deferred: [message | state.deferred]})
   end
 
-  @doc "Sends a message to the owner, or keeps it behind those that were set aside."
-  @spec hand_on(Socket.t(), tuple()) :: :ok
-  def hand_on(socket, message) do
-    if state(socket).aside == [] do
+  @doc "Sends a message to the owner, or keeps it behind those that are deferred."
+  @spec deliver(Socket.t(), tuple()) :: :ok
+  def deliver(socket, message) do
+    if state(socket).deferred == [] do
       send(self(), message)
       :ok
     else
-      set_aside(socket, message)
+      defer(socket, message)
     end
   end
 
-  @doc "Sends the owner what was set aside."
-  @spec give_back(Socket.t()) :: :ok
-  def give_back(socket) do
+  @doc "Sends the owner the deferred messages."
+  @spec deliver_deferred(Socket.t()) :: :ok
+  def deliver_deferred(socket) do
     case state(socket) do
-      %{aside: []} ->
+      %{deferred: []} ->
         :ok
 
-      %{aside: aside} = state ->
-        for message <- Enum.reverse(aside), do: send(self(), message)
-        put(socket, %{state | aside: []})
+      %{deferred: deferred} = state ->
+        for message <- Enum.reverse(deferred), do: send(self(), message)
+        put(socket, %{state | deferred: []})
     end
   end
 
@@ -163,5 +163,5 @@ defmodule NetlinkPort.Request.SocketState do
     :ok
   end
 
-  defp key(%Socket{handle: handle, link: link}), do: {__MODULE__, link.server, handle}
+  defp key(%Socket{handle: handle, helper: helper}), do: {__MODULE__, helper.server, handle}
 end

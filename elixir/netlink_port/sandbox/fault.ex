@@ -3,7 +3,7 @@ defmodule NetlinkPort.Sandbox.Fault do
   # Makes the faults of `NetlinkPort.Sandbox.fault/3`. Each function returns when its fault has happened or is in
   # place.
 
-  alias NetlinkPort.{Options, Socket}
+  alias NetlinkPort.{Arguments, Socket}
   alias NetlinkPort.Sandbox.{Holder, Instance, Overrun, StandIn}
 
   # How long a process may take to act on a signal, in ms.
@@ -49,7 +49,7 @@ defmodule NetlinkPort.Sandbox.Fault do
   end
 
   def make(sandbox, {:overrun, count}, opts) when is_integer(count) and count > 0 do
-    Options.known!(opts, [:of, :lose])
+    Arguments.known!(opts, [:of, :lose])
     info = Instance.call(sandbox, :info)
 
     with {:ok, sockets} <- sockets(info, opts[:of]),
@@ -80,18 +80,18 @@ defmodule NetlinkPort.Sandbox.Fault do
   end
 
   def make(sandbox, {:open_refused, errno}, opts) when is_atom(errno) do
-    Options.known!(opts, [:stage, :times])
+    Arguments.known!(opts, [:stage, :times])
     stage = Keyword.get(opts, :stage, :setns)
     stand_in(sandbox, {:open, errno, stage}, opts)
   end
 
   def make(sandbox, {:answer, errno}, opts) when is_atom(errno) do
-    Options.known!(opts, [:message, :offset, :type, :times])
+    Arguments.known!(opts, [:message, :offset, :type, :times])
     stand_in(sandbox, {:answer, errno, Map.new(Keyword.drop(opts, [:times]))}, opts)
   end
 
   def make(sandbox, :interrupted_dump, opts) do
-    Options.known!(opts, [:times])
+    Arguments.known!(opts, [:times])
     stand_in(sandbox, :interrupt, opts)
   end
 

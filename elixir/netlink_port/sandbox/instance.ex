@@ -5,7 +5,7 @@ defmodule NetlinkPort.Sandbox.Instance do
 
   use GenServer, restart: :temporary
 
-  alias NetlinkPort.Options
+  alias NetlinkPort.Arguments
   alias NetlinkPort.Sandbox.{Holder, Refusal, StandIn, UserNamespace}
 
   # RTM_NEWLINK; a struct ifinfomsg of interface 1, with IFF_UP set. include/uapi/linux/rtnetlink.h
@@ -33,12 +33,12 @@ defmodule NetlinkPort.Sandbox.Instance do
 
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
-    Options.keyword!(opts)
-    Options.known!(opts, @options)
-    path? = Options.boolean!(:path, Keyword.get(opts, :path, false))
-    stand_in? = Options.boolean!(:stand_in, Keyword.get(opts, :stand_in, false))
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, @options)
+    path? = Arguments.boolean!(:path, Keyword.get(opts, :path, false))
+    stand_in? = Arguments.boolean!(:stand_in, Keyword.get(opts, :stand_in, false))
     server = Keyword.get(opts, :server, [])
-    _server = if is_list(server), do: server, else: Options.server!(server)
+    _server = if is_list(server), do: server, else: Arguments.server!(server)
 
     if stand_in? and not is_list(server) do
       raise ArgumentError,

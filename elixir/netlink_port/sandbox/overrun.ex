@@ -7,7 +7,7 @@ defmodule NetlinkPort.Sandbox.Overrun do
   # them. They come from user space, so the helper does not pass them to the owner. The kernel gets a copy and ignores
   # it: the type is NLMSG_NOOP, without NLM_F_REQUEST.
 
-  alias NetlinkPort.{Message, Options}
+  alias NetlinkPort.{Arguments, Message}
 
   @noop 1
   # One skb, well below the usual sndbuf.
@@ -85,7 +85,7 @@ defmodule NetlinkPort.Sandbox.Overrun do
       raise "all 32 groups of the protocol are taken in the namespace"
   end
 
-  defp number(socket), do: Options.protocol!(socket.protocol)
+  defp number(socket), do: Arguments.protocol!(socket.protocol)
 
   defp fill(info, victim, wanted) do
     case drops(info, victim.key) do

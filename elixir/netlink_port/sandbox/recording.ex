@@ -2,7 +2,7 @@ defmodule NetlinkPort.Sandbox.Recording do
   @moduledoc false
   # Plays a capture to a process, for `NetlinkPort.Sandbox.replay/2`.
 
-  alias NetlinkPort.{DecodeError, Error, Message, Options}
+  alias NetlinkPort.{Arguments, DecodeError, Error, Message}
   alias NetlinkPort.Sandbox.CaptureFile
 
   @request Message.flags([:request])
@@ -10,11 +10,11 @@ defmodule NetlinkPort.Sandbox.Recording do
 
   @spec replay(Path.t(), keyword()) :: {:ok, map()} | {:error, Error.t() | DecodeError.t()}
   def replay(path, opts) do
-    Options.keyword!(opts)
-    Options.known!(opts, @options)
-    to = Options.pid!(:to, Keyword.get(opts, :to))
-    timed? = Options.boolean!(:timed, Keyword.get(opts, :timed, false))
-    protocol = with name when name != nil <- opts[:protocol], do: Options.protocol!(name)
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, @options)
+    to = Arguments.pid!(:to, Keyword.get(opts, :to))
+    timed? = Arguments.boolean!(:timed, Keyword.get(opts, :timed, false))
+    protocol = with name when name != nil <- opts[:protocol], do: Arguments.protocol!(name)
     socket = Keyword.get(opts, :socket, :replay)
     tag = Keyword.get(opts, :tag, :netlink)
 

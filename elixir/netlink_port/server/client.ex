@@ -5,7 +5,7 @@ defmodule NetlinkPort.Server.Client do
   #
   # Whatever happens to the server and the helper, no function here crashes the caller, or suspends it for ever.
 
-  alias NetlinkPort.{Deadline, Errno, Error, Options, Payload, Pin, Socket, Spin}
+  alias NetlinkPort.{Arguments, Deadline, Errno, Error, Payload, Pin, Socket, Spin}
   alias NetlinkPort.Capture.Tap
   alias NetlinkPort.Helper.{Protocol, Reference}
   alias NetlinkPort.Server.{PinNumbers, Refusal}
@@ -15,15 +15,15 @@ defmodule NetlinkPort.Server.Client do
   @doc "Has the helper carry out a command on a socket and waits for its answer."
   @spec request(Socket.t(), Protocol.command(), timeout() | nil) ::
           {:ok, term()} | {:error, Error.t()}
-  def request(%Socket{link: link} = socket, command, timeout \\ nil) do
-    timeout = timeout || link.call_timeout
+  def request(%Socket{helper: helper} = socket, command, timeout \\ nil) do
+    timeout = timeout || helper.call_timeout
 
     answer =
-      if Reference.local?(link) do
+      if Reference.local?(helper) do
         pass(socket, command)
-        direct(link, &Protocol.command(&1, command), timeout)
+        direct(helper, &Protocol.command(&1, command), timeout)
       else
-        ask(link, {:request, command}, timeout)
+        ask(helper, {:request, command}, timeout)
       end
 
     explain(answer, socket)
@@ -42,22 +42,22 @@ defmodule NetlinkPort.Server.Client do
     end
   end
 
-  defp send(%Socket{link: link, handle: handle} = socket, datagram, size, wait?, timeout) do
+  defp send(%Socket{helper: helper, handle: handle} = socket, datagram, size, wait?, timeout) do
     # max_frame bounds the whole frame: the datagram and its prefix.
-    fits? = size + 64 <= link.max_frame
+    fits? = size + 64 <= helper.max_frame
 
     cond do
       not fits? ->
         {:error, Error.new(:send, :emsgsize)}
 
-      not Reference.local?(link) ->
-        link
+      not Reference.local?(helper) ->
+        helper
         |> ask({:send, handle, IO.iodata_to_binary(datagram), wait?}, timeout)
         |> done(socket)
 
       wait? ->
         pass(socket, datagram)
-        link |> direct(&Protocol.send(&1, handle, datagram, size), timeout) |> done(socket)
+        helper |> direct(&Protocol.send(&1, handle, datagram, size), timeout) |> done(socket)
 
       true ->
         post(socket, datagram, Protocol.send(0, handle, datagram, size), timeout)
@@ -69,10 +69,10 @@ defmodule NetlinkPort.Server.Client do
   end
 
   # The datagram goes to the capture before the port, so that the kernel's answer is never captured first.
-  defp post(%{link: link, handle: handle} = socket, datagram, frame, timeout) do
-    with tap when tap != :closed <- Reference.tap(link, handle),
+  defp post(%{helper: helper, handle: handle} = socket, datagram, frame, timeout) do
+    with tap when tap != :closed <- Reference.tap(helper, handle),
          :ok <- Tap.pass(tap, :out, socket, datagram),
-         :ok <- write(link, frame, timeout) do
+         :ok <- write(helper, frame, timeout) do
       :ok
     else
       :closed -> {:error, Error.new(:send, :ebadf)}
@@ -87,8 +87,8 @@ defmodule NetlinkPort.Server.Client do
   defp pass(socket, {:send_to, _handle, _port_id, _groups, datagram}), do: pass(socket, datagram)
   defp pass(_socket, command) when is_tuple(command), do: :ok
 
-  defp pass(%{link: link, handle: handle} = socket, datagram) do
-    case Reference.tap(link, handle) do
+  defp pass(%{helper: helper, handle: handle} = socket, datagram) do
+    case Reference.tap(helper, handle) do
       :closed -> :ok
       tap -> Tap.pass(tap, :out, socket, datagram)
     end
@@ -102,16 +102,16 @@ defmodule NetlinkPort.Server.Client do
 
   @doc "Has the server close a socket. The result is `:ok`, also if the server or the helper has ended."
   @spec close(Socket.t()) :: :ok
-  def close(%Socket{handle: handle, link: link}) do
-    _answer = ask(link, {:close, handle}, link.call_timeout)
+  def close(%Socket{handle: handle, helper: helper}) do
+    _answer = ask(helper, {:close, handle}, helper.call_timeout)
     :ok
   end
 
   @doc "Receives one datagram of a passive socket, or the error that arrived in its place."
   @spec recv(Socket.t(), timeout()) ::
           {:ok, binary()} | {:ok, binary(), NetlinkPort.metadata()} | {:error, Error.t()}
-  def recv(%Socket{handle: handle, link: link} = socket, timeout) do
-    case ask(link, {:recv, handle, timeout, Deadline.new(timeout)}, timeout) do
+  def recv(%Socket{handle: handle, helper: helper} = socket, timeout) do
+    case ask(helper, {:recv, handle, timeout, Deadline.new(timeout)}, timeout) do
       {:ok, {datagram, nil}} -> {:ok, datagram}
       {:ok, {datagram, metadata}} -> {:ok, datagram, metadata}
       {:error, %Error{} = error} -> {:error, error}
@@ -131,7 +131,7 @@ defmodule NetlinkPort.Server.Client do
   @doc "Calls the server. Returns an error however the call fails; it never exits."
   @spec call(GenServer.server(), term(), timeout()) :: term()
   def call(server, message, timeout) do
-    server = Options.server!(server)
+    server = Arguments.server!(server)
 
     if self?(server), do: deadlock(), else: called(server, message, timeout, :esrch)
   end
@@ -186,7 +186,7 @@ defmodule NetlinkPort.Server.Client do
 
   def explain({:error, failure}, %Socket{} = socket) do
     place = {socket.protocol, socket.netns}
-    {:error, Refusal.error(failure, place, Reference.privileges(socket.link))}
+    {:error, Refusal.error(failure, place, Reference.privileges(socket.helper))}
   end
 
   # The server sends the answer to an alias that ends with the deadline, so the VM drops a late answer. The alias
@@ -195,15 +195,15 @@ defmodule NetlinkPort.Server.Client do
     {:error, {:thread, Errno.number(:edeadlk), ""}}
   end
 
-  defp direct(link, frame, timeout) do
-    monitor = :erlang.monitor(:process, link.server, alias: :reply_demonitor)
+  defp direct(helper, frame, timeout) do
+    monitor = :erlang.monitor(:process, helper.server, alias: :reply_demonitor)
 
     try do
-      reference = Reference.expect(link, {:caller, monitor})
+      reference = Reference.expect(helper, {:caller, monitor})
 
-      case write(link, frame.(reference), timeout) do
-        :ok -> await(link, reference, monitor, timeout)
-        {:error, reason} -> forget(link, reference, monitor, stage(reason), reason)
+      case write(helper, frame.(reference), timeout) do
+        :ok -> await(helper, reference, monitor, timeout)
+        {:error, reason} -> forget(helper, reference, monitor, stage(reason), reason)
       end
     rescue
       ArgumentError ->
@@ -212,11 +212,11 @@ defmodule NetlinkPort.Server.Client do
     end
   end
 
-  defp await(link, reference, monitor, timeout) do
+  defp await(helper, reference, monitor, timeout) do
     with :timeout <- Spin.await(fn -> answer(monitor, 0) end),
          :timeout <- answer(monitor, timeout) do
-      report_overdue(link, timeout)
-      forget(link, reference, monitor, :thread, :etimedout)
+      report_overdue(helper, timeout)
+      forget(helper, reference, monitor, :thread, :etimedout)
     end
   end
 
@@ -237,9 +237,9 @@ defmodule NetlinkPort.Server.Client do
     end
   end
 
-  defp forget(link, reference, monitor, stage, reason) do
+  defp forget(helper, reference, monitor, stage, reason) do
     Process.demonitor(monitor, [:flush])
-    _settled = Reference.settle(link, reference)
+    _settled = Reference.settle(helper, reference)
 
     receive do
       {^monitor, answer} -> answer
@@ -250,24 +250,24 @@ defmodule NetlinkPort.Server.Client do
 
   # A busy port suspends every process that commands it until the helper reads. So another process writes in the
   # caller's place, and is killed at the deadline. It has then written the whole frame or none of it.
-  defp write(link, frame, timeout) do
-    if Port.command(link.port, frame, [:nosuspend]) do
+  defp write(helper, frame, timeout) do
+    if Port.command(helper.port, frame, [:nosuspend]) do
       :ok
     else
-      write_later(link, frame, timeout)
+      write_later(helper, frame, timeout)
     end
   rescue
     ArgumentError -> {:error, :epipe}
   end
 
-  defp write_later(%{port: port} = link, frame, timeout) do
+  defp write_later(%{port: port} = helper, frame, timeout) do
     {writer, monitor} = spawn_monitor(fn -> suspended_command(port, frame) end)
 
     receive do
       {:DOWN, ^monitor, :process, ^writer, reason} -> written(reason)
     after
       timeout ->
-        report_overdue(link, timeout)
+        report_overdue(helper, timeout)
         Process.exit(writer, :kill)
 
         receive do
@@ -277,8 +277,8 @@ defmodule NetlinkPort.Server.Client do
   end
 
   # A caller with a timeout shorter than `call_timeout` does not prove that the helper is stuck.
-  defp report_overdue(%{call_timeout: call_timeout} = link, timeout) do
-    if timeout >= call_timeout, do: Kernel.send(link.server, :overdue)
+  defp report_overdue(%{call_timeout: call_timeout} = helper, timeout) do
+    if timeout >= call_timeout, do: Kernel.send(helper.server, :overdue)
     :ok
   end
 

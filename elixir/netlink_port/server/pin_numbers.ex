@@ -12,7 +12,7 @@ defmodule NetlinkPort.Server.PinNumbers do
     if Payload.iodata_size(payload) do
       {:ok, payload}
     else
-      {:ok, Payload.replace(payload, &number_on!(&1, socket.link))}
+      {:ok, Payload.replace(payload, &number_on!(&1, socket.helper))}
     end
   catch
     {__MODULE__, reason, pin} -> {:error, Error.new(:pin, reason, subject: inspect(pin))}
@@ -40,24 +40,27 @@ defmodule NetlinkPort.Server.PinNumbers do
          do: resolve_each(requests, socket, [{type, flags, payload} | resolved])
   end
 
-  defp number_on!(%Pin{} = pin, link) do
-    case refusal(pin, link) do
+  defp number_on!(%Pin{} = pin, helper) do
+    case refusal(pin, helper) do
       nil -> Payload.number(pin)
       reason -> throw({__MODULE__, reason, pin})
     end
   end
 
-  defp refusal(%Pin{link: %Reference{server: server}} = pin, %Reference{server: server} = link) do
+  defp refusal(
+         %Pin{helper: %Reference{server: server}} = pin,
+         %Reference{server: server} = helper
+       ) do
     cond do
       # On another node the server sends the datagram, and the kernel refuses the number of a pin that has ended.
-      not Reference.local?(link) -> nil
-      Reference.pin?(link, pin.handle) -> nil
+      not Reference.local?(helper) -> nil
+      Reference.pin?(helper, pin.handle) -> nil
       Process.alive?(server) -> :ebadf
       true -> :epipe
     end
   end
 
-  defp refusal(%Pin{link: %Reference{server: other} = its}, _link) do
+  defp refusal(%Pin{helper: %Reference{server: other} = its}, _link) do
     if Reference.local?(its) and not Process.alive?(other), do: :epipe, else: :exdev
   end
 end

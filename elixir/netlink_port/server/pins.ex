@@ -8,22 +8,22 @@ defmodule NetlinkPort.Server.Pins do
   alias NetlinkPort.Nodes.Relay
 
   @type t :: %__MODULE__{
-          link: Reference.t(),
+          helper: Reference.t(),
           entries: %{Socket.handle() => {Pin.t(), owner :: pid(), monitor :: reference()}},
           monitors: %{reference() => Socket.handle()}
         }
 
-  @enforce_keys [:link]
-  defstruct [:link, entries: %{}, monitors: %{}]
+  @enforce_keys [:helper]
+  defstruct [:helper, entries: %{}, monitors: %{}]
 
   @spec new(Reference.t()) :: t()
-  def new(link), do: %__MODULE__{link: link}
+  def new(helper), do: %__MODULE__{helper: helper}
 
   @doc "The pin, from the reply of the helper."
   @spec pin(Socket.handle(), NetlinkPort.netns(), keyword(), Reference.t()) :: Pin.t()
-  def pin(handle, netns, told, link) do
-    {device, inode} = told[:namespace]
-    descriptor = told[:descriptor]
+  def pin(handle, netns, info, helper) do
+    {device, inode} = info[:namespace]
+    descriptor = info[:descriptor]
 
     place = %Pin{
       handle: handle,
@@ -31,16 +31,16 @@ defmodule NetlinkPort.Server.Pins do
       inode: inode,
       device: device,
       netns: netns,
-      link: link
+      helper: helper
     }
 
-    %{place | cookie: told[:cookie]}
+    %{place | cookie: info[:cookie]}
   end
 
   @doc "Adds a pin that the helper holds."
   @spec add(t(), Pin.t(), pid()) :: t()
   def add(pins, %Pin{handle: handle} = pin, owner) do
-    Reference.put_pin(pins.link, pin, owner)
+    Reference.put_pin(pins.helper, pin, owner)
     monitor = Relay.monitor(owner, pin)
 
     %{
@@ -54,7 +54,7 @@ defmodule NetlinkPort.Server.Pins do
   @spec remove(t(), Socket.handle(), :unpinned | :owner_down) :: t()
   def remove(pins, handle, reason) do
     {{pin, owner, monitor}, entries} = Map.pop!(pins.entries, handle)
-    Reference.delete_pin(pins.link, handle)
+    Reference.delete_pin(pins.helper, handle)
     Relay.demonitor(monitor, owner)
     metadata = %{server: self(), pin: pin, owner: owner, reason: reason}
     Telemetry.execute([:pin, :close], %{count: 1}, metadata)
@@ -80,16 +80,16 @@ defmodule NetlinkPort.Server.Pins do
   @doc "The `t:NetlinkPort.pin_info/0` of a pin."
   @spec info(t(), Socket.handle()) :: map() | nil
   def info(%__MODULE__{entries: entries}, handle) do
-    with {pin, owner, _monitor} <- Map.get(entries, handle), do: told(pin, owner)
+    with {pin, owner, _monitor} <- Map.get(entries, handle), do: info_of(pin, owner)
   end
 
   @doc "As `info/2`, for all pins, by handle."
   @spec list(t()) :: [NetlinkPort.pin_info()]
   def list(%__MODULE__{entries: entries}) do
-    for {_handle, {pin, owner, _monitor}} <- Enum.sort(entries), do: told(pin, owner)
+    for {_handle, {pin, owner, _monitor}} <- Enum.sort(entries), do: info_of(pin, owner)
   end
 
-  defp told(pin, owner) do
+  defp info_of(pin, owner) do
     pin
     |> Map.take([:handle, :netns, :descriptor, :inode, :device, :cookie])
     |> Map.merge(%{pin: pin, owner: owner})

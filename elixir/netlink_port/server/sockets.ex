@@ -16,12 +16,12 @@ defmodule NetlinkPort.Server.Sockets do
     # `resume` is the mode to return to after controlling_process/2, while it has paused the socket.
     # `gauge` measures the mailbox of an owner with `max_queue:`.
     # `gone?`: the helper has closed the socket, and only the kept items are left to take.
-    # `tell?`: the owner is sent `:netlink_closed` when the socket is closed.
-    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, gone?: false, tell?: true]
+    # `notify?`: the owner is sent `:netlink_closed` when the socket is closed.
+    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, gone?: false, notify?: true]
   end
 
   @type t :: %__MODULE__{
-          link: Reference.t(),
+          helper: Reference.t(),
           entries: %{Socket.handle() => %Entry{}},
           monitors: %{reference() => {:owner | :waiter, Socket.handle()}},
           grants: [binary()],
@@ -29,11 +29,11 @@ defmodule NetlinkPort.Server.Sockets do
         }
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()} | Error.t()}
 
-  @enforce_keys [:link]
-  defstruct [:link, :tap, entries: %{}, monitors: %{}, grants: []]
+  @enforce_keys [:helper]
+  defstruct [:helper, :tap, entries: %{}, monitors: %{}, grants: []]
 
   @spec new(Reference.t()) :: t()
-  def new(link), do: %__MODULE__{link: link}
+  def new(helper), do: %__MODULE__{helper: helper}
 
   @doc "How many sockets there are."
   @spec count(t()) :: non_neg_integer()
@@ -63,13 +63,13 @@ defmodule NetlinkPort.Server.Sockets do
   @spec add(t(), Socket.t(), map()) :: t()
   def add(sockets, socket, options) do
     %{owner: owner, active: active, window: window, max_queue: bound} = options
-    tell? = options.closed_message
-    Reference.put_socket(sockets.link, socket, if(tell?, do: owner), sockets.tap)
-    monitor = Relay.monitor(owner, if(tell?, do: socket))
+    notify? = options.closed_message
+    Reference.put_socket(sockets.helper, socket, if(notify?, do: owner), sockets.tap)
+    monitor = Relay.monitor(owner, if(notify?, do: socket))
     gauge = MailboxGauge.new(bound)
     delivery = Delivery.new(active, window, credit(gauge), elsewhere?(owner))
     fields = [socket: socket, owner: owner, monitor: monitor, delivery: delivery, gauge: gauge]
-    entry = struct!(Entry, [tell?: tell?] ++ fields)
+    entry = struct!(Entry, [notify?: notify?] ++ fields)
     monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(socket)})
     put(%{sockets | monitors: monitors}, entry)
   end
@@ -84,8 +84,8 @@ defmodule NetlinkPort.Server.Sockets do
   @spec remove(t(), Socket.handle(), :closed | :owner_down | :namespace_gone) :: t()
   def remove(sockets, handle, reason) do
     {entry, entries} = Map.pop!(sockets.entries, handle)
-    Reference.delete_socket(sockets.link, handle)
-    tell(entry, :close, %{count: 1}, %{reason: reason})
+    Reference.delete_socket(sockets.helper, handle)
+    emit(entry, :close, %{count: 1}, %{reason: reason})
     sockets = forget(%{sockets | entries: entries}, entry.monitor, entry.owner)
     Enum.reduce(Delivery.waiters(entry.delivery), sockets, &dismiss(&2, &1, closed()))
   end
@@ -98,7 +98,7 @@ defmodule NetlinkPort.Server.Sockets do
   def gone(sockets, handle) do
     case sockets.entries do
       %{^handle => entry} ->
-        Reference.retire_socket(sockets.link, entry.socket, told_of_end(entry, entry.owner))
+        Reference.retire_socket(sockets.helper, entry.socket, notified(entry, entry.owner))
         put(sockets, %{entry | gone?: true})
 
       # The owner has closed it meanwhile.
@@ -108,12 +108,12 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   # If the server ends between the two calls the witness notifies the owner again: better twice than never.
-  defp finish(sockets, %{owner: owner, socket: socket, monitor: monitor, tell?: tell?}) do
-    if tell?, do: Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
+  defp finish(sockets, %{owner: owner, socket: socket, monitor: monitor, notify?: notify?}) do
+    if notify?, do: Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
     remove(sockets, Socket.handle(socket), :namespace_gone)
   end
 
-  defp tell(%{socket: socket, owner: owner}, event, measurements, metadata) do
+  defp emit(%{socket: socket, owner: owner}, event, measurements, metadata) do
     metadata = Map.merge(metadata, %{server: self(), socket: socket, owner: owner})
     Telemetry.execute([:socket, event], measurements, metadata)
   end
@@ -141,7 +141,7 @@ defmodule NetlinkPort.Server.Sockets do
   def give(sockets, handle, owner) do
     with_entry(sockets, handle, fn entry ->
       register(sockets, entry, owner)
-      monitor = Relay.monitor(owner, if(entry.tell?, do: entry.socket))
+      monitor = Relay.monitor(owner, if(entry.notify?, do: entry.socket))
       sockets = forget(sockets, entry.monitor, entry.owner)
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
       # The new owner's mailbox has not been measured yet.
@@ -155,14 +155,14 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   defp register(sockets, %{gone?: true, socket: socket} = entry, owner) do
-    Reference.retire_socket(sockets.link, socket, told_of_end(entry, owner))
+    Reference.retire_socket(sockets.helper, socket, notified(entry, owner))
   end
 
   defp register(sockets, %{socket: socket} = entry, owner) do
-    Reference.put_socket(sockets.link, socket, told_of_end(entry, owner), sockets.tap)
+    Reference.put_socket(sockets.helper, socket, notified(entry, owner), sockets.tap)
   end
 
-  defp told_of_end(%{tell?: tell?}, owner), do: if(tell?, do: owner)
+  defp notified(%{notify?: notify?}, owner), do: if(notify?, do: owner)
 
   ## What passes
 
@@ -202,10 +202,10 @@ defmodule NetlinkPort.Server.Sockets do
   def arrive(%{entries: entries} = sockets, handle, item) do
     case {entries, item} do
       {%{^handle => entry}, {:overrun, dropped}} ->
-        tell(entry, :overrun, %{dropped: dropped}, %{})
+        emit(entry, :overrun, %{dropped: dropped}, %{})
 
       {%{^handle => entry}, {:error, error}} ->
-        tell(entry, :error, %{count: 1}, %{error: error})
+        emit(entry, :error, %{count: 1}, %{error: error})
 
       {_closed, _item} ->
         :ok
@@ -259,7 +259,7 @@ defmodule NetlinkPort.Server.Sockets do
   def gauged(sockets, handle, report) do
     case sockets.entries do
       %{^handle => %{gauge: gauge} = entry} when gauge != nil ->
-        if told_of?(report, entry.owner),
+        if about?(report, entry.owner),
           do: gauged(sockets, entry, handle, report),
           else: sockets
 
@@ -276,8 +276,8 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   # A report on the mailbox of a former owner is ignored.
-  defp told_of?({:length, owner, _length}, asked), do: owner == asked
-  defp told_of?(:rested, _owner), do: true
+  defp about?({:length, owner, _length}, asked), do: owner == asked
+  defp about?(:rested, _owner), do: true
 
   @doc """
   Changes the mode of a socket. If it becomes active, waiting `recv`s are answered with EINVAL.
@@ -373,15 +373,15 @@ defmodule NetlinkPort.Server.Sockets do
   @doc "What the server knows of a socket."
   @spec info(t(), Socket.handle()) :: raw()
   def info(sockets, handle) do
-    {told, _sockets} = with_entry(sockets, handle, &{{:ok, told(&1)}, sockets})
-    told
+    {info, _sockets} = with_entry(sockets, handle, &{{:ok, entry_info(&1)}, sockets})
+    info
   end
 
   @doc "As `info/2`, for each socket."
   @spec list(t()) :: [map()]
-  def list(sockets), do: for({_handle, entry} <- sockets.entries, do: told(entry))
+  def list(sockets), do: for({_handle, entry} <- sockets.entries, do: entry_info(entry))
 
-  defp told(%{owner: owner, delivery: delivery, socket: socket}) do
+  defp entry_info(%{owner: owner, delivery: delivery, socket: socket}) do
     %{
       socket: socket,
       owner: owner,

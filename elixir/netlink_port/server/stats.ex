@@ -12,18 +12,18 @@ defmodule NetlinkPort.Server.Stats do
   @doc "The statistics of one socket. `known` is what its server knows."
   @spec of(Socket.t(), map()) :: {:ok, NetlinkPort.socket_stats()} | {:error, Error.t()}
   def of(%Socket{} = socket, known) do
-    with {:ok, told} <- Client.request(socket, {:info, socket.handle}),
+    with {:ok, reply} <- Client.request(socket, {:info, socket.handle}),
          {:ok, broadcast_error} <-
            Client.request(socket, {:get, socket.handle, :broadcast_error}) do
-      told = Map.new(told)
-      {_device, inode} = told.namespace
+      info = Map.new(reply)
+      {_device, inode} = info.namespace
 
       {:ok,
-       told
+       info
        |> Map.drop([:namespace, :cookie, :verified, :port_id, :granted, :charged])
        |> Map.merge(known)
        |> Map.merge(Map.take(socket, [:handle, :protocol, :netns]))
-       |> Map.merge(%{inode: inode, window_left: max(told.granted - told.charged, 0)})
+       |> Map.merge(%{inode: inode, window_left: max(info.granted - info.charged, 0)})
        |> Map.put(:broadcast_error, Options.read(:broadcast_error, broadcast_error))}
     end
   end
@@ -37,14 +37,14 @@ defmodule NetlinkPort.Server.Stats do
   defp gathered(sockets) do
     sockets
     |> Enum.chunk_every(div(length(sockets), @askers) + 1)
-    |> Enum.map(&spawn_monitor(fn -> exit({:told, in_turn(&1)}) end))
-    |> Enum.flat_map(&told/1)
+    |> Enum.map(&spawn_monitor(fn -> exit({:stats, in_turn(&1)}) end))
+    |> Enum.flat_map(&await/1)
   end
 
   # Not Task: its links would put messages into the mailbox of a caller that traps exits.
-  defp told({asker, monitor}) do
+  defp await({asker, monitor}) do
     receive do
-      {:DOWN, ^monitor, :process, ^asker, {:told, stats}} -> stats
+      {:DOWN, ^monitor, :process, ^asker, {:stats, stats}} -> stats
       {:DOWN, ^monitor, :process, ^asker, _killed} -> []
     end
   end

@@ -140,8 +140,8 @@ defmodule NetlinkPort.Server.Status do
 
   @doc "For `NetlinkPort.info/1`: what the helper replied, with what its server knows of it."
   @spec info(map(), keyword()) :: map()
-  def info(state, told) do
-    Map.merge(Map.new(told), %{
+  def info(state, reply) do
+    Map.merge(Map.new(reply), %{
       executable: state.executable,
       program: state.hello.program,
       protocol: Protocol.version(),
@@ -156,7 +156,7 @@ defmodule NetlinkPort.Server.Status do
   For `NetlinkPort.stats/1`. A process of its own reads `/proc`, so that the server never waits for a file.
   """
   @spec stats(map(), keyword(), GenServer.from()) :: :ok
-  def stats(%{status: status} = state, told, from) do
+  def stats(%{status: status} = state, reply, from) do
     uptime = System.monotonic_time() - status.started
 
     known = %{
@@ -165,7 +165,7 @@ defmodule NetlinkPort.Server.Status do
       uptime: System.convert_time_unit(uptime, :native, :millisecond),
       restarts: status.restarts,
       frames: state.frames,
-      outgoing: WriteQueue.kept(state.outgoing),
+      outgoing: WriteQueue.count(state.outgoing),
       malformed: status.malformed,
       max_fds: state.hello.max_fds,
       sockets: Sockets.list(state.sockets),
@@ -173,13 +173,13 @@ defmodule NetlinkPort.Server.Status do
     }
 
     os_pid = state.hello.os_pid
-    told = told |> Map.new() |> Map.take([:os_pid, :fds])
+    reply = reply |> Map.new() |> Map.take([:os_pid, :fds])
 
     _pid =
       spawn(fn ->
         GenServer.reply(
           from,
-          {:ok, known |> Map.merge(told) |> Map.merge(OsProcess.usage(os_pid))}
+          {:ok, known |> Map.merge(reply) |> Map.merge(OsProcess.usage(os_pid))}
         )
       end)
 
@@ -196,7 +196,7 @@ defmodule NetlinkPort.Server.Status do
       restarts: state.status.restarts,
       sockets: Sockets.count(state.sockets),
       pins: Pins.count(state.pins),
-      outgoing: WriteQueue.kept(state.outgoing),
+      outgoing: WriteQueue.count(state.outgoing),
       capture: state.sockets.tap != nil,
       suspect?: state.suspect?,
       may_leave_home: state.hello.may_leave

@@ -108,7 +108,7 @@ defmodule NetlinkPort.Server.Witness do
   end
 
   defp tell_owners(board, reason) do
-    for {owner, socket} <- Reference.to_tell(board), node(owner) == node() do
+    for {owner, socket} <- Reference.to_notify(board), node(owner) == node() do
       Kernel.send(owner, {:netlink_closed, socket, plain(reason)})
     end
 
@@ -137,9 +137,9 @@ defmodule NetlinkPort.Server.Witness do
 
   # Tries again until the helper is seen to have ended, or the VM stops: PR_SET_PDEATHSIG then ends the helper. A try
   # can fail, for example, when no descriptor is free: then neither /proc nor a shell can be opened.
-  defp insist(process, told?) do
+  defp insist(process, logged?) do
     with {:error, why} <- OsProcess.kill(process) do
-      if not told?, do: tell(process.os_pid, why)
+      if not logged?, do: log(process.os_pid, why)
 
       receive do
         {:EXIT, _supervisor, _reason} -> :ok
@@ -149,7 +149,7 @@ defmodule NetlinkPort.Server.Witness do
     end
   end
 
-  defp tell(os_pid, why) do
+  defp log(os_pid, why) do
     Logger.error(
       "netlink_port: helper #{os_pid} lives on without its server, and could not be killed: #{why}; " <>
         "this is tried again until it has ended",

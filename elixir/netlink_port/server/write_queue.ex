@@ -8,10 +8,10 @@ defmodule NetlinkPort.Server.WriteQueue do
   # How often a busy port is tried again, in ms.
   @retry 5
 
-  @type t :: %__MODULE__{port: port(), kept: :queue.queue(iodata()), timer: reference() | nil}
+  @type t :: %__MODULE__{port: port(), queued: :queue.queue(iodata()), timer: reference() | nil}
 
   @enforce_keys [:port]
-  defstruct [:port, :timer, kept: :queue.new()]
+  defstruct [:port, :timer, queued: :queue.new()]
 
   @doc "An empty queue for `port`."
   @spec new(port()) :: t()
@@ -20,14 +20,14 @@ defmodule NetlinkPort.Server.WriteQueue do
   @doc "Writes a frame, or queues it. While frames are queued the calling process is sent `:retry`."
   @spec write(t(), iodata()) :: t()
   def write(%__MODULE__{} = outgoing, frame) do
-    none_kept? = :queue.is_empty(outgoing.kept)
+    empty? = :queue.is_empty(outgoing.queued)
 
-    if none_kept? and command(outgoing.port, frame) do
+    if empty? and command(outgoing.port, frame) do
       outgoing
     else
       # One event for each time that the port becomes busy, however many frames it delays.
-      if none_kept?, do: Telemetry.execute([:helper, :busy], %{count: 1}, %{server: self()})
-      later(%{outgoing | kept: :queue.in(frame, outgoing.kept)})
+      if empty?, do: Telemetry.execute([:helper, :busy], %{count: 1}, %{server: self()})
+      later(%{outgoing | queued: :queue.in(frame, outgoing.queued)})
     end
   end
 
@@ -36,19 +36,19 @@ defmodule NetlinkPort.Server.WriteQueue do
   def retry(%__MODULE__{} = outgoing), do: drain(%{outgoing | timer: nil})
 
   @doc "How many frames are queued."
-  @spec kept(t()) :: non_neg_integer()
-  def kept(%__MODULE__{kept: kept}), do: :queue.len(kept)
+  @spec count(t()) :: non_neg_integer()
+  def count(%__MODULE__{queued: queued}), do: :queue.len(queued)
 
   defp drain(outgoing) do
-    case :queue.out(outgoing.kept) do
+    case :queue.out(outgoing.queued) do
       {{:value, frame}, rest} ->
         if command(outgoing.port, frame) do
-          drain(%{outgoing | kept: rest})
+          drain(%{outgoing | queued: rest})
         else
           later(outgoing)
         end
 
-      {:empty, _kept} ->
+      {:empty, _queued} ->
         outgoing
     end
   end

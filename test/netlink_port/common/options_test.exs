@@ -4,7 +4,7 @@ defmodule NetlinkPort.OptionsTest do
 
   import Bitwise, only: [<<<: 2]
 
-  alias NetlinkPort.Options
+  alias NetlinkPort.{Arguments, Options}
 
   defp open!(opts, protocol \\ :route) do
     {:ok, options} = Options.open(protocol, opts)
@@ -197,20 +197,10 @@ defmodule NetlinkPort.OptionsTest do
       ]
 
       for {name, number} <- numbers do
-        assert Options.protocol!(name) == number
+        assert Arguments.protocol!(name) == number
         # The protocol keeps its name; its number is sent to the helper.
         assert %{protocol: ^name, number: ^number} = open!([], name)
       end
-    end
-
-    test "of any number are for the kernel to judge" do
-      for number <- [0, 17, 250, -1, 0x7FFFFFFF, -0x80000000] do
-        assert Options.protocol!(number) == number
-      end
-
-      # No kernel has a protocol beyond an int: the helper is sent another number that no kernel has.
-      for number <- [0x80000000, -0x80000001, 1 <<< 70],
-          do: assert(Options.protocol!(number) == -1)
     end
 
     test "of another name are refused, and the known ones named" do
@@ -430,47 +420,21 @@ defmodule NetlinkPort.OptionsTest do
     assert Options.read(:sndbuf, 0) == 0
   end
 
-  describe "single arguments" do
-    test "raise for what is none" do
-      for {check, right, wrong} <- [
-            {&Options.group!/1, [1, 0xFFFFFFFF], [0, 0x100000000, nil]},
-            {&Options.uint32!(:port_id, &1), [0, 0xFFFFFFFF], [-1, 0x100000000, "1"]},
-            {&Options.peer!/1, [{0, 0xFFFFFFFF}], [{0, -1}, {0x100000000, 0}, 1, {1}]},
-            {&Options.timeout!/1, [0, :infinity], [-1, :never]},
-            {&Options.server!/1, [self(), NetlinkPort, {:global, 1}, {:n, :n@h}],
-             [1, "n", [], %{}]},
-            {&Options.pid!(:owner, &1), [self()], [nil, 1]},
-            {&Options.boolean!(:wait, &1), [true, false], ["yes", 1, nil]},
-            {&Options.socket!/1, [], [nil, :socket, %{}]},
-            {&Options.executable!/1, ["/bin/true", nil], [:netlink_port, ~c"/bin/true"]}
-          ] do
-        for value <- right, do: assert(check.(value) == value)
-
-        for value <- wrong do
-          error = assert_raise ArgumentError, fn -> check.(value) end
-          # The message names the wrong value, or its wrong part.
-          parts = if is_tuple(value), do: Tuple.to_list(value), else: []
-          assert Enum.any?([value | parts], &(error.message =~ "got: #{inspect(&1)}"))
-        end
-      end
-    end
-
-    test "start_link refuses what it does not know, in the caller" do
-      for {opts, words} <- [
-            {[path: "/bin/true"], [":path", ":executable", ":hello_timeout", ":ping_interval"]},
-            {[executable: :netlink_port], ["executable", ":netlink_port"]},
-            {[call_timeout: 0.5], ["timeout", "0.5"]},
-            {[hello_timeout: nil], ["timeout", "nil"]},
-            {[ping_interval: -1], ["timeout", "-1"]},
-            {[keep: [:net_broadcast | :audit_read]], ["keep:", ":dac_read_search"]},
-            {[user_namespaces: 1], ["user_namespaces: true or false", "1"]},
-            {[spin: -1], ["spin: microseconds", "-1"]},
-            {[spin: :infinity], ["spin: microseconds", ":infinity"]},
-            {:executable, ["keyword list"]}
-          ] do
-        error = assert_raise ArgumentError, fn -> NetlinkPort.start_link(opts) end
-        assert_words(error, words)
-      end
+  test "start_link refuses what it does not know, in the caller" do
+    for {opts, words} <- [
+          {[path: "/bin/true"], [":path", ":executable", ":hello_timeout", ":ping_interval"]},
+          {[executable: :netlink_port], ["executable", ":netlink_port"]},
+          {[call_timeout: 0.5], ["timeout", "0.5"]},
+          {[hello_timeout: nil], ["timeout", "nil"]},
+          {[ping_interval: -1], ["timeout", "-1"]},
+          {[keep: [:net_broadcast | :audit_read]], ["keep:", ":dac_read_search"]},
+          {[user_namespaces: 1], ["user_namespaces: true or false", "1"]},
+          {[spin: -1], ["spin: microseconds", "-1"]},
+          {[spin: :infinity], ["spin: microseconds", ":infinity"]},
+          {:executable, ["keyword list"]}
+        ] do
+      error = assert_raise ArgumentError, fn -> NetlinkPort.start_link(opts) end
+      assert_words(error, words)
     end
   end
 
@@ -493,7 +457,5 @@ defmodule NetlinkPort.OptionsTest do
     assert options == [ext_ack: true, pktinfo: true]
     assert_raise ArgumentError, fn -> Options.set(filter: [{6, 0, 0, 0} | :rest]) end
     assert_raise ArgumentError, fn -> Options.get([:active | :rest]) end
-    assert_raise ArgumentError, ~r/port_id, groups/, fn -> Options.peer!({1}) end
-    assert_raise ArgumentError, fn -> Options.peer!({-1, 0}) end
   end
 end

@@ -33,7 +33,7 @@ defmodule NetlinkPort.ShownTest do
   test "a crash report shows no datagram, whatever was the last message" do
     server = start_server!()
     state = :sys.get_state(server)
-    message = {state.link.port, {:data, @large}}
+    message = {state.helper.port, {:data, @large}}
 
     status = %{
       state: state,
@@ -45,7 +45,7 @@ defmodule NetlinkPort.ShownTest do
     shown = NetlinkPort.Server.format_status(status)
     assert size(shown) < 1_500
     assert {port, {:data, {:cut, 1_000_000, _beginning}}} = shown.message
-    assert port == state.link.port
+    assert port == state.helper.port
     assert Map.keys(shown) == Map.keys(status)
   end
 

@@ -69,47 +69,6 @@ defmodule NetlinkPort.ExchangeTest do
     assert {:error, ^epipe} = Exchange.cut(new(:route, {:request, 18, <<0>>, @opts}), epipe)
   end
 
-  test "batches: the last is acked, of nf_tables the one before the end" do
-    batch = [{16, 0, <<0::32>>}, {18, 4, "four"}, {17, 0, <<0::32>>}]
-    acked = fn exchange -> Enum.map(exchange.messages, &Message.flag?(&1, :ack)) end
-    assert acked.(new(:route, {:batch, batch})) == [false, true, true]
-
-    assert acked.(new(12, {:batch, put_in(batch, [Access.at(1), Access.elem(1)], 0)})) == [
-             false,
-             true,
-             false
-           ]
-
-    {exchange, [datagram], 12} = Exchange.number(new(:netfilter, {:batch, batch}), 9)
-    assert length(datagram) == 3
-    # The begin is refused: messages after it are not looked at.
-    refused = Exchange.add(exchange, [failed(9, 1)])
-    assert Exchange.done?(refused)
-    undone = {:error, :ecanceled}
-
-    assert {:ok, [{:error, %Error{reason: :eperm}}, begun, ended]} = Exchange.outcome(refused)
-    for {:error, error} <- [begun, ended], do: assert({:error, error.reason} == undone)
-  end
-
-  test "a batch of nfnetlink that is none of nf_tables' is followed by a datagram of its own" do
-    exchange = new(:netfilter, {:batch, [{0xA10, 0, <<0::32>>}, {0xA10, 0, <<0::32>>}]})
-    {exchange, [[_first, _second], [look]], 12} = Exchange.number(exchange, 9)
-    assert {:ok, [%Message{type: 1, seq: 11, payload: ""}]} = Message.decode(look)
-    # Only the first message is looked at, without CAP_NET_ADMIN.
-    refute Exchange.done?(Exchange.add(exchange, [failed(9, 1)]))
-    over = Exchange.add(exchange, [failed(9, 1), failed(11, 1)])
-
-    assert {:ok, [{:error, %Error{reason: :eperm}}, {:error, %Error{reason: :eperm}}]} =
-             Exchange.outcome(over)
-
-    # A subsystem's own EPERM concerns one message.
-    over = Exchange.add(exchange, [failed(9, 1), failed(10, 0), failed(11, 0)])
-    assert {:ok, [{:error, %Error{reason: :eperm}}, {:ok, [], nil}]} = Exchange.outcome(over)
-    # A single message needs no batch.
-    exchange = new(:netfilter, {:batch, [{0xA10, 0, <<0::32>>}]})
-    assert {_exchange, [[_only]], 10} = Exchange.number(exchange, 9)
-  end
-
   test "an answer that ends with NLMSG_DONE may be acked behind it, one that ends with its ack not" do
     {exchange, [_datagram], _next} = Exchange.number(new(:generic, {:request, 30, "", @opts}), 7)
 

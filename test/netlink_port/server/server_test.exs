@@ -360,7 +360,7 @@ defmodule NetlinkPort.ServerTest do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
-      spawn(fn -> Port.close(socket.link.port) end)
+      spawn(fn -> Port.close(socket.helper.port) end)
       assert closed!(socket) == {:helper_exit, :normal}
       refute_closed_again(socket)
       eventually!(fn -> not running?(helper) end)

@@ -1,0 +1,250 @@
+defmodule NetlinkPort.Request.Reader do
+  @moduledoc false
+  # Reads the datagrams of an answer in the process that owns the socket: from its mailbox while the socket is active,
+  # with recv/2 while it is passive. Any process may change that meanwhile.
+
+  alias NetlinkPort.{Error, Socket}
+  alias NetlinkPort.Request.{Exchange, Family, Reply, SocketState}
+  alias NetlinkPort.Server.Client
+
+  import NetlinkPort.Request.Reply, only: [is_answer: 4]
+
+  # How long one way of reading a socket lasts before the other is tried, in ms.
+  @longest_pause 50
+
+  # The length of the longest mailbox that is searched for earlier losses.
+  @longest_searched 1_000
+
+  # `deadline` is for the next datagram, and `limit` for the whole answer, `total` ms after the start. `overdue?` is
+  # whether the deadline has passed: datagrams that wait then are still read, once. `skipped` is the number of an
+  # abandoned dump that went silent before its end. `mailbox?` is whether the mailbox may have datagrams that came
+  # before those that the server keeps.
+  @type t :: %__MODULE__{
+          socket: Socket.t(),
+          timeout: timeout(),
+          deadline: timeout() | nil,
+          total: timeout(),
+          limit: timeout(),
+          exchange: Exchange.t(),
+          active?: boolean(),
+          mailbox?: boolean(),
+          overdue?: boolean(),
+          skipped: Reply.sequence() | nil
+        }
+
+  @enforce_keys [:socket, :timeout, :deadline, :total, :limit, :exchange]
+  defstruct @enforce_keys ++ [active?: false, mailbox?: true, overdue?: false, skipped: nil]
+
+  @doc "Returns a reader of the answer, whose `limit` is in monotonic time."
+  @spec new(Socket.t(), Exchange.t(), map(), timeout()) :: t()
+  def new(socket, exchange, opts, limit) do
+    extend(%__MODULE__{
+      socket: socket,
+      timeout: opts.timeout,
+      deadline: nil,
+      total: opts.total_timeout,
+      limit: limit,
+      exchange: exchange,
+      mailbox?: short_mailbox?()
+    })
+  end
+
+  @doc "Moves the deadline for the next datagram, which never is later than that for all of them."
+  @spec extend(t()) :: t()
+  def extend(%{limit: limit} = reader) do
+    %{reader | deadline: min(deadline(reader.timeout), limit), overdue?: left(limit) == 0}
+  end
+
+  @doc "The monotonic time in `timeout` ms."
+  @spec deadline(timeout()) :: timeout()
+  def deadline(:infinity), do: :infinity
+  def deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
+
+  @doc "How many ms are left until a deadline."
+  @spec left(timeout()) :: timeout()
+  def left(:infinity), do: :infinity
+  def left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
+
+  ## The mailbox
+
+  @doc """
+  Defers the losses that the owner has not read yet: they came before this request, and are no losses of its answer. The
+  owner gets them at its end, with those that come meanwhile: a loss may have hit the owner's events, too.
+
+  A long mailbox is not searched, which would cost more than the request. Then a loss in it makes the request ENOBUFS.
+  """
+  @spec defer_losses(Socket.t()) :: :ok
+  def defer_losses(socket), do: if(short_mailbox?(), do: search(socket), else: :ok)
+
+  defp short_mailbox? do
+    {:message_queue_len, length} = Process.info(self(), :message_queue_len)
+    length <= @longest_searched
+  end
+
+  defp search(socket) do
+    receive do
+      {:netlink_overrun, ^socket, _dropped} = message -> defer(socket, message)
+      {:netlink_error, ^socket, %{stage: :recv}} = message -> defer(socket, message)
+    after
+      0 -> :ok
+    end
+  end
+
+  defp defer(socket, message) do
+    SocketState.defer(socket, message)
+    search(socket)
+  end
+
+  @doc "Removes the datagrams of these exchanges from the mailbox."
+  @spec flush(Socket.t(), %{Reply.sequence() => Family.class()}) :: :ok
+  def flush(socket, classes) do
+    receive do
+      {:netlink, ^socket, <<_::64, seq::32-native, _::binary>>} when is_map_key(classes, seq) ->
+        flush(socket, classes)
+
+      {:netlink, ^socket, <<_::64, seq::32-native, _::binary>>, _}
+      when is_map_key(classes, seq) ->
+        flush(socket, classes)
+    after
+      0 -> :ok
+    end
+  end
+
+  @doc "The message of a datagram on an active socket."
+  @spec message(Socket.t(), binary(), NetlinkPort.metadata() | nil) :: tuple()
+  def message(socket, datagram, nil), do: {:netlink, socket, datagram}
+  def message(socket, datagram, metadata), do: {:netlink, socket, datagram, metadata}
+
+  ## Reading
+
+  @doc """
+  Reads one datagram, or an error in its place. Datagrams that wait at the deadline are still read, once.
+
+  Takes only datagrams of this exchange or of an earlier one from the mailbox of the calling process. Events stay
+  there, in their order.
+  """
+  @spec read(t()) ::
+          {:datagram, binary(), NetlinkPort.metadata() | nil, t()}
+          | {:lost, Error.t(), t()}
+          | {:error, Error.t()}
+  def read(reader) do
+    left = left(reader.deadline)
+
+    if left == 0 and reader.overdue?,
+      do: {:error, overdue(reader)},
+      else: read(%{reader | overdue?: left == 0}, left)
+  end
+
+  # No message says that a socket becomes passive: `:once` and a count end with a datagram, and any process may call
+  # setopts/2. So each way of reading lasts for a pause at most, and then comes the other.
+  defp read(reader, left), do: read(reader, left, 1)
+
+  defp read(%{active?: true} = reader, left, pause) do
+    with :timeout <- take(reader, min(left, pause)),
+         do: receive_one(reader, left(reader.deadline), pause)
+  end
+
+  defp read(reader, left, pause), do: receive_one(reader, left, pause)
+
+  defp receive_one(%{socket: socket} = reader, left, pause) do
+    case Client.recv(socket, min(left, @longest_pause)) do
+      {:error, %{stage: :recv, reason: :einval}} ->
+        more(%{reader | active?: true, mailbox?: true}, left, pause)
+
+      {:error, %{stage: :recv, reason: :etimedout}} ->
+        more(%{reader | active?: false}, left, pause)
+
+      received ->
+        in_order(%{reader | active?: false}, received)
+    end
+  end
+
+  defp more(reader, left, pause) do
+    case take(reader, 0) do
+      :timeout when left == 0 -> {:error, overdue(reader)}
+      :timeout -> read(reader, left(reader.deadline), min(2 * pause, @longest_pause))
+      taken -> taken
+    end
+  end
+
+  # On a socket that was active when the request was sent, or has been since, a datagram in the mailbox came before the
+  # one that recv/2 returns.
+  defp in_order(%{mailbox?: false} = reader, received), do: received(reader, received)
+
+  defp in_order(reader, received) do
+    case take(reader, 0) do
+      :timeout ->
+        received(%{reader | mailbox?: false}, received)
+
+      earlier ->
+        put_back(reader.socket, received)
+        earlier
+    end
+  end
+
+  defp received(reader, {:ok, datagram}), do: {:datagram, datagram, nil, reader}
+  defp received(reader, {:ok, datagram, metadata}), do: {:datagram, datagram, metadata, reader}
+  defp received(reader, {:error, error}), do: failed(reader, error)
+
+  # What recv/2 has returned becomes the message that it would have been on an active socket.
+  defp put_back(socket, {:ok, datagram}), do: send(self(), message(socket, datagram, nil))
+
+  defp put_back(socket, {:ok, bytes, metadata}),
+    do: send(self(), message(socket, bytes, metadata))
+
+  defp put_back(socket, {:error, error}), do: send(self(), failure(socket, error))
+
+  defp failure(socket, %{reason: :enobufs, stage: :recv, dropped: dropped}) when dropped != nil,
+    do: {:netlink_overrun, socket, dropped}
+
+  defp failure(socket, error), do: {:netlink_error, socket, error}
+
+  defp overdue(%{limit: limit, total: total}) do
+    if limit != :infinity and left(limit) == 0,
+      do: Exchange.overdue({:total, total}),
+      else: Exchange.overdue(:silent)
+  end
+
+  # This is the error of a send/3 of the owner, since the outcome of a request's own send does not come this way.
+  defp failed(%{socket: socket} = reader, %{stage: :send} = error) do
+    SocketState.deliver(socket, {:netlink_error, socket, error})
+    read(reader, left(reader.deadline))
+  end
+
+  defp failed(%{socket: socket} = reader, %{stage: :recv} = error) do
+    SocketState.defer(socket, failure(socket, error))
+    if left(reader.deadline) == 0, do: {:error, error}, else: {:lost, error, reader}
+  end
+
+  defp failed(_reader, error), do: {:error, error}
+
+  defp take(%{socket: socket} = reader, timeout) do
+    classes = reader.exchange.answer.classes
+    late = SocketState.late(socket)
+
+    receive do
+      {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram}
+      when is_answer(classes, seq, type, nil) or is_answer(late, seq, type, nil) ->
+        {:datagram, datagram, nil, reader}
+
+      {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram,
+       %{group: group} = metadata}
+      when is_answer(classes, seq, type, group) or is_answer(late, seq, type, group) ->
+        {:datagram, datagram, metadata, reader}
+
+      {:netlink_overrun, ^socket, dropped} = message ->
+        SocketState.defer(socket, message)
+        {:lost, Error.new(:recv, :enobufs, dropped: dropped), reader}
+
+      {:netlink_error, ^socket, %{stage: :recv} = error} ->
+        failed(reader, error)
+
+      # The owner must get this message, too.
+      {:netlink_closed, ^socket, _reason} = message ->
+        SocketState.deliver(socket, message)
+        {:error, Error.new(:thread, :epipe)}
+    after
+      timeout -> :timeout
+    end
+  end
+end
