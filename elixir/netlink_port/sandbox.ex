@@ -36,6 +36,7 @@ defmodule NetlinkPort.Sandbox do
   Nothing stays behind, whether the test passes, fails, or its VM is killed with SIGKILL. The process that holds the
   namespace reads a pipe from the VM, and ends at the end of file. Programs that `run/4` started are in a process
   namespace (pid_namespaces(7)) that ends with that process.
+  The folder of a sandbox with `path:` or `stand_in:` is a tmpfs(5) in a mount namespace of its own, and ends with it.
 
   ## Faults
 

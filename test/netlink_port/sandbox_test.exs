@@ -3,7 +3,8 @@ defmodule NetlinkPort.SandboxTest do
   use ExUnit.Case, async: true
   use NetlinkPort.Sandbox
 
-  import NetlinkPort.Case, only: [eventually!: 1, tmp_path!: 1, signal!: 2]
+  import NetlinkPort.Case,
+    only: [eventually!: 1, eventually!: 2, tmp_path!: 1, signal!: 2, within: 1]
 
   alias NetlinkPort.{Error, Rtnl, Sandbox}
 
@@ -157,41 +158,90 @@ defmodule NetlinkPort.SandboxTest do
       {:ok, sandbox}
     end
 
+    # A VM that runs a script. Its processes are known by their environment, in which TMPDIR is `tmp`.
+    defp vm!(script) do
+      tmp = tmp_path!("vm")
+      File.mkdir!(tmp)
+      paths = for path <- :code.get_path(), do: ["-pa", to_string(path)]
+
+      port =
+        Port.open({:spawn_executable, System.find_executable("elixir")}, [
+          :binary,
+          line: 200,
+          args: List.flatten(paths) ++ ["-e", script],
+          env: [{~c"TMPDIR", to_charlist(tmp)}]
+        ])
+
+      {:os_pid, vm} = Port.info(port, :os_pid)
+      on_exit(fn -> System.cmd("kill", ["-KILL", "#{vm}"], stderr_to_stdout: true) end)
+      assert_receive {^port, {:data, {:eol, line}}}, within(30_000)
+      {vm, tmp, line}
+    end
+
+    # The processes of the VM that still run, what they have mounted included.
+    defp left(tmp) do
+      for pid <- File.ls!("/proc"),
+          pid =~ ~r/^\d+$/,
+          {:ok, environ} <- [File.read("/proc/#{pid}/environ")],
+          environ =~ "TMPDIR=" <> tmp <> <<0>>,
+          do: pid
+    end
+
+    defp assert_nothing_left(tmp) do
+      eventually!(fn -> left(tmp) == [] end, 30_000)
+      assert File.ls!(tmp) == []
+      refute File.read!("/proc/self/mountinfo") =~ tmp
+    end
+
     test "a VM that was killed, its helper stopped or not", _c do
       for stop? <- [false, true], opts <- [[path: true], [stand_in: true]] do
-        script = """
-        {:ok, sandbox} = NetlinkPort.Sandbox.start_link(#{inspect(opts)})
-        %{path: path, os_pid: os_pid, server: server} = NetlinkPort.Sandbox.info(sandbox)
-        {:ok, helper} = NetlinkPort.info(server)
-        NetlinkPort.Sandbox.run!(sandbox, "sh", ["-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 &"])
-        if #{stop?}, do: NetlinkPort.Sandbox.fault(sandbox, :helper_stopped)
-        IO.puts("\#{File.stat!(path).inode} \#{os_pid} \#{helper.os_pid}")
-        Process.sleep(:infinity)
-        """
+        {vm, tmp, line} =
+          vm!("""
+          {:ok, sandbox} = NetlinkPort.Sandbox.start_link(#{inspect(opts)})
+          %{path: path, server: server} = NetlinkPort.Sandbox.info(sandbox)
+          {:ok, helper} = NetlinkPort.info(server)
+          NetlinkPort.Sandbox.run!(sandbox, "sh", ["-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 &"])
+          if #{stop?}, do: NetlinkPort.Sandbox.fault(sandbox, :helper_stopped)
+          IO.puts("\#{File.stat!(path).inode} \#{helper.os_pid}")
+          Process.sleep(:infinity)
+          """)
 
-        paths = for path <- :code.get_path(), do: ["-pa", to_string(path)]
-        args = List.flatten(paths) ++ ["-e", script]
-        tmp = tmp_path!("vm")
-        File.mkdir!(tmp)
-
-        port =
-          Port.open({:spawn_executable, System.find_executable("elixir")}, [
-            :binary,
-            line: 200,
-            args: args,
-            env: [{~c"TMPDIR", to_charlist(tmp)}]
-          ])
-
-        {:os_pid, vm} = Port.info(port, :os_pid)
-        assert_receive {^port, {:data, {:eol, line}}}, 30_000
-        [inode, holder, helper] = line |> String.split() |> Enum.map(&String.to_integer/1)
+        [inode, helper] = line |> String.split() |> Enum.map(&String.to_integer/1)
         assert [_ | _] = inside(inode)
-        assert [_folder] = File.ls!(tmp)
+        assert to_string(helper) in left(tmp)
         signal!(vm, "KILL")
-        gone? = fn pid -> not NetlinkPort.Case.running?(pid) end
-        eventually!(fn -> inside(inode) == [] and gone?.(holder) and gone?.(helper) end)
-        eventually!(fn -> File.ls!(tmp) == [] end)
+        eventually!(fn -> inside(inode) == [] end)
+        assert_nothing_left(tmp)
       end
+    end
+
+    # The moments at which the VM is killed are ms from the beginning of the start, which takes some 50 ms.
+    @tag timeout: 300_000
+    test "a VM that was killed while its sandboxes started" do
+      for moment <- 0..81//9 do
+        {vm, tmp, "now"} =
+          vm!("""
+          IO.puts("now")
+          for opts <- [[path: true], [stand_in: true], [path: true, stand_in: true], []],
+              do: spawn(fn -> NetlinkPort.Sandbox.start_link(opts) && Process.sleep(:infinity) end)
+          Process.sleep(:infinity)
+          """)
+
+        Process.sleep(moment)
+        signal!(vm, "KILL")
+        assert_nothing_left(tmp)
+      end
+    end
+
+    @tag netlink_sandbox: [path: true]
+    test "one whose processes were all killed at once, its folder included", c do
+      {:path, path} = c.netns
+      [_, keeper] = Regex.run(~r{^/proc/(\d+)/}, path)
+      monitor = Process.monitor(c.sandbox)
+      for pid <- [keeper, "#{Sandbox.info(c.sandbox).os_pid}"], do: signal!(pid, "KILL")
+      assert_receive {:DOWN, ^monitor, :process, _pid, reason}, within(5_000)
+      assert reason == "the process that holds the folder of the sandbox was ended"
+      refute File.exists?(Path.dirname(path))
     end
   end
 

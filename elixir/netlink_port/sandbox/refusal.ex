@@ -58,6 +58,14 @@ defmodule NetlinkPort.Sandbox.Refusal do
     sentence("#{what} (#{printed})", remedy)
   end
 
+  @doc "The line for what unshare(1) or mount(8) has printed, where a namespace can be made and a tmpfs cannot."
+  @spec mount(String.t()) :: String.t()
+  def mount(printed) do
+    "no folder for the path: or stand_in: of NetlinkPort.Sandbox: a tmpfs cannot be mounted in a mount namespace " <>
+      "(#{printed}); allow mounts there, in a container by `--security-opt apparmor=unconfined`, " <>
+      "or use the sandbox without these options"
+  end
+
   defp sentence(what, remedy),
     do: "no network namespaces for NetlinkPort.Sandbox: #{what}; #{remedy}"
 
