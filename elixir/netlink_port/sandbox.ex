@@ -400,6 +400,7 @@ defmodule NetlinkPort.Sandbox do
   A datagram that was cut by the capture cannot be played. In its place the process is sent
   `{:netlink_error, socket, error}` with `EMSGSIZE` and the datagram's length, as for a datagram that was cut on its
   way from the kernel.
+  A datagram that was cut before its protocol is cut for every `:protocol`.
 
   Returns how many datagrams were played (`:datagrams`), how many were cut (`:cut`), and whether the file ends in the
   middle of a packet (`:truncated`).

@@ -3,7 +3,7 @@ defmodule NetlinkPort.Sandbox.Fault do
   # Makes the faults of `NetlinkPort.Sandbox.fault/3`. Each function returns when its fault has happened or is in
   # place.
 
-  alias NetlinkPort.{Options, Socket}
+  alias NetlinkPort.{Environment, Options, Socket}
   alias NetlinkPort.Sandbox.{Holder, Instance, Overrun, StandIn}
 
   # How long a process may take to act on a signal, in ms.
@@ -151,10 +151,19 @@ defmodule NetlinkPort.Sandbox.Fault do
     with :ok <- Holder.signal("CONT", os_pid), do: await_state(os_pid, &(&1 != "T"))
   end
 
-  # A signal takes effect only when the process runs next, so this waits for it.
+  # A signal takes effect only when the process runs next, so this waits for it. A helper is not dumpable, so hidepid
+  # (proc(5)) hides it from its own user. Then the signal is all that can be done: before the helper next runs in user
+  # mode the kernel makes it take the signal.
   defp await_state(os_pid, wanted, deadline \\ System.monotonic_time(:millisecond) + @patience) do
+    state = state(os_pid)
+
     cond do
-      wanted.(state(os_pid)) ->
+      state == nil ->
+        if Environment.hidden?(Environment.look()),
+          do: Holder.signal("0", os_pid),
+          else: {:error, "the helper has ended"}
+
+      wanted.(state) ->
         :ok
 
       System.monotonic_time(:millisecond) > deadline ->
@@ -166,9 +175,11 @@ defmodule NetlinkPort.Sandbox.Fault do
     end
   end
 
+  # `nil` if /proc does not show the process.
   defp state(os_pid) do
-    with {:ok, stat} <- File.read("/proc/#{os_pid}/stat") do
-      stat |> String.split(") ") |> List.last() |> String.first()
+    case File.read("/proc/#{os_pid}/stat") do
+      {:ok, stat} -> stat |> String.split(") ") |> List.last() |> String.first()
+      {:error, _reason} -> nil
     end
   end
 

@@ -34,7 +34,7 @@ defmodule NetlinkPort.Sandbox.Recording do
   end
 
   defp wanted?(packet, protocol, interface) do
-    (protocol == nil or packet.protocol == protocol) and
+    (protocol == nil or packet.protocol in [protocol, nil]) and
       (interface == nil or packet.interface == interface) and from_kernel?(packet)
   end
 
@@ -86,7 +86,7 @@ defmodule NetlinkPort.Sandbox.Recording do
     if left > 0, do: Process.sleep(div(left + 999_999, 1_000_000))
   end
 
-  defp cut?(packet), do: byte_size(packet.bytes) < packet.length
+  defp cut?(packet), do: packet.protocol == nil or byte_size(packet.bytes) < packet.length
 
   defp message(packet, tag, socket) do
     if cut?(packet),
