@@ -298,7 +298,7 @@ defmodule NetlinkPort.Sandbox do
       NetlinkPort.Sandbox.run!(other, "ip", ["addr", "add", "192.0.2.2/24", "dev", there])
 
   Start the second sandbox of a test by `start_supervised!(NetlinkPort.Sandbox)`. The ends are named `veth0`, `veth1`
-  and so on, in each sandbox from 0.
+  and so on, in each sandbox from 0; names that are taken are left out. A sandbox can be joined with itself.
   """
   @spec veth(t(), t()) :: {String.t(), String.t()}
   def veth(a, b) do
@@ -306,9 +306,15 @@ defmodule NetlinkPort.Sandbox do
     peer = [@link | Attr.encode([{@ifname, there <> <<0>>}, {@net_ns_pid, Attr.u32(os_pid!(b))}])]
     kind = [{@info_kind, "veth" <> <<0>>}, {@info_data, [{@peer, IO.iodata_to_binary(peer)}]}]
     make = [@link | Attr.encode([{@ifname, here <> <<0>>}, {@linkinfo, kind}])]
-    link!(a, [{make, [:create, :excl]}, {up(here), []}])
-    link!(b, [{up(there), []}])
-    ends
+
+    with :ok <- link(a, [{make, [:create, :excl]}, {up(here), []}]),
+         :ok <- link(b, [{up(there), []}]) do
+      ends
+    else
+      # The kernel gives such names, too. The next names are tried.
+      {:error, %{reason: :eexist}} -> veth(a, b)
+      {:error, error} -> raise error
+    end
   end
 
   # An end can be set up only after its peer exists.
@@ -316,7 +322,7 @@ defmodule NetlinkPort.Sandbox do
 
   defp os_pid!(sandbox), do: info(sandbox).os_pid || raise("the namespace of the sandbox is gone")
 
-  defp link!(sandbox, links) do
+  defp link(sandbox, links) do
     opts = [netns: {:pid, os_pid!(sandbox)}, active: false]
     requests = for {link, flags} <- links, do: {@newlink, flags, link}
 
@@ -324,8 +330,6 @@ defmodule NetlinkPort.Sandbox do
          {:ok, outcomes} <- NetlinkPort.batch(socket, requests),
          nil <- Enum.find(outcomes, &match?({:error, _error}, &1)) do
       NetlinkPort.close(socket)
-    else
-      {:error, error} -> raise error
     end
   end
 

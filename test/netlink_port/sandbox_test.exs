@@ -94,10 +94,34 @@ defmodule NetlinkPort.SandboxTest do
             [path: 1],
             [stand_in: :yes],
             [server: 7],
+            [server: nil],
+            [server: [1]],
             [server: self(), stand_in: true]
           ] do
         assert_raise ArgumentError, fn -> Sandbox.start_link(opts) end
       end
+    end
+
+    test "says which option of its server is wrong" do
+      Process.flag(:trap_exit, true)
+
+      for {server, said} <- [{[foo: 1], "unknown option :foo"}, {[call_timeout: -1], "a timeout"}],
+          kind <- [[], [path: true], [stand_in: true]] do
+        assert {:error, %ArgumentError{} = error} = Sandbox.start_link([server: server] ++ kind)
+        assert Exception.message(error) =~ said
+      end
+
+      sandbox = start_supervised!({Sandbox, server: [name: nil]})
+      assert {:ok, _info} = NetlinkPort.info(Sandbox.info(sandbox).server)
+    end
+
+    test "is joined with itself, and by names that are not taken", c do
+      other = start_supervised!(Sandbox)
+      run!(c.sandbox, "ip", ["link", "add", "type", "veth"])
+      run!(other, "ip", ["link", "add", "veth2", "type", "bridge"])
+      assert {"veth3", "veth3"} = veth(c.sandbox, other)
+      assert {"veth4", "veth5"} = veth(c.sandbox, c.sandbox)
+      assert run!(c.sandbox, "ip", ["link", "show", "veth5"]) =~ "state UP"
     end
 
     test "whose server cannot start says why, and leaves nothing" do
@@ -164,11 +188,14 @@ defmodule NetlinkPort.SandboxTest do
       File.mkdir!(tmp)
       paths = for path <- :code.get_path(), do: ["-pa", to_string(path)]
 
+      # What a VM that is killed says on standard error is of no interest.
+      elixir = ["-c", "exec elixir \"$@\" 2>/dev/null", "sh"]
+
       port =
-        Port.open({:spawn_executable, System.find_executable("elixir")}, [
+        Port.open({:spawn_executable, System.find_executable("sh")}, [
           :binary,
           line: 200,
-          args: List.flatten(paths) ++ ["-e", script],
+          args: elixir ++ List.flatten(paths) ++ ["-e", script],
           env: [{~c"TMPDIR", to_charlist(tmp)}]
         ])
 
@@ -399,6 +426,25 @@ defmodule NetlinkPort.SandboxTest do
 
   describe "a stand-in" do
     @describetag netlink_sandbox: [stand_in: true]
+
+    test "refuses wrong options in the caller, and goes on", c do
+      for {fault, opts} <- [
+            {{:answer, :nosucherrno}, []},
+            {{:answer, nil}, []},
+            {{:answer, :enospc}, [type: :newlink]},
+            {{:answer, :enospc}, [message: 7]},
+            {{:answer, :enospc}, [message: "a\0b"]},
+            {{:answer, :enospc}, [offset: -1]},
+            {{:open_refused, :nosucherrno}, []},
+            {{:open_refused, :eperm}, [stage: :nope]},
+            {{:overrun, 1}, [lose: 7]},
+            {{:overrun, 1}, [lose: fn _ -> :ok end]}
+          ] do
+        assert_raise ArgumentError, fn -> fault(c.sandbox, fault, opts) end
+      end
+
+      assert links!(c.server, c.netns) == ["lo"]
+    end
 
     test "refuses an open by any errno, once", c do
       fault(c.sandbox, {:open_refused, :eperm})

@@ -3,13 +3,26 @@ defmodule NetlinkPort.Sandbox.Fault do
   # Makes the faults of `NetlinkPort.Sandbox.fault/3`. Each function returns when its fault has happened or is in
   # place.
 
-  alias NetlinkPort.{Environment, Options, Socket}
+  alias NetlinkPort.{Environment, Errno, Options, Socket}
   alias NetlinkPort.Sandbox.{Holder, Instance, Overrun, StandIn}
 
   # How long a process may take to act on a signal, in ms.
   @patience 10_000
   # With this limit only standard input, output and error are possible descriptors.
   @no_descriptor 3
+  # The stages of NetlinkPort.open/3.
+  @stages [
+    :open,
+    :setns,
+    :socket,
+    :bind,
+    :connect,
+    :setsockopt,
+    :getsockopt,
+    :info,
+    :watch,
+    :thread
+  ]
 
   @spec make(GenServer.server(), term(), keyword()) :: :ok | {:error, term()}
   def make(sandbox, fault, opts)
@@ -50,6 +63,12 @@ defmodule NetlinkPort.Sandbox.Fault do
 
   def make(sandbox, {:overrun, count}, opts) when is_integer(count) and count > 0 do
     Options.known!(opts, [:of, :lose])
+    lose = Keyword.get(opts, :lose, fn -> :ok end)
+
+    unless is_function(lose, 0) do
+      raise ArgumentError, "expected lose: a function without arguments, got: #{inspect(lose)}"
+    end
+
     info = Instance.call(sandbox, :info)
 
     with {:ok, sockets} <- sockets(info, opts[:of]),
@@ -58,7 +77,7 @@ defmodule NetlinkPort.Sandbox.Fault do
       Overrun.make(info, helping, sockets, count, %{
         stop: fn -> stop(sandbox, os_pid) end,
         continue: fn -> continue(sandbox, os_pid) end,
-        lose: Keyword.get(opts, :lose, fn -> :ok end)
+        lose: lose
       })
     end
   end
@@ -82,12 +101,27 @@ defmodule NetlinkPort.Sandbox.Fault do
   def make(sandbox, {:open_refused, errno}, opts) when is_atom(errno) do
     Options.known!(opts, [:stage, :times])
     stage = Keyword.get(opts, :stage, :setns)
-    stand_in(sandbox, {:open, errno, stage}, opts)
+
+    unless stage in @stages do
+      raise ArgumentError,
+            "expected stage: a stage of an open, one of #{inspect(@stages)}, got: #{inspect(stage)}"
+    end
+
+    stand_in(sandbox, {:open, errno!(errno), stage}, opts)
   end
 
   def make(sandbox, {:answer, errno}, opts) when is_atom(errno) do
     Options.known!(opts, [:message, :offset, :type, :times])
-    stand_in(sandbox, {:answer, errno, Map.new(Keyword.drop(opts, [:times]))}, opts)
+    _type = opts[:type] && Options.type!(opts[:type])
+    _offset = opts[:offset] && Options.uint32!(:offset, opts[:offset])
+    message = opts[:message]
+
+    unless message == nil or (String.valid?(message) and not String.contains?(message, <<0>>)) do
+      raise ArgumentError, "expected message: a text without NUL, got: #{inspect(message)}"
+    end
+
+    answer = opts |> Keyword.drop([:times]) |> Enum.reject(&match?({_name, nil}, &1)) |> Map.new()
+    stand_in(sandbox, {:answer, errno!(errno), answer}, opts)
   end
 
   def make(sandbox, :interrupted_dump, opts) do
@@ -98,6 +132,16 @@ defmodule NetlinkPort.Sandbox.Fault do
   def make(_sandbox, other, opts) do
     raise ArgumentError,
           "expected a fault of NetlinkPort.Sandbox.fault/3, got: #{inspect(other)} with #{inspect(opts)}"
+  end
+
+  defp errno!(errno) do
+    _number = Errno.number(errno)
+    errno
+  rescue
+    FunctionClauseError ->
+      reraise ArgumentError,
+              "expected an errno such as :eperm, got: #{inspect(errno)}",
+              __STACKTRACE__
   end
 
   defp stand_in(sandbox, rule, opts) do

@@ -38,7 +38,11 @@ defmodule NetlinkPort.Sandbox.Instance do
     path? = Options.boolean!(:path, Keyword.get(opts, :path, false))
     stand_in? = Options.boolean!(:stand_in, Keyword.get(opts, :stand_in, false))
     server = Keyword.get(opts, :server, [])
-    _server = if is_list(server), do: server, else: Options.server!(server)
+    _checked = if is_list(server), do: Options.keyword!(server), else: Options.server!(server)
+
+    if server == nil do
+      raise ArgumentError, "expected server: a keyword list, a pid or a name, got: nil"
+    end
 
     if stand_in? and not is_list(server) do
       raise ArgumentError,
@@ -83,7 +87,7 @@ defmodule NetlinkPort.Sandbox.Instance do
 
   # A name stays valid when the server is restarted, a pid does not.
   defp name(opts) when is_list(opts),
-    do: Keyword.get(opts, :name, {:global, {__MODULE__, self()}})
+    do: Keyword.get(opts, :name) || {:global, {__MODULE__, self()}}
 
   defp name(server), do: server
 
@@ -98,6 +102,9 @@ defmodule NetlinkPort.Sandbox.Instance do
          {:ok, _server} <- Supervisor.start_child(supervisor, child) do
       {:ok, state}
     else
+      # A wrong option of the server.
+      {:error, {{:EXIT, {error, _stack}}, _child}} when is_exception(error) -> {:error, error}
+      {:error, {:EXIT, {error, _stack}}} when is_exception(error) -> {:error, error}
       {:error, {reason, _child}} -> {:error, reason}
       {:error, reason} -> {:error, reason}
     end

@@ -368,10 +368,14 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
           [to: :me],
           [to: self(), timed: 1],
           [to: self(), speed: 2],
-          [to: self(), protocol: :no]
+          [to: self(), protocol: :no],
+          [to: self(), interface: :eth0]
         ] do
       assert_raise ArgumentError, fn -> Sandbox.replay(path, opts) end
     end
+
+    for path <- [:path, "", "a\0b"],
+        do: assert_raise(ArgumentError, fn -> Sandbox.replay(path, to: self()) end)
   end
 
   @tag :tshark
