@@ -260,12 +260,14 @@ defmodule NetlinkPort.SandboxTest do
       end
     end
 
-    @tag netlink_sandbox: [path: true]
+    @tag netlink_sandbox: [path: true], capture_log: true
     test "one whose processes were all killed at once, its folder included", c do
       {:path, path} = c.netns
       [_, keeper] = Regex.run(~r{^/proc/(\d+)/}, path)
       monitor = Process.monitor(c.sandbox)
-      for pid <- [keeper, "#{Sandbox.info(c.sandbox).os_pid}"], do: signal!(pid, "KILL")
+      holder = "#{Sandbox.info(c.sandbox).os_pid}"
+      # By one program: the sandbox ends as soon as it learns of the first.
+      {_output, 0} = System.cmd("kill", ["-KILL", keeper, holder])
       assert_receive {:DOWN, ^monitor, :process, _pid, reason}, within(5_000)
       assert reason == "the process that holds the folder of the sandbox was ended"
       refute File.exists?(Path.dirname(path))
@@ -293,6 +295,27 @@ defmodule NetlinkPort.SandboxTest do
       assert_raise RuntimeError, ~r/no helper of this sandbox is stopped/, fn ->
         fault(c.sandbox, :helper_continued)
       end
+    end
+
+    # The deadlines of calls are longer than the test: nothing asks the stopped helper.
+    @tag netlink_sandbox: [server: [call_timeout: 600_000, ping_interval: :infinity]]
+    test "with the helper stopped, the others are made or refused at once", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+      for _ <- 1..2, do: assert(:ok = fault(c.sandbox, :helper_stopped))
+      assert :ok = fault(c.sandbox, {:open_refused, :emfile})
+
+      for fault <- [{:overrun, 1}, :open_allowed] do
+        assert_raise RuntimeError, ~r/the helper is stopped/, fn -> fault(c.sandbox, fault) end
+      end
+
+      assert :ok = fault(c.sandbox, :helper_killed)
+      assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+
+      assert_raise RuntimeError, ~r/no helper of this sandbox is stopped/, fn ->
+        fault(c.sandbox, :helper_continued)
+      end
+
+      assert links!(c.server, c.netns) == ["lo"]
     end
 
     test "an overrun has the exact count, behind what is older, and leaves others alone", c do

@@ -32,7 +32,7 @@ defmodule NetlinkPort.Sandbox.Fault do
     server = whereis!(info.server)
     monitor = Process.monitor(server)
 
-    with {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(server),
+    with {:ok, os_pid} <- helper(sandbox, info.server),
          :ok <- Holder.signal("KILL", os_pid) do
       receive do
         {:DOWN, ^monitor, :process, _pid, _reason} -> :ok
@@ -45,13 +45,11 @@ defmodule NetlinkPort.Sandbox.Fault do
   def make(sandbox, :helper_stopped, []) do
     info = Instance.call(sandbox, :info)
 
-    with {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(info.server) do
-      stop(sandbox, os_pid)
-    end
+    with {:ok, os_pid} <- helper(sandbox, info.server), do: stop(sandbox, info.server, os_pid)
   end
 
   def make(sandbox, :helper_continued, []) do
-    case Instance.call(sandbox, :stopped) do
+    case stopped(sandbox, Instance.call(sandbox, :info).server) do
       nil -> {:error, "no helper of this sandbox is stopped"}
       os_pid -> continue(sandbox, os_pid)
     end
@@ -71,11 +69,12 @@ defmodule NetlinkPort.Sandbox.Fault do
 
     info = Instance.call(sandbox, :info)
 
-    with {:ok, sockets} <- sockets(info, opts[:of]),
+    with :ok <- running(sandbox, info.server),
+         {:ok, sockets} <- sockets(info, opts[:of]),
          {:ok, helping} <- Instance.call(sandbox, :helping),
          {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(info.server) do
       Overrun.make(info, helping, sockets, count, %{
-        stop: fn -> stop(sandbox, os_pid) end,
+        stop: fn -> stop(sandbox, info.server, os_pid) end,
         continue: fn -> continue(sandbox, os_pid) end,
         lose: lose
       })
@@ -85,15 +84,15 @@ defmodule NetlinkPort.Sandbox.Fault do
   def make(sandbox, {:open_refused, :emfile}, []) do
     info = Instance.call(sandbox, :info)
 
-    with {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(info.server) do
-      prlimit(os_pid, "#{@no_descriptor}:")
-    end
+    with {:ok, os_pid} <- helper(sandbox, info.server),
+         do: prlimit(os_pid, "#{@no_descriptor}:")
   end
 
   def make(sandbox, :open_allowed, []) do
     info = Instance.call(sandbox, :info)
 
-    with {:ok, %{os_pid: os_pid, max_fds: max_fds}} <- NetlinkPort.info(info.server) do
+    with :ok <- running(sandbox, info.server),
+         {:ok, %{os_pid: os_pid, max_fds: max_fds}} <- NetlinkPort.info(info.server) do
       prlimit(os_pid, "#{max_fds}:")
     end
   end
@@ -185,8 +184,33 @@ defmodule NetlinkPort.Sandbox.Fault do
   defp sockets(_info, other),
     do: raise(ArgumentError, "expected of: a socket or its owner, got: #{inspect(other)}")
 
-  defp stop(sandbox, os_pid) do
-    :ok = Instance.call(sandbox, {:stopped, os_pid})
+  # A stopped helper cannot be asked for its process id.
+  defp helper(sandbox, server) do
+    with nil <- stopped(sandbox, server),
+         {:ok, %{os_pid: os_pid}} <- NetlinkPort.info(server) do
+      {:ok, os_pid}
+    else
+      os_pid when is_integer(os_pid) -> {:ok, os_pid}
+      {:error, error} -> {:error, error}
+    end
+  end
+
+  # The helper that this sandbox has stopped, unless it has ended with its server since.
+  defp stopped(sandbox, server) do
+    case Instance.call(sandbox, :stopped) do
+      {pid, os_pid} -> if GenServer.whereis(server) == pid, do: os_pid
+      nil -> nil
+    end
+  end
+
+  defp running(sandbox, server) do
+    if stopped(sandbox, server),
+      do: {:error, "the helper is stopped: make the fault :helper_continued first"},
+      else: :ok
+  end
+
+  defp stop(sandbox, server, os_pid) do
+    :ok = Instance.call(sandbox, {:stopped, {GenServer.whereis(server), os_pid}})
     with :ok <- Holder.signal("STOP", os_pid), do: await_state(os_pid, &(&1 == "T"))
   end
 

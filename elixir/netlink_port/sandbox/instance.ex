@@ -181,8 +181,9 @@ defmodule NetlinkPort.Sandbox.Instance do
 
   def handle_call(:stopped, _from, state), do: {:reply, state.stopped, state}
 
-  def handle_call({:stopped, os_pid}, _from, state) do
-    {:reply, :ok, %{state | stopped: os_pid}}
+  # `{server, os_pid}`: a helper ends with its server.
+  def handle_call({:stopped, helper}, _from, state) do
+    {:reply, :ok, %{state | stopped: helper}}
   end
 
   # A second server, which acts while the helper of the first is stopped.
@@ -278,7 +279,7 @@ defmodule NetlinkPort.Sandbox.Instance do
   @impl true
   def terminate(_reason, state) do
     # A stopped helper would hold up the end of its server.
-    _continued = state.stopped && Holder.signal("CONT", state.stopped)
+    _continued = with {_server, os_pid} <- state.stopped, do: Holder.signal("CONT", os_pid)
     for pid <- [state.supervisor, state.helping, state.stand_in], pid != nil, do: stop(pid)
     _state = let_go(state)
     _removed = state.folder && Folder.stop(state.folder)
