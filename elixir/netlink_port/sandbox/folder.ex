@@ -10,8 +10,15 @@ defmodule NetlinkPort.Sandbox.Folder do
 
   alias NetlinkPort.Sandbox.{Holder, Refusal}
 
-  # $1 is any folder, which the mount hides from this shell alone.
-  @init ~S(mount -t tmpfs -o mode=0700 tmpfs "$1" && cd "$1" && echo ready && read -r _)
+  # $1 is any folder, which the mount hides from this shell alone. The FIFOs are those of the stand-in: a copier waits
+  # in open(2) until the other end is opened, for ever if the VM is killed before. Opening both ends wakes it, and after
+  # rm(1) no other copier begins to wait.
+  @init ~S(mount -t tmpfs -o mode=0700 tmpfs "$1" && cd "$1" && echo ready && {
+    read -r _
+    for fifo in */[abcd]; do
+      [ ! -p "$fifo" ] || { exec 4<>"$fifo"; rm "$fifo"; exec 4>&-; }
+    done
+  })
 
   @enforce_keys [:holder, :path]
   defstruct @enforce_keys
