@@ -36,6 +36,7 @@ defmodule NetlinkPort.Sandbox do
   Nothing stays behind, whether the test passes, fails, or its VM is killed with SIGKILL. The process that holds the
   namespace reads a pipe from the VM, and ends at the end of file. Programs that `run/4` started are in a process
   namespace (pid_namespaces(7)) that ends with that process.
+  The folder of a sandbox with `path:` or `stand_in:` is a tmpfs(5) in a mount namespace of its own, and ends with it.
 
   ## Faults
 
@@ -297,7 +298,7 @@ defmodule NetlinkPort.Sandbox do
       NetlinkPort.Sandbox.run!(other, "ip", ["addr", "add", "192.0.2.2/24", "dev", there])
 
   Start the second sandbox of a test by `start_supervised!(NetlinkPort.Sandbox)`. The ends are named `veth0`, `veth1`
-  and so on, in each sandbox from 0.
+  and so on, in each sandbox from 0; names that are taken are left out. A sandbox can be joined with itself.
   """
   @spec veth(t(), t()) :: {String.t(), String.t()}
   def veth(a, b) do
@@ -305,9 +306,15 @@ defmodule NetlinkPort.Sandbox do
     peer = [@link | Attr.encode([{@ifname, there <> <<0>>}, {@net_ns_pid, Attr.u32(os_pid!(b))}])]
     kind = [{@info_kind, "veth" <> <<0>>}, {@info_data, [{@peer, IO.iodata_to_binary(peer)}]}]
     make = [@link | Attr.encode([{@ifname, here <> <<0>>}, {@linkinfo, kind}])]
-    link!(a, [{make, [:create, :excl]}, {up(here), []}])
-    link!(b, [{up(there), []}])
-    ends
+
+    with :ok <- link(a, [{make, [:create, :excl]}, {up(here), []}]),
+         :ok <- link(b, [{up(there), []}]) do
+      ends
+    else
+      # The kernel gives such names, too. The next names are tried.
+      {:error, %{reason: :eexist}} -> veth(a, b)
+      {:error, error} -> raise error
+    end
   end
 
   # An end can be set up only after its peer exists.
@@ -315,7 +322,7 @@ defmodule NetlinkPort.Sandbox do
 
   defp os_pid!(sandbox), do: info(sandbox).os_pid || raise("the namespace of the sandbox is gone")
 
-  defp link!(sandbox, links) do
+  defp link(sandbox, links) do
     opts = [netns: {:pid, os_pid!(sandbox)}, active: false]
     requests = for {link, flags} <- links, do: {@newlink, flags, link}
 
@@ -323,8 +330,6 @@ defmodule NetlinkPort.Sandbox do
          {:ok, outcomes} <- NetlinkPort.batch(socket, requests),
          nil <- Enum.find(outcomes, &match?({:error, _error}, &1)) do
       NetlinkPort.close(socket)
-    else
-      {:error, error} -> raise error
     end
   end
 
@@ -399,6 +404,7 @@ defmodule NetlinkPort.Sandbox do
   A datagram that was cut by the capture cannot be played. In its place the process is sent
   `{:netlink_error, socket, error}` with `EMSGSIZE` and the datagram's length, as for a datagram that was cut on its
   way from the kernel.
+  A datagram that was cut before its protocol is cut for every `:protocol`.
 
   Returns how many datagrams were played (`:datagrams`), how many were cut (`:cut`), and whether the file ends in the
   middle of a packet (`:truncated`).

@@ -3,7 +3,8 @@ defmodule NetlinkPort.SandboxTest do
   use ExUnit.Case, async: true
   use NetlinkPort.Sandbox
 
-  import NetlinkPort.Case, only: [eventually!: 1, tmp_path!: 1, signal!: 2]
+  import NetlinkPort.Case,
+    only: [eventually!: 1, eventually!: 2, tmp_path!: 1, signal!: 2, within: 1]
 
   alias NetlinkPort.{Error, Rtnl, Sandbox}
 
@@ -93,10 +94,34 @@ defmodule NetlinkPort.SandboxTest do
             [path: 1],
             [stand_in: :yes],
             [server: 7],
+            [server: nil],
+            [server: [1]],
             [server: self(), stand_in: true]
           ] do
         assert_raise ArgumentError, fn -> Sandbox.start_link(opts) end
       end
+    end
+
+    test "says which option of its server is wrong" do
+      Process.flag(:trap_exit, true)
+
+      for {server, said} <- [{[foo: 1], "unknown option :foo"}, {[call_timeout: -1], "a timeout"}],
+          kind <- [[], [path: true], [stand_in: true]] do
+        assert {:error, %ArgumentError{} = error} = Sandbox.start_link([server: server] ++ kind)
+        assert Exception.message(error) =~ said
+      end
+
+      sandbox = start_supervised!({Sandbox, server: [name: nil]})
+      assert {:ok, _info} = NetlinkPort.info(Sandbox.info(sandbox).server)
+    end
+
+    test "is joined with itself, and by names that are not taken", c do
+      other = start_supervised!(Sandbox)
+      run!(c.sandbox, "ip", ["link", "add", "type", "veth"])
+      run!(other, "ip", ["link", "add", "veth2", "type", "bridge"])
+      assert {"veth3", "veth3"} = veth(c.sandbox, other)
+      assert {"veth4", "veth5"} = veth(c.sandbox, c.sandbox)
+      assert run!(c.sandbox, "ip", ["link", "show", "veth5"]) =~ "state UP"
     end
 
     test "whose server cannot start says why, and leaves nothing" do
@@ -157,41 +182,95 @@ defmodule NetlinkPort.SandboxTest do
       {:ok, sandbox}
     end
 
+    # A VM that runs a script. Its processes are known by their environment, in which TMPDIR is `tmp`.
+    defp vm!(script) do
+      tmp = tmp_path!("vm")
+      File.mkdir!(tmp)
+      paths = for path <- :code.get_path(), do: ["-pa", to_string(path)]
+
+      # What a VM that is killed says on standard error is of no interest.
+      elixir = ["-c", "exec elixir \"$@\" 2>/dev/null", "sh"]
+
+      port =
+        Port.open({:spawn_executable, System.find_executable("sh")}, [
+          :binary,
+          line: 200,
+          args: elixir ++ List.flatten(paths) ++ ["-e", script],
+          env: [{~c"TMPDIR", to_charlist(tmp)}]
+        ])
+
+      {:os_pid, vm} = Port.info(port, :os_pid)
+      on_exit(fn -> System.cmd("kill", ["-KILL", "#{vm}"], stderr_to_stdout: true) end)
+      assert_receive {^port, {:data, {:eol, line}}}, within(30_000)
+      {vm, tmp, line}
+    end
+
+    # The processes of the VM that still run, what they have mounted included.
+    defp left(tmp) do
+      for pid <- File.ls!("/proc"),
+          pid =~ ~r/^\d+$/,
+          {:ok, environ} <- [File.read("/proc/#{pid}/environ")],
+          environ =~ "TMPDIR=" <> tmp <> <<0>>,
+          do: pid
+    end
+
+    defp assert_nothing_left(tmp) do
+      eventually!(fn -> left(tmp) == [] end, 30_000)
+      assert File.ls!(tmp) == []
+      refute File.read!("/proc/self/mountinfo") =~ tmp
+    end
+
     test "a VM that was killed, its helper stopped or not", _c do
       for stop? <- [false, true], opts <- [[path: true], [stand_in: true]] do
-        script = """
-        {:ok, sandbox} = NetlinkPort.Sandbox.start_link(#{inspect(opts)})
-        %{path: path, os_pid: os_pid, server: server} = NetlinkPort.Sandbox.info(sandbox)
-        {:ok, helper} = NetlinkPort.info(server)
-        NetlinkPort.Sandbox.run!(sandbox, "sh", ["-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 &"])
-        if #{stop?}, do: NetlinkPort.Sandbox.fault(sandbox, :helper_stopped)
-        IO.puts("\#{File.stat!(path).inode} \#{os_pid} \#{helper.os_pid}")
-        Process.sleep(:infinity)
-        """
+        {vm, tmp, line} =
+          vm!("""
+          {:ok, sandbox} = NetlinkPort.Sandbox.start_link(#{inspect(opts)})
+          %{path: path, server: server} = NetlinkPort.Sandbox.info(sandbox)
+          {:ok, helper} = NetlinkPort.info(server)
+          NetlinkPort.Sandbox.run!(sandbox, "sh", ["-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 &"])
+          if #{stop?}, do: NetlinkPort.Sandbox.fault(sandbox, :helper_stopped)
+          IO.puts("\#{File.stat!(path).inode} \#{helper.os_pid}")
+          Process.sleep(:infinity)
+          """)
 
-        paths = for path <- :code.get_path(), do: ["-pa", to_string(path)]
-        args = List.flatten(paths) ++ ["-e", script]
-        tmp = tmp_path!("vm")
-        File.mkdir!(tmp)
-
-        port =
-          Port.open({:spawn_executable, System.find_executable("elixir")}, [
-            :binary,
-            line: 200,
-            args: args,
-            env: [{~c"TMPDIR", to_charlist(tmp)}]
-          ])
-
-        {:os_pid, vm} = Port.info(port, :os_pid)
-        assert_receive {^port, {:data, {:eol, line}}}, 30_000
-        [inode, holder, helper] = line |> String.split() |> Enum.map(&String.to_integer/1)
+        [inode, helper] = line |> String.split() |> Enum.map(&String.to_integer/1)
         assert [_ | _] = inside(inode)
-        assert [_folder] = File.ls!(tmp)
+        assert to_string(helper) in left(tmp)
         signal!(vm, "KILL")
-        gone? = fn pid -> not NetlinkPort.Case.running?(pid) end
-        eventually!(fn -> inside(inode) == [] and gone?.(holder) and gone?.(helper) end)
-        eventually!(fn -> File.ls!(tmp) == [] end)
+        eventually!(fn -> inside(inode) == [] end)
+        assert_nothing_left(tmp)
       end
+    end
+
+    # The moments at which the VM is killed are ms from the beginning of the start, which takes some 50 ms.
+    @tag timeout: 300_000
+    test "a VM that was killed while its sandboxes started" do
+      for moment <- 0..81//9 do
+        {vm, tmp, "now"} =
+          vm!("""
+          IO.puts("now")
+          for opts <- [[path: true], [stand_in: true], [path: true, stand_in: true], []],
+              do: spawn(fn -> NetlinkPort.Sandbox.start_link(opts) && Process.sleep(:infinity) end)
+          Process.sleep(:infinity)
+          """)
+
+        Process.sleep(moment)
+        signal!(vm, "KILL")
+        assert_nothing_left(tmp)
+      end
+    end
+
+    @tag netlink_sandbox: [path: true], capture_log: true
+    test "one whose processes were all killed at once, its folder included", c do
+      {:path, path} = c.netns
+      [_, keeper] = Regex.run(~r{^/proc/(\d+)/}, path)
+      monitor = Process.monitor(c.sandbox)
+      holder = "#{Sandbox.info(c.sandbox).os_pid}"
+      # By one program: the sandbox ends as soon as it learns of the first.
+      {_output, 0} = System.cmd("kill", ["-KILL", keeper, holder])
+      assert_receive {:DOWN, ^monitor, :process, _pid, reason}, within(5_000)
+      assert reason == "the process that holds the folder of the sandbox was ended"
+      refute File.exists?(Path.dirname(path))
     end
   end
 
@@ -216,6 +295,27 @@ defmodule NetlinkPort.SandboxTest do
       assert_raise RuntimeError, ~r/no helper of this sandbox is stopped/, fn ->
         fault(c.sandbox, :helper_continued)
       end
+    end
+
+    # The deadlines of calls are longer than the test: nothing asks the stopped helper.
+    @tag netlink_sandbox: [server: [call_timeout: 600_000, ping_interval: :infinity]]
+    test "with the helper stopped, the others are made or refused at once", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+      for _ <- 1..2, do: assert(:ok = fault(c.sandbox, :helper_stopped))
+      assert :ok = fault(c.sandbox, {:open_refused, :emfile})
+
+      for fault <- [{:overrun, 1}, :open_allowed] do
+        assert_raise RuntimeError, ~r/the helper is stopped/, fn -> fault(c.sandbox, fault) end
+      end
+
+      assert :ok = fault(c.sandbox, :helper_killed)
+      assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+
+      assert_raise RuntimeError, ~r/no helper of this sandbox is stopped/, fn ->
+        fault(c.sandbox, :helper_continued)
+      end
+
+      assert links!(c.server, c.netns) == ["lo"]
     end
 
     test "an overrun has the exact count, behind what is older, and leaves others alone", c do
@@ -349,6 +449,25 @@ defmodule NetlinkPort.SandboxTest do
 
   describe "a stand-in" do
     @describetag netlink_sandbox: [stand_in: true]
+
+    test "refuses wrong options in the caller, and goes on", c do
+      for {fault, opts} <- [
+            {{:answer, :nosucherrno}, []},
+            {{:answer, nil}, []},
+            {{:answer, :enospc}, [type: :newlink]},
+            {{:answer, :enospc}, [message: 7]},
+            {{:answer, :enospc}, [message: "a\0b"]},
+            {{:answer, :enospc}, [offset: -1]},
+            {{:open_refused, :nosucherrno}, []},
+            {{:open_refused, :eperm}, [stage: :nope]},
+            {{:overrun, 1}, [lose: 7]},
+            {{:overrun, 1}, [lose: fn _ -> :ok end]}
+          ] do
+        assert_raise ArgumentError, fn -> fault(c.sandbox, fault, opts) end
+      end
+
+      assert links!(c.server, c.netns) == ["lo"]
+    end
 
     test "refuses an open by any errno, once", c do
       fault(c.sandbox, {:open_refused, :eperm})

@@ -34,7 +34,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
   @type packet :: %{
           time: non_neg_integer() | nil,
           direction: :in | :out | nil,
-          protocol: non_neg_integer(),
+          protocol: non_neg_integer() | nil,
           interface: String.t() | nil,
           bytes: binary(),
           length: non_neg_integer(),
@@ -107,10 +107,10 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
       <<bytes::binary-size(captured), rest::binary>> ->
         time = seconds * 1_000_000_000 + fraction * unit
 
-        packet =
-          packet(bytes, length, %{time: time, interface: nil, direction: nil, offset: offset})
+        known = %{time: time, interface: nil, direction: nil, offset: offset}
 
-        records(rest, offset + 16 + captured, order, unit, prepend(packet, packets))
+        with packet when is_map(packet) <- packet(bytes, length, known),
+             do: records(rest, offset + 16 + captured, order, unit, [packet | packets])
 
       _cut ->
         {:ok, Enum.reverse(packets), true}
@@ -121,7 +121,6 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
 
   ## The header of LINKTYPE_NETLINK
 
-  # A packet that is cut within this header is left out.
   defp packet(<<type::16, _arphrd::16, _address::80, protocol::16, bytes::binary>>, length, known) do
     direction = direction(type) || known.direction
 
@@ -133,15 +132,29 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
     })
   end
 
-  defp packet(_cut, _length, _known), do: nil
+  # A packet that is cut within this header: nothing of the datagram is there, and its protocol is unknown.
+  defp packet(cut, length, known) when length >= @cooked do
+    direction = with(<<type::16, _::binary>> <- cut, do: direction(type), else: (_ -> nil))
+
+    Map.merge(known, %{
+      direction: direction || known.direction,
+      protocol: nil,
+      bytes: "",
+      length: length - @cooked
+    })
+  end
+
+  defp packet(_whole, length, known) do
+    error(
+      known.offset,
+      "a packet has #{length} bytes, fewer than the #{@cooked} of the header of LINKTYPE_NETLINK"
+    )
+  end
 
   # A packet on nlmon may also be PACKET_OUTGOING, which tells no direction.
   defp direction(@packet_user), do: :in
   defp direction(@packet_kernel), do: :out
   defp direction(_other), do: nil
-
-  defp prepend(nil, packets), do: packets
-  defp prepend(packet, packets), do: [packet | packets]
 
   ## pcapng
 
@@ -279,7 +292,8 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
           offset: offset
         }
 
-        %{state | packets: prepend(packet(bytes, length, known), state.packets)}
+        with packet when is_map(packet) <- packet(bytes, length, known),
+             do: %{state | packets: [packet | state.packets]}
 
       _short ->
         error(offset, "a packet says that it has #{captured} bytes, and its block has fewer")

@@ -12,8 +12,7 @@ defmodule NetlinkPort.Sandbox.Holder do
   # for each other.
   @patience 60_000
 
-  # $1 is the folder of the sandbox, or empty. At the end of file the VM is gone, so the shell removes the folder.
-  @init ~S(echo ready; read -r word || { [ -z "$1" ] || rm -rf -- "$1"; })
+  @init "echo ready; read -r _"
 
   @type t :: {port(), os_pid :: pos_integer()}
 
@@ -21,32 +20,38 @@ defmodule NetlinkPort.Sandbox.Holder do
   Starts a holder; `await/2` follows. With `:user` it enters the user namespace of the other sandboxes, or makes it
   for the first of them. With `:root` there is no user namespace.
   """
-  @spec start(:user | :root, Path.t() | nil, pos_integer() | nil) ::
+  @spec start(:user | :root, pos_integer() | nil) ::
           {:ok, port(), pos_integer() | nil} | {:error, String.t()}
-  def start(mode, folder, gone \\ nil) do
-    init = ["sh", "-c", @init, "sh", folder || ""]
+  def start(mode, gone \\ nil) do
+    init = ["sh", "-c", @init]
     space = ["--net", "--pid", "--fork", "--kill-child"]
 
     case mode == :user && UserNamespace.join(gone) do
       {:enter, os_pid} ->
         unshare = ["unshare" | space] ++ init
         enter = ["--target", "#{os_pid}", "--user", "--preserve-credentials"]
-        spawn_program("nsenter", enter ++ unshare, os_pid)
+        entered("nsenter", enter ++ unshare, os_pid)
 
       :make ->
-        spawn_program("unshare", ["--user", "--map-root-user" | space] ++ init, nil)
+        entered("unshare", ["--user", "--map-root-user" | space] ++ init, nil)
 
       false ->
-        spawn_program("unshare", space ++ init, nil)
+        entered("unshare", space ++ init, nil)
     end
   end
 
-  defp spawn_program(program, arguments, entered) do
+  defp entered(program, arguments, entered) do
+    with {:ok, port} <- spawn_program(program, arguments), do: {:ok, port, entered}
+  end
+
+  @doc "Starts a program whose standard input is a pipe from the VM."
+  @spec spawn_program(String.t(), [String.t()]) :: {:ok, port()} | {:error, String.t()}
+  def spawn_program(program, arguments) do
     opts = [:binary, :exit_status, :stderr_to_stdout, args: arguments, env: [{~c"LC_ALL", ~c"C"}]]
 
     case executable(program) do
       nil -> {:error, "there is no #{program}(1)"}
-      path -> {:ok, Port.open({:spawn_executable, path}, opts), entered}
+      path -> {:ok, Port.open({:spawn_executable, path}, opts)}
     end
   end
 

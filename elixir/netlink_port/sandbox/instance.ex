@@ -6,7 +6,7 @@ defmodule NetlinkPort.Sandbox.Instance do
   use GenServer, restart: :temporary
 
   alias NetlinkPort.Arguments
-  alias NetlinkPort.Sandbox.{Holder, Refusal, StandIn, UserNamespace}
+  alias NetlinkPort.Sandbox.{Folder, Holder, Refusal, StandIn, UserNamespace}
 
   # RTM_NEWLINK; a struct ifinfomsg of interface 1, with IFF_UP set. include/uapi/linux/rtnetlink.h
   @newlink 16
@@ -38,7 +38,11 @@ defmodule NetlinkPort.Sandbox.Instance do
     path? = Arguments.boolean!(:path, Keyword.get(opts, :path, false))
     stand_in? = Arguments.boolean!(:stand_in, Keyword.get(opts, :stand_in, false))
     server = Keyword.get(opts, :server, [])
-    _server = if is_list(server), do: server, else: Arguments.server!(server)
+    _checked = if is_list(server), do: Arguments.keyword!(server), else: Arguments.server!(server)
+
+    if server == nil do
+      raise ArgumentError, "expected server: a keyword list, a pid or a name, got: nil"
+    end
 
     if stand_in? and not is_list(server) do
       raise ArgumentError,
@@ -58,11 +62,11 @@ defmodule NetlinkPort.Sandbox.Instance do
   def init({server, path?, stand_in?}) do
     Process.flag(:trap_exit, true)
 
-    with {:ok, way} <- Refusal.way() do
-      folder = if path? or stand_in?, do: folder!()
+    with {:ok, way} <- Refusal.way(),
+         {:ok, folder} <- folder(way, path? or stand_in?) do
       state = %__MODULE__{way: way, folder: folder, path?: path?, server: name(server)}
       # The holder and the helper start at the same time.
-      started = Holder.start(way, folder)
+      started = Holder.start(way)
 
       with {:ok, state} <- serve(state, server, stand_in?),
            {:ok, state} <- held(state, started),
@@ -78,17 +82,12 @@ defmodule NetlinkPort.Sandbox.Instance do
     end
   end
 
-  defp folder! do
-    unique = System.unique_integer([:positive])
-    folder = Path.join(System.tmp_dir!(), "netlink_port-sandbox-#{System.pid()}-#{unique}")
-    File.mkdir!(folder)
-    File.chmod!(folder, 0o700)
-    folder
-  end
+  defp folder(_way, false), do: {:ok, nil}
+  defp folder(way, true), do: Folder.start(way)
 
   # A name stays valid when the server is restarted, a pid does not.
   defp name(opts) when is_list(opts),
-    do: Keyword.get(opts, :name, {:global, {__MODULE__, self()}})
+    do: Keyword.get(opts, :name) || {:global, {__MODULE__, self()}}
 
   defp name(server), do: server
 
@@ -103,6 +102,9 @@ defmodule NetlinkPort.Sandbox.Instance do
          {:ok, _server} <- Supervisor.start_child(supervisor, child) do
       {:ok, state}
     else
+      # A wrong option of the server.
+      {:error, {{:EXIT, {error, _stack}}, _child}} when is_exception(error) -> {:error, error}
+      {:error, {:EXIT, {error, _stack}}} when is_exception(error) -> {:error, error}
       {:error, {reason, _child}} -> {:error, reason}
       {:error, reason} -> {:error, reason}
     end
@@ -111,7 +113,7 @@ defmodule NetlinkPort.Sandbox.Instance do
   defp child(state, opts, false), do: {:ok, state, %{NetlinkPort.child_spec(opts) | id: :server}}
 
   defp child(state, opts, true) do
-    with {:ok, stand_in} <- StandIn.start_link(state.folder) do
+    with {:ok, stand_in} <- StandIn.start_link(state.folder.path) do
       start = {StandIn, :start_server, [stand_in, opts]}
       {:ok, %{state | stand_in: stand_in}, %{id: :server, start: start, type: :worker}}
     end
@@ -131,7 +133,7 @@ defmodule NetlinkPort.Sandbox.Instance do
       {:error, printed} ->
         # The sandbox whose user namespace this one was to enter has ended meanwhile.
         if entered && not File.exists?("/proc/#{entered}/ns/user"),
-          do: held(state, Holder.start(state.way, state.folder, entered)),
+          do: held(state, Holder.start(state.way, entered)),
           else: {:error, Refusal.line(printed)}
     end
   end
@@ -140,11 +142,13 @@ defmodule NetlinkPort.Sandbox.Instance do
   defp link(%{path?: false} = state), do: state
 
   defp link(%{holder: {_port, os_pid}} = state) do
-    new = Path.join(state.folder, "new")
+    new = Path.join(state.folder.path, "new")
     File.ln_s!("/proc/#{os_pid}/ns/net", new)
-    File.rename!(new, Path.join(state.folder, "net"))
+    File.rename!(new, net(state))
     state
   end
+
+  defp net(state), do: Path.join(state.folder.path, "net")
 
   defp up(state) do
     opts = [netns: pid(state), active: false]
@@ -177,8 +181,9 @@ defmodule NetlinkPort.Sandbox.Instance do
 
   def handle_call(:stopped, _from, state), do: {:reply, state.stopped, state}
 
-  def handle_call({:stopped, os_pid}, _from, state) do
-    {:reply, :ok, %{state | stopped: os_pid}}
+  # `{server, os_pid}`: a helper ends with its server.
+  def handle_call({:stopped, helper}, _from, state) do
+    {:reply, :ok, %{state | stopped: helper}}
   end
 
   # A second server, which acts while the helper of the first is stopped.
@@ -194,12 +199,12 @@ defmodule NetlinkPort.Sandbox.Instance do
   def handle_call(:namespace_gone, _from, %{holder: nil} = state), do: {:reply, gone(), state}
 
   def handle_call(:namespace_gone, _from, state) do
-    if state.path?, do: File.rm!(Path.join(state.folder, "net"))
+    if state.path?, do: File.rm!(net(state))
     {:reply, :ok, let_go(state)}
   end
 
   def handle_call(:namespace_back, _from, %{holder: nil} = state) do
-    with {:ok, state} <- held(state, Holder.start(state.way, state.folder)),
+    with {:ok, state} <- held(state, Holder.start(state.way)),
          :ok <- up(state) do
       {:reply, :ok, state}
     else
@@ -215,7 +220,7 @@ defmodule NetlinkPort.Sandbox.Instance do
 
   defp info(%{holder: holder} = state) do
     os_pid = holder && elem(holder, 1)
-    netns = if state.path?, do: {:path, Path.join(state.folder, "net")}, else: {:pid, os_pid}
+    netns = if state.path?, do: {:path, net(state)}, else: {:pid, os_pid}
     path = os_pid && "/proc/#{os_pid}/ns/net"
 
     %{
@@ -258,6 +263,12 @@ defmodule NetlinkPort.Sandbox.Instance do
     {:noreply, %{state | holder: nil}}
   end
 
+  # Without its folder the sandbox has neither its path nor its stand-in.
+  def handle_info({port, {:exit_status, _status}}, %{folder: %{holder: {port, _os_pid}}} = state) do
+    reason = "the process that holds the folder of the sandbox was ended"
+    {:stop, reason, %{state | folder: nil}}
+  end
+
   def handle_info({:EXIT, pid, reason}, state) when pid in [state.supervisor, state.stand_in] do
     {:stop, reason, state}
   end
@@ -268,10 +279,10 @@ defmodule NetlinkPort.Sandbox.Instance do
   @impl true
   def terminate(_reason, state) do
     # A stopped helper would hold up the end of its server.
-    _continued = state.stopped && Holder.signal("CONT", state.stopped)
+    _continued = with {_server, os_pid} <- state.stopped, do: Holder.signal("CONT", os_pid)
     for pid <- [state.supervisor, state.helping, state.stand_in], pid != nil, do: stop(pid)
     _state = let_go(state)
-    _removed = state.folder && File.rm_rf!(state.folder)
+    _removed = state.folder && Folder.stop(state.folder)
     :ok
   end
 

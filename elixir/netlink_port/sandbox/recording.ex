@@ -17,14 +17,26 @@ defmodule NetlinkPort.Sandbox.Recording do
     protocol = with name when name != nil <- opts[:protocol], do: Arguments.protocol!(name)
     socket = Keyword.get(opts, :socket, :replay)
     tag = Keyword.get(opts, :tag, :netlink)
+    _path = path!(path)
+    interface = opts[:interface]
+
+    unless interface == nil or is_binary(interface) do
+      raise ArgumentError, "expected interface: a name, got: #{inspect(interface)}"
+    end
 
     with {:ok, bytes} <- read(path),
          {:ok, packets, truncated?} <- CaptureFile.read(bytes),
-         wanted = Enum.filter(packets, &wanted?(&1, protocol, opts[:interface])),
+         wanted = Enum.filter(packets, &wanted?(&1, protocol, interface)),
          :ok <- readable(wanted) do
       play(wanted, fn packet -> send(to, message(packet, tag, socket)) end, timed?)
       cut = Enum.count(wanted, &cut?/1)
       {:ok, %{datagrams: length(wanted) - cut, cut: cut, truncated: truncated?}}
+    end
+  end
+
+  defp path!(path) do
+    unless is_binary(path) and path != "" and not String.contains?(path, <<0>>) do
+      raise ArgumentError, "expected the path of a capture, got: #{inspect(path)}"
     end
   end
 
@@ -34,7 +46,7 @@ defmodule NetlinkPort.Sandbox.Recording do
   end
 
   defp wanted?(packet, protocol, interface) do
-    (protocol == nil or packet.protocol == protocol) and
+    (protocol == nil or packet.protocol in [protocol, nil]) and
       (interface == nil or packet.interface == interface) and from_kernel?(packet)
   end
 
@@ -86,7 +98,7 @@ defmodule NetlinkPort.Sandbox.Recording do
     if left > 0, do: Process.sleep(div(left + 999_999, 1_000_000))
   end
 
-  defp cut?(packet), do: byte_size(packet.bytes) < packet.length
+  defp cut?(packet), do: packet.protocol == nil or byte_size(packet.bytes) < packet.length
 
   defp message(packet, tag, socket) do
     if cut?(packet),

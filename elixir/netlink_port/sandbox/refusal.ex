@@ -13,6 +13,8 @@ defmodule NetlinkPort.Sandbox.Refusal do
     {"user/max_pid_namespaces", "0", "sysctl -w user.max_pid_namespaces=15000"}
   ]
 
+  alias NetlinkPort.Environment
+
   @type way :: :user | :root
 
   @doc "The way to make a namespace, or the line that says why there is none."
@@ -25,7 +27,15 @@ defmodule NetlinkPort.Sandbox.Refusal do
     end
   end
 
+  # The ids of the processes that hold the namespaces are looked up in /proc.
   defp find do
+    case Environment.look().proc do
+      :own -> tried()
+      proc -> {:error, without(proc)}
+    end
+  end
+
+  defp tried do
     case attempt(["--user", "--map-root-user"]) do
       :ok -> {:ok, :user}
       {:error, printed} -> if attempt([]) == :ok, do: {:ok, :root}, else: {:error, line(printed)}
@@ -56,6 +66,26 @@ defmodule NetlinkPort.Sandbox.Refusal do
   def line(printed, read) do
     {what, remedy} = cause(printed, read)
     sentence("#{what} (#{printed})", remedy)
+  end
+
+  @doc "The line for a VM whose processes /proc does not show."
+  @spec without(:foreign | :absent) :: String.t()
+  def without(:foreign) do
+    sentence(
+      "/proc is that of another pid namespace, where a process id is another process or none",
+      "mount that of this one (`unshare --pid --fork --mount-proc`, `mount -t proc proc /proc`)"
+    )
+  end
+
+  def without(:absent),
+    do: sentence("there is no /proc here", "mount it (`mount -t proc proc /proc`)")
+
+  @doc "The line for what unshare(1) or mount(8) has printed, where a namespace can be made and a tmpfs cannot."
+  @spec mount(String.t()) :: String.t()
+  def mount(printed) do
+    "no folder for the path: or stand_in: of NetlinkPort.Sandbox: a tmpfs cannot be mounted in a mount namespace " <>
+      "(#{printed}); allow mounts there, in a container by `--security-opt apparmor=unconfined`, " <>
+      "or use the sandbox without these options"
   end
 
   defp sentence(what, remedy),

@@ -10,7 +10,8 @@ defmodule NetlinkPort.Sandbox.StandIn do
   # its standard output. Then it becomes the helper by exec, which reads b and writes c. So the process id, the exit
   # status, signals and the end of the input are those of the helper. Each start of the server gets new FIFOs.
   #
-  # When either side ends, the rest ends too: each copier ends at the end of file of its input.
+  # When either side ends, the rest ends too: each copier ends at the end of file of its input. What it then says of a
+  # broken pipe is no concern of the test's.
 
   use GenServer
 
@@ -43,7 +44,17 @@ defmodule NetlinkPort.Sandbox.StandIn do
   def start_server(stand_in, opts) do
     executable = Keyword.get_lazy(opts, :executable, &Helper.Executable.path/0)
     script = GenServer.call(stand_in, {:begin, executable}, 60_000)
-    NetlinkPort.start_link(Keyword.put(opts, :executable, script))
+
+    with {:error, error} <- NetlinkPort.start_link(Keyword.put(opts, :executable, script)),
+         do: {:error, alone(opts) || error}
+  end
+
+  # Of a helper that cannot run only a start without the script says why.
+  defp alone(opts) do
+    case NetlinkPort.start_link(Keyword.put(opts, :name, nil)) do
+      {:ok, server} -> GenServer.stop(server) && nil
+      {:error, error} -> error
+    end
   end
 
   ## The process
@@ -77,15 +88,15 @@ defmodule NetlinkPort.Sandbox.StandIn do
     """
     #!/bin/sh
     exec 3<&0
-    cat <&3 >'#{folder}/a' &
-    cat <'#{folder}/d' &
+    cat <&3 >'#{folder}/a' 2>/dev/null &
+    cat <'#{folder}/d' 2>/dev/null &
     exec '#{executable}' "$@" 3<&- <'#{folder}/b' >'#{folder}/c'
     """
   end
 
   # A port that reads frames from one FIFO, and writes frames to another.
   defp copy(folder, from, to) do
-    script = ~S(exec 3<&0; cat <&3 >"$2" & exec cat "$1" 3<&-)
+    script = ~S(exec 3<&0 2>/dev/null; cat <&3 >"$2" & exec cat "$1" 3<&-)
     arguments = ["-c", script, "sh", Path.join(folder, from), Path.join(folder, to)]
     opts = [:binary, :exit_status, packet: 4, args: arguments]
     Port.open({:spawn_executable, System.find_executable("sh")}, opts)

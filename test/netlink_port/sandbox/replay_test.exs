@@ -130,6 +130,45 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     assert event == event(1)
   end
 
+  # tcpdump -s 8 and the like. LINKTYPE_NETLINK has a header of 16 bytes, and the protocol is its end.
+  test "a datagram that was cut within the header of its packet counts as cut, too" do
+    size = byte_size(event(1))
+
+    for kept <- 0..15 do
+      packet = fn type, datagram ->
+        bytes = cooked(type, 0, datagram)
+        {1, 0, binary_part(bytes, 0, kept), byte_size(bytes)}
+      end
+
+      packets = [packet.(@user, event(1)), packet.(@user, ""), packet.(@kernel, question())]
+      # The type, which tells the direction, is in the first two bytes.
+      cut = if kept < 2, do: 3, else: 2
+      told = {:ok, %{datagrams: 0, cut: cut, truncated: false}}
+
+      for protocol <- [nil, :route, :generic] do
+        path = pcap(:little, 0xA1B2C3D4, 253, packets)
+        assert {kept, told} == {kept, replay(path, to: self(), protocol: protocol)}
+        assert [%Error{reason: :emsgsize, length: ^size}, %Error{length: 0} | rest] = received()
+        assert length(rest) == cut - 2
+      end
+
+      word = &n(:little, 32, &1)
+
+      blocks =
+        for {1, 0, bytes, length} <- packets do
+          padding = <<0::size(8 * Integer.mod(-kept, 4))>>
+          # The direction is in the flags: inbound.
+          flags = [n(:little, 16, 2), n(:little, 16, 4), word.(1), word.(0)]
+          numbers = for number <- [0, 0, 0, kept, length], do: word.(number)
+          {6, [numbers, bytes, padding, flags]}
+        end
+
+      interface = {1, [n(:little, 16, 253), <<0::16>>, word.(0)]}
+      assert {kept, told} == {kept, replay(pcapng(:little, [interface | blocks]), to: self())}
+      assert length(received()) == cut
+    end
+  end
+
   test "pcap, as tcpdump writes it, of both byte orders, us and ns" do
     for order <- [:big, :little], {magic, unit} <- [{0xA1B2C3D4, 1_000}, {0xA1B23C4D, 1}] do
       fraction = div(20_000_000, unit)
@@ -296,6 +335,8 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
           {<<0x0A0D0D0A::32, 28::32, 7::32>>, "byte order"},
           {[File.read!(pcapng(:little, [])), <<1::32-little, 3::32-little, 0::32>>],
            "a block says that it has 3 bytes"},
+          {File.read!(pcap(:big, 0xA1B2C3D4, 253, [packet(1, 0, "fifteen bytes..")])),
+           "a packet has 15 bytes, fewer than the 16 of the header of LINKTYPE_NETLINK"},
           {[Pcapng.section_header(), Pcapng.datagram(0, 1, :in, 0, {"x", 1})],
            "interface 0, which is not described"}
         ] do
@@ -327,10 +368,14 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
           [to: :me],
           [to: self(), timed: 1],
           [to: self(), speed: 2],
-          [to: self(), protocol: :no]
+          [to: self(), protocol: :no],
+          [to: self(), interface: :eth0]
         ] do
       assert_raise ArgumentError, fn -> Sandbox.replay(path, opts) end
     end
+
+    for path <- [:path, "", "a\0b"],
+        do: assert_raise(ArgumentError, fn -> Sandbox.replay(path, to: self()) end)
   end
 
   @tag :tshark

@@ -1,0 +1,40 @@
+defmodule NetlinkPort.Sandbox.InPlacesTest do
+  # In each place a sandbox works, with its faults, or is refused at once by one true line.
+  use NetlinkPort.Case, async: true
+
+  alias NetlinkPort.{Places, SandboxPlaces}
+
+  @moduletag root: true, userns: true, init_user_namespace: true, timeout: 300_000
+
+  setup do
+    %{places: Places.setup!()}
+  end
+
+  defp told(c, place), do: Places.call(c.places, place, SandboxPlaces, :told, [place])
+
+  test "a sandbox and its faults work in each place whose processes can be run and named", c do
+    for place <- Places.places() -- [:foreign_proc, :unbounded_user] do
+      works = %{unavailable: nil, plain: :ok, path: :ok, stand_in: :ok, built: :ok}
+      # Nothing is printed.
+      assert {place, told(c, place)} == {place, {works, ""}}
+    end
+  end
+
+  test "under another pid namespace's /proc there is no sandbox, and unavailable/0 says so", c do
+    {told, _output} = told(c, :foreign_proc)
+    assert told.unavailable =~ "/proc is that of another pid namespace"
+    assert told.unavailable =~ "--mount-proc"
+    refute told.unavailable =~ "\n"
+    for kind <- [:plain, :path, :stand_in, :built], do: assert(told[kind] == told.unavailable)
+  end
+
+  test "a helper that cannot run is named, with a stand-in too", c do
+    {told, _output} = told(c, :unbounded_user)
+    assert {told.unavailable, told.built} == {nil, :ok}
+
+    for kind <- [:plain, :path, :stand_in] do
+      assert told[kind] =~ "helper #{c.places.installed} was not run"
+      assert told[kind] =~ "CAP_SYS_ADMIN"
+    end
+  end
+end
