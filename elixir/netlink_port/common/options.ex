@@ -2,7 +2,7 @@ defmodule NetlinkPort.Options do
   @moduledoc false
   # Checks arguments in the calling process. A wrong one raises ArgumentError before anything is sent.
 
-  alias NetlinkPort.{Error, Message, Pin, Redaction, Socket}
+  alias NetlinkPort.{Error, FileName, Message, Pin, Redaction, Socket}
 
   # include/uapi/linux/netlink.h
   @protocols %{
@@ -179,6 +179,13 @@ defmodule NetlinkPort.Options do
       {:ok, folder} -> {:ok, {:path, folder <> "/" <> path}}
       {:error, reason} -> {:error, Error.new(:open, reason, subject: Redaction.plain(path))}
     end
+  end
+
+  def from_here({:path, path}) when is_list(path) do
+    # If it is none, `target/1` raises.
+    with {:ok, path} <- FileName.chardata(path),
+         do: from_here({:path, path}),
+         else: (_ -> {:ok, {:path, path}})
   end
 
   def from_here(netns), do: {:ok, netns}
@@ -360,11 +367,13 @@ defmodule NetlinkPort.Options do
   end
 
   @doc "The path of an executable, or nil for the default one."
-  @spec executable!(term()) :: Path.t() | nil
-  def executable!(path) when is_binary(path) or is_nil(path), do: path
+  @spec executable!(term()) :: binary() | nil
+  def executable!(nil), do: nil
 
-  def executable!(other) do
-    raise ArgumentError, "expected executable: a path, got: #{inspect(other)}"
+  def executable!(path) do
+    with :error <- FileName.chardata(path),
+         do: raise(ArgumentError, "expected executable: a path, got: #{inspect(path)}"),
+         else: ({:ok, path} -> path)
   end
 
   @doc "How long a helper may spin before it sleeps, in microseconds."
@@ -456,7 +465,9 @@ defmodule NetlinkPort.Options do
     known!(opts, [:max_bytes])
     max_bytes = Keyword.get(opts, :max_bytes, 67_108_864)
 
-    unless is_binary(path) and path != "" and not String.contains?(path, <<0>>) do
+    bytes = with :error <- FileName.chardata(path), do: "", else: ({:ok, bytes} -> bytes)
+
+    if bytes == "" or String.contains?(bytes, <<0>>) do
       raise ArgumentError, "expected the path of a file, got: #{inspect(path)}"
     end
 
@@ -466,7 +477,7 @@ defmodule NetlinkPort.Options do
               "got: #{inspect(max_bytes)}"
     end
 
-    %{path: path, max_bytes: max_bytes}
+    %{path: bytes, max_bytes: max_bytes}
   end
 
   @doc "Raises unless the term is a keyword list."

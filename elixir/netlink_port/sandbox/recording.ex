@@ -30,7 +30,7 @@ defmodule NetlinkPort.Sandbox.Recording do
 
   defp read(path) do
     with {:error, reason} <- File.read(path),
-         do: {:error, Error.new(:capture, reason, subject: path)}
+         do: {:error, Error.new(:capture, reason, subject: IO.chardata_to_string(path))}
   end
 
   defp wanted?(packet, protocol, interface) do

@@ -70,8 +70,8 @@ defmodule NetlinkPort.Server do
     opts = Keyword.merge(@defaults, opts)
     timeouts = for {key, _default} <- @timeouts, do: {key, Options.timeout!(opts[key])}
     opts = Keyword.merge(opts, timeouts)
-    opts = Keyword.put(opts, :executable, opts[:executable] || Helper.Executable.path())
-    _path = Options.executable!(opts[:executable])
+    executable = Options.executable!(opts[:executable] || Helper.Executable.path())
+    opts = Keyword.put(opts, :executable, executable)
     _capabilities = Options.keep!(opts[:keep])
     _microseconds = Options.spin!(opts[:spin])
     _whether = Options.boolean!(:user_namespaces, opts[:user_namespaces])

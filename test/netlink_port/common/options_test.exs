@@ -290,7 +290,7 @@ defmodule NetlinkPort.OptionsTest do
             :blue,
             "/run/netns/blue",
             {:path, :blue},
-            {:path, ~c"/run/netns/blue"},
+            {:path, [:blue]},
             {:name, :blue},
             {:name, nil},
             {:pid, 0},
@@ -442,7 +442,7 @@ defmodule NetlinkPort.OptionsTest do
             {&Options.pid!(:owner, &1), [self()], [nil, 1]},
             {&Options.boolean!(:wait, &1), [true, false], ["yes", 1, nil]},
             {&Options.socket!/1, [], [nil, :socket, %{}]},
-            {&Options.executable!/1, ["/bin/true", nil], [:netlink_port, ~c"/bin/true"]}
+            {&Options.executable!/1, ["/bin/true", nil], [:netlink_port, [:netlink_port]]}
           ] do
         for value <- right, do: assert(check.(value) == value)
 
@@ -459,6 +459,7 @@ defmodule NetlinkPort.OptionsTest do
       for {opts, words} <- [
             {[path: "/bin/true"], [":path", ":executable", ":hello_timeout", ":ping_interval"]},
             {[executable: :netlink_port], ["executable", ":netlink_port"]},
+            {[executable: [:netlink_port]], ["executable", "[:netlink_port]"]},
             {[call_timeout: 0.5], ["timeout", "0.5"]},
             {[hello_timeout: nil], ["timeout", "nil"]},
             {[ping_interval: -1], ["timeout", "-1"]},
