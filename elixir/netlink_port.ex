@@ -58,10 +58,11 @@ defmodule NetlinkPort do
       deleted, moved or replaced, and the path no longer leads to the same namespace (by device and inode). A path
       that cannot be looked up any more counts as gone. The helper does not notice a umount(8) that leaves the file,
       a mount over the file, or changes to folders further up.
-    * `{:pid, pid}`, and a path that leads to or through `/proc/<pid>`, however it is spelt: the process has ended,
-      with all its threads. This holds even if other processes keep the namespace alive. A setns(2) by which the
+    * `{:pid, pid}`, and a path that leads to or through `/proc/<pid>`, however it is spelt, and also by a bind mount
+      or a descriptor of another process: the process has ended, with all its threads. This holds even if other processes keep the namespace alive. A setns(2) by which the
       process moves to another namespace does not count. For a process in another pid namespace than the helper's
-      the helper cannot learn of the end: the open fails with `EOPNOTSUPP` of the stage `:watch`.
+      the helper cannot learn of the end: the open fails with `EOPNOTSUPP` of the stage `:watch`. So it does for a bind
+      mount of a part of a `/proc` that is mounted nowhere as a whole, since the helper cannot tell whose part it is.
     * `:host`: never. The helper's own namespace lasts as long as the helper.
 
   The datagrams that the kernel had queued on the socket by then are delivered first, as far as the socket's window
@@ -348,7 +349,7 @@ defmodule NetlinkPort do
   Errors have a stage and an errno, and `Exception.message/1` says what to do:
 
     * `:open`, `ENOENT` - there is no such name or path.
-    * `:open`, `ESRCH` - the process has ended, or the number is that of a thread.
+    * `:open`, `ESRCH` - the process has ended, its main thread has exited, or the number is that of a thread.
     * `:open`, `EACCES` - the process is closed to the helper, or hidden from it (hidepid).
     * `:open`, `EOPNOTSUPP` - `{:pid, pid}` where `/proc` is that of another pid namespace.
     * `:setns`, `EINVAL` - the file is no network namespace. A file of `ip netns add` is none for a moment, until the

@@ -16,6 +16,7 @@ mod pins;
 mod poller;
 mod privileges;
 mod process;
+mod procfs;
 mod protocol;
 mod reactor;
 mod resolve;

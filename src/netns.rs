@@ -271,7 +271,10 @@ fn open_path(path: &[u8], privileges: &Privileges) -> Result<Namespace, Failure>
         true => privileges.with_ptrace(|| open_file(&name)),
         false => open_file(&name),
     };
-    let file = opened.map_err(|failure| way.explain(failure))?;
+    let file = opened.map_err(|failure| match way.exited(privileges, failure.errno) {
+        Some(thread) => failure.because(thread),
+        None => way.explain(failure),
+    })?;
     for held in &way.processes {
         if held.has_ended().at(Stage::Open)? {
             // The number may have been another process's at the time of the open.
@@ -317,7 +320,11 @@ fn open_pid(pid: i32, privileges: &Privileges) -> Result<Namespace, Failure> {
     match (process::has_ended(&found).at(Stage::Open)?, namespace) {
         // A process that is ending has no namespaces any more, some time before its pidfd says so.
         (false, Err(failure)) if failure.errno == Errno::ENOENT => {
-            Err(Failure::new(Stage::Open, Errno::ESRCH))
+            let missing = Failure::new(Stage::Open, Errno::ESRCH);
+            Err(match failure.detail.starts_with("exited") {
+                true => missing.because(failure.detail),
+                false => missing,
+            })
         }
         (false, namespace) => namespace,
         (true, _) => Err(Failure::new(Stage::Open, Errno::ESRCH)),

@@ -88,6 +88,25 @@ fn leader(id: i32) -> Option<i32> {
     line?.trim().parse().ok()
 }
 
+/// A thread that runs on in a process whose main thread has exited: `/proc/<pid>/ns` is empty then, and that of the
+/// thread is not.
+pub fn thread_of(id: i32) -> Option<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{id}/task")).ok()?;
+    let mut numbers = threads
+        .map_while(Result::ok)
+        .filter_map(|thread| thread.file_name().to_str()?.parse().ok());
+    numbers.find(|thread| {
+        let path = format!("/proc/{id}/task/{thread}/ns/net");
+        *thread != id && sys::retry(|| readlinkat(AT_FDCWD, path.as_str())).is_ok()
+    })
+}
+
+/// The number of the process or thread whose entry in procfs a folder is: the first field of its `stat`.
+pub fn number(folder: &OwnedFd) -> Option<i32> {
+    let stat = text(folder, "stat").ok()?;
+    stat.split(' ').next()?.parse().ok()
+}
+
 /// The process or thread of a folder in procfs. `own`: the procfs is of this program's pid namespace.
 pub fn of(folder: &OwnedFd, id: i32, own: bool) -> Option<Held> {
     let pidfd = match own {
@@ -121,7 +140,7 @@ fn pidfd(id: i32) -> Result<OwnedFd, Errno> {
 }
 
 /// The first 4,096 bytes of a file of procfs.
-fn text(folder: impl AsFd, name: &str) -> Result<String, Errno> {
+pub fn text(folder: impl AsFd, name: &str) -> Result<String, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let file = sys::retry(|| openat(folder.as_fd(), name, flags, Mode::empty()))?;
     let mut bytes = [0; 4096];

@@ -7,6 +7,7 @@
 use crate::error::{At, Failure, Stage};
 use crate::privileges::Privileges;
 use crate::process::{self, Held};
+use crate::procfs::{self, Kind};
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{open, openat, readlinkat, OFlag};
@@ -30,6 +31,8 @@ pub struct Way {
     pub processes: Vec<Held>,
     /// Whether it leads through procfs.
     pub procfs: bool,
+    /// Whether it leads through a folder of procfs of which the helper cannot tell whose it is.
+    pub unknown: bool,
     /// The last number of a process in the path.
     number: Option<i32>,
     /// Whether that process is hidden: it is alive, and its folder cannot be read (hidepid, proc(5)).
@@ -66,11 +69,18 @@ pub fn follow(path: &[u8], privileges: &Privileges, visit: &mut Visit<'_>) -> Wa
 /// A folder of the path.
 struct Folder {
     fd: OwnedFd,
-    procfs: bool,
+    /// `None` outside of procfs.
+    proc: Option<Proc>,
+}
+
+/// Where a folder of procfs is.
+struct Proc {
+    kind: Kind,
     /// Whether it is of a procfs of this program's pid namespace.
     own: bool,
-    /// Whether it is `/proc/<pid>/ns`.
-    namespaces: bool,
+    mount: Option<u64>,
+    /// The numbers of the processes in whose entries it is.
+    ids: Vec<i32>,
 }
 
 impl Way {
@@ -82,6 +92,21 @@ impl Way {
             None if self.end != End::File => self.refused(failure.errno),
             _ => failure,
         }
+    }
+
+    /// The thread that runs on, as a detail, if the path fails since the main thread of its process has exited.
+    pub fn exited(&self, privileges: &Privileges, errno: Errno) -> Option<String> {
+        let held = self.processes.last().filter(|_| errno == Errno::ENOENT)?;
+        let alive = held
+            .pidfd
+            .as_ref()
+            .ok()
+            .filter(|_| self.end == End::Namespace)?;
+        let id = held.process.id;
+        let thread = privileges.with_ptrace(|| process::thread_of(id))?;
+        // The pidfd of a process reports the end of all its threads.
+        let ended = process::has_ended(alive) != Ok(false);
+        (!ended).then(|| format!("exited {id}/task/{thread}"))
     }
 
     /// Why a step out of a folder of procfs failed.
@@ -107,16 +132,16 @@ impl Way {
         privileges: &Privileges,
         visit: &mut Visit<'_>,
     ) -> Result<(), Failure> {
-        let mut folder = self.begin(path)?;
+        let mut folder = self.begin(path, privileges)?;
         // The next name is the last element.
         let mut rest = names(path);
         let mut links = 0;
         while let Some(name) = rest.pop() {
             let last = rest.is_empty();
-            if last && folder.procfs {
-                self.end = match folder.namespaces {
-                    true => End::Namespace,
-                    false => End::Proc,
+            if let (true, Some(proc)) = (last, &folder.proc) {
+                self.end = match proc.kind {
+                    Kind::Namespaces => End::Namespace,
+                    _ => End::Proc,
                 };
                 return Ok(());
             }
@@ -133,7 +158,7 @@ impl Way {
                     links += 1;
                     rest.append(&mut names(&target));
                     match target.starts_with(b"/") {
-                        true => self.begin(&target)?,
+                        true => self.begin(&target, privileges)?,
                         false => folder,
                     }
                 }
@@ -142,10 +167,10 @@ impl Way {
         Ok(())
     }
 
-    fn begin(&mut self, path: &[u8]) -> Result<Folder, Failure> {
+    fn begin(&mut self, path: &[u8], privileges: &Privileges) -> Result<Folder, Failure> {
         let start = if path.starts_with(b"/") { "/" } else { "." };
         let fd = sys::retry(|| open(start, STEP, Mode::empty())).at(Stage::Open)?;
-        self.enter(fd, None)
+        self.enter(fd, privileges)
     }
 
     fn step(
@@ -155,14 +180,14 @@ impl Way {
         last: bool,
         privileges: &Privileges,
     ) -> Result<Step, Failure> {
-        if folder.procfs {
-            let outcome = privileges.with_ptrace(|| self.step_in_proc(folder, name));
+        if let Some(proc) = &folder.proc {
+            let outcome = privileges.with_ptrace(|| self.step_in_proc(folder, proc, name));
             return outcome.map(Step::Into);
         }
         if !last {
             let flags = STEP | OFlag::O_NOFOLLOW;
             match sys::retry(|| openat(&folder.fd, name, flags, Mode::empty())) {
-                Ok(fd) => return self.enter(fd, None).map(Step::Into),
+                Ok(fd) => return self.enter(fd, privileges).map(Step::Into),
                 Err(Errno::ENOTDIR | Errno::ELOOP) => {}
                 Err(errno) => return Err(Failure::new(Stage::Open, errno)),
             }
@@ -177,42 +202,114 @@ impl Way {
     }
 
     /// A step out of a folder of procfs. The kernel follows the links there, since most of them are no paths.
-    fn step_in_proc(&mut self, folder: &Folder, name: &[u8]) -> Result<Folder, Failure> {
-        let number = number(name);
+    fn step_in_proc(
+        &mut self,
+        folder: &Folder,
+        proc: &Proc,
+        name: &[u8],
+    ) -> Result<Folder, Failure> {
+        let number = number(name).filter(|_| proc.kind.has_processes());
         if number.is_some() {
             // Before the step, which fails under hidepid=4: a pidfd shows that the hidden process is alive.
             self.number = number;
-            self.hidden = folder.own && number.is_some_and(|id| sys::pidfd_open(id, 0).is_ok());
+            self.hidden = proc.own && number.is_some_and(|id| sys::pidfd_open(id, 0).is_ok());
         }
         let fd = sys::retry(|| openat(&folder.fd, name, STEP, Mode::empty()))
             .map_err(|errno| self.refused(errno))?;
-        let plain = [&b"task"[..], b"ns", b"..", b"self", b"thread-self"].contains(&name);
-        let inside = (plain || number.is_some()).then_some(folder);
-        let mut next = self.enter(fd, inside)?;
-        next.namespaces = name == b"ns" && next.procfs;
-        if let Some(held) = number.and_then(|id| process::of(&next.fd, id, next.own)) {
-            self.hidden = false;
-            let known = self.processes.iter();
-            if !known
-                .map(|known| known.process)
-                .any(|process| process == held.process)
-            {
-                self.processes.push(held);
+        if !self.is_procfs(&fd)? {
+            return Ok(Folder { fd, proc: None });
+        }
+        let mount = procfs::mount(&fd);
+        let own_entry = proc.kind == Kind::Root && [&b"self"[..], b"thread-self"].contains(&name);
+        let kind = match (proc.kind, name) {
+            // A mount over the name, or a link that leads elsewhere.
+            _ if mount != proc.mount => None,
+            _ if own_entry || number.is_some() => Some(Kind::Process),
+            (Kind::Process, b"ns") => Some(Kind::Namespaces),
+            (Kind::Process, b"task") => Some(Kind::Tasks),
+            (Kind::Namespaces | Kind::Tasks, b"..") => Some(Kind::Process),
+            _ => None,
+        };
+        let Some(kind) = kind else {
+            let proc = self.arrive(&fd, &proc.ids);
+            let proc = Some(proc);
+            return Ok(Folder { fd, proc });
+        };
+        let mut ids = proc.ids.clone();
+        if own_entry {
+            ids.extend(process::number(&fd));
+        }
+        if let Some(id) = number {
+            ids.push(id);
+            match process::of(&fd, id, proc.own) {
+                Some(held) => self.through(held),
+                None => self.unknown = true,
             }
         }
-        Ok(next)
+        let own = proc.own;
+        let proc = Some(Proc {
+            kind,
+            own,
+            mount,
+            ids,
+        });
+        Ok(Folder { fd, proc })
     }
 
-    fn enter(&mut self, fd: OwnedFd, from: Option<&Folder>) -> Result<Folder, Failure> {
-        let procfs = fstatfs(&fd).at(Stage::Open)?.filesystem_type() == PROC_SUPER_MAGIC;
+    fn enter(&mut self, fd: OwnedFd, privileges: &Privileges) -> Result<Folder, Failure> {
+        let proc = match self.is_procfs(&fd)? {
+            true => Some(privileges.with_ptrace(|| self.arrive(&fd, &[]))),
+            false => None,
+        };
+        Ok(Folder { fd, proc })
+    }
+
+    fn is_procfs(&mut self, fd: &OwnedFd) -> Result<bool, Failure> {
+        let procfs = fstatfs(fd).at(Stage::Open)?.filesystem_type() == PROC_SUPER_MAGIC;
         self.procfs |= procfs;
-        let own = procfs && from.map_or_else(|| process::is_own_proc(&fd), |folder| folder.own);
-        Ok(Folder {
-            fd,
-            procfs,
+        Ok(procfs)
+    }
+
+    /// Finds out where the path has led to in procfs. `known`: the processes of the folder that it came from.
+    fn arrive(&mut self, fd: &OwnedFd, known: &[i32]) -> Proc {
+        let passed: Vec<i32> = self.processes.iter().map(|held| held.process.id).collect();
+        let mount = procfs::mount(fd);
+        let place = match procfs::place(fd, &passed) {
+            Ok(place) => place,
+            Err(number) => {
+                self.unknown = true;
+                self.number = number.or(self.number);
+                let (kind, own, ids) = (Kind::Other, false, Vec::new());
+                return Proc {
+                    kind,
+                    own,
+                    mount,
+                    ids,
+                };
+            }
+        };
+        let (kind, own) = (place.kind, place.own);
+        let ids = place.processes.iter().map(|held| held.process.id).collect();
+        for held in place.processes {
+            if !known.contains(&held.process.id) {
+                self.number = Some(held.process.id);
+                self.through(held);
+            }
+        }
+        Proc {
+            kind,
             own,
-            namespaces: false,
-        })
+            mount,
+            ids,
+        }
+    }
+
+    fn through(&mut self, held: Held) {
+        self.hidden = false;
+        let mut known = self.processes.iter();
+        if !known.any(|known| known.process == held.process) {
+            self.processes.push(held);
+        }
     }
 }
 

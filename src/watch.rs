@@ -268,6 +268,10 @@ impl Watches {
         if let Some(failure) = way.lost {
             return Err(failure);
         }
+        if way.unknown {
+            let untold = Failure::new(Stage::Watch, Errno::EOPNOTSUPP);
+            return Err(untold.because("unknown"));
+        }
         if way.end == End::Proc {
             // inotify(7) reports nothing of procfs.
             return Err(Failure::new(Stage::Watch, Errno::EOPNOTSUPP));

@@ -96,7 +96,7 @@ defmodule NetlinkPort.Doctor do
     Arguments.keyword!(opts)
     Arguments.known!(opts, [:executable, :netns])
     netns = netns!(opts[:netns])
-    executable = Arguments.executable!(opts[:executable]) || Helper.Executable.path()
+    executable = Arguments.executable!(opts[:executable] || Helper.Executable.path())
     executable = executable && FileName.expand(executable)
     # start_link/1 of a server that fails ends a caller that does not trap exits.
     look = fn ->
@@ -115,9 +115,18 @@ defmodule NetlinkPort.Doctor do
     end
 
     # Only the form is checked here. A path that does not work is reported by the check that enters it.
-    Enum.each(places, &Options.target/1)
-    places
+    for place <- places do
+      place = place(place)
+      _target = Options.target(place)
+      place
+    end
   end
+
+  defp place({:path, path} = place) do
+    with {:ok, path} <- FileName.chardata(path), do: {:path, path}, else: (_ -> place)
+  end
+
+  defp place(place), do: place
 
   defp look(executable, netns) do
     {_title, checks} = file = section("executable", fn -> Executable.checks(executable) end)

@@ -53,7 +53,7 @@ defmodule NetlinkPort.Native do
   def open_in_netns(server \\ NetlinkPort, netns_path, protocol)
 
   def open_in_netns(server, netns_path, protocol)
-      when is_binary(netns_path) and is_integer(protocol) do
+      when (is_binary(netns_path) or is_list(netns_path)) and is_integer(protocol) do
     opts = [netns: {:path, netns_path}, active: false, bind: false]
 
     case NetlinkPort.open(server, protocol, opts) do

@@ -18,6 +18,8 @@ pub mod options;
 pub mod privileges;
 #[path = "../../src/process.rs"]
 pub mod process;
+#[path = "../../src/procfs.rs"]
+pub mod procfs;
 #[path = "../../src/protocol/mod.rs"]
 pub mod protocol;
 #[path = "../../src/resolve.rs"]

@@ -135,7 +135,8 @@ defmodule NetlinkPort.DoctorTest do
       assert output =~
                "cannot be run: EACCES: it is root:games 0750, and 12345 is not in that group"
 
-      assert output =~ "usermod -aG games 12345"
+      assert output =~ "user 12345 has no entry in passwd(5)"
+      assert output =~ "setpriv --groups"
       refute output =~ "chmod"
     end
 
@@ -196,6 +197,23 @@ defmodule NetlinkPort.DoctorTest do
       {_output, 0} = System.cmd("chmod", ["0750", path])
       find!(section(report(executable: path), "executable"), :ok, "cap_net_admin,cap_sys_admin")
     end
+  end
+
+  @tag :userns
+  @tag :init_user_namespace
+  test "root of a user namespace is not told to upgrade the kernel, nor to be root" do
+    code = "NetlinkPort.Doctor.run(executable: #{inspect(public!(helper()))}, netns: [])"
+    elixir = [System.find_executable("elixir"), "-pa", public_ebin!(), "-e", code]
+    user = ~w(--reuid 65534 --regid 65534 --clear-groups unshare -Ur)
+    opts = [env: [{"HOME", System.tmp_dir!()}], cd: "/", stderr_to_stdout: true]
+    {output, _status} = System.cmd("setpriv", user ++ elixir, opts)
+    assert output =~ "SIOCGSKNS is refused"
+
+    assert output =~
+             "it takes CAP_NET_ADMIN in the user namespace that owns the network namespace"
+
+    refute output =~ "upgrade to Linux"
+    refute output =~ "would have to be root"
   end
 
   describe "a helper" do

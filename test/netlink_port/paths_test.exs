@@ -144,6 +144,130 @@ defmodule NetlinkPort.PathsTest do
     assert fds(server) == before
   end
 
+  defp bind!(source) do
+    folder = folder!()
+    {_output, 0} = as_root("mount", ["--bind", source, folder])
+    on_exit(fn -> as_root("umount", ["--lazy", folder]) end)
+    folder
+  end
+
+  # Folders in the entry of a process under other names: bind mounts, also in another mount namespace alone, and the
+  # descriptors and the working directory of another process.
+  defp disguises(pid) do
+    hidden = folder!()
+
+    script =
+      "mount --bind /proc/#{pid}/ns #{hidden} && cd /proc/#{pid} && " <>
+        "exec sleep 600 7< /proc/#{pid} 8< /proc/#{pid}/ns"
+
+    unshare = ["-m", "--propagation", "private", "sh", "-c", script]
+    other = os_process!("unshare", unshare)
+    eventually!(fn -> File.read("/proc/#{other}/comm") == {:ok, "sleep\n"} end)
+    entry = bind!("/proc/#{pid}")
+    link = Path.join(folder!(), "link")
+    File.ln_s!(Path.join(entry, "ns/net"), link)
+
+    [
+      link,
+      "#{entry}/ns/net",
+      "#{entry}/task/#{pid}/ns/net",
+      "#{bind!("/proc/#{pid}/ns")}/net",
+      "#{bind!("/proc/#{pid}/task")}/#{pid}/ns/net",
+      "#{bind!("/proc/#{pid}/task/#{pid}")}/ns/net",
+      "#{bind!("#{procfs!()}/#{pid}/ns")}/net",
+      "/proc/#{other}/fd/7/ns/net",
+      "/proc/#{other}/fd/7/fd/../ns/net",
+      "/proc/#{other}/fd/8/net",
+      "/proc/#{other}/cwd/ns/net",
+      "/proc/#{other}/root#{hidden}/net"
+    ]
+  end
+
+  test "close_on: closes with the process whose entry a mount or a descriptor leads into" do
+    netns = netns!()
+    inode = inode(netns_path(netns))
+    %{pid: pid} = container!(netns)
+    server = start_server!()
+    before = fds(server)
+
+    sockets =
+      for path <- disguises(pid) do
+        opts = [netns: {:path, path}, close_on: :namespace_gone]
+        assert {^path, {:ok, socket}} = {path, NetlinkPort.open(server, :route, opts)}
+        assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
+        {path, socket}
+      end
+
+    signal!(pid, "KILL")
+
+    for {path, socket} <- sockets do
+      assert_receive {:netlink_closed, ^socket, reason}, 5_000, path
+      assert {path, reason} == {path, :namespace_gone}
+      assert {:error, error} = NetlinkPort.open(server, :route, netns: {:path, path})
+      assert {path, error.reason} in [{path, :enoent}, {path, :esrch}]
+    end
+
+    assert fds(server) == before
+  end
+
+  test "a number in a folder of descriptors is that of no process" do
+    pid = os_process!("sh", ["-c", "exec sleep 600 7< /etc"])
+    eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
+    server = start_without!("sys_ptrace")
+
+    assert {:error, error} =
+             NetlinkPort.open(server, :route, netns: {:path, "/proc/#{pid}/fd/7/x"})
+
+    assert Exception.message(error) =~ "it leads to process #{pid}, and the namespaces"
+  end
+
+  test "of a part of /proc whose process cannot be told, close_on: says so" do
+    %{pid: pid} = container!(netns!())
+    whole = procfs!()
+    part = bind!("#{whole}/#{pid}/ns")
+    {_output, 0} = as_root("umount", ["--lazy", whole])
+    server = start_server!()
+    path = "#{part}/net"
+    assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:path, path})
+    opts = [netns: {:path, path}, close_on: :namespace_gone]
+    assert {:error, error} = NetlinkPort.open(server, :route, opts)
+    assert {error.stage, error.reason} == {:watch, :eopnotsupp}
+    message = Exception.message(error)
+    assert message =~ "the helper cannot tell of which process"
+    assert message =~ "name the process: {:pid, pid}"
+  end
+
+  test "a process whose main thread has exited is said to be one, and a thread of it opens" do
+    netns = netns!()
+    inode = inode(netns_path(netns))
+    pid = os_process!("ip", ["netns", "exec", netns, fixture!("process"), "exited"])
+    eventually!(fn -> File.read!("/proc/#{pid}/stat") =~ "(process) Z" end)
+    server = start_server!()
+
+    for place <- [{:pid, pid}, {:path, "/proc/#{pid}/ns/net"}],
+        opts <- [[], [close_on: :namespace_gone]] do
+      assert {:error, error} = NetlinkPort.open(server, :route, [netns: place] ++ opts)
+      message = Exception.message(error)
+      assert message =~ "the main thread of process #{pid} has exited"
+      assert [_, path] = Regex.run(~r"\{:path, \"(/proc/#{pid}/task/\d+/ns/net)\"\}", message)
+      assert {:ok, socket} = NetlinkPort.open(server, :route, netns: {:path, path})
+      assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
+    end
+  end
+
+  test "a process of the helper's own user that is not dumpable is not said to be another user's" do
+    nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all"
+    fixture = public!(fixture!("process"))
+    words = String.split(nobody) ++ [fixture, "undumpable"]
+    pid = os_process!(hd(words), tl(words))
+    copy = public!(helper())
+    server = start_server!(executable: script!("exec #{nobody} #{copy} \"$@\""))
+    eventually!(fn -> match?({:ok, %{uid: 0}}, File.stat("/proc/#{pid}/ns")) end)
+    assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, pid})
+    assert error.reason == :eacces
+    assert Exception.message(error) =~ "the same holds for processes that are not dumpable"
+  end
+
   test "the helper's own /proc/self is its own namespace, which lasts as long as the helper" do
     server = start_server!()
 

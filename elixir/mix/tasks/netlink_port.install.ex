@@ -115,6 +115,6 @@ defmodule Mix.Tasks.NetlinkPort.Install do
 
   defp outside(user, plan) do
     "Warning: #{user} is not in the group #{plan.group}, and cannot run it. Where the VM is to be this " <>
-      "user's: `usermod -aG #{plan.group} #{user}` as root, and log in again."
+      "user's: #{ExecutableAccess.joined(plan.gid, user)}."
   end
 end

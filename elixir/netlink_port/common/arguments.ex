@@ -3,7 +3,7 @@ defmodule NetlinkPort.Arguments do
   # Checks of single arguments, in the calling process. A wrong one raises ArgumentError before anything is sent.
   # NetlinkPort.Options checks options.
 
-  alias NetlinkPort.{Message, Pin, Socket}
+  alias NetlinkPort.{FileName, Message, Pin, Socket}
 
   # include/uapi/linux/netlink.h
   @protocols %{
@@ -181,11 +181,24 @@ defmodule NetlinkPort.Arguments do
   end
 
   @doc "The path of an executable, or nil for the default one."
-  @spec executable!(term()) :: Path.t() | nil
-  def executable!(path) when is_binary(path) or is_nil(path), do: path
+  @spec executable!(term()) :: binary() | nil
+  def executable!(nil), do: nil
 
-  def executable!(other) do
-    raise ArgumentError, "expected executable: a path, got: #{inspect(other)}"
+  def executable!(path) do
+    with :error <- FileName.chardata(path),
+         do: raise(ArgumentError, "expected executable: a path, got: #{inspect(path)}"),
+         else: ({:ok, path} -> path)
+  end
+
+  @doc "The bytes of a path, which `what` names in the error."
+  @spec path!(String.t(), term()) :: binary()
+  def path!(what, path) do
+    with {:ok, bytes} when bytes != "" <- FileName.chardata(path),
+         false <- String.contains?(bytes, <<0>>) do
+      bytes
+    else
+      _no_path -> raise ArgumentError, "expected the path of #{what}, got: #{inspect(path)}"
+    end
   end
 
   @doc "How long a helper may spin before it sleeps, in microseconds."

@@ -11,6 +11,18 @@ defmodule NetlinkPort.FileName do
   def bytes(name) when is_list(name),
     do: :unicode.characters_to_binary(name, :unicode, :file.native_name_encoding())
 
+  @doc "The bytes of a path as `t:Path.t/0` has it, a charlist too."
+  @spec chardata(term()) :: {:ok, binary()} | :error
+  def chardata(path) when is_binary(path), do: {:ok, path}
+
+  def chardata(path) when is_list(path) do
+    {:ok, IO.chardata_to_string(path)}
+  rescue
+    _error in [ArgumentError, UnicodeConversionError] -> :error
+  end
+
+  def chardata(_other), do: :error
+
   @doc "An absolute path. A relative one is taken from the working directory."
   @spec expand(Path.t()) :: Path.t()
   def expand(path) do

@@ -3,7 +3,7 @@ defmodule NetlinkPort.Options do
   # The options of each function, checked in the calling process, with their defaults. A wrong one raises ArgumentError
   # before anything is sent. NetlinkPort.Arguments has the checks of single values.
 
-  alias NetlinkPort.{Arguments, Error, Message, Redaction}
+  alias NetlinkPort.{Arguments, Error, FileName, Message, Redaction}
 
   @flags [
     :pktinfo,
@@ -138,6 +138,13 @@ defmodule NetlinkPort.Options do
     end
   end
 
+  def from_here({:path, path}) when is_list(path) do
+    # If it is none, `target/1` raises.
+    with {:ok, path} <- FileName.chardata(path),
+         do: from_here({:path, path}),
+         else: (_ -> {:ok, {:path, path}})
+  end
+
   def from_here(netns), do: {:ok, netns}
 
   @doc "The target of a namespace, as the helper takes it."
@@ -251,9 +258,7 @@ defmodule NetlinkPort.Options do
     Arguments.known!(opts, [:max_bytes])
     max_bytes = Keyword.get(opts, :max_bytes, 67_108_864)
 
-    unless is_binary(path) and path != "" and not String.contains?(path, <<0>>) do
-      raise ArgumentError, "expected the path of a file, got: #{inspect(path)}"
-    end
+    path = Arguments.path!("a file", path)
 
     unless is_integer(max_bytes) and max_bytes >= @least_capture do
       raise ArgumentError,

@@ -12,6 +12,19 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
 
   @install "mix netlink_port.install --to"
 
+  @doc "Whether the mode of a file and its mount let this user run it."
+  @spec granted?(Path.t()) :: boolean()
+  def granted?(path) do
+    case File.stat(path) do
+      {:ok, %{type: :regular} = stat} ->
+        may?(stat.mode, stat.uid, stat.gid, user()) and
+          not Environment.mounted?(Environment.mount(Environment.look(), path), "noexec")
+
+      _no_file ->
+        false
+    end
+  end
+
   @doc "Why execve(2) refuses a file with EACCES, and the remedy."
   @spec refused(Path.t()) :: {found :: String.t(), remedy :: String.t()}
   def refused(path) do
@@ -65,9 +78,32 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
   end
 
   defp join(gid, user) do
-    if Environment.look().container,
-      do: again(gid) <> ", or have the image put its user into that group",
-      else: "usermod -aG #{group(gid)} #{user.name}, and log in again"
+    cond do
+      Environment.look().container ->
+        again(gid) <> ", or have the image put its user into that group"
+
+      nameless?(user) ->
+        "start the VM with that group: " <> with_group(gid)
+
+      true ->
+        "usermod -aG #{group(gid)} #{user.name}, and log in again"
+    end
+  end
+
+  # usermod(8) takes users of passwd(5) alone.
+  defp nameless?(user), do: user.name == Integer.to_string(user.uid)
+
+  defp with_group(gid) do
+    "user #{user().uid} has no entry in passwd(5), so that no entry of group(5) can name the user; " <>
+      "SupplementaryGroups=#{group(gid)} of a systemd unit, or setpriv --groups #{gid}"
+  end
+
+  @doc "How a user whom `outsider/2` named gets a group."
+  @spec joined(non_neg_integer(), String.t()) :: String.t()
+  def joined(gid, name) do
+    if name =~ ~r/^\d+$/,
+      do: with_group(gid),
+      else: "`usermod -aG #{group(gid)} #{name}` as root, and log in again"
   end
 
   # The mode lets this user run the file.

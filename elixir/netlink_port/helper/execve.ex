@@ -90,11 +90,15 @@ defmodule NetlinkPort.Helper.Execve do
   defp linked?(output), do: not (output =~ @unlinked)
 
   defp refused(path, 1) do
-    case unbounded(path) do
-      [] ->
+    case {interpreter(path), unbounded(path)} do
+      {nil, []} ->
         nil
 
-      names ->
+      # The capabilities of a script have no effect, so that it ran.
+      {"/" <> _, _names} ->
+        nil
+
+      {_none, names} ->
         {"was not run, execve(2) says EPERM: a capability of the file is not in the bounding set " <>
            "of this VM: #{names}", allow(names)}
     end
@@ -115,15 +119,23 @@ defmodule NetlinkPort.Helper.Execve do
         {"was not run, execve(2) says ENOEXEC: it is built for #{theirs}, and this machine is #{here}",
          built_elsewhere()}
 
+      # A script that ran ends with a status of its own.
       _no_elf ->
-        {"was not run, execve(2) says ENOEXEC: it is no program that a kernel runs",
-         "name the helper's own file"}
+        unless interpreter(path) do
+          {"was not run, execve(2) says ENOEXEC: it is no program that a kernel runs",
+           "name the helper's own file"}
+        end
     end
   end
 
   defp refused(path, 13) do
-    {found, remedy} = ExecutableAccess.refused(path)
-    {"was not run, execve(2) says EACCES: #{found}", remedy}
+    interpreter = interpreter(path)
+
+    # A script that ran ends with a status of its own.
+    unless interpreter && Enum.all?([path, interpreter], &ExecutableAccess.granted?/1) do
+      {found, remedy} = ExecutableAccess.refused(path)
+      {"was not run, execve(2) says EACCES: #{found}", remedy}
+    end
   end
 
   defp missing_loader(path) do
@@ -137,21 +149,41 @@ defmodule NetlinkPort.Helper.Execve do
   end
 
   defp missing_interpreter(path) do
-    with {:ok, "#!" <> line} <- first_line(path),
-         [interpreter | _] <- String.split(line),
+    with interpreter when interpreter != nil <- interpreter(path),
          false <- File.exists?(interpreter) do
-      {"was not run, execve(2) says ENOENT: it is a script for #{interpreter}, which is not on this machine",
-       "name the helper's own file"}
+      if String.ends_with?(interpreter, "\r"),
+        do: carriage_return(path),
+        else:
+          {"was not run, execve(2) says ENOENT: it is a script for #{interpreter}, which is not on this machine",
+           "name the helper's own file"}
     else
       _there -> :error
     end
   end
 
+  defp carriage_return(path) do
+    {"was not run, execve(2) says ENOENT: it is a script with lines that end in CR LF, and the kernel takes the " <>
+       "carriage return of the first line for a part of the interpreter's name",
+     "save it with lines that end in LF: sed -i 's/\\r$//' #{path}"}
+  end
+
+  # The interpreter of a script as the kernel reads it: up to a space, a tab or the end of the line. A carriage return
+  # is a part of its name.
+  defp interpreter(path) do
+    with {:ok, "#!" <> line} <- first_line(path),
+         [interpreter | _] <- String.split(line, [" ", "\t"], trim: true) do
+      interpreter
+    else
+      _none -> nil
+    end
+  end
+
   defp first_line(path) do
     with {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
-      line = :file.read_line(file)
+      # As many bytes as the kernel reads. `:file.read_line/1` would take a carriage return away.
+      start = :file.read(file, 256)
       _closed = :file.close(file)
-      line
+      with {:ok, bytes} <- start, do: {:ok, bytes |> String.split("\n", parts: 2) |> hd()}
     end
   end
 

@@ -115,8 +115,12 @@ defmodule NetlinkPort.Helper do
     end
   end
 
-  defp same?(path, executable),
-    do: is_binary(path) and path != "" and FileName.expand(path) == executable
+  defp same?(path, executable) do
+    case FileName.chardata(path) do
+      {:ok, path} -> path != "" and FileName.expand(path) == executable
+      :error -> false
+    end
+  end
 
   defp posix(%ErlangError{original: reason}) when is_atom(reason) do
     _number = NetlinkPort.Errno.number(reason)

@@ -46,6 +46,7 @@ defmodule NetlinkPort.Helper.Install do
          :ok <- version(source),
          {:ok, directory} <- real_path(Path.dirname(to)),
          :ok <- closed(directory, 0),
+         :ok <- replaceable(Path.join(directory, Path.basename(to))),
          :ok <- honours_capabilities(directory) do
       plan = %__MODULE__{
         source: source,
@@ -197,6 +198,34 @@ defmodule NetlinkPort.Helper.Install do
   defp open(path, why) do
     "#{path} #{why}: others could replace the helper by a program of their own; choose a directory " <>
       "that only root can write to, such as /usr/local/lib"
+  end
+
+  # Danger: rename(2) replaces a device or a FIFO as well as a file, and a machine without /dev/null is broken.
+  defp replaceable(path) do
+    case File.stat(path) do
+      {:ok, %{type: :regular}} ->
+        :ok
+
+      {:ok, %{mode: mode}} ->
+        {:error,
+         "#{path} is #{kind(mode)}, and the task replaces nothing but a file; choose another path, or remove it as " <>
+           "root if nothing uses it"}
+
+      {:error, _none} ->
+        :ok
+    end
+  end
+
+  # S_IFMT, inode(7)
+  defp kind(mode) do
+    case mode &&& 0o170000 do
+      0o010000 -> "a FIFO"
+      0o020000 -> "a character device"
+      0o040000 -> "a directory"
+      0o060000 -> "a block device"
+      0o140000 -> "a socket"
+      _another -> "no regular file"
+    end
   end
 
   defp real_path(path) do

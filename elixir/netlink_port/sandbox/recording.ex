@@ -17,7 +17,7 @@ defmodule NetlinkPort.Sandbox.Recording do
     protocol = with name when name != nil <- opts[:protocol], do: Arguments.protocol!(name)
     socket = Keyword.get(opts, :socket, :replay)
     tag = Keyword.get(opts, :tag, :netlink)
-    _path = path!(path)
+    path = Arguments.path!("a capture", path)
     interface = opts[:interface]
 
     unless interface == nil or is_binary(interface) do
@@ -31,12 +31,6 @@ defmodule NetlinkPort.Sandbox.Recording do
       play(wanted, fn packet -> send(to, message(packet, tag, socket)) end, timed?)
       cut = Enum.count(wanted, &cut?/1)
       {:ok, %{datagrams: length(wanted) - cut, cut: cut, truncated: truncated?}}
-    end
-  end
-
-  defp path!(path) do
-    unless is_binary(path) and path != "" and not String.contains?(path, <<0>>) do
-      raise ArgumentError, "expected the path of a capture, got: #{inspect(path)}"
     end
   end
 

@@ -78,7 +78,10 @@ defmodule NetlinkPort.Server.Refusal do
 
   defp hint(stage, :eacces, {"process", id}, c) when stage in [:open, :watch] do
     "it leads to process #{id}, and the namespaces of processes of other users, or with more " <>
-      "capabilities than the helper, are closed to it: " <> lacks(c)
+      "capabilities than the helper, are closed to it: " <>
+      lacks(c) <>
+      "; the same holds for processes that are not dumpable: PR_SET_DUMPABLE of prctl(2), or a program with file " <>
+      "capabilities"
   end
 
   defp hint(stage, :eacces, {"hidden", id}, %{lacks: nil} = c) when stage in [:open, :watch] do
@@ -89,6 +92,13 @@ defmodule NetlinkPort.Server.Refusal do
   defp hint(stage, :eacces, {"hidden", id}, c) when stage in [:open, :watch] do
     "process #{id} is there, and hidden from the helper (hidepid= of the mount of /proc, whose gid= " <>
       "names a group that it is not hidden from): " <> lacks(c)
+  end
+
+  defp hint(:open, reason, {"exited", thread}, _c) when reason in [:enoent, :esrch] do
+    [id | _task] = String.split(thread, "/")
+
+    "the main thread of process #{id} has exited, and with it /proc/#{id}/ns; other threads of the process run on: " <>
+      "name the namespace of a thread, {:path, \"/proc/#{thread}/ns/net\"}"
   end
 
   defp hint(:open, :enoent, {"process", id}, _c) do
@@ -114,6 +124,11 @@ defmodule NetlinkPort.Server.Refusal do
       "pid namespace (--pid=host for a container that has the host's /proc)"
   end
 
+  defp hint(:watch, :eopnotsupp, "unknown", _c) do
+    "it leads into a part of /proc, and the helper cannot tell of which process, so that it would not learn of the " <>
+      "end; name the process: {:pid, pid}, or /proc/<pid>/ns/net of a /proc that is mounted as a whole"
+  end
+
   defp hint(:watch, :eopnotsupp, "thread", _c) do
     "it leads to a thread, and this kernel tells only of the end of processes (of threads since Linux " <>
       "6.9); name the process: {:pid, pid}"
@@ -121,7 +136,9 @@ defmodule NetlinkPort.Server.Refusal do
 
   defp hint(_stage, :enosys, "pidfd_open", %{privileges: %{seccomp: 0}}) do
     if older?({5, 3}),
-      do: "there is no pidfd_open(2) in this kernel; upgrade to Linux 5.8 or newer",
+      do:
+        "there is no pidfd_open(2) in this kernel, it came with Linux 5.3; upgrade to 5.8 or newer, which this " <>
+          "library needs",
       else:
         "pidfd_open(2) is not let through to the kernel, by an emulator (qemu-user) or the like"
   end

@@ -42,8 +42,8 @@ defmodule NetlinkPort.Server do
     opts = Keyword.merge(@defaults, opts)
     timeouts = for {key, _default} <- @timeouts, do: {key, Arguments.timeout!(opts[key])}
     opts = Keyword.merge(opts, timeouts)
-    opts = Keyword.put(opts, :executable, opts[:executable] || Helper.Executable.path())
-    _path = Arguments.executable!(opts[:executable])
+    executable = Arguments.executable!(opts[:executable] || Helper.Executable.path())
+    opts = Keyword.put(opts, :executable, executable)
     _capabilities = Arguments.keep!(opts[:keep])
     _microseconds = Arguments.spin!(opts[:spin])
     _whether = Arguments.boolean!(:user_namespaces, opts[:user_namespaces])

@@ -17,7 +17,7 @@ defmodule NetlinkPort.ArgumentsTest do
           {&Arguments.pid!(:owner, &1), [self()], [nil, 1]},
           {&Arguments.boolean!(:wait, &1), [true, false], ["yes", 1, nil]},
           {&Arguments.socket!/1, [], [nil, :socket, %{}]},
-          {&Arguments.executable!/1, ["/bin/true", nil], [:netlink_port, ~c"/bin/true"]}
+          {&Arguments.executable!/1, ["/bin/true", nil], [:netlink_port, [:netlink_port]]}
         ] do
       for value <- right, do: assert(check.(value) == value)
 

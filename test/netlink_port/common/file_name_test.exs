@@ -24,6 +24,50 @@ defmodule NetlinkPort.FileNameTest do
     output
   end
 
+  describe "a path as a charlist or chardata" do
+    @describetag :root
+
+    test "is one wherever a path is taken" do
+      netns = netns!()
+      path = netns_path(netns)
+      inode = inode(path)
+
+      for form <- [&to_charlist/1, &["", [&1]]] do
+        server = start_server!(executable: form.(helper()))
+        assert {:ok, socket} = NetlinkPort.open(server, :route, netns: {:path, form.(path)})
+        assert {:ok, %{inode: ^inode, netns: {:path, ^path}}} = NetlinkPort.info(socket)
+        assert {:ok, handle} = NetlinkPort.Native.open_in_netns(server, form.(path), 0)
+        assert NetlinkPort.Native.close_fd(server, handle) == :ok
+        file = tmp_path!("capture")
+        assert {:ok, capture} = NetlinkPort.capture(server, form.(file))
+        assert {:ok, _counts} = NetlinkPort.stop_capture(capture)
+        assert {:ok, _counts} = NetlinkPort.Sandbox.replay(form.(file), to: self())
+
+        assert {:error, %{subject: "/nowhere"}} =
+                 NetlinkPort.Sandbox.replay(form.("/nowhere"), to: self())
+
+        opts = [executable: form.(helper()), netns: [{:path, form.(path)}]]
+        assert [{"executable", [{:ok, _line, nil} | _]} | _] = NetlinkPort.Doctor.report(opts)
+
+        assert {:error, error} =
+                 NetlinkPort.open(server, :route, netns: {:path, form.("/nowhere")})
+
+        assert Exception.message(error) =~ "open of /nowhere: ENOENT"
+      end
+
+      server = start_server!()
+
+      for wrong <- [[:nowhere], [0x110000]] do
+        assert_raise ArgumentError, fn ->
+          NetlinkPort.open(server, :route, netns: {:path, wrong})
+        end
+
+        assert_raise ArgumentError, fn -> NetlinkPort.capture(server, wrong) end
+        assert_raise ArgumentError, fn -> NetlinkPort.start_link(name: nil, executable: wrong) end
+      end
+    end
+  end
+
   # Executables are compared as bytes, since output under LC_ALL=C is escaped.
   @start """
   {:ok, server} = NetlinkPort.start_link(name: nil)

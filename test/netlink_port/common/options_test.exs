@@ -280,7 +280,7 @@ defmodule NetlinkPort.OptionsTest do
             :blue,
             "/run/netns/blue",
             {:path, :blue},
-            {:path, ~c"/run/netns/blue"},
+            {:path, [:blue]},
             {:name, :blue},
             {:name, nil},
             {:pid, 0},
@@ -424,6 +424,7 @@ defmodule NetlinkPort.OptionsTest do
     for {opts, words} <- [
           {[path: "/bin/true"], [":path", ":executable", ":hello_timeout", ":ping_interval"]},
           {[executable: :netlink_port], ["executable", ":netlink_port"]},
+          {[executable: [:netlink_port]], ["executable", "[:netlink_port]"]},
           {[call_timeout: 0.5], ["timeout", "0.5"]},
           {[hello_timeout: nil], ["timeout", "nil"]},
           {[ping_interval: -1], ["timeout", "-1"]},

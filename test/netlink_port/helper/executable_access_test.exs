@@ -45,14 +45,31 @@ defmodule NetlinkPort.AccessTest do
     line |> String.split(":") |> Enum.at(2)
   end
 
+  # The same for a user who has a name.
+  defp named(c) do
+    code =
+      "IO.puts(\"nobody\"); NetlinkPort.Helper.ExecutableAccess.refused(#{inspect(c.path)}) |> elem(1) |> IO.inspect()"
+
+    elixir = [System.find_executable("elixir"), "-pa", c.ebin, "-e", code]
+    nobody = ~w(--reuid nobody --regid nogroup --clear-groups)
+    opts = [env: [{"HOME", System.tmp_dir!()}], cd: "/"]
+    {output, 0} = System.cmd("setpriv", nobody ++ elixir, opts)
+    output
+  end
+
   @tag :init_user_namespace
   test "an installed one: the group and the user are named", c do
     owned!(c.path, "root:#{@group}", "0750")
     {found, remedy} = refused(c, ["--clear-groups"])
     assert found == "it is root:#{@group} 0750, and 12345 is not in that group"
 
+    # usermod(8) knows no user without an entry in passwd(5).
     assert remedy =~
-             "usermod -aG #{@group} 12345, and log in again; or install it for another group"
+             "user 12345 has no entry in passwd(5), so that no entry of group(5) can name the user; " <>
+               "SupplementaryGroups=#{@group} of a systemd unit, or setpriv --groups #{gid()}; or install it for"
+
+    assert ["nobody", ~s("usermod -aG #{@group} nobody, and log in again) <> _] =
+             String.split(named(c), "\n", trim: true)
 
     assert remedy =~ "mix netlink_port.install --to #{c.path} --group GROUP"
   end

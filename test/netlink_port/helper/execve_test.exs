@@ -137,6 +137,26 @@ defmodule NetlinkPort.ExecveTest do
     )
   end
 
+  test "a script that ends with the number of an errno was run" do
+    for status <- [1, 2, 8, 13] do
+      path = script!("exit #{status}")
+      assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)
+
+      assert Exception.message(error) =~
+               "helper #{path} ended with exit status #{status} before its first frame: EPROTO"
+
+      refute Exception.message(error) =~ "was not run"
+    end
+  end
+
+  test "a script with lines that end in CR LF" do
+    said!(
+      file!("#!/bin/sh\r\nexit 0\r\n"),
+      "execve(2) says ENOENT: it is a script with lines that end in CR LF",
+      "sed -i 's/\\r$//'"
+    )
+  end
+
   test "one that says why it ends: its words are in the sentence" do
     path = script!("echo 'netlink_port: the system\nrefused it' >&2; exit 71")
     assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)

@@ -110,11 +110,32 @@ defmodule NetlinkPort.InstallTest do
     assert_installed(c.to, @always)
   end
 
-  @tag :init_user_namespace
-  test "what is there and is no file is not read, only replaced", c do
-    {_output, 0} = System.cmd("mkfifo", [c.to])
-    assert install(c.to) =~ "has been installed"
-    assert_installed(c.to, @always)
+  test "what is there and is no file is neither read nor replaced, and named", c do
+    File.mkdir!(Path.join(c.directory, "netlink_port"))
+    target = Path.join(c.directory, "target")
+    link = Path.join(c.directory, "link")
+    File.ln_s!(target, link)
+
+    for {program, arguments, to, kind} <- [
+          {"mkfifo", [target], target, "a FIFO"},
+          # That of /dev/null, in a folder of the test's own.
+          {"mknod", [target, "c", "1", "3"], target, "a character device"},
+          {"mknod", [target, "c", "1", "3"], link, "a character device"},
+          {"mknod", [target, "b", "7", "250"], target, "a block device"},
+          {"true", [], c.directory, "a directory"}
+        ] do
+      {_output, 0} = System.cmd(program, arguments)
+      %{inode: inode} = File.stat!(if to == link, do: target, else: to)
+      path = if to == c.directory, do: Path.join(to, "netlink_port"), else: to
+      refused = refused(["--to", to, "--group", @group])
+      assert refused =~ "#{path} is #{kind}, and the task replaces nothing but a file; choose"
+      assert %{inode: ^inode} = File.stat!(if to == link, do: target, else: to)
+      _none = File.rm(target)
+    end
+
+    {:ok, socket} = :gen_udp.open(0, [:local, ip: {:local, target}])
+    assert refused(["--to", target, "--group", @group]) =~ "#{target} is a socket, and the task"
+    :ok = :gen_udp.close(socket)
   end
 
   test "arguments that are missing, unknown or name nothing are refused", c do

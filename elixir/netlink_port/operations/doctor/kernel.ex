@@ -2,9 +2,9 @@ defmodule NetlinkPort.Doctor.Kernel do
   @moduledoc false
   # Checks the kernel: its version, and by trying what it supports.
 
-  alias NetlinkPort.{Doctor, Error}
+  alias NetlinkPort.{Doctor, Environment, Error}
 
-  # The oldest version with pidfds and /proc as the helper uses them.
+  # The oldest version that README.md names. pidfd_open(2) came with Linux 5.3.
   @oldest {5, 8}
   @protocols ~w(route generic netfilter sock_diag xfrm audit kobject_uevent connector crypto rdma selinux
                 fib_lookup scsitransport iscsi usersock)a
@@ -70,7 +70,18 @@ defmodule NetlinkPort.Doctor.Kernel do
   end
 
   defp proof(false, true) do
-    {:warn, "SIOCGSKNS is refused: places are taken on trust", "upgrade to Linux 4.10 or newer"}
+    {:warn, "SIOCGSKNS is refused: places are taken on trust", ask(Environment.look())}
+  end
+
+  # Every kernel that is new enough for the library has SIOCGSKNS (Linux 4.10).
+  defp ask(%{user_namespace: :other}) do
+    "it takes CAP_NET_ADMIN in the user namespace that owns the network namespace, and this VM has it in a user " <>
+      "namespace of its own: run it outside of that (`unshare -Ur`, a rootless container), or give it a network " <>
+      "namespace of its own there, too (`unshare -Urn`)"
+  end
+
+  defp ask(_environment) do
+    "have what stands between helper and kernel, such as a seccomp profile, let ioctl(2) through"
   end
 
   defp option(socket, name, constant, since) do

@@ -174,9 +174,7 @@ defmodule NetlinkPort.Doctor.Pinned do
   defp alone(inode, {_kinds, users}, %{places: [_ | _] = pids}) do
     {:warn,
      "#{inode}, where #{users} is open: #{processes(pids)} may be there, which this VM may not look at; " <>
-       "so it cannot tell whether anything else keeps it alive",
-     "the user of the VM that looks would have to be root, or have CAP_SYS_PTRACE; with --node and rpc " <>
-       "that is the application's"}
+       "so it cannot tell whether anything else keeps it alive", look_from(Environment.look())}
   end
 
   defp alone(inode, {kinds, users}, %{descriptors: pids}) do
@@ -187,6 +185,17 @@ defmodule NetlinkPort.Doctor.Pinned do
 
     {:warn, "#{inode} is alive by our #{kinds} alone: #{users}#{unless_held}",
      "close sockets, or open them with close_on: :namespace_gone, which does it; end pins by unpin"}
+  end
+
+  # In a user namespace root is no root of the machine's, and CAP_SYS_PTRACE counts for its own processes.
+  defp look_from(%{user_namespace: :other}) do
+    "look from the first user namespace of the machine, as root: root of another one (`unshare -Ur`, a rootless " <>
+      "container) may not look at processes outside of it"
+  end
+
+  defp look_from(_environment) do
+    "the user of the VM that looks would have to be root, or have CAP_SYS_PTRACE; with --node and rpc " <>
+      "that is the application's"
   end
 
   defp processes([pid]), do: "process #{pid}"
