@@ -86,6 +86,31 @@ defmodule NetlinkPort.Request.Reply do
   @spec done?(t()) :: boolean()
   def done?(%{ended: ended}), do: ended != nil
 
+  @doc """
+  Whether nothing of a complete answer can be missing, although datagrams were lost: for each request there is an error,
+  its only message (one without NLM_F_MULTI), or, where no message answers it, its ack.
+  """
+  @spec whole?(t()) :: boolean()
+  def whole?(%{classes: classes, errors: errors} = answer) do
+    messages = Enum.group_by(answer.messages, & &1.seq)
+
+    Enum.all?(classes, fn {seq, class} ->
+      case messages do
+        _any when is_map_key(errors, seq) -> true
+        %{^seq => [message]} -> not multi?(message)
+        %{^seq => _several} -> false
+        _none -> is_map_key(answer.acks, seq) and acked_alone?(answer, seq, class)
+      end
+    end)
+  end
+
+  defp acked_alone?(_answer, _seq, :changes), do: true
+
+  defp acked_alone?(%{requests: requests}, seq, _class) do
+    <<_length::32, type::16-native, _::binary>> = Map.fetch!(requests, seq)
+    is_control(type)
+  end
+
   @doc "Whether a message that was sent to `group` belongs to the answer. `nil` is an unknown group."
   @spec mine?(t(), Message.t(), non_neg_integer() | nil) :: boolean()
   def mine?(%{classes: classes}, message, group), do: answers?(classes, message, group)
