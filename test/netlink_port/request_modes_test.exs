@@ -181,6 +181,106 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
+  # A passive socket of which the server keeps events, and behind them the word of a loss.
+  defp kept_loss!(context) do
+    socket = open!(context, active: false, groups: [@link_group], rcvbuf: 4_000)
+    changer = open!(%{context | server: start_server!()}, sndbuf: 1_000_000)
+    helper = os_pid(context.server)
+    signal!(helper, "STOP")
+    changes = for n <- 1..@changes, do: {@newlink, [], [@lo, mtu(60_000 + n)]}
+    {:ok, _outcomes} = NetlinkPort.batch(changer, changes)
+    signal!(helper, "CONT")
+
+    eventually!(fn ->
+      %{^socket => kept} =
+        for {_handle, entry} <- :sys.get_state(context.server).sockets.entries,
+            into: %{},
+            do: {entry.socket, :queue.to_list(entry.delivery.kept)}
+
+      Enum.any?(kept, &match?({:overrun, _dropped}, &1))
+    end)
+
+    socket
+  end
+
+  test "a loss from before a request, kept by the server, is none of its answer, and told once",
+       context do
+    for way <- [:request, :batch, :two, :dump, :stream, :drain] do
+      socket = kept_loss!(context)
+      # The ack of the second message says nothing of a refusal of the first that was lost.
+      two = fn ->
+        NetlinkPort.batch(socket, [{@newlink, [], [@lo, mtu(65_000)]}, {@getlink, [], @lo}])
+      end
+
+      assert {^way, {:ok, [_ | _]}} = {way, ([two: two] ++ ways(socket))[way].()}
+      told = told!(socket)
+      assert first(told) == Enum.to_list(60_001..(60_000 + length(first(told))))
+      refute_received {:netlink_overrun, ^socket, _dropped}
+      NetlinkPort.close(socket)
+    end
+  end
+
+  defp relay(test) do
+    receive do: (message -> send(test, {:heard, message}))
+    relay(test)
+  end
+
+  test "a new owner gets no late answer to the old one, and every event", context do
+    for active <- [true, false], arrives <- [:before, :after] do
+      socket = open!(context, active: active, groups: [@link_group])
+      changer = open!(%{context | server: start_server!()}, [])
+      helper = os_pid(context.server)
+      signal!(helper, "STOP")
+      assert {:error, %{reason: :etimedout}} = request_twice(socket)
+      mtu = if(active, do: 61_000, else: 62_000) + if(arrives == :before, do: 1, else: 2)
+      assert {:ok, []} = NetlinkPort.request(changer, @newlink, [@lo, mtu(mtu)])
+
+      if arrives == :before do
+        signal!(helper, "CONT")
+        eventually!(fn -> arrived(context.server, socket) == 4 + 1 end)
+      end
+
+      test = self()
+      new = spawn_link(fn -> relay(test) end)
+      assert :ok = NetlinkPort.controlling_process(socket, new)
+      if arrives == :after, do: signal!(helper, "CONT")
+
+      # The new owner's socket answers as ever.
+      own = Rtnl.getlink(1, 5)
+
+      if active do
+        assert_receive {:heard, {:netlink, ^socket, <<_::32, @newlink::16-native, _::binary>>}}
+        :ok = NetlinkPort.send(socket, own)
+        assert_receive {:heard, {:netlink, ^socket, <<_::64, 5::32-native, _::binary>>}}
+        refute_received {:heard, _message}
+      else
+        assert {:ok, <<_::64, 0::32, _::binary>>} = NetlinkPort.recv(socket, 5_000)
+        :ok = NetlinkPort.send(socket, own)
+        assert {:ok, <<_::64, 5::32-native, _::binary>>} = NetlinkPort.recv(socket, 5_000)
+        assert {:ok, %{kept: 0}} = NetlinkPort.info(socket)
+      end
+
+      NetlinkPort.close(socket)
+    end
+  end
+
+  # A link and an ack each.
+  defp request_twice(socket) do
+    assert {:error, %{reason: :etimedout}} =
+             NetlinkPort.request(socket, @getlink, @lo, timeout: 50)
+
+    NetlinkPort.request(socket, @getlink, @lo, timeout: 50)
+  end
+
+  # How many datagrams of a socket are in this mailbox, or kept by the server.
+  defp arrived(server, socket) do
+    {:ok, %{kept: kept}} =
+      NetlinkPort.Server.Client.ask(socket.link, {:vm_info, socket.handle}, 5_000)
+
+    true = server == socket.link.server
+    kept + Enum.count(mailbox(), &match?({:netlink, ^socket, _datagram}, &1))
+  end
+
   test "a new owner dumps where the old one has left a dump in the middle", context do
     for active <- [true, false, :once] do
       socket = open!(context, active: active)

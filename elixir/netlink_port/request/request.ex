@@ -8,9 +8,9 @@ defmodule NetlinkPort.Request do
 
   alias NetlinkPort.{Error, Message, Options, Pin, Socket}
   alias NetlinkPort.Request.{Exchange, Reply, SocketState}
-  alias NetlinkPort.Server.{Client, PinNumbers}
+  alias NetlinkPort.Server.{Client, Late, PinNumbers}
 
-  import NetlinkPort.Request.Reply, only: [is_answer: 4]
+  import NetlinkPort.Server.Late, only: [is_answer: 4]
 
   # How long the rest of an abandoned dump may be silent, in ms.
   @patience 5_000
@@ -145,18 +145,23 @@ defmodule NetlinkPort.Request do
     search(socket)
   end
 
-  @doc "Reads what a dump has left on a socket before another process becomes its owner."
-  @spec release(Socket.t()) :: :ok
+  @doc """
+  Reads what a dump has left on a socket before another process becomes its owner. Returns the numbers of exchanges whose
+  answers may still come.
+  """
+  @spec release(Socket.t()) :: Late.classes()
   def release(socket) do
     opts = Options.request!([], [:timeout, :total_timeout, :max_bytes])
     if SocketState.dump(socket), do: leave(socket, opts)
     SocketState.give_back(socket)
+    SocketState.late(socket)
   end
 
   ## One exchange
 
   defp start(socket, %{dump?: dump?} = exchange, opts, limit) do
     SocketState.leave(socket)
+    if dump? or exchange.kind == :batch, do: earlier(socket)
 
     with {:ok, passed} <- if(dump?, do: drain(socket, opts, limit), else: {:ok, nil}) do
       {exchange, datagrams, next} = Exchange.number(exchange, SocketState.next(socket))
@@ -173,6 +178,42 @@ defmodule NetlinkPort.Request do
           SocketState.late(socket, exchange.answer.classes)
           Exchange.cut(exchange, error)
       end
+    end
+  end
+
+  # What the server keeps of a passive socket came before the request. A loss among it is none of the answer. Only a dump
+  # or a batch has to know: the answer to a single request shows whether it is whole.
+  defp earlier(socket) do
+    case Client.ask(socket.link, {:vm_info, socket.handle}, socket.link.call_timeout) do
+      {:ok, %{active: false, kept: kept}} -> earlier(socket, kept)
+      _active_or_closed -> :ok
+    end
+  end
+
+  defp earlier(_socket, 0), do: :ok
+
+  defp earlier(socket, kept) do
+    case Client.recv(socket, 0) do
+      {:ok, datagram} -> passed(socket, datagram, nil)
+      {:ok, datagram, metadata} -> passed(socket, datagram, metadata)
+      {:error, %{stage: :send} = error} -> SocketState.hand_on(socket, failure(socket, error))
+      {:error, %{stage: :recv, reason: reason}} when reason in [:einval, :etimedout] -> :ok
+      {:error, %{stage: :recv} = error} -> SocketState.set_aside(socket, failure(socket, error))
+      # The send that follows has the error, too.
+      {:error, _closed} -> :ok
+    end
+
+    earlier(socket, kept - 1)
+  end
+
+  defp passed(socket, datagram, metadata) do
+    case Message.read(datagram) do
+      {:ok, messages} ->
+        SocketState.note_end(socket, messages)
+        pass_on(socket, datagram, messages, metadata)
+
+      {:error, _messages, _number, _error} ->
+        SocketState.hand_on(socket, message(socket, datagram, metadata))
     end
   end
 
@@ -294,7 +335,7 @@ defmodule NetlinkPort.Request do
     group = group(metadata)
     late = SocketState.late(socket)
 
-    unless Enum.all?(others, &Reply.answers?(late, &1, group)) do
+    unless Enum.all?(others, &Late.answers?(late, &1, group)) do
       datagram = if is_binary(datagram), do: datagram, else: encode(datagram)
       SocketState.hand_on(socket, message(socket, datagram, metadata))
     end
@@ -482,16 +523,24 @@ defmodule NetlinkPort.Request do
 
   defp endless(socket, error) do
     late = SocketState.late(socket)
+    told? = told_of_end?(socket)
     Client.close(socket)
     SocketState.give_back(socket)
     SocketState.forget(socket)
     flush(socket, late)
-    send(self(), {:netlink_closed, socket, :endless_dump})
+    if told?, do: send(self(), {:netlink_closed, socket, :endless_dump})
 
     %{
       error
       | hint: "what an earlier dump has left on the socket did not end; the socket was closed"
     }
+  end
+
+  defp told_of_end?(socket) do
+    case Client.ask(socket.link, {:vm_info, socket.handle}, socket.link.call_timeout) do
+      {:ok, %{closed_message: told?}} -> told?
+      _closed -> true
+    end
   end
 
   defp flush(socket, late) do

@@ -311,8 +311,8 @@ defmodule NetlinkPort.Server do
     answer(from, answer, update(state, sockets))
   end
 
-  def handle_call({:give, handle, owner}, from, state) do
-    {answer, sockets} = Sockets.give(state.sockets, handle, owner)
+  def handle_call({:give, handle, owner, late}, from, state) do
+    {answer, sockets} = Sockets.give(state.sockets, handle, owner, late)
     answer(from, answer, update(state, sockets))
   end
 

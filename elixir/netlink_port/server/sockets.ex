@@ -7,7 +7,7 @@ defmodule NetlinkPort.Server.Sockets do
   alias NetlinkPort.Capture.Tap
   alias NetlinkPort.Helper.{Protocol, Reference}
   alias NetlinkPort.Nodes.Relay
-  alias NetlinkPort.Server.{Delivery, MailboxGauge}
+  alias NetlinkPort.Server.{Delivery, Late, MailboxGauge}
   alias NetlinkPort.Telemetry
 
   defmodule Entry do
@@ -17,7 +17,9 @@ defmodule NetlinkPort.Server.Sockets do
     # `gauge` measures the mailbox of an owner with `max_queue:`.
     # `gone?`: the helper has closed the socket, and only the kept items are left to take.
     # `tell?`: the owner is sent `:netlink_closed` when the socket is closed.
-    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, gone?: false, tell?: true]
+    # `late` are the numbers of former owners' exchanges: their answers are dropped.
+    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge] ++
+                [gone?: false, tell?: true, late: %{}]
   end
 
   @type t :: %__MODULE__{
@@ -136,9 +138,12 @@ defmodule NetlinkPort.Server.Sockets do
     end)
   end
 
-  @doc "Second half of controlling_process/2: the new owner is sent what has arrived since the first half."
-  @spec give(t(), Socket.handle(), pid()) :: {raw(), t()}
-  def give(sockets, handle, owner) do
+  @doc """
+  Second half of controlling_process/2: the new owner is sent what has arrived since the first half, but no answers to
+  the exchanges with the numbers `late`, which are the old owner's.
+  """
+  @spec give(t(), Socket.handle(), pid(), Late.classes()) :: {raw(), t()}
+  def give(sockets, handle, owner, late) do
     with_entry(sockets, handle, fn entry ->
       register(sockets, entry, owner)
       monitor = Relay.monitor(owner, if(entry.tell?, do: entry.socket))
@@ -146,13 +151,18 @@ defmodule NetlinkPort.Server.Sockets do
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
       # The new owner's mailbox has not been measured yet.
       gauge = entry.gauge && MailboxGauge.new(entry.gauge.bound)
-      delivery = %{entry.delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
+      late = Late.merge(entry.late, late)
+      delivery = Delivery.discard(entry.delivery, &late?(late, &1))
+      delivery = %{delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
       {:ok, effects, delivery} = Delivery.set_active(delivery, [entry.resume || false])
       fields = [owner: owner, monitor: monitor, delivery: delivery, gauge: gauge, resume: nil]
-      entry = struct!(entry, fields)
+      entry = struct!(entry, [late: late] ++ fields)
       {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
     end)
   end
+
+  defp late?(late, {:data, datagram, metadata}), do: Late.only?(late, datagram, metadata)
+  defp late?(_late, _loss_or_error), do: false
 
   defp register(sockets, %{gone?: true, socket: socket} = entry, owner) do
     Reference.retire_socket(sockets.link, socket, told_of_end(entry, owner))
@@ -214,25 +224,33 @@ defmodule NetlinkPort.Server.Sockets do
     take_in(sockets, handle, item)
   end
 
-  defp take_in(sockets, handle, item) do
+  defp take_in(sockets, handle, item) when is_integer(handle) do
     case sockets.entries do
       # The fast path for the usual case: no kept items, no waiting `recv`, no count, no credit, no relay.
       %{
         ^handle =>
-          %{delivery: %{mode: true, credit: :infinity, relayed?: false}, gone?: false} = entry
-      } ->
+          %{delivery: %{mode: true, credit: :infinity, relayed?: false}, gone?: false, late: late} =
+              entry
+      }
+      when late == %{} ->
         send(entry.owner, message(entry.socket, item))
         put(sockets, %{entry | delivery: Delivery.take(entry.delivery, item)})
 
       %{^handle => %{gone?: false} = entry} ->
-        {gone, delivery} = Delivery.skip(entry.delivery, &stale?/1)
-        {effects, delivery} = Delivery.arrive(delivery, item)
-        sockets = Enum.reduce(gone, sockets, &dismiss(&2, &1, timed_out()))
-        sockets |> perform(entry, effects) |> put(%{entry | delivery: delivery})
+        if late?(entry.late, item),
+          do: put(sockets, %{entry | delivery: Delivery.take(entry.delivery, item)}),
+          else: take_in(sockets, entry, item)
 
       _closed ->
         sockets
     end
+  end
+
+  defp take_in(sockets, %Entry{} = entry, item) do
+    {gone, delivery} = Delivery.skip(entry.delivery, &stale?/1)
+    {effects, delivery} = Delivery.arrive(delivery, item)
+    sockets = Enum.reduce(gone, sockets, &dismiss(&2, &1, timed_out()))
+    sockets |> perform(entry, effects) |> put(%{entry | delivery: delivery})
   end
 
   # A datagram for a caller that has died or timed out would be lost. The message of its monitor or timer may lie
@@ -381,10 +399,11 @@ defmodule NetlinkPort.Server.Sockets do
   @spec list(t()) :: [map()]
   def list(sockets), do: for({_handle, entry} <- sockets.entries, do: told(entry))
 
-  defp told(%{owner: owner, delivery: delivery, socket: socket}) do
+  defp told(%{owner: owner, delivery: delivery, socket: socket} = entry) do
     %{
       socket: socket,
       owner: owner,
+      closed_message: entry.tell?,
       active: delivery.mode,
       kept: Delivery.kept(delivery),
       window: delivery.window
