@@ -108,6 +108,90 @@ defmodule NetlinkPort.RequestModesTest do
     assert mailbox() == []
   end
 
+  test "what a request has in hand keeps its place when others change the mode", context do
+    alias NetlinkPort.Server.Client
+    socket = open!(context, active: false, groups: [@link_group])
+    changer = open!(context, [])
+    for n <- 1..3, do: NetlinkPort.request(changer, @newlink, [@lo, mtu(60_000 + n)])
+
+    set = fn active ->
+      Task.await(Task.async(fn -> NetlinkPort.setopts(socket, active: active) end))
+    end
+
+    datagrams = fn -> for {:netlink, ^socket, datagram} <- mailbox(), do: datagram end
+
+    assert {:ok, first} = Client.hold(socket, 5_000)
+    # Neither change lets a datagram overtake the first.
+    assert :ok = set.(true)
+    assert :ok = set.(false)
+    assert {:error, %{stage: :recv, reason: :einval}} = Client.hold(socket, 5_000)
+    assert {:ok, second} = Client.hold(socket, 5_000)
+    assert :ok = set.(1)
+    assert datagrams.() == []
+    send(self(), {:netlink, socket, second})
+    assert :ok = Client.let_go(socket)
+    assert_receive {:netlink_passive, ^socket}
+    assert [^second, third] = datagrams.()
+    assert mtus([first, second, third]) == [60_001, 60_002, 60_003]
+  end
+
+  test "events keep their order while others change the mode during requests", context do
+    socket = open!(context, active: false, groups: [@link_group], rcvbuf: 1_000_000)
+    {test, count} = {self(), 400}
+
+    changes =
+      Task.async(fn ->
+        {:ok, changer} = NetlinkPort.open(context.server, :route, netns: {:name, context.netns})
+        for n <- 1..count, do: NetlinkPort.request(changer, @newlink, [@lo, mtu(60_000 + n)])
+        send(test, :changed)
+      end)
+
+    toggles = Task.async(fn -> toggle(socket) end)
+    until_changed(socket)
+    send(toggles.pid, :stop)
+    _turns = Task.await(toggles, :infinity)
+    :changed = Task.await(changes)
+    :ok = NetlinkPort.setopts(socket, active: true)
+    # All that the kernel had to send comes before this.
+    assert {:ok, [_lo]} = NetlinkPort.request(socket, @getlink, @lo)
+
+    assert mtus(for {:netlink, ^socket, datagram} <- mailbox(), do: datagram) ==
+             Enum.to_list(60_001..(60_000 + count))
+  end
+
+  defp toggle(socket) do
+    for active <- [true, false, :once, 2, false], do: NetlinkPort.setopts(socket, active: active)
+
+    receive do
+      :stop -> :ok
+    after
+      0 -> toggle(socket)
+    end
+  end
+
+  defp until_changed(socket) do
+    assert {:ok, [_lo]} = NetlinkPort.request(socket, @getlink, @lo)
+    assert {:ok, [_lo]} = NetlinkPort.dump(socket, @getlink, @all_links)
+
+    receive do
+      :changed -> :ok
+    after
+      0 -> until_changed(socket)
+    end
+  end
+
+  # The MTUs of the events in these datagrams.
+  defp mtus(datagrams) do
+    for datagram <- datagrams do
+      {:ok, [%{payload: <<_ifinfomsg::binary-size(16), attrs::binary>>}]} =
+        Message.decode(datagram)
+
+      {:ok, attrs} = Attr.decode(attrs)
+      {:ok, mtu} = Attr.u32(attrs, 4)
+      mtu
+    end
+  end
+
   # A passive socket on which events wait, and the word of a loss behind some of them.
   defp lossy!(context) do
     socket = open!(context, active: false, groups: [@link_group], window: 2_000, rcvbuf: 4_000)

@@ -185,15 +185,15 @@ defmodule NetlinkPort.Request do
   # or a batch has to know: the answer to a single request shows whether it is whole.
   defp earlier(socket) do
     case Client.ask(socket.link, {:vm_info, socket.handle}, socket.link.call_timeout) do
-      {:ok, %{active: false, kept: kept}} -> earlier(socket, kept)
+      {:ok, %{active: false, kept: kept}} when kept > 0 -> earlier(socket, kept)
       _active_or_closed -> :ok
     end
   end
 
-  defp earlier(_socket, 0), do: :ok
+  defp earlier(socket, 0), do: Client.let_go(socket)
 
   defp earlier(socket, kept) do
-    case Client.recv(socket, 0) do
+    case Client.hold(socket, 0) do
       {:ok, datagram} -> passed(socket, datagram, nil)
       {:ok, datagram, metadata} -> passed(socket, datagram, metadata)
       {:error, %{stage: :send} = error} -> SocketState.hand_on(socket, failure(socket, error))
@@ -243,14 +243,26 @@ defmodule NetlinkPort.Request do
 
   defp collect(reader) do
     if Exchange.done?(reader.exchange) do
-      {:ok, reader}
+      {:ok, let_go(reader)}
     else
-      with {:ok, reader} <- step(reader), do: collect(reader)
+      with {:ok, reader} <- held_step(reader), do: collect(reader)
     end
   end
 
   # Reads one datagram, or an error in its place.
-  defp step(%{exchange: exchange} = reader) do
+  defp step(reader) do
+    with {:ok, reader} <- held_step(reader), do: {:ok, let_go(reader)}
+  end
+
+  # On a passive socket the server holds back messages to the owner until the next step, or until `let_go/1`.
+  defp let_go(%{active?: false, socket: socket} = reader) do
+    Client.let_go(socket)
+    reader
+  end
+
+  defp let_go(reader), do: reader
+
+  defp held_step(%{exchange: exchange} = reader) do
     case read(reader) do
       {:datagram, datagram, metadata, reader} ->
         reader = sort(reader, datagram, metadata)
@@ -267,6 +279,7 @@ defmodule NetlinkPort.Request do
   end
 
   defp abandon(%{socket: socket, exchange: exchange}, error) do
+    Client.let_go(socket)
     SocketState.leave(socket)
     SocketState.late(socket, exchange.answer.classes)
     Exchange.cut(exchange, error)
@@ -372,12 +385,13 @@ defmodule NetlinkPort.Request do
   defp read(reader, left, pause), do: receive_one(reader, left, pause)
 
   defp receive_one(%{socket: socket} = reader, left, pause) do
-    case Client.recv(socket, min(left, @pause)) do
+    case Client.hold(socket, min(left, @pause)) do
       {:error, %{stage: :recv, reason: :einval}} ->
         more(%{reader | active?: true, mailbox?: true}, left, pause)
 
+      # The socket may become active, and passive again, before the next try.
       {:error, %{stage: :recv, reason: :etimedout}} ->
-        more(%{reader | active?: false}, left, pause)
+        more(%{reader | active?: false, mailbox?: true}, left, pause)
 
       received ->
         in_order(%{reader | active?: false}, received)
@@ -393,7 +407,7 @@ defmodule NetlinkPort.Request do
   end
 
   # On a socket that was active when the request was sent, or has been since, a datagram in the mailbox came before the
-  # one that recv/2 returns.
+  # one that hold/2 returns. The server sends no newer one meanwhile.
   defp in_order(%{mailbox?: false} = reader, received), do: received(reader, received)
 
   defp in_order(reader, received) do

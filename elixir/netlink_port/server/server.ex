@@ -288,13 +288,13 @@ defmodule NetlinkPort.Server do
     answer(from, Sockets.info(state.sockets, handle), state)
   end
 
-  def handle_call({:recv, handle, timeout, deadline}, from, state) do
+  def handle_call({way, handle, timeout, deadline}, from, state) when way in [:recv, :hold] do
     left = Deadline.time_left(deadline, timeout)
 
     if Deadline.gave_up?(left) do
       {:noreply, state}
     else
-      case Sockets.recv(state.sockets, handle, from, left) do
+      case Sockets.recv(state.sockets, handle, from, left, way == :hold) do
         {:wait, sockets} -> spin(update(state, sockets))
         {answer, sockets} -> answer(from, answer, update(state, sockets))
       end
@@ -409,6 +409,10 @@ defmodule NetlinkPort.Server do
   end
 
   ## Time
+
+  def handle_info({:let_go, handle, caller}, state) do
+    {:noreply, update(state, Sockets.let_go(state.sockets, handle, caller))}
+  end
 
   def handle_info({:recv_timeout, handle, id}, state) do
     {:noreply, update(state, Sockets.withdraw(state.sockets, handle, id))}

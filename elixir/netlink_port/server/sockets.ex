@@ -13,13 +13,14 @@ defmodule NetlinkPort.Server.Sockets do
   defmodule Entry do
     @moduledoc false
     @enforce_keys [:socket, :owner, :monitor, :delivery]
-    # `resume` is the mode to return to after controlling_process/2, while it has paused the socket.
+    # `resume` is the mode to return to after controlling_process/2, while it has paused the socket, or after a hold.
+    # `held?`: the owner has a datagram in hand, and hands it on to its own mailbox. Until it lets go, it is sent nothing.
     # `gauge` measures the mailbox of an owner with `max_queue:`.
     # `gone?`: the helper has closed the socket, and only the kept items are left to take.
     # `tell?`: the owner is sent `:netlink_closed` when the socket is closed.
     # `late` are the numbers of former owners' exchanges: their answers are dropped.
     defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge] ++
-                [gone?: false, tell?: true, late: %{}]
+                [held?: false, gone?: false, tell?: true, late: %{}]
   end
 
   @type t :: %__MODULE__{
@@ -130,7 +131,7 @@ defmodule NetlinkPort.Server.Sockets do
     with_entry(sockets, handle, fn
       %{owner: ^caller, delivery: delivery} = entry ->
         paused = %{delivery | mode: false}
-        entry = %{entry | delivery: paused, resume: entry.resume || delivery.mode}
+        entry = %{entry | delivery: paused, resume: entry.resume || delivery.mode, held?: false}
         {{:ok, nil}, put(sockets, entry)}
 
       _not_the_owner ->
@@ -311,9 +312,36 @@ defmodule NetlinkPort.Server.Sockets do
       %{resume: resume, owner: owner} = entry when resume != nil and owner != caller ->
         set_active_later(sockets, entry, changes)
 
+      %{held?: true, owner: owner} = entry when owner != caller ->
+        if waits?(entry),
+          do: set_active_now(sockets, %{entry | held?: false}, changes),
+          else: set_active_later(sockets, %{entry | resume: false}, changes)
+
       entry ->
-        set_active_now(sockets, %{entry | resume: nil}, changes)
+        set_active_now(sockets, %{entry | resume: nil, held?: false}, changes)
     end)
+  end
+
+  # An owner that waits has nothing in hand.
+  defp waits?(%{owner: owner, delivery: delivery}) do
+    Enum.any?(Delivery.waiters(delivery), &match?({_, _, {^owner, _}, _}, &1))
+  end
+
+  @doc "The owner has nothing in hand any more: a change of the mode that came meanwhile takes effect."
+  @spec let_go(t(), Socket.handle(), pid()) :: t()
+  def let_go(sockets, handle, caller) do
+    case sockets.entries do
+      %{^handle => %{held?: true, owner: ^caller, resume: nil} = entry} ->
+        put(sockets, %{entry | held?: false})
+
+      %{^handle => %{held?: true, owner: ^caller, resume: resume} = entry} ->
+        entry = %{entry | held?: false, resume: nil}
+        {_changed, sockets} = set_active_now(sockets, entry, [resume])
+        sockets
+
+      _not_held ->
+        sockets
+    end
   end
 
   defp set_active_later(sockets, entry, changes) do
@@ -350,16 +378,30 @@ defmodule NetlinkPort.Server.Sockets do
   A negative `left` means that the server is late: an item that is there is still handed out. The server has checked
   that the caller still waits, since a datagram for a caller that has given up would be lost.
   """
-  @spec recv(t(), Socket.handle(), GenServer.from(), timeout()) :: {raw() | :wait, t()}
-  def recv(sockets, handle, from, left) do
-    with_entry(sockets, handle, fn entry ->
-      case Delivery.demand(entry.delivery) do
-        {:item, item, delivery} -> {answer(item), put(sockets, %{entry | delivery: delivery})}
-        :empty when left <= 0 -> {timed_out(), sockets}
-        :empty -> {:wait, wait(sockets, entry, from, left)}
-        :active -> {active(), sockets}
-      end
+  @spec recv(t(), Socket.handle(), GenServer.from(), timeout(), hold? :: boolean()) ::
+          {raw() | :wait, t()}
+  def recv(sockets, handle, {caller, _tag} = from, left, hold?) do
+    changed? =
+      match?(%{^handle => %{held?: true, resume: resume}} when resume != nil, sockets.entries)
+
+    sockets = let_go(sockets, handle, caller)
+
+    with_entry(sockets, handle, fn
+      # A change of the mode that has just taken effect may have sent messages, which come first.
+      _entry when hold? and changed? -> {active(), sockets}
+      entry -> next(sockets, entry, from, left, hold?)
     end)
+  end
+
+  defp next(sockets, entry, {caller, _tag} = from, left, hold?) do
+    entry = %{entry | held?: entry.held? or (hold? and entry.owner == caller)}
+
+    case Delivery.demand(entry.delivery) do
+      {:item, item, delivery} -> {answer(item), put(sockets, %{entry | delivery: delivery})}
+      :empty when left <= 0 -> {timed_out(), sockets}
+      :empty -> {:wait, wait(sockets, entry, from, left)}
+      :active -> {active(), sockets}
+    end
   end
 
   # The waiting caller is monitored, so that no datagram goes to a process that has died.
