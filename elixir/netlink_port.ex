@@ -113,7 +113,7 @@ defmodule NetlinkPort do
   alias NetlinkPort.{Arguments, Deadline, Error, ExtAck, Message, Options, Pin, Request, Server}
   alias NetlinkPort.{Socket, Telemetry}
   alias NetlinkPort.Request.Exchange
-  alias NetlinkPort.Server.{Client, Opening, PinNumbers, Stats}
+  alias NetlinkPort.Server.{Client, Late, Opening, PinNumbers, Stats}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h`, or its name."
   @type protocol ::
@@ -341,9 +341,8 @@ defmodule NetlinkPort do
       for each folder of such a file, or a descriptor for each socket of a process. With `nil` the socket keeps its
       namespace alive. Defaults to `nil`.
     * `:closed_message` - whether the owner is sent `:netlink_closed`. With `false` the owner of a passive socket gets
-      no such message, and its next call fails: with `EPIPE`, or with `EBADF` if the namespace is gone. Only
-      `:endless_dump` is sent all the same. `false` together with `active:` other than `false` raises
-      `ArgumentError`. Defaults to `true`.
+      no such message, and its next call fails: with `EPIPE`, or with `EBADF` if the namespace is gone or a dump did
+      not end. `false` together with `active:` other than `false` raises `ArgumentError`. Defaults to `true`.
     * `:timeout` - how long to wait for server and helper, in ms. Defaults to 15_000.
 
   Errors have a stage and an errno, and `Exception.message/1` says what to do:
@@ -956,34 +955,49 @@ defmodule NetlinkPort do
     if node(pid) == node() and not Process.alive?(pid) do
       {:error, Error.new(:info, :esrch)}
     else
-      if pid != self(), do: Request.release(socket)
+      late = if pid == self(), do: %{}, else: Request.release(socket)
 
       with {:ok, _value} <- ask_server(socket, {:pause, handle}) do
-        if pid != self(), do: pass_on(socket, pid)
+        if pid != self(), do: pass_on(socket, pid, late)
 
-        with :ok <- done(ask_server(socket, {:give, handle, pid})) do
+        with :ok <- done(ask_server(socket, {:give, handle, pid, late})) do
           if pid != self(), do: Request.forget(socket), else: :ok
         end
       end
     end
   end
 
-  # The server has stopped sending: what is in the mailbox now is all there is.
-  defp pass_on(socket, pid) do
+  # The server has stopped sending: what is in the mailbox now is all there is. Late answers to the old owner end here.
+  defp pass_on(socket, pid, late) do
     receive do
-      {:netlink, ^socket, _} = message -> pass_on(socket, pid, message)
-      {:netlink, ^socket, _, _} = message -> pass_on(socket, pid, message)
-      {:netlink_passive, ^socket} = message -> pass_on(socket, pid, message)
-      {:netlink_overrun, ^socket, _} = message -> pass_on(socket, pid, message)
-      {:netlink_error, ^socket, _} = message -> pass_on(socket, pid, message)
+      {:netlink, ^socket, datagram} = message ->
+        pass_on(socket, pid, late, message, datagram, nil)
+
+      {:netlink, ^socket, datagram, meta} = msg ->
+        pass_on(socket, pid, late, msg, datagram, meta)
+
+      {:netlink_passive, ^socket} = message ->
+        pass_on(socket, pid, late, message)
+
+      {:netlink_overrun, ^socket, _} = message ->
+        pass_on(socket, pid, late, message)
+
+      {:netlink_error, ^socket, _} = message ->
+        pass_on(socket, pid, late, message)
     after
       0 -> :ok
     end
   end
 
-  defp pass_on(socket, pid, message) do
+  defp pass_on(socket, pid, late, message) do
     Kernel.send(pid, message)
-    pass_on(socket, pid)
+    pass_on(socket, pid, late)
+  end
+
+  defp pass_on(socket, pid, late, message, datagram, metadata) do
+    if Late.only?(late, datagram, metadata),
+      do: pass_on(socket, pid, late),
+      else: pass_on(socket, pid, late, message)
   end
 
   @doc """
@@ -1029,7 +1043,7 @@ defmodule NetlinkPort do
       {:ok,
        told
        |> Map.take([:cookie, :verified, :port_id, :drops, :foreign])
-       |> Map.merge(Map.delete(known, :socket))
+       |> Map.merge(Map.drop(known, [:socket, :closed_message]))
        |> Map.merge(%{device: device, inode: inode, handle: handle})
        |> Map.merge(Map.take(socket, [:protocol, :netns]))}
     end

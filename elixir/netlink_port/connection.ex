@@ -41,9 +41,11 @@ defmodule NetlinkPort.Connection do
 
   ## Loss
 
-  When the kernel has dropped datagrams, the connection cannot know whose answers they were. Every request and every
-  batch under way gets `ENOBUFS`, and the kernel may or may not have carried it out. The dump under way is sent again,
-  up to five times in all, like a dump that was interrupted by changes. A connection never sends anything else twice.
+  When the kernel has dropped datagrams, the connection cannot know whose answers they were. Requests and batches whose
+  answers come whole all the same succeed. The others get `ENOBUFS`, in five seconds at most, and the kernel may or may
+  not have carried them out. To know that an answer does not come any more, the connection sends a message that does
+  nothing, `NLMSG_NOOP`. The dump under way is sent again, up to five times in all, like a dump that was interrupted by
+  changes. A connection never sends anything else twice.
 
   The mailbox of the connection is bounded. It holds at most `max_queue:` datagrams (1 000 by default), and one message
   from each caller. Further datagrams stay in the socket's window and in the kernel.

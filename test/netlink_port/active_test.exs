@@ -355,7 +355,7 @@ defmodule NetlinkPort.ActiveTest do
         assert Task.await(task) == :ok
         eventually!(fn -> match?({:ok, %{kept: 1}}, NetlinkPort.info(socket)) end)
         refute_received {:netlink, ^socket, _datagram}
-        assert {:ok, nil} = GenServer.call(server, {:give, Socket.handle(socket), new})
+        assert {:ok, nil} = GenServer.call(server, {:give, Socket.handle(socket), new, %{}})
         assert_receive {:heard, ^new, {:netlink, ^socket, _datagram}}
         NetlinkPort.close(socket)
       end

@@ -371,6 +371,83 @@ defmodule NetlinkPort.ConnectionTest do
       assert {:later, [_datagram], _calls} = calls |> Calls.unsent() |> Calls.next()
     end
 
+    # Calls of these types, all sent. Returns them, and the number of each.
+    defp sent(types) do
+      calls =
+        for {id, type} <- types, reduce: Calls.new() do
+          calls ->
+            {:ok, exchange} =
+              Exchange.new(:route, {:request, type, link(1), %{flags: 0, ack: true}})
+
+            calls = Calls.add(calls, id, exchange, {self(), id}, {60_000, :infinity}, 60_000)
+            {^id, [_datagram], calls} = Calls.next(calls)
+            calls
+        end
+
+      {calls, Map.new(calls.seqs, fn {seq, id} -> {id, seq} end)}
+    end
+
+    defp ack(seq), do: %Message{type: 2, seq: seq, payload: <<0::32, 0::128>>}
+
+    defp received(calls, message),
+      do: Calls.received(calls, IO.iodata_to_binary(Message.encode(message)), nil)
+
+    test "a loss is an error of the calls whose answers do not come, as soon as that is known" do
+      {calls, seqs} = sent(whole: @newlink, incomplete: @getlink, missing: @newlink)
+      lost = Error.new(:recv, :enobufs, dropped: 2)
+      assert {[_one, _two, _three], calls} = Calls.lose(calls, lost, [])
+      assert {[{:whole, _from, {:ok, [], nil}}], calls} = received(calls, ack(seqs.whole))
+      # The link may have been lost.
+      assert {[{:incomplete, _from, {:error, ^lost}}], calls} =
+               received(calls, ack(seqs.incomplete))
+
+      # A call that is sent behind the probe has nothing to do with the loss.
+      {probe, [datagram], calls} = Calls.next(calls)
+
+      assert {:ok, [%Message{type: 1, seq: number}]} =
+               Message.decode(IO.iodata_to_binary(datagram))
+
+      {:ok, later} = Exchange.new(:route, {:request, @newlink, link(1), %{flags: 0, ack: true}})
+      calls = Calls.add(calls, :later, later, {self(), :later}, {9_000, :infinity}, 9_000)
+      assert {:later, [_datagram], calls} = Calls.next(calls)
+      # The answer to the probe is lost, too: another probe follows.
+      assert {_ids, calls} = Calls.lose(calls, Error.new(:recv, :enobufs, dropped: 1), [])
+      refute Calls.member?(calls, probe)
+      assert {[], calls} = received(calls, ack(number))
+      {_probe, [datagram], calls} = Calls.next(calls)
+      assert {:ok, [%Message{seq: number}]} = Message.decode(IO.iodata_to_binary(datagram))
+      later = Enum.find_value(calls.seqs, fn {seq, id} -> if id == :later, do: seq end)
+      assert {[{:later, _from, {:ok, [], nil}}], calls} = received(calls, ack(later))
+      assert {[{:missing, _from, {:error, ^lost}}], calls} = received(calls, ack(number))
+      assert {calls.calls, calls.seqs, calls.room} == {%{}, %{}, 16}
+    end
+
+    test "a loss without a probe that can tell is an error after five seconds at most" do
+      {calls, _seqs} = sent(one: @newlink)
+      lost = Error.new(:recv, :enobufs, dropped: 2)
+      assert {[:one], calls} = Calls.lose(calls, lost, [:one])
+      assert Calls.next(calls) == nil
+      assert Calls.left(calls, :one) <= 5_000
+      assert {[{:one, _from, {:error, ^lost}}], _calls} = Calls.expire(calls, :one)
+    end
+
+    test "no probe is sent while a dump takes the room for its answer" do
+      {calls, _seqs} = sent(one: @newlink)
+      opts = %{flags: 0, max_bytes: :infinity}
+      {:ok, dump} = Exchange.new(:route, {:dump, @getlink, <<0::128>>, opts})
+      calls = Calls.add(calls, :dump, dump, {self(), :tag}, {:infinity, :infinity}, 9_000)
+      {:dump, [_datagram], calls} = Calls.next(calls)
+      {[:one], calls} = Calls.lose(calls, Error.new(:recv, :enobufs), [])
+      assert Calls.next(calls) == nil
+      seq = Enum.find_value(calls.seqs, fn {seq, id} -> if id == :dump, do: seq end)
+      # It was incomplete, and is sent again, behind the probe.
+      done = %Message{type: 3, flags: 2, seq: seq, payload: <<0::32>>}
+      assert {[], calls} = received(calls, done)
+      assert {probe, [_datagram], calls} = Calls.next(calls)
+      assert probe not in [:one, :dump]
+      assert {:dump, [_datagram], _calls} = Calls.next(calls)
+    end
+
     test "what cannot be read is an error of the call that it belongs to alone" do
       opts = %{flags: 0, ack: true}
       {:ok, exchange} = Exchange.new(:route, {:request, @getlink, link(1), opts})

@@ -407,6 +407,17 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
+  test "closed_message: false keeps the word of a dump that did not end from the owner, too",
+       context do
+    silent = [filter: without_acks(), active: false, closed_message: false]
+    endless = open!(context, :route, [user_peers: true] ++ silent)
+    flood!(context, endless)
+    opts = [timeout: 5_000, max_bytes: 1_000_000]
+    assert [%Message{}] = endless |> NetlinkPort.stream(1, "", opts) |> Enum.take(1)
+    assert {:error, %{reason: :ebadf}} = NetlinkPort.recv(endless, 0)
+    refute Enum.any?(mailbox(), &(elem(&1, 0) == :netlink_closed))
+  end
+
   test "a dump that nothing answers does not stand in the way of the next", context do
     for context <- ways(context) do
       socket = open!(context, :route, silent(context))

@@ -108,6 +108,90 @@ defmodule NetlinkPort.RequestModesTest do
     assert mailbox() == []
   end
 
+  test "what a request has in hand keeps its place when others change the mode", context do
+    alias NetlinkPort.Server.Client
+    socket = open!(context, active: false, groups: [@link_group])
+    changer = open!(context, [])
+    for n <- 1..3, do: NetlinkPort.request(changer, @newlink, [@lo, mtu(60_000 + n)])
+
+    set = fn active ->
+      Task.await(Task.async(fn -> NetlinkPort.setopts(socket, active: active) end))
+    end
+
+    datagrams = fn -> for {:netlink, ^socket, datagram} <- mailbox(), do: datagram end
+
+    assert {:ok, first} = Client.hold(socket, 5_000)
+    # Neither change lets a datagram overtake the first.
+    assert :ok = set.(true)
+    assert :ok = set.(false)
+    assert {:error, %{stage: :recv, reason: :einval}} = Client.hold(socket, 5_000)
+    assert {:ok, second} = Client.hold(socket, 5_000)
+    assert :ok = set.(1)
+    assert datagrams.() == []
+    send(self(), {:netlink, socket, second})
+    assert :ok = Client.let_go(socket)
+    assert_receive {:netlink_passive, ^socket}
+    assert [^second, third] = datagrams.()
+    assert mtus([first, second, third]) == [60_001, 60_002, 60_003]
+  end
+
+  test "events keep their order while others change the mode during requests", context do
+    socket = open!(context, active: false, groups: [@link_group], rcvbuf: 1_000_000)
+    {test, count} = {self(), 400}
+
+    changes =
+      Task.async(fn ->
+        {:ok, changer} = NetlinkPort.open(context.server, :route, netns: {:name, context.netns})
+        for n <- 1..count, do: NetlinkPort.request(changer, @newlink, [@lo, mtu(60_000 + n)])
+        send(test, :changed)
+      end)
+
+    toggles = Task.async(fn -> toggle(socket) end)
+    until_changed(socket)
+    send(toggles.pid, :stop)
+    _turns = Task.await(toggles, :infinity)
+    :changed = Task.await(changes)
+    :ok = NetlinkPort.setopts(socket, active: true)
+    # All that the kernel had to send comes before this.
+    assert {:ok, [_lo]} = NetlinkPort.request(socket, @getlink, @lo)
+
+    assert mtus(for {:netlink, ^socket, datagram} <- mailbox(), do: datagram) ==
+             Enum.to_list(60_001..(60_000 + count))
+  end
+
+  defp toggle(socket) do
+    for active <- [true, false, :once, 2, false], do: NetlinkPort.setopts(socket, active: active)
+
+    receive do
+      :stop -> :ok
+    after
+      0 -> toggle(socket)
+    end
+  end
+
+  defp until_changed(socket) do
+    assert {:ok, [_lo]} = NetlinkPort.request(socket, @getlink, @lo)
+    assert {:ok, [_lo]} = NetlinkPort.dump(socket, @getlink, @all_links)
+
+    receive do
+      :changed -> :ok
+    after
+      0 -> until_changed(socket)
+    end
+  end
+
+  # The MTUs of the events in these datagrams.
+  defp mtus(datagrams) do
+    for datagram <- datagrams do
+      {:ok, [%{payload: <<_ifinfomsg::binary-size(16), attrs::binary>>}]} =
+        Message.decode(datagram)
+
+      {:ok, attrs} = Attr.decode(attrs)
+      {:ok, mtu} = Attr.u32(attrs, 4)
+      mtu
+    end
+  end
+
   # A passive socket on which events wait, and the word of a loss behind some of them.
   defp lossy!(context) do
     socket = open!(context, active: false, groups: [@link_group], window: 2_000, rcvbuf: 4_000)
@@ -179,6 +263,106 @@ defmodule NetlinkPort.RequestModesTest do
       told!(socket)
       NetlinkPort.close(socket)
     end
+  end
+
+  # A passive socket of which the server keeps events, and behind them the word of a loss.
+  defp kept_loss!(context) do
+    socket = open!(context, active: false, groups: [@link_group], rcvbuf: 4_000)
+    changer = open!(%{context | server: start_server!()}, sndbuf: 1_000_000)
+    helper = os_pid(context.server)
+    signal!(helper, "STOP")
+    changes = for n <- 1..@changes, do: {@newlink, [], [@lo, mtu(60_000 + n)]}
+    {:ok, _outcomes} = NetlinkPort.batch(changer, changes)
+    signal!(helper, "CONT")
+
+    eventually!(fn ->
+      %{^socket => kept} =
+        for {_handle, entry} <- :sys.get_state(context.server).sockets.entries,
+            into: %{},
+            do: {entry.socket, :queue.to_list(entry.delivery.kept)}
+
+      Enum.any?(kept, &match?({:overrun, _dropped}, &1))
+    end)
+
+    socket
+  end
+
+  test "a loss from before a request, kept by the server, is none of its answer, and told once",
+       context do
+    for way <- [:request, :batch, :two, :dump, :stream, :drain] do
+      socket = kept_loss!(context)
+      # The ack of the second message says nothing of a refusal of the first that was lost.
+      two = fn ->
+        NetlinkPort.batch(socket, [{@newlink, [], [@lo, mtu(65_000)]}, {@getlink, [], @lo}])
+      end
+
+      assert {^way, {:ok, [_ | _]}} = {way, ([two: two] ++ ways(socket))[way].()}
+      told = told!(socket)
+      assert first(told) == Enum.to_list(60_001..(60_000 + length(first(told))))
+      refute_received {:netlink_overrun, ^socket, _dropped}
+      NetlinkPort.close(socket)
+    end
+  end
+
+  defp relay(test) do
+    receive do: (message -> send(test, {:heard, message}))
+    relay(test)
+  end
+
+  test "a new owner gets no late answer to the old one, and every event", context do
+    for active <- [true, false], arrives <- [:before, :after] do
+      socket = open!(context, active: active, groups: [@link_group])
+      changer = open!(%{context | server: start_server!()}, [])
+      helper = os_pid(context.server)
+      signal!(helper, "STOP")
+      assert {:error, %{reason: :etimedout}} = request_twice(socket)
+      mtu = if(active, do: 61_000, else: 62_000) + if(arrives == :before, do: 1, else: 2)
+      assert {:ok, []} = NetlinkPort.request(changer, @newlink, [@lo, mtu(mtu)])
+
+      if arrives == :before do
+        signal!(helper, "CONT")
+        eventually!(fn -> arrived(context.server, socket) == 4 + 1 end)
+      end
+
+      test = self()
+      new = spawn_link(fn -> relay(test) end)
+      assert :ok = NetlinkPort.controlling_process(socket, new)
+      if arrives == :after, do: signal!(helper, "CONT")
+
+      # The new owner's socket answers as ever.
+      own = Rtnl.getlink(1, 5)
+
+      if active do
+        assert_receive {:heard, {:netlink, ^socket, <<_::32, @newlink::16-native, _::binary>>}}
+        :ok = NetlinkPort.send(socket, own)
+        assert_receive {:heard, {:netlink, ^socket, <<_::64, 5::32-native, _::binary>>}}
+        refute_received {:heard, _message}
+      else
+        assert {:ok, <<_::64, 0::32, _::binary>>} = NetlinkPort.recv(socket, 5_000)
+        :ok = NetlinkPort.send(socket, own)
+        assert {:ok, <<_::64, 5::32-native, _::binary>>} = NetlinkPort.recv(socket, 5_000)
+        assert {:ok, %{kept: 0}} = NetlinkPort.info(socket)
+      end
+
+      NetlinkPort.close(socket)
+    end
+  end
+
+  # A link and an ack each.
+  defp request_twice(socket) do
+    assert {:error, %{reason: :etimedout}} =
+             NetlinkPort.request(socket, @getlink, @lo, timeout: 50)
+
+    NetlinkPort.request(socket, @getlink, @lo, timeout: 50)
+  end
+
+  # How many datagrams of a socket are in this mailbox, or kept by the server.
+  defp arrived(server, socket) do
+    {:ok, %{kept: kept}} =
+      NetlinkPort.Server.Client.ask(socket.helper, {:vm_info, socket.handle}, 5_000)
+
+    true = server == socket.helper.server
+    kept + Enum.count(mailbox(), &match?({:netlink, ^socket, _datagram}, &1))
   end
 
   test "a new owner dumps where the old one has left a dump in the middle", context do

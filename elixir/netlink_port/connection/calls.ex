@@ -17,6 +17,8 @@ defmodule NetlinkPort.Connection.Calls do
   @max_under_way 16
   # How many bytes of payload count as one request: an error message repeats its request.
   @bytes_per_request 4_096
+  # NLMSG_NOOP
+  @noop 1
   # Limits for the rest of an answer that was given up: how long a dump's next datagram may take, in ms, how long the
   # whole may take, in ms, and how many bytes of it are read.
   @answer_timeout 5_000
@@ -41,20 +43,27 @@ defmodule NetlinkPort.Connection.Calls do
           dump: id() | nil,
           dumps: :queue.queue(id()),
           requests: :queue.queue(id()),
+          probe: id() | nil,
+          before: [id()],
+          unsure: [id()],
           room: non_neg_integer(),
           unusable?: boolean()
         }
 
   # `dump` is under way. `dumps` and `requests`, which includes batches, were not sent yet. A dump that was given up and
-  # does not end makes the socket `unusable?`: nothing more is sent on it.
+  # does not end makes the socket `unusable?`: nothing more is sent on it. `unsure` are calls whose answer may be lost,
+  # and `before` those of them that the kernel has answered before it answers `probe`.
   @enforce_keys [:next]
   defstruct [
     :next,
     :dump,
+    :probe,
     calls: %{},
     seqs: %{},
     dumps: :queue.new(),
     requests: :queue.new(),
+    before: [],
+    unsure: [],
     room: @max_under_way,
     unusable?: false
   ]
@@ -96,8 +105,29 @@ defmodule NetlinkPort.Connection.Calls do
   @doc "Takes the call that may be sent next, as numbered datagrams, or returns `nil`."
   @spec next(t()) :: {id(), [iodata(), ...], t()} | nil
   def next(%{unusable?: true}), do: nil
+  def next(%{unsure: [_ | _]} = state), do: probe(state, dump_sent?(state))
+  def next(state), do: next_call(state)
 
-  def next(%{dump: nil} = state) do
+  # While a dump is under way, it takes all the room there is, and the answer to a probe would be another loss.
+  defp probe(state, true), do: next_call(state)
+
+  defp probe(%{unsure: unsure} = state, false) do
+    state = %{state | unsure: []}
+
+    with [id | _] = before <- Enum.filter(unsure, &member?(state, &1)),
+         question = {:request, @noop, "", %{flags: 0, ack: true}},
+         {:ok, exchange} <- Exchange.new(state.calls[id].exchange.protocol, question) do
+      probe = make_ref()
+      times = %{timeout: :infinity, total: :infinity, deadline: :infinity, limit: :infinity}
+      call = Map.merge(times, %{exchange: exchange, from: nil, weight: 0})
+      number(put_in(%{state | probe: probe, before: before}.calls[probe], call), probe)
+    else
+      # All are answered, or nothing is acked (fib_lookup).
+      _no_probe -> next_call(state)
+    end
+  end
+
+  defp next_call(%{dump: nil} = state) do
     case :queue.out(state.dumps) do
       {{:value, id}, dumps} -> number(%{state | dump: id, dumps: dumps}, id)
       {:empty, _dumps} -> next_request(state)
@@ -105,7 +135,7 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   # A dump without an answer is to be sent again. It has kept its place.
-  def next(%{dump: id} = state) do
+  defp next_call(%{dump: id} = state) do
     if state.calls[id].exchange.answer == nil, do: number(state, id), else: next_request(state)
   end
 
@@ -222,7 +252,7 @@ defmodule NetlinkPort.Connection.Calls do
   defp take(call, messages, size),
     do: %{call | exchange: Exchange.add(call.exchange, messages, size)}
 
-  defp conclude(state, id, %{from: nil}), do: {[], forget(state, id)}
+  defp conclude(state, id, %{from: nil}), do: finish(state, id, :unwanted)
 
   defp conclude(state, id, %{exchange: exchange}) do
     case Exchange.outcome(exchange) do
@@ -236,25 +266,60 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   @doc """
-  Notes a loss, which may have hit the answer to any call. Requests and batches under way end with the error. A dump
-  still comes to its end, since the kernel waits for room before it continues a dump.
+  Notes a loss, which may have hit the answer to any call that was sent. A call whose answer is whole all the same
+  succeeds. The others get the error as soon as it is known that their answer does not come: the kernel answers in the
+  order in which it is sent requests, so `next/1` sends a probe, a message that does nothing, and the answer to the
+  probe ends the calls before it. A dump still comes to its end, since the kernel waits for room before it continues a
+  dump.
+
+  Calls that a probe cannot decide end after five seconds, or at their deadline before that: the queries of audit,
+  which a kernel thread answers, calls without an ack, and those of `unsent`, which another process is about to send.
+
+  Returns the calls whose deadlines are new.
   """
-  @spec lose(t(), Error.t()) :: {[reply()], t()}
-  def lose(%{dump: dump, calls: calls} = state, error) do
-    under_way =
-      for {id, %{exchange: %{answer: answer}}} <- calls, answer != nil, id != dump, do: id
+  @spec lose(t(), Error.t(), unsent :: [id()]) :: {[id()], t()}
+  def lose(%{dump: dump} = state, error, unsent) do
+    state = without_probe(if dump_sent?(state), do: lost_of(state, dump, error), else: state)
+
+    ids =
+      for {id, %{from: from, exchange: %{answer: answer}}} <- state.calls,
+          id != dump and from != nil and answer != nil,
+          do: id
 
     state =
-      if dump, do: update_in(state.calls[dump].exchange, &Exchange.lose(&1, error)), else: state
+      Enum.reduce(ids, state, fn id, state ->
+        state = lost_of(state, id, error)
+        update_in(state.calls[id].deadline, &min(&1, deadline(@answer_timeout)))
+      end)
 
-    Enum.reduce(under_way, {[], state}, fn id, {replies, state} ->
-      {further, state} = finish(state, id, {:error, error})
-      {further ++ replies, state}
+    unsure = for id <- ids, state.calls[id].exchange.reads != :plain, id not in unsent, do: id
+    {ids, %{state | unsure: unsure}}
+  end
+
+  defp dump_sent?(%{dump: dump, calls: calls}),
+    do: dump != nil and calls[dump].exchange.answer != nil
+
+  defp lost_of(state, id, error),
+    do: update_in(state.calls[id].exchange, &Exchange.lose(&1, error))
+
+  defp without_probe(%{probe: nil} = state), do: state
+  defp without_probe(%{probe: id} = state), do: forget(state, id)
+
+  @doc "Ends a call with an outcome."
+  @spec finish(t(), id(), Exchange.outcome() | :unwanted) :: {[reply()], t()}
+  def finish(%{probe: id, before: before} = state, id, _outcome) do
+    Enum.reduce(before, {[], forget(state, id)}, fn id, {replies, state} ->
+      case state.calls do
+        %{^id => %{exchange: %{lost: error}}} ->
+          {more, state} = finish(state, id, {:error, error})
+          {more ++ replies, state}
+
+        _answered ->
+          {replies, state}
+      end
     end)
   end
 
-  @doc "Ends a call with an outcome."
-  @spec finish(t(), id(), Exchange.outcome()) :: {[reply()], t()}
   def finish(state, id, outcome), do: {reply(id, state.calls[id], outcome), forget(state, id)}
 
   defp reply(_id, %{from: nil}, _outcome), do: []
@@ -284,6 +349,7 @@ defmodule NetlinkPort.Connection.Calls do
   def unsent(state) do
     calls = Map.filter(state.calls, fn {_id, %{exchange: %{answer: answer}}} -> answer == nil end)
     dump = if is_map_key(calls, state.dump), do: state.dump
+    state = %{state | probe: nil, before: [], unsure: []}
     %{state | calls: calls, dump: dump, seqs: %{}, room: @max_under_way, unusable?: false}
   end
 
@@ -351,6 +417,7 @@ defmodule NetlinkPort.Connection.Calls do
     state = %{state | calls: calls, seqs: without(state.seqs, exchange)}
 
     cond do
+      state.probe == id -> %{state | probe: nil, before: []}
       state.dump == id -> %{state | dump: nil}
       exchange.dump? -> %{state | dumps: :queue.delete(id, state.dumps)}
       exchange.answer == nil -> %{state | requests: :queue.delete(id, state.requests)}

@@ -258,12 +258,11 @@ defmodule NetlinkPort.Connection.Process do
   end
 
   def handle_info({:netlink_overrun, socket, dropped}, %{socket: socket} = state) do
-    error = Error.new(:recv, :enobufs, dropped: dropped)
-    {:noreply, settle(state, Calls.lose(state.calls, error))}
+    {:noreply, lost(state, Error.new(:recv, :enobufs, dropped: dropped))}
   end
 
   def handle_info({:netlink_error, socket, %{stage: :recv} = error}, %{socket: socket} = state) do
-    {:noreply, settle(state, Calls.lose(state.calls, error))}
+    {:noreply, lost(state, error)}
   end
 
   def handle_info({:netlink_error, socket, error}, %{socket: socket} = state) do
@@ -326,6 +325,12 @@ defmodule NetlinkPort.Connection.Process do
 
   # Messages of a closed socket, of a finished call, and of strangers.
   def handle_info(_message, state), do: {:noreply, state}
+
+  defp lost(state, error) do
+    {ids, calls} = Calls.lose(state.calls, error, Map.values(state.senders))
+    Enum.each(ids, &start_timer(calls, &1))
+    settle(state, {[], calls})
+  end
 
   defp sent(state, _id, {:sent, :ok}), do: state
 

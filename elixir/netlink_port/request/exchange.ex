@@ -46,7 +46,8 @@ defmodule NetlinkPort.Request.Exchange do
   # A `dump?` takes the socket's place for a dump: a dump, or a request that the kernel answers with one.
   # `reads` is how the answer is read, and `last` the index of the message whose answer ends it. A `transaction?` is a
   # batch of nf_tables, which an error of its first message also ends. With `probe?` the last message is a datagram of
-  # its own. `lost` is an error of the transport, after which the answer is still read to its end. `bytes` of
+  # its own. `lost` is an error of the transport, after which the answer is still read to its end. It is no error of an
+  # answer that is whole all the same. `bytes` of
   # `max_bytes` have been gathered. `answer` is set once the messages are numbered.
   @enforce_keys [:kind, :reads, :protocol, :messages]
   defstruct [
@@ -199,8 +200,9 @@ defmodule NetlinkPort.Request.Exchange do
     %{exchange | answer: answer, bytes: exchange.bytes + size + @datagram}
   end
 
-  @doc "Notes a loss, which may have hit the answer. The first loss counts."
+  @doc "Notes a loss, which may have hit the answer, or a malformed part of the answer, which counts before any loss."
   @spec lose(t(), Error.t()) :: t()
+  def lose(exchange, %{reason: :ebadmsg} = error), do: %{exchange | lost: error}
   def lose(exchange, error), do: %{exchange | lost: exchange.lost || error}
 
   @doc "Returns the error of a malformed datagram."
@@ -242,8 +244,9 @@ defmodule NetlinkPort.Request.Exchange do
 
   @doc "Returns the outcome of an exchange that is done, or `{:again, exchange}` to number and send it again."
   @spec outcome(t()) :: outcome() | {:again, t()}
-  def outcome(%{kind: :batch, lost: nil} = exchange), do: {:ok, Batch.outcomes(exchange)}
-  def outcome(%{kind: :batch, lost: error}), do: {:error, error}
+  def outcome(%{kind: :batch} = exchange) do
+    if error = missing(exchange), do: {:error, error}, else: {:ok, Batch.outcomes(exchange)}
+  end
 
   def outcome(%{kind: :dump, attempts: attempts, answer: answer} = exchange) do
     case whole(exchange) do
@@ -253,12 +256,20 @@ defmodule NetlinkPort.Request.Exchange do
     end
   end
 
-  def outcome(%{answer: answer, lost: lost} = exchange) do
-    case lost || Reply.error(answer) || ignored(exchange) do
+  def outcome(%{answer: answer} = exchange) do
+    case missing(exchange) || Reply.error(answer) || ignored(exchange) do
       nil -> success(answer)
       error -> {:error, error}
     end
   end
+
+  # A loss may have hit another datagram. What could not be read was part of the answer.
+  defp missing(%{lost: %Error{reason: :ebadmsg} = error}), do: error
+
+  defp missing(%{answer: answer, lost: %Error{} = error}),
+    do: unless(Reply.whole?(answer), do: error)
+
+  defp missing(_exchange), do: nil
 
   defp success(answer), do: {:ok, Reply.messages(answer), answer.acks[answer.last]}
 

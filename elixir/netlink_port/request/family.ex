@@ -6,6 +6,7 @@ defmodule NetlinkPort.Request.Family do
   import Bitwise
 
   alias NetlinkPort.{Arguments, Error, Message}
+  alias NetlinkPort.Server.Late
 
   @route 0
   @sock_diag 4
@@ -24,15 +25,6 @@ defmodule NetlinkPort.Request.Family do
   @dump 0x300
   # NLMSG_MIN_TYPE: types below it are control messages.
   @min_type 16
-
-  @typedoc """
-  What a message with a request's number may be, when it is no control message:
-
-    * `:answers`: an answer.
-    * `:changes`: an event that the request has caused. Such requests are answered only by acks.
-    * `:echoes`: the echo of a request with NLM_F_ECHO, which names a group although it is unicast.
-  """
-  @type class :: :answers | :changes | :echoes
 
   # AUDIT_GET, AUDIT_SIGNAL_INFO, AUDIT_LIST_RULES, AUDIT_TTY_GET, AUDIT_GET_FEATURE
   @audit_queries [1000, 1010, 1013, 1016, 1019]
@@ -137,7 +129,7 @@ defmodule NetlinkPort.Request.Family do
   def first_only?(protocol), do: Arguments.protocol!(protocol) == @netfilter
 
   @doc "Returns what a message with the number of such a request may be."
-  @spec class(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: class()
+  @spec class(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: Late.class()
   def class(protocol, type, flags) do
     case {Arguments.protocol!(protocol), type} do
       {@xfrm, type} -> if type in @xfrm_queries, do: :answers, else: :changes

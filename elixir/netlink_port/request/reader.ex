@@ -4,10 +4,10 @@ defmodule NetlinkPort.Request.Reader do
   # with recv/2 while it is passive. Any process may change that meanwhile.
 
   alias NetlinkPort.{Error, Socket}
-  alias NetlinkPort.Request.{Exchange, Family, Reply, SocketState}
-  alias NetlinkPort.Server.Client
+  alias NetlinkPort.Request.{Exchange, Reply, SocketState}
+  alias NetlinkPort.Server.{Client, Late}
 
-  import NetlinkPort.Request.Reply, only: [is_answer: 4]
+  import NetlinkPort.Server.Late, only: [is_answer: 4]
 
   # How long one way of reading a socket lasts before the other is tried, in ms.
   @longest_pause 50
@@ -96,7 +96,7 @@ defmodule NetlinkPort.Request.Reader do
   end
 
   @doc "Removes the datagrams of these exchanges from the mailbox."
-  @spec flush(Socket.t(), %{Reply.sequence() => Family.class()}) :: :ok
+  @spec flush(Socket.t(), Late.classes()) :: :ok
   def flush(socket, classes) do
     receive do
       {:netlink, ^socket, <<_::64, seq::32-native, _::binary>>} when is_map_key(classes, seq) ->
@@ -147,12 +147,13 @@ defmodule NetlinkPort.Request.Reader do
   defp read(reader, left, pause), do: receive_one(reader, left, pause)
 
   defp receive_one(%{socket: socket} = reader, left, pause) do
-    case Client.recv(socket, min(left, @longest_pause)) do
+    case Client.hold(socket, min(left, @longest_pause)) do
       {:error, %{stage: :recv, reason: :einval}} ->
         more(%{reader | active?: true, mailbox?: true}, left, pause)
 
+      # The socket may become active, and passive again, before the next try.
       {:error, %{stage: :recv, reason: :etimedout}} ->
-        more(%{reader | active?: false}, left, pause)
+        more(%{reader | active?: false, mailbox?: true}, left, pause)
 
       received ->
         in_order(%{reader | active?: false}, received)
@@ -168,7 +169,7 @@ defmodule NetlinkPort.Request.Reader do
   end
 
   # On a socket that was active when the request was sent, or has been since, a datagram in the mailbox came before the
-  # one that recv/2 returns.
+  # one that hold/2 returns. The server sends no newer one meanwhile.
   defp in_order(%{mailbox?: false} = reader, received), do: received(reader, received)
 
   defp in_order(reader, received) do
@@ -194,10 +195,12 @@ defmodule NetlinkPort.Request.Reader do
 
   defp put_back(socket, {:error, error}), do: send(self(), failure(socket, error))
 
-  defp failure(socket, %{reason: :enobufs, stage: :recv, dropped: dropped}) when dropped != nil,
+  @doc "The message of an error on an active socket."
+  @spec failure(Socket.t(), Error.t()) :: tuple()
+  def failure(socket, %{reason: :enobufs, stage: :recv, dropped: dropped}) when dropped != nil,
     do: {:netlink_overrun, socket, dropped}
 
-  defp failure(socket, error), do: {:netlink_error, socket, error}
+  def failure(socket, error), do: {:netlink_error, socket, error}
 
   defp overdue(%{limit: limit, total: total}) do
     if limit != :infinity and left(limit) == 0,

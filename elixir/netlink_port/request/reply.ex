@@ -12,7 +12,7 @@ defmodule NetlinkPort.Request.Reply do
   # not mean the answer of a command.
 
   alias NetlinkPort.{Error, ExtAck, Message}
-  alias NetlinkPort.Request.Family
+  alias NetlinkPort.Server.Late
 
   import NetlinkPort.Message, only: [is_control: 1]
 
@@ -23,7 +23,7 @@ defmodule NetlinkPort.Request.Reply do
   @type t :: %__MODULE__{
           kind: kind(),
           requests: %{sequence() => binary()},
-          classes: %{sequence() => Family.class()},
+          classes: %{sequence() => Late.class()},
           last: sequence(),
           begin: sequence() | nil,
           alone?: boolean(),
@@ -60,24 +60,10 @@ defmodule NetlinkPort.Request.Reply do
   ]
 
   @doc """
-  Whether a message of this number and type, sent to `group`, answers one of the requests with these numbers. A control
-  message always does. A message to a group is an event, unless it is an echo.
-
-      iex> import NetlinkPort.Request.Reply
-      iex> for class <- [:answers, :changes, :echoes],
-      ...>     do: for(group <- [nil, 0, 7], do: is_answer(%{1 => class}, 1, 16, group))
-      [[true, true, false], [false, true, false], [true, true, true]]
-  """
-  defguard is_answer(classes, seq, type, group)
-           when is_map_key(classes, seq) and
-                  (is_control(type) or group == 0 or :erlang.map_get(seq, classes) == :echoes or
-                     (group == nil and :erlang.map_get(seq, classes) == :answers))
-
-  @doc """
   Returns an empty answer. `requests` are the bytes that were sent, and `classes` says what a message with the number of
   each may be. The answer to `last` ends it.
   """
-  @spec new(kind(), %{sequence() => binary()}, %{sequence() => Family.class()}, sequence()) :: t()
+  @spec new(kind(), %{sequence() => binary()}, %{sequence() => Late.class()}, sequence()) :: t()
   def new(kind, requests, classes, last) do
     %__MODULE__{kind: kind, requests: requests, classes: classes, last: last}
   end
@@ -86,15 +72,34 @@ defmodule NetlinkPort.Request.Reply do
   @spec done?(t()) :: boolean()
   def done?(%{ended: ended}), do: ended != nil
 
+  @doc """
+  Whether nothing of a complete answer can be missing, although datagrams were lost: for each request there is an error,
+  its only message (one without NLM_F_MULTI), or, where no message answers it, its ack.
+  """
+  @spec whole?(t()) :: boolean()
+  def whole?(%{classes: classes, errors: errors} = answer) do
+    messages = Enum.group_by(answer.messages, & &1.seq)
+
+    Enum.all?(classes, fn {seq, class} ->
+      case messages do
+        _any when is_map_key(errors, seq) -> true
+        %{^seq => [message]} -> not multi?(message)
+        %{^seq => _several} -> false
+        _none -> is_map_key(answer.acks, seq) and acked_alone?(answer, seq, class)
+      end
+    end)
+  end
+
+  defp acked_alone?(_answer, _seq, :changes), do: true
+
+  defp acked_alone?(%{requests: requests}, seq, _class) do
+    <<_length::32, type::16-native, _::binary>> = Map.fetch!(requests, seq)
+    is_control(type)
+  end
+
   @doc "Whether a message that was sent to `group` belongs to the answer. `nil` is an unknown group."
   @spec mine?(t(), Message.t(), non_neg_integer() | nil) :: boolean()
-  def mine?(%{classes: classes}, message, group), do: answers?(classes, message, group)
-
-  @doc "Whether a message answers one of the requests with these numbers."
-  @spec answers?(%{sequence() => Family.class()}, Message.t(), non_neg_integer() | nil) ::
-          boolean()
-  def answers?(classes, %Message{seq: seq, type: type}, group),
-    do: is_answer(classes, seq, type, group)
+  def mine?(%{classes: classes}, message, group), do: Late.answers?(classes, message, group)
 
   @doc "Adds a message that belongs to the answer."
   @spec add(t(), Message.t()) :: t()

@@ -8,7 +8,7 @@ defmodule NetlinkPort.Request do
 
   alias NetlinkPort.{Error, Message, Options, Pin, Socket}
   alias NetlinkPort.Request.{Exchange, Reader, Reply, SocketState}
-  alias NetlinkPort.Server.{Client, PinNumbers}
+  alias NetlinkPort.Server.{Client, Late, PinNumbers}
 
   # How long the rest of an abandoned dump may be silent, in ms.
   @patience 5_000
@@ -102,18 +102,23 @@ defmodule NetlinkPort.Request do
     :ok
   end
 
-  @doc "Reads what a dump has left on a socket before another process becomes its owner."
-  @spec release(Socket.t()) :: :ok
+  @doc """
+  Reads what a dump has left on a socket before another process becomes its owner. Returns the numbers of exchanges whose
+  answers may still come.
+  """
+  @spec release(Socket.t()) :: Late.classes()
   def release(socket) do
     opts = Options.request!([], [:timeout, :total_timeout, :max_bytes])
     if SocketState.dump(socket), do: leave(socket, opts)
     SocketState.deliver_deferred(socket)
+    SocketState.late(socket)
   end
 
   ## One exchange
 
   defp start(socket, %{dump?: dump?} = exchange, opts, limit) do
     SocketState.leave(socket)
+    if dump? or exchange.kind == :batch, do: earlier(socket)
 
     with {:ok, skipped} <- if(dump?, do: drain(socket, opts, limit), else: {:ok, nil}) do
       {exchange, datagrams, next} = Exchange.number(exchange, SocketState.next(socket))
@@ -133,6 +138,57 @@ defmodule NetlinkPort.Request do
     end
   end
 
+  # What the server keeps of a passive socket came before the request. A loss among it is none of the answer. Only a dump
+  # or a batch has to know: the answer to a single request shows whether it is whole.
+  defp earlier(socket) do
+    case info(socket) do
+      {:ok, %{active: false, kept: kept}} when kept > 0 -> earlier(socket, kept)
+      _active_or_closed -> :ok
+    end
+  end
+
+  defp earlier(socket, 0), do: Client.let_go(socket)
+
+  defp earlier(socket, kept) do
+    case Client.hold(socket, 0) do
+      {:ok, datagram} ->
+        skipped(socket, datagram, nil)
+
+      {:ok, datagram, metadata} ->
+        skipped(socket, datagram, metadata)
+
+      {:error, %{stage: :send} = error} ->
+        SocketState.deliver(socket, Reader.failure(socket, error))
+
+      {:error, %{stage: :recv, reason: reason}} when reason in [:einval, :etimedout] ->
+        :ok
+
+      {:error, %{stage: :recv} = error} ->
+        SocketState.defer(socket, Reader.failure(socket, error))
+
+      # The send that follows has the error, too.
+      {:error, _closed} ->
+        :ok
+    end
+
+    earlier(socket, kept - 1)
+  end
+
+  defp skipped(socket, datagram, metadata) do
+    case Message.read(datagram) do
+      {:ok, messages} ->
+        SocketState.note_end(socket, messages)
+        pass_on(socket, datagram, messages, metadata)
+
+      {:error, _messages, _number, _error} ->
+        SocketState.deliver(socket, Reader.message(socket, datagram, metadata))
+    end
+  end
+
+  # What the server knows of the socket.
+  defp info(socket),
+    do: Client.ask(socket.helper, {:vm_info, socket.handle}, socket.helper.call_timeout)
+
   defp send_all(_socket, [], _deadline), do: :ok
 
   # Waits for the outcome of sendmsg(2), so that an error is known to be that of this datagram, and not that of an earlier
@@ -147,14 +203,26 @@ defmodule NetlinkPort.Request do
 
   defp collect(reader) do
     if Exchange.done?(reader.exchange) do
-      {:ok, reader}
+      {:ok, let_go(reader)}
     else
-      with {:ok, reader} <- step(reader), do: collect(reader)
+      with {:ok, reader} <- held_step(reader), do: collect(reader)
     end
   end
 
   # Reads one datagram, or an error in its place.
-  defp step(%{exchange: exchange} = reader) do
+  defp step(reader) do
+    with {:ok, reader} <- held_step(reader), do: {:ok, let_go(reader)}
+  end
+
+  # On a passive socket the server holds back messages to the owner until the next step, or until `let_go/1`.
+  defp let_go(%{active?: false, socket: socket} = reader) do
+    Client.let_go(socket)
+    reader
+  end
+
+  defp let_go(reader), do: reader
+
+  defp held_step(%{exchange: exchange} = reader) do
     case Reader.read(reader) do
       {:datagram, datagram, metadata, reader} ->
         reader = sort(reader, datagram, metadata)
@@ -171,6 +239,7 @@ defmodule NetlinkPort.Request do
   end
 
   defp abandon(%{socket: socket, exchange: exchange}, error) do
+    Client.let_go(socket)
     SocketState.leave(socket)
     SocketState.late(socket, exchange.answer.classes)
     Exchange.cut(exchange, error)
@@ -235,7 +304,7 @@ defmodule NetlinkPort.Request do
     group = group(metadata)
     late = SocketState.late(socket)
 
-    unless Enum.all?(others, &Reply.answers?(late, &1, group)) do
+    unless Enum.all?(others, &Late.answers?(late, &1, group)) do
       datagram = if is_binary(datagram), do: datagram, else: encode(datagram)
       SocketState.deliver(socket, Reader.message(socket, datagram, metadata))
     end
@@ -295,16 +364,24 @@ defmodule NetlinkPort.Request do
 
   defp endless(socket, error) do
     late = SocketState.late(socket)
+    notify? = notify?(socket)
     Client.close(socket)
     SocketState.deliver_deferred(socket)
     SocketState.forget(socket)
     Reader.flush(socket, late)
-    send(self(), {:netlink_closed, socket, :endless_dump})
+    if notify?, do: send(self(), {:netlink_closed, socket, :endless_dump})
 
     %{
       error
       | hint: "what an earlier dump has left on the socket did not end; the socket was closed"
     }
+  end
+
+  defp notify?(socket) do
+    case info(socket) do
+      {:ok, %{closed_message: notify?}} -> notify?
+      _closed -> true
+    end
   end
 
   defdelegate forget(socket), to: SocketState

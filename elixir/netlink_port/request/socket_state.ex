@@ -9,7 +9,8 @@ defmodule NetlinkPort.Request.SocketState do
   # first reads the rest of an abandoned one, and any request ends a stream that is not done.
 
   alias NetlinkPort.{Message, Socket}
-  alias NetlinkPort.Request.{Family, Reply}
+  alias NetlinkPort.Request.Reply
+  alias NetlinkPort.Server.Late
 
   # How many late numbers are remembered. Those of the last exchange are always kept.
   @late 1_024
@@ -88,11 +89,11 @@ defmodule NetlinkPort.Request.SocketState do
   end
 
   @doc "Returns the numbers of finished exchanges whose messages may still come, and what those may be."
-  @spec late(Socket.t()) :: %{Reply.sequence() => Family.class()}
+  @spec late(Socket.t()) :: Late.classes()
   def late(socket), do: state(socket).late
 
   @doc "Adds late numbers, and forgets the oldest."
-  @spec late(Socket.t(), %{Reply.sequence() => Family.class()}) :: :ok
+  @spec late(Socket.t(), Late.classes()) :: :ok
   def late(socket, classes) do
     %{late: late, order: order} = state = state(socket)
 

@@ -82,13 +82,13 @@ defmodule NetlinkPort.Server.Calls do
     State.reply(state, from, Sockets.info(state.sockets, handle))
   end
 
-  def handle({:recv, handle, timeout, deadline}, from, state) do
+  def handle({way, handle, timeout, deadline}, from, state) when way in [:recv, :hold] do
     left = Deadline.time_left(deadline, timeout)
 
     if Deadline.gave_up?(left) do
       {:noreply, state}
     else
-      case Sockets.recv(state.sockets, handle, from, left) do
+      case Sockets.recv(state.sockets, handle, from, left, way == :hold) do
         {:wait, sockets} -> State.spin(State.update(state, sockets))
         {reply, sockets} -> state |> State.update(sockets) |> State.reply(from, reply)
       end
@@ -105,8 +105,8 @@ defmodule NetlinkPort.Server.Calls do
     state |> State.update(sockets) |> State.reply(from, reply)
   end
 
-  def handle({:give, handle, owner}, from, state) do
-    {reply, sockets} = Sockets.give(state.sockets, handle, owner)
+  def handle({:give, handle, owner, late}, from, state) do
+    {reply, sockets} = Sockets.give(state.sockets, handle, owner, late)
     state |> State.update(sockets) |> State.reply(from, reply)
   end
 

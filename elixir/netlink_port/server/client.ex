@@ -110,8 +110,25 @@ defmodule NetlinkPort.Server.Client do
   @doc "Receives one datagram of a passive socket, or the error that arrived in its place."
   @spec recv(Socket.t(), timeout()) ::
           {:ok, binary()} | {:ok, binary(), NetlinkPort.metadata()} | {:error, Error.t()}
-  def recv(%Socket{handle: handle, helper: helper} = socket, timeout) do
-    case ask(helper, {:recv, handle, timeout, Deadline.new(timeout)}, timeout) do
+  def recv(socket, timeout), do: recv(socket, timeout, :recv)
+
+  @doc """
+  Like `recv/2`, for a request of the owner. Until the owner receives the next datagram, or calls `let_go/1`, the server
+  sends it no message of this socket. So the owner can hand the datagram on, in its place among those messages.
+  """
+  @spec hold(Socket.t(), timeout()) ::
+          {:ok, binary()} | {:ok, binary(), NetlinkPort.metadata()} | {:error, Error.t()}
+  def hold(socket, timeout), do: recv(socket, timeout, :hold)
+
+  @doc "Ends what `hold/2` began."
+  @spec let_go(Socket.t()) :: :ok
+  def let_go(%Socket{handle: handle, helper: helper}) do
+    Kernel.send(helper.server, {:let_go, handle, self()})
+    :ok
+  end
+
+  defp recv(%Socket{handle: handle, helper: helper} = socket, timeout, way) do
+    case ask(helper, {way, handle, timeout, Deadline.new(timeout)}, timeout) do
       {:ok, {datagram, nil}} -> {:ok, datagram}
       {:ok, {datagram, metadata}} -> {:ok, datagram, metadata}
       {:error, %Error{} = error} -> {:error, error}

@@ -182,6 +182,13 @@ defmodule NetlinkPort.Server.Delivery do
     end
   end
 
+  @doc "Drops the kept items for which `unwanted?` is true. They count as taken."
+  @spec discard(t(), (item() -> boolean())) :: t()
+  def discard(state, unwanted?) do
+    {unwanted, kept} = state.kept |> :queue.to_list() |> Enum.split_with(unwanted?)
+    Enum.reduce(unwanted, %{state | kept: :queue.from_list(kept)}, &take(&2, &1))
+  end
+
   @doc "Whether anything is kept."
   @spec kept?(t()) :: boolean()
   def kept?(state), do: not :queue.is_empty(state.kept)

@@ -238,6 +238,10 @@ defmodule NetlinkPort.Server do
 
   ## For the sockets
 
+  def handle_info({:let_go, handle, caller}, state) do
+    {:noreply, State.update(state, Sockets.let_go(state.sockets, handle, caller))}
+  end
+
   def handle_info({:recv_timeout, handle, monitor}, state) do
     {:noreply, State.update(state, Sockets.withdraw(state.sockets, handle, monitor))}
   end

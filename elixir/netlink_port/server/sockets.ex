@@ -7,17 +7,20 @@ defmodule NetlinkPort.Server.Sockets do
   alias NetlinkPort.Capture.Tap
   alias NetlinkPort.Helper.{Protocol, Reference}
   alias NetlinkPort.Nodes.Relay
-  alias NetlinkPort.Server.{Delivery, MailboxGauge}
+  alias NetlinkPort.Server.{Delivery, Late, MailboxGauge}
   alias NetlinkPort.Telemetry
 
   defmodule Entry do
     @moduledoc false
     @enforce_keys [:socket, :owner, :monitor, :delivery]
-    # `resume` is the mode to return to after controlling_process/2, while it has paused the socket.
+    # `resume` is the mode to return to after controlling_process/2, while it has paused the socket, or after a hold.
+    # `held?`: the owner has a datagram in hand, and hands it on to its own mailbox. Until it lets go, it is sent nothing.
     # `gauge` measures the mailbox of an owner with `max_queue:`.
     # `gone?`: the helper has closed the socket, and only the kept items are left to take.
     # `notify?`: the owner is sent `:netlink_closed` when the socket is closed.
-    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, gone?: false, notify?: true]
+    # `late` are the numbers of former owners' exchanges: their answers are dropped.
+    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge] ++
+                [held?: false, gone?: false, notify?: true, late: %{}]
   end
 
   @type t :: %__MODULE__{
@@ -128,7 +131,7 @@ defmodule NetlinkPort.Server.Sockets do
     with_entry(sockets, handle, fn
       %{owner: ^caller, delivery: delivery} = entry ->
         paused = %{delivery | mode: false}
-        entry = %{entry | delivery: paused, resume: entry.resume || delivery.mode}
+        entry = %{entry | delivery: paused, resume: entry.resume || delivery.mode, held?: false}
         {{:ok, nil}, put(sockets, entry)}
 
       _not_the_owner ->
@@ -136,9 +139,12 @@ defmodule NetlinkPort.Server.Sockets do
     end)
   end
 
-  @doc "Second half of controlling_process/2: the new owner is sent what has arrived since the first half."
-  @spec give(t(), Socket.handle(), pid()) :: {raw(), t()}
-  def give(sockets, handle, owner) do
+  @doc """
+  Second half of controlling_process/2: the new owner is sent what has arrived since the first half, but no answers to
+  the exchanges with the numbers `late`, which are the old owner's.
+  """
+  @spec give(t(), Socket.handle(), pid(), Late.classes()) :: {raw(), t()}
+  def give(sockets, handle, owner, late) do
     with_entry(sockets, handle, fn entry ->
       register(sockets, entry, owner)
       monitor = Relay.monitor(owner, if(entry.notify?, do: entry.socket))
@@ -146,13 +152,18 @@ defmodule NetlinkPort.Server.Sockets do
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
       # The new owner's mailbox has not been measured yet.
       gauge = entry.gauge && MailboxGauge.new(entry.gauge.bound)
-      delivery = %{entry.delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
+      late = Late.merge(entry.late, late)
+      delivery = Delivery.discard(entry.delivery, &late?(late, &1))
+      delivery = %{delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
       {:ok, effects, delivery} = Delivery.set_active(delivery, [entry.resume || false])
       fields = [owner: owner, monitor: monitor, delivery: delivery, gauge: gauge, resume: nil]
-      entry = struct!(entry, fields)
+      entry = struct!(entry, [late: late] ++ fields)
       {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
     end)
   end
+
+  defp late?(late, {:data, datagram, metadata}), do: Late.only?(late, datagram, metadata)
+  defp late?(_late, _loss_or_error), do: false
 
   defp register(sockets, %{gone?: true, socket: socket} = entry, owner) do
     Reference.retire_socket(sockets.helper, socket, notified(entry, owner))
@@ -214,25 +225,33 @@ defmodule NetlinkPort.Server.Sockets do
     take_in(sockets, handle, item)
   end
 
-  defp take_in(sockets, handle, item) do
+  defp take_in(sockets, handle, item) when is_integer(handle) do
     case sockets.entries do
       # The fast path for the usual case: no kept items, no waiting `recv`, no count, no credit, no relay.
       %{
         ^handle =>
-          %{delivery: %{mode: true, credit: :infinity, relayed?: false}, gone?: false} = entry
-      } ->
+          %{delivery: %{mode: true, credit: :infinity, relayed?: false}, gone?: false, late: late} =
+              entry
+      }
+      when late == %{} ->
         send(entry.owner, message(entry.socket, item))
         put(sockets, %{entry | delivery: Delivery.take(entry.delivery, item)})
 
       %{^handle => %{gone?: false} = entry} ->
-        {gone, delivery} = Delivery.skip(entry.delivery, &stale?/1)
-        {effects, delivery} = Delivery.arrive(delivery, item)
-        sockets = Enum.reduce(gone, sockets, &dismiss(&2, &1, timed_out()))
-        sockets |> perform(entry, effects) |> put(%{entry | delivery: delivery})
+        if late?(entry.late, item),
+          do: put(sockets, %{entry | delivery: Delivery.take(entry.delivery, item)}),
+          else: take_in(sockets, entry, item)
 
       _closed ->
         sockets
     end
+  end
+
+  defp take_in(sockets, %Entry{} = entry, item) do
+    {gone, delivery} = Delivery.skip(entry.delivery, &stale?/1)
+    {effects, delivery} = Delivery.arrive(delivery, item)
+    sockets = Enum.reduce(gone, sockets, &dismiss(&2, &1, timed_out()))
+    sockets |> perform(entry, effects) |> put(%{entry | delivery: delivery})
   end
 
   # A datagram for a caller that has died or timed out would be lost. The message of its monitor or timer may lie
@@ -293,9 +312,36 @@ defmodule NetlinkPort.Server.Sockets do
       %{resume: resume, owner: owner} = entry when resume != nil and owner != caller ->
         set_active_later(sockets, entry, changes)
 
+      %{held?: true, owner: owner} = entry when owner != caller ->
+        if waits?(entry),
+          do: set_active_now(sockets, %{entry | held?: false}, changes),
+          else: set_active_later(sockets, %{entry | resume: false}, changes)
+
       entry ->
-        set_active_now(sockets, %{entry | resume: nil}, changes)
+        set_active_now(sockets, %{entry | resume: nil, held?: false}, changes)
     end)
+  end
+
+  # An owner that waits has nothing in hand.
+  defp waits?(%{owner: owner, delivery: delivery}) do
+    Enum.any?(Delivery.waiters(delivery), &match?({_, _, {^owner, _}, _}, &1))
+  end
+
+  @doc "The owner has nothing in hand any more: a change of the mode that came meanwhile takes effect."
+  @spec let_go(t(), Socket.handle(), pid()) :: t()
+  def let_go(sockets, handle, caller) do
+    case sockets.entries do
+      %{^handle => %{held?: true, owner: ^caller, resume: nil} = entry} ->
+        put(sockets, %{entry | held?: false})
+
+      %{^handle => %{held?: true, owner: ^caller, resume: resume} = entry} ->
+        entry = %{entry | held?: false, resume: nil}
+        {_changed, sockets} = set_active_now(sockets, entry, [resume])
+        sockets
+
+      _not_held ->
+        sockets
+    end
   end
 
   defp set_active_later(sockets, entry, changes) do
@@ -332,16 +378,30 @@ defmodule NetlinkPort.Server.Sockets do
   A negative `left` means that the server is late: an item that is there is still handed out. The server has checked
   that the caller still waits, since a datagram for a caller that has given up would be lost.
   """
-  @spec recv(t(), Socket.handle(), GenServer.from(), timeout()) :: {raw() | :wait, t()}
-  def recv(sockets, handle, from, left) do
-    with_entry(sockets, handle, fn entry ->
-      case Delivery.demand(entry.delivery) do
-        {:item, item, delivery} -> {answer(item), put(sockets, %{entry | delivery: delivery})}
-        :empty when left <= 0 -> {timed_out(), sockets}
-        :empty -> {:wait, wait(sockets, entry, from, left)}
-        :active -> {active(), sockets}
-      end
+  @spec recv(t(), Socket.handle(), GenServer.from(), timeout(), hold? :: boolean()) ::
+          {raw() | :wait, t()}
+  def recv(sockets, handle, {caller, _tag} = from, left, hold?) do
+    changed? =
+      match?(%{^handle => %{held?: true, resume: resume}} when resume != nil, sockets.entries)
+
+    sockets = let_go(sockets, handle, caller)
+
+    with_entry(sockets, handle, fn
+      # A change of the mode that has just taken effect may have sent messages, which come first.
+      _entry when hold? and changed? -> {active(), sockets}
+      entry -> next(sockets, entry, from, left, hold?)
     end)
+  end
+
+  defp next(sockets, entry, {caller, _tag} = from, left, hold?) do
+    entry = %{entry | held?: entry.held? or (hold? and entry.owner == caller)}
+
+    case Delivery.demand(entry.delivery) do
+      {:item, item, delivery} -> {answer(item), put(sockets, %{entry | delivery: delivery})}
+      :empty when left <= 0 -> {timed_out(), sockets}
+      :empty -> {:wait, wait(sockets, entry, from, left)}
+      :active -> {active(), sockets}
+    end
   end
 
   # The waiting caller is monitored, so that no datagram goes to a process that has died.
@@ -381,10 +441,11 @@ defmodule NetlinkPort.Server.Sockets do
   @spec list(t()) :: [map()]
   def list(sockets), do: for({_handle, entry} <- sockets.entries, do: entry_info(entry))
 
-  defp entry_info(%{owner: owner, delivery: delivery, socket: socket}) do
+  defp entry_info(%{owner: owner, delivery: delivery, socket: socket} = entry) do
     %{
       socket: socket,
       owner: owner,
+      closed_message: entry.notify?,
       active: delivery.mode,
       kept: Delivery.kept(delivery),
       window: delivery.window

@@ -21,7 +21,7 @@ defmodule NetlinkPort.Server.Stats do
       {:ok,
        info
        |> Map.drop([:namespace, :cookie, :verified, :port_id, :granted, :charged])
-       |> Map.merge(known)
+       |> Map.merge(Map.delete(known, :closed_message))
        |> Map.merge(Map.take(socket, [:handle, :protocol, :netns]))
        |> Map.merge(%{inode: inode, window_left: max(info.granted - info.charged, 0)})
        |> Map.put(:broadcast_error, Options.read(:broadcast_error, broadcast_error))}

@@ -8,6 +8,7 @@ defmodule NetlinkPort.ExchangeTest do
   alias NetlinkPort.Request.Exchange
 
   @opts %{flags: 0, ack: true, max_bytes: :infinity}
+  @nlm_f_ack 4
   @done 3
   @error 2
 
@@ -48,6 +49,54 @@ defmodule NetlinkPort.ExchangeTest do
     spoil = &(&1 |> Exchange.lose(lost) |> Exchange.add([link(7), done(7)]))
     assert {5, {:error, error}} = tries(dump(), spoil)
     assert {error.reason, error.dropped, length(error.messages)} == {:enobufs, 3, 1}
+  end
+
+  # RTM_GETLINK is answered by a link, RTM_NEWLINK by its ack alone.
+  test "a loss is no error of an answer that is whole" do
+    lost = Error.new(:recv, :enobufs, dropped: 3)
+    get = {:request, 18, <<0::128>>, @opts}
+    change = {:request, 16, <<0::128>>, @opts}
+    plain = {:request, 18, <<0::128>>, %{@opts | ack: false}}
+    batch = fn flags -> {:batch, [{18, 0, <<0::128>>}, {16, flags, <<0::128>>}, {18, 0, ""}]} end
+    {ack, enodev} = {failed(7, 0), failed(7, 19)}
+
+    whole = [
+      {get, [link(7, []), ack]},
+      {get, [enodev]},
+      {change, [ack]},
+      {plain, [link(7, [])]},
+      {batch.(@nlm_f_ack), [link(7, []), failed(8, 0), failed(9, 22)]}
+    ]
+
+    missing = [
+      {get, [ack]},
+      {get, [link(7), ack]},
+      {get, [link(7, []), link(7, []), ack]},
+      {batch.(@nlm_f_ack), [failed(8, 0), failed(9, 22)]},
+      # A refusal of the second message may be lost.
+      {batch.(0), [link(7, []), failed(9, 22)]}
+    ]
+
+    outcome = fn question, messages ->
+      exchange = :route |> new(question) |> Exchange.number(7) |> elem(0)
+      exchange |> Exchange.lose(lost) |> Exchange.add(messages) |> Exchange.outcome()
+    end
+
+    for {question, messages} <- whole do
+      refute match?({:error, ^lost}, outcome.(question, messages)), inspect(messages)
+    end
+
+    for {question, messages} <- missing do
+      assert {messages, {:error, lost}} == {messages, outcome.(question, messages)}
+    end
+  end
+
+  test "a part of the answer that could not be read is an error, whatever was lost before" do
+    lost = Error.new(:recv, :enobufs, dropped: 3)
+    unread = Error.new(:recv, :ebadmsg)
+    {exchange, _, _} = Exchange.number(new(:route, {:request, 16, <<0::128>>, @opts}), 7)
+    exchange = exchange |> Exchange.lose(lost) |> Exchange.lose(unread) |> Exchange.lose(lost)
+    assert {:error, ^unread} = exchange |> Exchange.add([failed(7, 0)]) |> Exchange.outcome()
   end
 
   test "a dump that the kernel refuses is not tried again" do

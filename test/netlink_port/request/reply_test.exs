@@ -4,8 +4,6 @@ defmodule NetlinkPort.AnswerTest do
 
   import Bitwise
 
-  doctest NetlinkPort.Request.Reply
-
   alias NetlinkPort.{Attr, Error, Message}
   alias NetlinkPort.Request.Reply
 

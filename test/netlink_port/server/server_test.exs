@@ -464,7 +464,7 @@ defmodule NetlinkPort.ServerTest do
     for _ <- 1..50, do: {:ok, _} = NetlinkPort.open(server, :route, netns: {:name, netns})
     helper = os_pid(server)
     # A wait is a voluntary context switch: one more than before would be a wake-up.
-    eventually!(fn -> File.read!("/proc/#{helper}/stat") =~ ~r/\) S / end)
+    asleep!(server, helper)
     before = switches(helper)
     Process.sleep(1_000)
     assert switches(helper) == before
@@ -478,12 +478,27 @@ defmodule NetlinkPort.ServerTest do
     {:ok, socket} = NetlinkPort.open(server, :route, opts)
     ip_batch!(netns, for(n <- 1..100, do: "addr add 10.0.0.#{n}/32 dev lo"))
     helper = os_pid(server)
-    eventually!(fn -> File.read!("/proc/#{helper}/stat") =~ ~r/\) S / end)
+    asleep!(server, helper)
     before = switches(helper)
     Process.sleep(500)
     assert switches(helper) == before
     assert {:ok, _first} = NetlinkPort.recv(socket, 1_000)
     assert {:ok, _second} = NetlinkPort.recv(socket, 1_000)
+  end
+
+  # Waits until the server has nothing to do, and the helper waits without a timeout. /proc/<pid>/syscall shows arguments
+  # only of a process that is off the processor. The state S in /proc/<pid>/stat comes before the context switch, long
+  # before it on a busy machine.
+  defp asleep!(server, helper) do
+    eventually!(fn ->
+      Process.info(server, :status) == {:status, :waiting} and waits?(helper)
+    end)
+  end
+
+  # The fourth argument of epoll_wait(2) is the timeout.
+  defp waits?(helper) do
+    {shown, _status} = as_root("cat", ["/proc/#{helper}/syscall"])
+    match?([_epoll_wait, _fd, _events, _count, "0xffffffff" <> _ | _], String.split(shown))
   end
 
   defp switches(os_pid) do
