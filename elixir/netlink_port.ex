@@ -113,7 +113,7 @@ defmodule NetlinkPort do
   alias NetlinkPort.{Arguments, Deadline, Error, ExtAck, Message, Options, Pin, Request, Server}
   alias NetlinkPort.{Socket, Telemetry}
   alias NetlinkPort.Request.Exchange
-  alias NetlinkPort.Server.{Client, Late, Opening, PinNumbers, Stats}
+  alias NetlinkPort.Server.{Client, LateAnswers, Opening, PinNumbers, Stats}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h`, or its name."
   @type protocol ::
@@ -995,7 +995,7 @@ defmodule NetlinkPort do
   end
 
   defp pass_on(socket, pid, late, message, datagram, metadata) do
-    if Late.only?(late, datagram, metadata),
+    if LateAnswers.only?(late, datagram, metadata),
       do: pass_on(socket, pid, late),
       else: pass_on(socket, pid, late, message)
   end

@@ -3,12 +3,12 @@
 //! docs/protocol.md is the specification.
 
 mod bpf;
-mod calls;
 mod coalesce;
 mod error;
 mod etf;
 mod frame;
 mod kill;
+mod namespace_watch;
 mod netlink;
 mod netns;
 mod options;
@@ -25,10 +25,10 @@ mod sockets;
 mod spin;
 mod start;
 mod sys;
+mod system_calls;
 #[cfg(test)]
 mod testing;
 mod userns;
-mod watch;
 
 use std::process::ExitCode;
 

@@ -5,10 +5,10 @@
 //! addresses. Arguments that are numbers are restricted as far as possible.
 
 use crate::bpf::{Rules, Test};
-use crate::calls;
 use crate::error::Fatal;
+use crate::namespace_watch;
 use crate::sys::{self, NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
-use crate::watch;
+use crate::system_calls;
 use libc::c_long;
 use nix::errno::Errno;
 
@@ -63,7 +63,7 @@ fn rules(needs: Needs) -> Rules {
         for call in [libc::SYS_wait4, libc::SYS_sendmsg] {
             rules.allow(call);
         }
-        for call in calls::FORK {
+        for call in system_calls::FORK {
             rules.allow(*call);
         }
         for (call, argument, test) in child() {
@@ -110,9 +110,9 @@ fn plain() -> Vec<c_long> {
         // The end.
         libc::SYS_exit_group,
     ];
-    calls.extend(calls::OWN);
-    if !calls::MMAP_IS_SEEN {
-        calls.push(calls::MMAP);
+    calls.extend(system_calls::OWN);
+    if !system_calls::MMAP_IS_SEEN {
+        calls.push(system_calls::MMAP);
     }
     calls
 }
@@ -124,7 +124,11 @@ fn conditional() -> Vec<Condition> {
     let mut conditions = vec![
         (libc::SYS_socket, 0, Test::Equal(libc::AF_NETLINK as u32)),
         // Moves descriptors to high numbers, and pins to numbers that only go up.
-        (calls::FCNTL, 1, Test::Equal(libc::F_DUPFD_CLOEXEC as u32)),
+        (
+            system_calls::FCNTL,
+            1,
+            Test::Equal(libc::F_DUPFD_CLOEXEC as u32),
+        ),
         (libc::SYS_setns, 1, Test::Equal(libc::CLONE_NEWNET as u32)),
         (libc::SYS_ioctl, 1, Test::Equal(SIOCGSKNS as u32)),
         (libc::SYS_ioctl, 1, Test::Equal(NS_GET_NSTYPE as u32)),
@@ -133,27 +137,27 @@ fn conditional() -> Vec<Condition> {
         (
             libc::SYS_inotify_init1,
             0,
-            Test::Equal(watch::INSTANCE.bits() as u32),
+            Test::Equal(namespace_watch::INSTANCE.bits() as u32),
         ),
         (
             libc::SYS_inotify_add_watch,
             2,
-            Test::Equal(watch::FOLDER.bits()),
+            Test::Equal(namespace_watch::FOLDER.bits()),
         ),
     ];
     // No flag to write, or to make a file. The C library adds O_LARGEFILE.
     let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
     let open_flags = none_but(open_flags | libc::O_NOFOLLOW | libc::O_LARGEFILE);
-    let opening = calls::OPEN.iter();
+    let opening = system_calls::OPEN.iter();
     conditions.extend(opening.map(|(call, argument)| (*call, *argument, open_flags)));
     // Without PROT_EXEC no memory becomes code.
     let data = Test::NoneOf(libc::PROT_EXEC as u32);
-    if calls::MMAP_IS_SEEN {
-        conditions.push((calls::MMAP, 2, data));
+    if system_calls::MMAP_IS_SEEN {
+        conditions.push((system_calls::MMAP, 2, data));
     }
-    conditions.extend(calls::MPROTECT.map(|call| (call, 2, data)));
-    if calls::OPEN_SETS_CLOEXEC {
-        conditions.push((calls::FCNTL, 1, Test::Equal(libc::F_SETFD as u32)));
+    conditions.extend(system_calls::MPROTECT.map(|call| (call, 2, data)));
+    if system_calls::OPEN_SETS_CLOEXEC {
+        conditions.push((system_calls::FCNTL, 1, Test::Equal(libc::F_SETFD as u32)));
     }
     conditions
 }
@@ -163,7 +167,11 @@ fn conditional() -> Vec<Condition> {
 fn child() -> [Condition; 4] {
     let fork_flags = libc::CLONE_CHILD_CLEARTID | libc::CLONE_CHILD_SETTID | 0xff;
     [
-        (libc::SYS_clone, calls::CLONE_FLAGS, none_but(fork_flags)),
+        (
+            libc::SYS_clone,
+            system_calls::CLONE_FLAGS,
+            none_but(fork_flags),
+        ),
         (
             libc::SYS_prctl,
             0,
@@ -217,15 +225,18 @@ mod tests {
 
     #[test]
     fn what_the_loop_does_is_let_through() {
-        let instance = [watch::INSTANCE.bits().into(), 0, 0, 0, 0];
-        let folder = [-1, 0, watch::FOLDER.bits() as c_long, 0, 0];
+        let instance = [namespace_watch::INSTANCE.bits().into(), 0, 0, 0, 0];
+        let folder = [-1, 0, namespace_watch::FOLDER.bits() as c_long, 0, 0];
         let netlink = [libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), 0, 0, 0];
         for (number, arguments) in [
             (libc::SYS_socket, netlink),
             (libc::SYS_setns, [-1, libc::CLONE_NEWNET.into(), 0, 0, 0]),
             (libc::SYS_ioctl, [-1, SIOCGSKNS as c_long, 0, 0, 0]),
             (libc::SYS_ioctl, [-1, NS_GET_USERNS as c_long, 0, 0, 0]),
-            (calls::FCNTL, [-1, libc::F_DUPFD_CLOEXEC.into(), 0, 0, 0]),
+            (
+                system_calls::FCNTL,
+                [-1, libc::F_DUPFD_CLOEXEC.into(), 0, 0, 0],
+            ),
             (libc::SYS_openat, opening(libc::O_PATH | libc::O_CLOEXEC)),
             (libc::SYS_openat, opening(libc::O_PATH | libc::O_NOFOLLOW)),
             (libc::SYS_openat, opening(libc::O_RDONLY | libc::O_NONBLOCK)),
@@ -278,9 +289,9 @@ mod tests {
             (libc::SYS_io_uring_setup, [0; 5]),
             (libc::SYS_ioctl, [-1, libc::TIOCSTI as c_long, 0, 0, 0]),
             // Commands of fcntl(2) that the program does not need.
-            (calls::FCNTL, flag(libc::F_SETOWN)),
-            (calls::FCNTL, flag(libc::F_DUPFD)),
-            (calls::FCNTL, flag(libc::F_SETFL)),
+            (system_calls::FCNTL, flag(libc::F_SETOWN)),
+            (system_calls::FCNTL, flag(libc::F_DUPFD)),
+            (system_calls::FCNTL, flag(libc::F_SETFL)),
             (
                 libc::SYS_mprotect,
                 [0, 0, (libc::PROT_READ | libc::PROT_EXEC).into(), 0, 0],
@@ -305,20 +316,23 @@ mod tests {
     fn memory_is_for_data() {
         let mapping = |protection: i32| [0, 4096, protection.into(), 0, 0];
         for needs in [LOOP, EVERYTHING] {
-            assert!(may(needs, calls::MMAP, mapping(libc::PROT_READ)));
+            assert!(may(needs, system_calls::MMAP, mapping(libc::PROT_READ)));
             let code = mapping(libc::PROT_READ | libc::PROT_EXEC);
-            assert_eq!(may(needs, calls::MMAP, code), !calls::MMAP_IS_SEEN);
+            assert_eq!(
+                may(needs, system_calls::MMAP, code),
+                !system_calls::MMAP_IS_SEEN
+            );
             let data = mapping(libc::PROT_READ);
             assert_eq!(
                 may(needs, libc::SYS_mprotect, data),
-                calls::MPROTECT.is_some()
+                system_calls::MPROTECT.is_some()
             );
         }
     }
 
     #[test]
     fn what_the_c_library_adds_is_let_through() {
-        for (call, flags_at) in calls::OPEN {
+        for (call, flags_at) in system_calls::OPEN {
             for (flags, expected) in [
                 (libc::O_RDONLY | libc::O_LARGEFILE, true),
                 (libc::O_RDWR | libc::O_LARGEFILE, false),
@@ -334,14 +348,17 @@ mod tests {
             }
         }
         let set_fd = [-1, libc::F_SETFD.into(), 1, 0, 0];
-        assert_eq!(may(LOOP, calls::FCNTL, set_fd), calls::OPEN_SETS_CLOEXEC);
+        assert_eq!(
+            may(LOOP, system_calls::FCNTL, set_fd),
+            system_calls::OPEN_SETS_CLOEXEC
+        );
     }
 
     #[test]
     fn options_let_through_what_they_take_and_no_more() {
         let clone = |flags: i32| {
             let mut arguments = [0; 5];
-            arguments[usize::from(calls::CLONE_FLAGS)] = flags.into();
+            arguments[usize::from(system_calls::CLONE_FLAGS)] = flags.into();
             arguments
         };
         let fork = clone(libc::SIGCHLD);

@@ -10,12 +10,12 @@ mod datagrams;
 
 use crate::error::{Exit, Fatal};
 use crate::frame::{Inbox, Outbox};
+use crate::namespace_watch::Watches;
 use crate::netns::Home;
 use crate::pins::Pins;
 use crate::poller::{pipes, Poller, Ready, Wire};
 use crate::protocol::Handle;
 use crate::sockets::{Sockets, Window};
-use crate::watch::Watches;
 use nix::errno::Errno;
 use std::time::Duration;
 

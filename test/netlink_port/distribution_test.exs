@@ -183,7 +183,7 @@ defmodule NetlinkPort.DistributionTest do
         owner = Remote.recorder(context.node)
         sockets = for _n <- 1..2, do: own!(owner, server, opts(context))
         [relay] = relays(server)
-        # The witness holds them all when the server ends.
+        # The notifier holds them all when the server ends.
         :erlang.suspend_process(relay)
         add_bridges!(context.netns, bridges(round))
         eventually!(fn -> Process.info(relay, :message_queue_len) >= {:message_queue_len, 40} end)
@@ -357,14 +357,14 @@ defmodule NetlinkPort.DistributionTest do
       assert info.().os_pid == helper
     end
 
-    test "hears :netlink_closed where its witness is killed; where the relay is, the server ends",
+    test "hears :netlink_closed where its notifier is killed; where the relay is, the server ends",
          context do
       server = start_server!()
       before = fds(server)
       owner = Remote.recorder(context.node)
       socket = own!(owner, server, opts(context))
-      [witness] = :erpc.call(context.node, Remote, :witnesses, [])
-      Process.exit(witness, :kill)
+      [notifier] = :erpc.call(context.node, Remote, :notifiers, [])
+      Process.exit(notifier, :kill)
       eventually_read!(owner, [{:netlink_closed, socket, :killed}])
       eventually!(fn -> fds(server) == before end)
 
@@ -374,7 +374,7 @@ defmodule NetlinkPort.DistributionTest do
       closed = for s <- [socket, again], do: {:netlink_closed, s, :killed}
       eventually_read!(owner, closed)
       eventually!(fn -> not Process.alive?(server) end)
-      eventually!(fn -> :erpc.call(context.node, Remote, :witnesses, []) == [] end)
+      eventually!(fn -> :erpc.call(context.node, Remote, :notifiers, []) == [] end)
       assert Remote.read(owner) == closed
     end
   end

@@ -97,7 +97,8 @@ defmodule NetlinkPort.DoctorTest do
   end
 
   defp only_servers({:links, links}) do
-    {:links, for(pid <- links, is_pid(pid), pid in NetlinkPort.Server.Witness.servers(), do: pid)}
+    {:links,
+     for(pid <- links, is_pid(pid), pid in NetlinkPort.Server.DownNotifier.servers(), do: pid)}
   end
 
   describe "an executable that" do

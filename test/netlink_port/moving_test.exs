@@ -243,7 +243,7 @@ defmodule NetlinkPort.MovingTest do
     end
 
     test "keeps the word of a passive socket's end from its owner, however that comes" do
-      for ending <- [:helper, :server, :witness] do
+      for ending <- [:helper, :server, :notifier] do
         server = start_server!()
         {silent, told} = {owner(), owner()}
         silent_socket = open!(server, owner: silent, closed_message: false)
@@ -253,7 +253,7 @@ defmodule NetlinkPort.MovingTest do
         case ending do
           :helper -> signal!(os_pid(server), "KILL")
           :server -> Process.exit(server, :kill)
-          :witness -> GenServer.stop(server)
+          :notifier -> GenServer.stop(server)
         end
 
         assert_receive {:DOWN, ^monitor, :process, ^server, _reason}, 5_000

@@ -71,7 +71,7 @@ defmodule NetlinkPort.VMTest do
     end
   end
 
-  # A script supervises the server, and no application does, so that only the witness can stop it in order. The
+  # A script supervises the server, and no application does, so that only the notifier can stop it in order. The
   # server is suspended, and cannot even be asked.
   test "System.stop returns with a stopped helper and a full queue" do
     # Both at once, since each waits for deadlines.
@@ -232,7 +232,7 @@ defmodule NetlinkPort.VMTest do
     signal!(helper, :STOP)
     Port.command(port, "go\n")
     assert line!(port) == "stuck"
-    # The witness has tried by now, without success.
+    # The notifier has tried by now, without success.
     Process.sleep(1_000)
     assert running?(helper)
     Port.command(port, "go\n")

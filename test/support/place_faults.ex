@@ -114,7 +114,7 @@ defmodule NetlinkPort.PlaceFaults do
     :ok = :logger.add_handler(:told, __MODULE__, %{config: self()})
     end_of(server)
     seen = there?(os_pid)
-    # The witness has logged that it could not kill the helper.
+    # The notifier has logged that it could not kill the helper.
     if seen, do: receive(do: ({:logged, "netlink_port: helper" <> _lives_on} -> :ok))
     {_output, 0} = System.cmd(programs["umount"], [@shell])
     {seen, eventually_gone?(os_pid, 500)}

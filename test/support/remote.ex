@@ -83,9 +83,9 @@ defmodule NetlinkPort.Remote do
 
   def kept(key), do: :persistent_term.get({__MODULE__, key}, nil)
 
-  @doc "The witnesses on this node of servers on other nodes."
-  def witnesses do
-    loop = {:current_function, {NetlinkPort.Nodes.RemoteWitness, :loop, 3}}
+  @doc "The notifiers on this node of servers on other nodes."
+  def notifiers do
+    loop = {:current_function, {NetlinkPort.Nodes.RemoteDownNotifier, :loop, 3}}
     for pid <- Process.list(), Process.info(pid, :current_function) == loop, do: pid
   end
 

@@ -64,7 +64,7 @@ defmodule NetlinkPort.Connection.Process do
   end
 
   defp opened(state, {:ok, %Socket{helper: helper} = socket, known}) do
-    # A remote witness reports the end of a server on another node, by :netlink_closed.
+    # A remote notifier reports the end of a server on another node, by :netlink_closed.
     monitor = if Reference.local?(helper), do: Process.monitor(helper.server)
     Telemetry.execute([:connection, :up], %{count: 1}, %{connection: self(), socket: socket})
     state = %{state | socket: socket, monitor: monitor, opener: nil, backoff: @min_backoff}

@@ -13,19 +13,19 @@ defmodule NetlinkPort.Nodes.Relay do
   #   * The relay reports a datagram to the principal when it has left. Until then the datagram counts as not
   #     taken, so the windows of the sockets bound what waits in a relay.
   #   * Messages for one connection never arrive over the next: all go through a process on the other node
-  #     (NetlinkPort.Nodes.RemoteWitness), which ends with the connection.
+  #     (NetlinkPort.Nodes.RemoteDownNotifier), which ends with the connection.
   #   * However the principal ends, everything that it gave before arrives before the news of its end.
   #
   # Relay and principal are linked. A principal whose relay is killed ends too, since the messages that the relay
   # held are lost.
 
   alias NetlinkPort.{Pin, Socket}
-  alias NetlinkPort.Nodes.RemoteWitness
+  alias NetlinkPort.Nodes.RemoteDownNotifier
 
   @enforce_keys [:principal, :node]
-  # `witness` is the remote witness of the present connection, `:none` if the other node cannot run one. Each watch
-  # holds the witness of its own connection.
-  defstruct @enforce_keys ++ [:witness, handled: 0, watches: %{}, monitors: %{}]
+  # `notifier` is the remote notifier of the present connection, `:none` if the other node cannot run one. Each watch
+  # holds the notifier of its own connection.
+  defstruct @enforce_keys ++ [:notifier, handled: 0, watches: %{}, monitors: %{}]
 
   ## For the principal
 
@@ -143,14 +143,14 @@ defmodule NetlinkPort.Nodes.Relay do
   defp ask_to_go(state) do
     send(state.principal, {:relay_idle, state.node, self(), state.handled})
     # The next node of this name may have the library.
-    if state.witness == :none, do: %{state | witness: nil}, else: state
+    if state.notifier == :none, do: %{state | notifier: nil}, else: state
   end
 
   defp handle(state, {:watch, reference, pid, socket}) do
     # The monitor comes first, so that every later loss is noticed.
     {monitor, state} = monitored(state, pid, reference)
-    {witness, state} = if socket, do: enrol(state, {reference, pid, socket}), else: {nil, state}
-    put_in(state.watches[reference], {pid, monitor, socket, witness})
+    {notifier, state} = if socket, do: enrol(state, {reference, pid, socket}), else: {nil, state}
+    put_in(state.watches[reference], {pid, monitor, socket, notifier})
   end
 
   defp handle(state, {:forget, reference}) do
@@ -160,8 +160,8 @@ defmodule NetlinkPort.Nodes.Relay do
 
   defp handle(state, {:deliver, reference, pid, message, charge}) do
     case state.watches do
-      %{^reference => {_pid, _monitor, _socket, witness}} when is_pid(witness) ->
-        :erlang.send(witness, {:deliver, pid, message}, [:noconnect])
+      %{^reference => {_pid, _monitor, _socket, notifier}} when is_pid(notifier) ->
+        :erlang.send(notifier, {:deliver, pid, message}, [:noconnect])
         left(state, charge)
 
       %{^reference => _watch} ->
@@ -173,9 +173,9 @@ defmodule NetlinkPort.Nodes.Relay do
     end
   end
 
-  defp handle(%{witness: witness} = state, {:reply, _from, _answer} = reply)
-       when is_pid(witness) do
-    :erlang.send(witness, reply, [:noconnect])
+  defp handle(%{notifier: notifier} = state, {:reply, _from, _answer} = reply)
+       when is_pid(notifier) do
+    :erlang.send(notifier, reply, [:noconnect])
     state
   end
 
@@ -202,42 +202,45 @@ defmodule NetlinkPort.Nodes.Relay do
     {monitor, put_in(state.monitors[monitor], purpose)}
   end
 
-  ## The witness
+  ## The notifier
 
-  # A watch holds only after the remote witness has confirmed it: the known witness may belong to a connection that is
+  # A watch holds only after the remote notifier has confirmed it: the known notifier may belong to a connection that is
   # lost already, which the VM has not reported yet. While the relay waits, only messages to that node are delayed.
   defp enrol(state, {reference, pid, socket} = watch) do
     case found(state) do
-      %{witness: witness} = state when is_pid(witness) ->
-        monitor = :erlang.monitor(:process, witness, alias: :reply_demonitor)
-        :erlang.send(witness, {:watch, monitor, reference, pid, socket}, [:noconnect])
+      %{notifier: notifier} = state when is_pid(notifier) ->
+        monitor = :erlang.monitor(:process, notifier, alias: :reply_demonitor)
+        :erlang.send(notifier, {:watch, monitor, reference, pid, socket}, [:noconnect])
 
         receive do
-          {^monitor, :watching} -> {witness, state}
-          {:DOWN, ^monitor, :process, _witness, _reason} -> enrol(%{state | witness: nil}, watch)
+          {^monitor, :watching} ->
+            {notifier, state}
+
+          {:DOWN, ^monitor, :process, _notifier, _reason} ->
+            enrol(%{state | notifier: nil}, watch)
         end
 
-      %{witness: witness} = state ->
-        {witness, state}
+      %{notifier: notifier} = state ->
+        {notifier, state}
     end
   end
 
-  defp found(%{witness: nil} = state) do
-    witness = :erpc.call(state.node, RemoteWitness, :start, [self()], :infinity)
-    {_monitor, state} = monitored(state, witness, {:witness, witness})
-    %{state | witness: witness}
+  defp found(%{notifier: nil} = state) do
+    notifier = :erpc.call(state.node, RemoteDownNotifier, :start, [self()], :infinity)
+    {_monitor, state} = monitored(state, notifier, {:notifier, notifier})
+    %{state | notifier: notifier}
   catch
     # The monitors of the owners report the loss.
     :error, {:erpc, :noconnection} -> state
     # The node does not have the library, or has another version.
-    _kind, _reason -> %{state | witness: :none}
+    _kind, _reason -> %{state | notifier: :none}
   end
 
   defp found(state), do: state
 
   defp tell(state, reference, message) do
-    with {_pid, _monitor, _socket, witness} when is_pid(witness) <- state.watches[reference] do
-      :erlang.send(witness, message, [:noconnect])
+    with {_pid, _monitor, _socket, notifier} when is_pid(notifier) <- state.watches[reference] do
+      :erlang.send(notifier, message, [:noconnect])
     end
   end
 
@@ -245,20 +248,20 @@ defmodule NetlinkPort.Nodes.Relay do
 
   defp down(state, monitor, reason) do
     case Map.pop(state.monitors, monitor) do
-      {{:witness, witness}, monitors} ->
+      {{:notifier, notifier}, monitors} ->
         state = %{state | monitors: monitors}
 
-        # After a lost connection the remote witness has notified its owners. If it was killed, the relay does.
-        its = for {reference, {_, _, _, ^witness}} <- state.watches, do: reference
+        # After a lost connection the remote notifier has notified its owners. If it was killed, the relay does.
+        its = for {reference, {_, _, _, ^notifier}} <- state.watches, do: reference
         if reason != :noconnection, do: Enum.each(its, &close(state, &1, reason))
-        state = if state.witness == witness, do: %{state | witness: nil}, else: state
+        state = if state.notifier == notifier, do: %{state | notifier: nil}, else: state
         lose(state, its, reason)
 
       {nil, _monitors} ->
         state
 
       {reference, _monitors} ->
-        # The witness may belong to a later connection than the owner did.
+        # The notifier may belong to a later connection than the owner did.
         lost? = reason == :noconnection
         word = if lost?, do: {:closed, reference, reason}, else: {:forget, reference}
         tell(state, reference, word)
@@ -268,7 +271,7 @@ defmodule NetlinkPort.Nodes.Relay do
 
   defp lose(state, references, reason) do
     Enum.reduce(references, state, fn reference, state ->
-      {pid, _monitor, _socket, _witness} = state.watches[reference]
+      {pid, _monitor, _socket, _notifier} = state.watches[reference]
       send(state.principal, {:DOWN, reference, :process, pid, reason})
       forget(state, reference)
     end)
@@ -276,7 +279,7 @@ defmodule NetlinkPort.Nodes.Relay do
 
   defp forget(state, reference) do
     case Map.pop(state.watches, reference) do
-      {{_pid, monitor, _socket, _witness}, watches} ->
+      {{_pid, monitor, _socket, _notifier}, watches} ->
         Process.demonitor(monitor, [:flush])
         %{state | watches: watches, monitors: Map.delete(state.monitors, monitor)}
 
@@ -285,8 +288,8 @@ defmodule NetlinkPort.Nodes.Relay do
     end
   end
 
-  defp finish(%{witness: witness} = state, reason) do
-    if is_pid(witness), do: :erlang.send(witness, {:closed, plain(reason)}, [:noconnect])
+  defp finish(%{notifier: notifier} = state, reason) do
+    if is_pid(notifier), do: :erlang.send(notifier, {:closed, plain(reason)}, [:noconnect])
 
     for {reference, {_pid, _monitor, _socket, :none}} <- state.watches do
       close(state, reference, plain(reason))
@@ -296,7 +299,7 @@ defmodule NetlinkPort.Nodes.Relay do
   end
 
   defp close(state, reference, reason) do
-    {pid, _monitor, socket, _witness} = state.watches[reference]
+    {pid, _monitor, socket, _notifier} = state.watches[reference]
     :erlang.send(pid, {:netlink_closed, socket, reason}, [:noconnect])
   end
 

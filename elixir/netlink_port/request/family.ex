@@ -6,7 +6,7 @@ defmodule NetlinkPort.Request.Family do
   import Bitwise
 
   alias NetlinkPort.{Arguments, Error, Message}
-  alias NetlinkPort.Server.Late
+  alias NetlinkPort.Server.LateAnswers
 
   @route 0
   @sock_diag 4
@@ -129,7 +129,7 @@ defmodule NetlinkPort.Request.Family do
   def first_only?(protocol), do: Arguments.protocol!(protocol) == @netfilter
 
   @doc "Returns what a message with the number of such a request may be."
-  @spec class(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: Late.class()
+  @spec class(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: LateAnswers.class()
   def class(protocol, type, flags) do
     case {Arguments.protocol!(protocol), type} do
       {@xfrm, type} -> if type in @xfrm_queries, do: :answers, else: :changes

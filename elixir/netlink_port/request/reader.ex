@@ -5,9 +5,9 @@ defmodule NetlinkPort.Request.Reader do
 
   alias NetlinkPort.{Error, Socket}
   alias NetlinkPort.Request.{Exchange, Reply, SocketState}
-  alias NetlinkPort.Server.{Client, Late}
+  alias NetlinkPort.Server.{Client, LateAnswers}
 
-  import NetlinkPort.Server.Late, only: [is_answer: 4]
+  import NetlinkPort.Server.LateAnswers, only: [is_answer: 4]
 
   # How long one way of reading a socket lasts before the other is tried, in ms.
   @longest_pause 50
@@ -96,7 +96,7 @@ defmodule NetlinkPort.Request.Reader do
   end
 
   @doc "Removes the datagrams of these exchanges from the mailbox."
-  @spec flush(Socket.t(), Late.classes()) :: :ok
+  @spec flush(Socket.t(), LateAnswers.classes()) :: :ok
   def flush(socket, classes) do
     receive do
       {:netlink, ^socket, <<_::64, seq::32-native, _::binary>>} when is_map_key(classes, seq) ->

@@ -12,7 +12,7 @@ defmodule NetlinkPort.Request.Reply do
   # not mean the answer of a command.
 
   alias NetlinkPort.{Error, ExtAck, Message}
-  alias NetlinkPort.Server.Late
+  alias NetlinkPort.Server.LateAnswers
 
   import NetlinkPort.Message, only: [is_control: 1]
 
@@ -23,7 +23,7 @@ defmodule NetlinkPort.Request.Reply do
   @type t :: %__MODULE__{
           kind: kind(),
           requests: %{sequence() => binary()},
-          classes: %{sequence() => Late.class()},
+          classes: %{sequence() => LateAnswers.class()},
           last: sequence(),
           begin: sequence() | nil,
           alone?: boolean(),
@@ -63,7 +63,8 @@ defmodule NetlinkPort.Request.Reply do
   Returns an empty answer. `requests` are the bytes that were sent, and `classes` says what a message with the number of
   each may be. The answer to `last` ends it.
   """
-  @spec new(kind(), %{sequence() => binary()}, %{sequence() => Late.class()}, sequence()) :: t()
+  @spec new(kind(), %{sequence() => binary()}, %{sequence() => LateAnswers.class()}, sequence()) ::
+          t()
   def new(kind, requests, classes, last) do
     %__MODULE__{kind: kind, requests: requests, classes: classes, last: last}
   end
@@ -99,7 +100,8 @@ defmodule NetlinkPort.Request.Reply do
 
   @doc "Whether a message that was sent to `group` belongs to the answer. `nil` is an unknown group."
   @spec mine?(t(), Message.t(), non_neg_integer() | nil) :: boolean()
-  def mine?(%{classes: classes}, message, group), do: Late.answers?(classes, message, group)
+  def mine?(%{classes: classes}, message, group),
+    do: LateAnswers.answers?(classes, message, group)
 
   @doc "Adds a message that belongs to the answer."
   @spec add(t(), Message.t()) :: t()

@@ -8,7 +8,7 @@ defmodule NetlinkPort.Request do
 
   alias NetlinkPort.{Error, Message, Options, Pin, Socket}
   alias NetlinkPort.Request.{Exchange, Reader, Reply, SocketState}
-  alias NetlinkPort.Server.{Client, Late, PinNumbers}
+  alias NetlinkPort.Server.{Client, LateAnswers, PinNumbers}
 
   # How long the rest of an abandoned dump may be silent, in ms.
   @patience 5_000
@@ -106,7 +106,7 @@ defmodule NetlinkPort.Request do
   Reads what a dump has left on a socket before another process becomes its owner. Returns the numbers of exchanges whose
   answers may still come.
   """
-  @spec release(Socket.t()) :: Late.classes()
+  @spec release(Socket.t()) :: LateAnswers.classes()
   def release(socket) do
     opts = Options.request!([], [:timeout, :total_timeout, :max_bytes])
     if SocketState.dump(socket), do: leave(socket, opts)
@@ -304,7 +304,7 @@ defmodule NetlinkPort.Request do
     group = group(metadata)
     late = SocketState.late(socket)
 
-    unless Enum.all?(others, &Late.answers?(late, &1, group)) do
+    unless Enum.all?(others, &LateAnswers.answers?(late, &1, group)) do
       datagram = if is_binary(datagram), do: datagram, else: encode(datagram)
       SocketState.deliver(socket, Reader.message(socket, datagram, metadata))
     end

@@ -10,7 +10,7 @@ defmodule NetlinkPort.Request.SocketState do
 
   alias NetlinkPort.{Message, Socket}
   alias NetlinkPort.Request.Reply
-  alias NetlinkPort.Server.Late
+  alias NetlinkPort.Server.LateAnswers
 
   # How many late numbers are remembered. Those of the last exchange are always kept.
   @late 1_024
@@ -89,11 +89,11 @@ defmodule NetlinkPort.Request.SocketState do
   end
 
   @doc "Returns the numbers of finished exchanges whose messages may still come, and what those may be."
-  @spec late(Socket.t()) :: Late.classes()
+  @spec late(Socket.t()) :: LateAnswers.classes()
   def late(socket), do: state(socket).late
 
   @doc "Adds late numbers, and forgets the oldest."
-  @spec late(Socket.t(), Late.classes()) :: :ok
+  @spec late(Socket.t(), LateAnswers.classes()) :: :ok
   def late(socket, classes) do
     %{late: late, order: order} = state = state(socket)
 

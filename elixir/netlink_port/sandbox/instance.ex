@@ -6,7 +6,7 @@ defmodule NetlinkPort.Sandbox.Instance do
   use GenServer, restart: :temporary
 
   alias NetlinkPort.Arguments
-  alias NetlinkPort.Sandbox.{Folder, Holder, Refusal, StandIn, UserNamespace}
+  alias NetlinkPort.Sandbox.{Holder, Refusal, StandIn, TemporaryFolder, UserNamespace}
 
   # RTM_NEWLINK; a struct ifinfomsg of interface 1, with IFF_UP set. include/uapi/linux/rtnetlink.h
   @newlink 16
@@ -83,7 +83,7 @@ defmodule NetlinkPort.Sandbox.Instance do
   end
 
   defp folder(_way, false), do: {:ok, nil}
-  defp folder(way, true), do: Folder.start(way)
+  defp folder(way, true), do: TemporaryFolder.start(way)
 
   # A name stays valid when the server is restarted, a pid does not.
   defp name(opts) when is_list(opts),
@@ -282,7 +282,7 @@ defmodule NetlinkPort.Sandbox.Instance do
     _continued = with {_server, os_pid} <- state.stopped, do: Holder.signal("CONT", os_pid)
     for pid <- [state.supervisor, state.helping, state.stand_in], pid != nil, do: stop(pid)
     _state = let_go(state)
-    _removed = state.folder && Folder.stop(state.folder)
+    _removed = state.folder && TemporaryFolder.stop(state.folder)
     :ok
   end
 

@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Server.Pins do
   @moduledoc false
   # The server's table of pins and their owners. Pins are also on the board, beside the sockets. There a sender sees
-  # whether a pin still exists, and the witness finds the owners to notify when the server ends.
+  # whether a pin still exists, and the notifier finds the owners to notify when the server ends.
 
   alias NetlinkPort.{Errno, Pin, Socket, Telemetry}
   alias NetlinkPort.Helper.Reference

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Server do
   # supervisor starts the next.
   #
   # The server never waits for the port. It matches answers to callers by reference, on a board that the callers
-  # share. It does not notify owners of its own end: the witness does, however the server ends.
+  # share. It does not notify owners of its own end: the notifier does, however the server ends.
 
   use GenServer
 
@@ -23,7 +23,7 @@ defmodule NetlinkPort.Server do
     Sockets,
     State,
     Status,
-    Witness,
+    DownNotifier,
     WriteQueue
   }
 
@@ -64,15 +64,15 @@ defmodule NetlinkPort.Server do
     _atoms = Protocol.atoms()
     executable = opts[:executable] && FileName.expand(opts[:executable])
     arguments = Helper.arguments(opts)
-    witness = Witness.start()
+    notifier = DownNotifier.start()
 
     case Helper.start(executable, arguments) do
       {:ok, port, process} ->
-        Witness.helper(witness, process)
+        DownNotifier.helper(notifier, process)
 
         case Helper.await_hello(port, opts[:hello_timeout]) do
           {:ok, hello} ->
-            {:ok, ready(port, process, hello, witness, executable, opts)}
+            {:ok, ready(port, process, hello, notifier, executable, opts)}
 
           {:error, reason} ->
             ended =
@@ -80,7 +80,7 @@ defmodule NetlinkPort.Server do
                    do: :gone,
                    else: (_ -> OsProcess.kill(process, port))
 
-            if ended == :gone, do: Witness.helper(witness, nil)
+            if ended == :gone, do: DownNotifier.helper(notifier, nil)
             stop_at_start(opts, Helper.unusable(executable, arguments, reason))
         end
 
@@ -94,15 +94,15 @@ defmodule NetlinkPort.Server do
     {:stop, error}
   end
 
-  defp ready(port, process, hello, witness, executable, opts) do
+  defp ready(port, process, hello, notifier, executable, opts) do
     # A helper that has said hello is ours, so its executable may be run with `--kill`.
     process = process && %{process | executable: executable}
-    Witness.helper(witness, process)
+    DownNotifier.helper(notifier, process)
 
     helper = %Reference{
       server: self(),
       port: port,
-      board: Reference.board(witness),
+      board: Reference.board(notifier),
       max_frame: hello.max_frame,
       call_timeout: opts[:call_timeout],
       capabilities: hello.capabilities
@@ -112,8 +112,8 @@ defmodule NetlinkPort.Server do
       helper: helper,
       process: process,
       hello: hello,
-      witness: witness,
-      witness_monitor: Process.monitor(witness),
+      notifier: notifier,
+      notifier_monitor: Process.monitor(notifier),
       ping_interval: opts[:ping_interval],
       executable: executable,
       sockets: Sockets.new(helper),
@@ -131,8 +131,8 @@ defmodule NetlinkPort.Server do
   @impl true
   def terminate(reason, state) do
     ended = Shutdown.stop(reason, state)
-    # Danger: the process id may soon be another process's, so the witness must not kill it.
-    if ended == :gone, do: Witness.helper(state.witness, nil)
+    # Danger: the process id may soon be another process's, so the notifier must not kill it.
+    if ended == :gone, do: DownNotifier.helper(state.notifier, nil)
     :ok = Status.ended(state, reason, ended)
     Redaction.forget_mailbox()
   end
@@ -200,8 +200,8 @@ defmodule NetlinkPort.Server do
 
   ## The end of other processes
 
-  # The VM stops, and no supervisor has stopped this server. So its witness does.
-  def handle_info({:EXIT, witness, reason}, %{witness: witness} = state) do
+  # The VM stops, and no supervisor has stopped this server. So its notifier does.
+  def handle_info({:EXIT, notifier, reason}, %{notifier: notifier} = state) do
     {:stop, reason, state}
   end
 
@@ -214,11 +214,11 @@ defmodule NetlinkPort.Server do
     {:noreply, %{state | sockets: Sockets.tap(state.sockets, nil)}}
   end
 
-  def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{witness_monitor: monitor} = state) do
-    witness = Witness.start()
-    Witness.helper(witness, state.process)
-    :ets.setopts(state.helper.board, {:heir, witness, :board})
-    {:noreply, %{state | witness: witness, witness_monitor: Process.monitor(witness)}}
+  def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{notifier_monitor: monitor} = state) do
+    notifier = DownNotifier.start()
+    DownNotifier.helper(notifier, state.process)
+    :ets.setopts(state.helper.board, {:heir, notifier, :board})
+    {:noreply, %{state | notifier: notifier, notifier_monitor: Process.monitor(notifier)}}
   end
 
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, state) do

@@ -15,7 +15,7 @@ defmodule NetlinkPort.Server.Shutdown do
 
   @doc """
   Ends the helper, given the reason why the server ends. Returns `:gone` if the helper was seen to end. Otherwise the
-  witness goes on watching the helper.
+  notifier goes on watching the helper.
   """
   @spec stop(term(), State.t()) :: :gone | :ending | {:error, String.t()}
   def stop(:stuck, state), do: kill(state)

@@ -7,7 +7,7 @@ defmodule NetlinkPort.Server.Sockets do
   alias NetlinkPort.Capture.Tap
   alias NetlinkPort.Helper.{Protocol, Reference}
   alias NetlinkPort.Nodes.Relay
-  alias NetlinkPort.Server.{Delivery, Late, MailboxGauge}
+  alias NetlinkPort.Server.{Delivery, LateAnswers, MailboxGauge}
   alias NetlinkPort.Telemetry
 
   defmodule Entry do
@@ -110,7 +110,7 @@ defmodule NetlinkPort.Server.Sockets do
     end
   end
 
-  # If the server ends between the two calls the witness notifies the owner again: better twice than never.
+  # If the server ends between the two calls the notifier notifies the owner again: better twice than never.
   defp finish(sockets, %{owner: owner, socket: socket, monitor: monitor, notify?: notify?}) do
     if notify?, do: Relay.deliver(owner, monitor, {:netlink_closed, socket, :namespace_gone})
     remove(sockets, Socket.handle(socket), :namespace_gone)
@@ -143,7 +143,7 @@ defmodule NetlinkPort.Server.Sockets do
   Second half of controlling_process/2: the new owner is sent what has arrived since the first half, but no answers to
   the exchanges with the numbers `late`, which are the old owner's.
   """
-  @spec give(t(), Socket.handle(), pid(), Late.classes()) :: {raw(), t()}
+  @spec give(t(), Socket.handle(), pid(), LateAnswers.classes()) :: {raw(), t()}
   def give(sockets, handle, owner, late) do
     with_entry(sockets, handle, fn entry ->
       register(sockets, entry, owner)
@@ -152,7 +152,7 @@ defmodule NetlinkPort.Server.Sockets do
       sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
       # The new owner's mailbox has not been measured yet.
       gauge = entry.gauge && MailboxGauge.new(entry.gauge.bound)
-      late = Late.merge(entry.late, late)
+      late = LateAnswers.merge(entry.late, late)
       delivery = Delivery.discard(entry.delivery, &late?(late, &1))
       delivery = %{delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
       {:ok, effects, delivery} = Delivery.set_active(delivery, [entry.resume || false])
@@ -162,7 +162,7 @@ defmodule NetlinkPort.Server.Sockets do
     end)
   end
 
-  defp late?(late, {:data, datagram, metadata}), do: Late.only?(late, datagram, metadata)
+  defp late?(late, {:data, datagram, metadata}), do: LateAnswers.only?(late, datagram, metadata)
   defp late?(_late, _loss_or_error), do: false
 
   defp register(sockets, %{gone?: true, socket: socket} = entry, owner) do

@@ -82,7 +82,7 @@ defmodule NetlinkPort.HelperTest do
     end
   end
 
-  # The witness kills processes that have not ended within half a second.
+  # The notifier kills processes that have not ended within half a second.
   defp assert_gone(executable), do: eventually!(fn -> processes(executable) == [] end, 5_000)
 
   defp hello, do: print_frame(vector!("hello"))

@@ -323,12 +323,12 @@ defmodule NetlinkPort.ServerTest do
       end
     end
 
-    test "whose witness was killed before tells its owners all the same" do
+    test "whose notifier was killed before tells its owners all the same" do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, [])
-      witness = :sys.get_state(server).witness
-      Process.exit(witness, :kill)
-      eventually!(fn -> :sys.get_state(server).witness != witness end)
+      notifier = :sys.get_state(server).notifier
+      Process.exit(notifier, :kill)
+      eventually!(fn -> :sys.get_state(server).notifier != notifier end)
       Process.exit(server, :kill)
       assert closed!(socket) == :killed
       refute_closed_again(socket)
@@ -367,14 +367,14 @@ defmodule NetlinkPort.ServerTest do
     end
 
     # The one case in which no owner is left to be told. Calls report it.
-    test "killed at once with its witness: no message, calls are EPIPE, the helper is gone" do
+    test "killed at once with its notifier: no message, calls are EPIPE, the helper is gone" do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
-      witness = :sys.get_state(server).witness
+      notifier = :sys.get_state(server).notifier
       # So that it does not start another server.
       :sys.suspend(server)
-      for pid <- [witness, server], do: Process.exit(pid, :kill)
+      for pid <- [notifier, server], do: Process.exit(pid, :kill)
       eventually!(fn -> not running?(helper) end)
       assert {:error, %Error{stage: :thread, reason: :epipe}} = NetlinkPort.send(socket, "x")
 

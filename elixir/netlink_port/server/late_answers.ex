@@ -1,4 +1,4 @@
-defmodule NetlinkPort.Server.Late do
+defmodule NetlinkPort.Server.LateAnswers do
   @moduledoc false
   # Which messages answer an exchange that its process no longer reads. The process drops them while it owns the socket
   # (NetlinkPort.Request). When it gives the socket away, the server drops them: the new owner has not asked.
@@ -24,7 +24,7 @@ defmodule NetlinkPort.Server.Late do
   Whether a message of this number and type, sent to `group`, answers one of the requests with these numbers. A control
   message always does. A message to a group is an event, unless it is an echo.
 
-      iex> import NetlinkPort.Server.Late
+      iex> import NetlinkPort.Server.LateAnswers
       iex> for class <- [:answers, :changes, :echoes],
       ...>     do: for(group <- [nil, 0, 7], do: is_answer(%{1 => class}, 1, 16, group))
       [[true, true, false], [false, true, false], [true, true, true]]

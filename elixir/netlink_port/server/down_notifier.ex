@@ -1,10 +1,10 @@
-defmodule NetlinkPort.Server.Witness do
+defmodule NetlinkPort.Server.DownNotifier do
   @moduledoc false
-  # Outlives its server by a moment. However the server ends, also if it is killed, the witness sends each owner on
+  # Outlives its server by a moment. However the server ends, also if it is killed, the notifier sends each owner on
   # its node `:netlink_closed` once, and makes sure that the helper has ended. Owners get nothing only if server and
-  # witness are killed at the same time.
+  # notifier are killed at the same time.
   #
-  # The witness is the heir of the server's board of sockets. For the end of the server only the witness sends
+  # The notifier is the heir of the server's board of sockets. For the end of the server only the notifier sends
   # `:netlink_closed`, so no owner gets it twice. When the namespace of one socket is gone, the server itself notifies
   # the owner, and takes the socket off the board. Owners on other nodes are notified by the server's relay, after
   # everything that the relay still holds for them.
@@ -21,11 +21,11 @@ defmodule NetlinkPort.Server.Witness do
   @shutdown 5_000
 
   @doc """
-  Starts a witness of the calling server.
+  Starts a notifier of the calling server.
 
   It runs under a supervisor of the kernel application, which the VM stops after every other application. So a
   server that no application supervises is stopped in order too. Otherwise System.stop/1 would kill server and
-  witness at once, and then wait for ever for a port that cannot be drained.
+  notifier at once, and then wait for ever for a port that cannot be drained.
   """
   @spec start() :: pid()
   def start do
@@ -36,12 +36,12 @@ defmodule NetlinkPort.Server.Witness do
       shutdown: @shutdown
     }
 
-    {:ok, witness} = Supervisor.start_child(:kernel_safe_sup, child)
-    witness
+    {:ok, notifier} = Supervisor.start_child(:kernel_safe_sup, child)
+    notifier
   end
 
   @doc """
-  The servers of a node, found by their witnesses under that supervisor. Exits if the node cannot be reached.
+  The servers of a node, found by their notifiers under that supervisor. Exits if the node cannot be reached.
   """
   @spec servers(node()) :: [pid()]
   def servers(node \\ node()) do
@@ -58,10 +58,10 @@ defmodule NetlinkPort.Server.Witness do
     {:ok, :proc_lib.spawn_link(fn -> init(server, supervisor) end)}
   end
 
-  @doc "Tells the witness which process the helper is."
+  @doc "Tells the notifier which process the helper is."
   @spec helper(pid(), OsProcess.t() | nil) :: :ok
-  def helper(witness, process) do
-    Kernel.send(witness, {:helper, process})
+  def helper(notifier, process) do
+    Kernel.send(notifier, {:helper, process})
     :ok
   end
 

@@ -1,4 +1,4 @@
-defmodule NetlinkPort.Nodes.RemoteWitness do
+defmodule NetlinkPort.Nodes.RemoteDownNotifier do
   @moduledoc false
   # Runs on the node of owners whose server is on another node, one process for all of the server's owners there. It
   # passes on what the server's relay (NetlinkPort.Nodes.Relay) sends. It sends each owner `:netlink_closed` once:
@@ -7,7 +7,7 @@ defmodule NetlinkPort.Nodes.RemoteWitness do
   # Invariant: it belongs to one connection and ends with it. Messages that arrive later, over another connection,
   # find no process. So `:netlink_closed` is always the last message of a socket.
 
-  @doc "Starts a remote witness. A relay calls this from its own node."
+  @doc "Starts a remote notifier. A relay calls this from its own node."
   @spec start(pid()) :: pid()
   def start(relay), do: spawn(fn -> loop(relay, Process.monitor(relay), %{}) end)
 

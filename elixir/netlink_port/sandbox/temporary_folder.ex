@@ -1,4 +1,4 @@
-defmodule NetlinkPort.Sandbox.Folder do
+defmodule NetlinkPort.Sandbox.TemporaryFolder do
   @moduledoc false
   # The folder of a sandbox with `path:` or `stand_in:`. It is a tmpfs(5) in the mount namespace of a shell of its own,
   # which has it as its working directory. Others reach it by `/proc/<pid>/cwd`.
