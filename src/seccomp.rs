@@ -7,7 +7,7 @@
 use crate::bpf::{Rules, Test};
 use crate::calls;
 use crate::error::Fatal;
-use crate::sys::{self, NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
+use crate::sys::{self, NS_GET_ID, NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
 use crate::watch;
 use libc::c_long;
 use nix::errno::Errno;
@@ -127,6 +127,7 @@ fn conditional() -> Vec<Condition> {
         (calls::FCNTL, 1, Test::Equal(libc::F_DUPFD_CLOEXEC as u32)),
         (libc::SYS_setns, 1, Test::Equal(libc::CLONE_NEWNET as u32)),
         (libc::SYS_ioctl, 1, Test::Equal(SIOCGSKNS as u32)),
+        (libc::SYS_ioctl, 1, Test::Equal(NS_GET_ID as u32)),
         (libc::SYS_ioctl, 1, Test::Equal(NS_GET_NSTYPE as u32)),
         // The user namespace that owns a namespace: for the error, and for the child that joins it.
         (libc::SYS_ioctl, 1, Test::Equal(NS_GET_USERNS as u32)),
@@ -224,6 +225,7 @@ mod tests {
             (libc::SYS_socket, netlink),
             (libc::SYS_setns, [-1, libc::CLONE_NEWNET.into(), 0, 0, 0]),
             (libc::SYS_ioctl, [-1, SIOCGSKNS as c_long, 0, 0, 0]),
+            (libc::SYS_ioctl, [-1, NS_GET_ID as c_long, 0, 0, 0]),
             (libc::SYS_ioctl, [-1, NS_GET_USERNS as c_long, 0, 0, 0]),
             (calls::FCNTL, [-1, libc::F_DUPFD_CLOEXEC.into(), 0, 0, 0]),
             (libc::SYS_openat, opening(libc::O_PATH | libc::O_CLOEXEC)),
