@@ -69,6 +69,9 @@ fn rules(needs: Needs) -> Rules {
         for (call, argument, test) in child() {
             rules.allow_if(call, argument, test);
         }
+        for number in calls::CHILD_SOCKETCALLS {
+            rules.allow_if(calls::SOCKETCALL, 0, Test::Equal(*number));
+        }
     }
     rules
 }
@@ -142,6 +145,8 @@ fn conditional() -> Vec<Condition> {
             Test::Equal(watch::FOLDER.bits()),
         ),
     ];
+    let numbers = calls::SOCKETCALLS.iter();
+    conditions.extend(numbers.map(|number| (calls::SOCKETCALL, 0, Test::Equal(*number))));
     // No flag to write, or to make a file. The C library adds O_LARGEFILE.
     let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
     let open_flags = none_but(open_flags | libc::O_NOFOLLOW | libc::O_LARGEFILE);
@@ -337,6 +342,24 @@ mod tests {
         }
         let set_fd = [-1, libc::F_SETFD.into(), 1, 0, 0];
         assert_eq!(may(LOOP, calls::FCNTL, set_fd), calls::OPEN_SETS_CLOEXEC);
+    }
+
+    #[cfg(target_arch = "s390x")]
+    #[test]
+    fn socketcall_is_let_through_for_calls_without_a_family() {
+        // SYS_SOCKET 1, SYS_LISTEN 4, SYS_ACCEPT 5, SYS_SOCKETPAIR 8, SYS_SENDMSG 16
+        for number in [1, 2, 3, 4, 5, 8, 11, 16, 17] {
+            for needs in [LOOP, EVERYTHING] {
+                let of_child = needs.user_namespaces && [8, 16].contains(&number);
+                let expected = of_child || [2, 3, 11, 17].contains(&number);
+                let arguments = [number, 0, 0, 0, 0];
+                assert_eq!(
+                    may(needs, calls::SOCKETCALL, arguments),
+                    expected,
+                    "{number}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -49,12 +49,13 @@ fn owned(fd: libc::c_long) -> Result<OwnedFd, Errno> {
 }
 
 /// `socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol)`, netlink(7). Unlike
-/// nix's, it takes any protocol number.
+/// nix's, it takes any protocol number. The C library's would be socketcall(2) on s390x, where the filter cannot see
+/// the family.
 pub fn netlink_socket(protocol: i32) -> Result<OwnedFd, Errno> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket(2) takes integers alone.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) };
-    owned(fd.into())
+    let fd = unsafe { libc::syscall(libc::SYS_socket, libc::AF_NETLINK, kind, protocol) };
+    owned(fd)
 }
 
 /// `pidfd_open(pid, flags)`, pidfd_open(2).

@@ -245,26 +245,32 @@ defmodule NetlinkPort.GenericFollowTest do
       end
     end
 
-    @tag :modules
-    test "joins the group of a module that is unloaded and loaded again", context do
-      on_exit(fn -> as_root("modprobe", ["--remove", "psample"]) end)
-      monitor = monitor!(context, groups: [{"psample", "config"}])
-      # It loads no module by itself.
-      assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
-      refute File.read!("/proc/modules") =~ ~r/^psample /m
-      {_output, 0} = as_root("modprobe", ["psample"])
-      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
-      assert in_group?(monitor, context)
-      {_output, 0} = as_root("modprobe", ["--remove", "psample"])
-      assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
-      {_output, 0} = as_root("modprobe", ["psample"])
-      assert {:netlink_resync, ^monitor, {:family, "psample"}} = next(monitor)
-      assert in_group?(monitor, context)
+    for {family, group, module} <- [
+          {"psample", "config", "psample"},
+          {"NET_DM", "events", "drop_monitor"}
+        ] do
+      @tag :modules
+      test "joins the group of #{module} again, when that is unloaded and loaded", context do
+        {family, group, module} = {unquote(family), unquote(group), unquote(module)}
+        on_exit(fn -> as_root("modprobe", ["--remove", module]) end)
+        monitor = monitor!(context, groups: [{family, group}])
+        # It loads no module by itself.
+        assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
+        refute File.read!("/proc/modules") =~ ~r/^#{module} /m
+        {_output, 0} = as_root("modprobe", [module])
+        assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+        assert in_group?(monitor, family, group, context)
+        {_output, 0} = as_root("modprobe", ["--remove", module])
+        assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
+        {_output, 0} = as_root("modprobe", [module])
+        assert {:netlink_resync, ^monitor, {:family, ^family}} = next(monitor)
+        assert in_group?(monitor, family, group, context)
+      end
     end
 
-    defp in_group?(monitor, %{asking: asking}) do
+    defp in_group?(monitor, family, group, %{asking: asking}) do
       {:joined, socket} = :sys.get_state(monitor).place
-      {:ok, %{groups: %{"config" => number}}} = Generic.family(asking, "psample")
+      {:ok, %{groups: %{^group => number}}} = Generic.family(asking, family)
       {:ok, numbers} = NetlinkPort.memberships(socket)
       number in numbers
     end
