@@ -7,11 +7,19 @@ use libc::c_long;
 #[cfg(any(target_arch = "aarch64", target_arch = "riscv64"))]
 pub const OWN: &[c_long] = &[libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_fstatfs];
 /// Older machines also have epoll_wait(2), and glibc calls it there.
-#[cfg(any(target_arch = "x86_64", target_arch = "s390x"))]
+#[cfg(target_arch = "x86_64")]
 pub const OWN: &[c_long] = &[
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_fstatfs,
+    libc::SYS_epoll_wait,
+];
+/// glibc's fstatfs(3) is fstatfs64(2) there.
+#[cfg(target_arch = "s390x")]
+pub const OWN: &[c_long] = &[
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_fstatfs64,
     libc::SYS_epoll_wait,
 ];
 /// 32-bit machines have other calls for 64-bit sizes, and since Linux 5.1 for 64-bit times. The C library tries

@@ -7,7 +7,7 @@ loadable? = fn module ->
 end
 
 link? = fn type ->
-  arguments = ["-n", "ip", "link", "add", "nlp0", "type", type]
+  arguments = ["-n", "ip", "link", "add", "nlp0", "type" | String.split(type)]
   match?({_, 0}, System.cmd("unshare", arguments, stderr_to_stdout: true))
 end
 
@@ -55,7 +55,7 @@ requirements = [
     "No wireguard interfaces in this kernel: the answers of their family are not read."
   },
   vrf: {
-    link?.("vrf") and link?.("dummy"),
+    link?.("vrf table 10") and link?.("dummy"),
     "No vrf or dummy interfaces in this kernel: the routes of these are not followed."
   },
   tshark: {

@@ -118,13 +118,13 @@ defmodule NetlinkPort.GenericFollowTest do
   describe "a monitor" do
     defp monitor!(context, opts) do
       place = [server: context.server, netns: {:name, context.netns}, protocol: :generic]
-      monitor = start_supervised!({Monitor, place ++ opts}, restart: :temporary)
+      monitor = start_supervised!({Monitor, Keyword.merge(place, opts)}, restart: :temporary)
       assert Monitor.subscribe(monitor) == {:ok, monitor}
       monitor
     end
 
     defp next(monitor) do
-      assert_receive message when elem(message, 1) == monitor, 5_000
+      assert_receive message when elem(message, 1) == monitor
       message
     end
 
@@ -245,15 +245,19 @@ defmodule NetlinkPort.GenericFollowTest do
       end
     end
 
-    for {family, group, module} <- [
-          {"psample", "config", "psample"},
-          {"NET_DM", "events", "drop_monitor"}
+    # The family of drop_monitor is in the initial namespace alone.
+    for {family, group, module, host?} <- [
+          {"psample", "config", "psample", false},
+          {"NET_DM", "events", "drop_monitor", true}
         ] do
       @tag :modules
       test "joins the group of #{module} again, when that is unloaded and loaded", context do
         {family, group, module} = {unquote(family), unquote(group), unquote(module)}
+        netns = if unquote(host?), do: :host, else: {:name, context.netns}
+        {:ok, asking} = NetlinkPort.open(context.server, :generic, netns: netns, active: false)
+        context = %{context | asking: asking}
         on_exit(fn -> as_root("modprobe", ["--remove", module]) end)
-        monitor = monitor!(context, groups: [{family, group}])
+        monitor = monitor!(context, groups: [{family, group}], netns: netns)
         # It loads no module by itself.
         assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
         refute File.read!("/proc/modules") =~ ~r/^#{module} /m
