@@ -1011,8 +1011,8 @@ defmodule NetlinkPort do
     * `:handle`, `:protocol`, `:netns`, `:owner`, `:active`, `:port_id`, `:window`.
     * `:inode`, `:device`, `:cookie` - the namespace that the socket is really in: inode and device of its file, and
       its cookie (`SO_NETNS_COOKIE`, or `nil`).
-    * `:verified` - whether the kernel has confirmed that namespace. It does so only for a helper with CAP_NET_ADMIN
-      there.
+    * `:verified` - whether the kernel has confirmed that namespace. Before Linux 6.18 it does so only for a helper with
+      CAP_NET_ADMIN there.
     * `:drops` - datagrams that the kernel has dropped, as far as the helper has reported them.
     * `:foreign` - datagrams from user space that were refused.
     * `:kept` - items that wait in the VM for the owner.

@@ -43,7 +43,7 @@ pub struct Place {
     pub identity: Identity,
     /// `SO_NETNS_COOKIE`, where the kernel has it.
     pub cookie: Option<u64>,
-    /// Whether the kernel has confirmed the namespace (`SIOCGSKNS`).
+    /// Whether the kernel has confirmed the namespace (`SIOCGSKNS`, `NS_GET_ID`).
     pub verified: bool,
 }
 
@@ -124,7 +124,7 @@ impl Socket {
         let visit = home.visit(&spec.target, &spec.known, || {
             sys::netlink_socket(spec.protocol).at(Stage::Socket)
         })?;
-        let place = prove(&visit.socket, visit.identity)?;
+        let place = prove(&visit.socket, visit.identity, visit.id)?;
         let mut socket = Self {
             fd: visit.socket,
             place,
@@ -335,21 +335,25 @@ impl Socket {
     }
 }
 
-/// Asks the kernel which namespace a new socket is in. If the kernel does not tell (EPERM, or an old kernel), the
-/// socket is accepted with `verified: false`.
-fn prove(fd: &OwnedFd, wanted: Identity) -> Result<Place, Failure> {
+/// Asks the kernel which namespace a new socket is in. SIOCGSKNS takes CAP_NET_ADMIN. Where it is refused, the
+/// namespace is confirmed if its number, `id`, is the cookie of the socket: since Linux 6.18 the two are equal. If the
+/// kernel does not tell, the socket is accepted with `verified: false`.
+fn prove(fd: &OwnedFd, wanted: Identity, id: Option<u64>) -> Result<Place, Failure> {
+    let cookie = cookie(fd);
     let verified = match sys::socket_namespace(fd) {
         Ok(file) if Identity::of(&file).at(Stage::Info)? == wanted => true,
         Ok(_) => {
             let failure = Failure::new(Stage::Socket, Errno::EXDEV);
             return Err(failure.because("opened in another namespace"));
         }
-        Err(Errno::EPERM | Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP) => false,
+        Err(Errno::EPERM | Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP) => {
+            id.is_some() && id == cookie
+        }
         Err(errno) => return Err(Failure::new(Stage::Socket, errno)),
     };
     Ok(Place {
         identity: wanted,
-        cookie: cookie(fd),
+        cookie,
         verified,
     })
 }

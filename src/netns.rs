@@ -125,17 +125,19 @@ impl Home {
         known: &[Process],
         work: impl FnOnce() -> Result<OwnedFd, Failure>,
     ) -> Result<Visit, Failure> {
-        let (socket, identity, processes) = match target {
-            Target::Host => (work()?, self.identity, Vec::new()),
+        let (socket, identity, id, processes) = match target {
+            Target::Host => (work()?, self.identity, id(&self.file), Vec::new()),
             target => {
                 let namespace = open(target, known, &self.privileges)?;
                 let socket = self.enter(&namespace, work)?;
-                (socket, namespace.identity, namespace.processes)
+                let id = id(&namespace.file);
+                (socket, namespace.identity, id, namespace.processes)
             }
         };
         Ok(Visit {
             socket: sys::out_of_the_way(socket),
             identity,
+            id,
             processes,
         })
     }
@@ -214,8 +216,14 @@ pub struct Visit {
     pub socket: OwnedFd,
     /// The namespace.
     pub identity: Identity,
+    /// The number of the namespace (`NS_GET_ID`), since Linux 6.18.
+    pub id: Option<u64>,
     /// The processes that its path led through.
     pub processes: Vec<Process>,
+}
+
+fn id(namespace: &OwnedFd) -> Option<u64> {
+    sys::namespace_id(namespace).ok()
 }
 
 /// Which user namespace owns a network namespace: this program's own, one below it, or another.

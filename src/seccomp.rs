@@ -7,7 +7,7 @@
 use crate::bpf::{Rules, Test};
 use crate::error::Fatal;
 use crate::namespace_watch;
-use crate::sys::{self, NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
+use crate::sys::{self, NS_GET_ID, NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
 use crate::system_calls;
 use libc::c_long;
 use nix::errno::Errno;
@@ -68,6 +68,9 @@ fn rules(needs: Needs) -> Rules {
         }
         for (call, argument, test) in child() {
             rules.allow_if(call, argument, test);
+        }
+        for number in system_calls::CHILD_SOCKETCALLS {
+            rules.allow_if(system_calls::SOCKETCALL, 0, Test::Equal(*number));
         }
     }
     rules
@@ -131,6 +134,7 @@ fn conditional() -> Vec<Condition> {
         ),
         (libc::SYS_setns, 1, Test::Equal(libc::CLONE_NEWNET as u32)),
         (libc::SYS_ioctl, 1, Test::Equal(SIOCGSKNS as u32)),
+        (libc::SYS_ioctl, 1, Test::Equal(NS_GET_ID as u32)),
         (libc::SYS_ioctl, 1, Test::Equal(NS_GET_NSTYPE as u32)),
         // The user namespace that owns a namespace: for the error, and for the child that joins it.
         (libc::SYS_ioctl, 1, Test::Equal(NS_GET_USERNS as u32)),
@@ -145,6 +149,8 @@ fn conditional() -> Vec<Condition> {
             Test::Equal(namespace_watch::FOLDER.bits()),
         ),
     ];
+    let numbers = system_calls::SOCKETCALLS.iter();
+    conditions.extend(numbers.map(|number| (system_calls::SOCKETCALL, 0, Test::Equal(*number))));
     // No flag to write, or to make a file. The C library adds O_LARGEFILE.
     let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
     let open_flags = none_but(open_flags | libc::O_NOFOLLOW | libc::O_LARGEFILE);
@@ -232,6 +238,7 @@ mod tests {
             (libc::SYS_socket, netlink),
             (libc::SYS_setns, [-1, libc::CLONE_NEWNET.into(), 0, 0, 0]),
             (libc::SYS_ioctl, [-1, SIOCGSKNS as c_long, 0, 0, 0]),
+            (libc::SYS_ioctl, [-1, NS_GET_ID as c_long, 0, 0, 0]),
             (libc::SYS_ioctl, [-1, NS_GET_USERNS as c_long, 0, 0, 0]),
             (
                 system_calls::FCNTL,
@@ -352,6 +359,24 @@ mod tests {
             may(LOOP, system_calls::FCNTL, set_fd),
             system_calls::OPEN_SETS_CLOEXEC
         );
+    }
+
+    #[cfg(target_arch = "s390x")]
+    #[test]
+    fn socketcall_is_let_through_for_calls_without_a_family() {
+        // SYS_SOCKET 1, SYS_LISTEN 4, SYS_ACCEPT 5, SYS_SOCKETPAIR 8, SYS_SENDMSG 16
+        for number in [1, 2, 3, 4, 5, 8, 11, 16, 17] {
+            for needs in [LOOP, EVERYTHING] {
+                let of_child = needs.user_namespaces && [8, 16].contains(&number);
+                let expected = of_child || [2, 3, 11, 17].contains(&number);
+                let arguments = [number, 0, 0, 0, 0];
+                assert_eq!(
+                    may(needs, system_calls::SOCKETCALL, arguments),
+                    expected,
+                    "{number}"
+                );
+            }
+        }
     }
 
     #[test]

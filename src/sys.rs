@@ -20,6 +20,8 @@ pub const SIOCGSKNS: libc::Ioctl = 0x894C;
 pub const NS_GET_NSTYPE: libc::Ioctl = 0xB703;
 /// `NS_GET_USERNS` of include/uapi/linux/nsfs.h.
 pub const NS_GET_USERNS: libc::Ioctl = 0xB701;
+/// `NS_GET_ID` of include/uapi/linux/nsfs.h: `_IOR(0xb7, 13, __u64)`.
+pub const NS_GET_ID: libc::Ioctl = 0x8008_B70D_u32 as libc::Ioctl;
 /// `PIDFD_THREAD` of include/uapi/linux/pidfd.h: a thread instead of a process, since Linux 6.9.
 pub const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 /// The lowest number of descriptors that stay open. The kernel looks a descriptor in a message up in the table
@@ -47,12 +49,13 @@ fn owned(fd: libc::c_long) -> Result<OwnedFd, Errno> {
 }
 
 /// `socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol)`, netlink(7). Unlike
-/// nix's, it takes any protocol number.
+/// nix's, it takes any protocol number. The C library's would be socketcall(2) on s390x, where the filter cannot see
+/// the family.
 pub fn netlink_socket(protocol: i32) -> Result<OwnedFd, Errno> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket(2) takes integers alone.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) };
-    owned(fd.into())
+    let fd = unsafe { libc::syscall(libc::SYS_socket, libc::AF_NETLINK, kind, protocol) };
+    owned(fd)
 }
 
 /// `pidfd_open(pid, flags)`, pidfd_open(2).
@@ -100,6 +103,17 @@ pub fn namespace_owner(namespace: impl AsFd) -> Result<OwnedFd, Errno> {
     // SAFETY: this ioctl has no argument.
     let fd = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
     owned(fd.into())
+}
+
+/// `ioctl(fd, NS_GET_ID)`: the number of a namespace, which no other namespace gets until the next boot. ENOTTY before
+/// Linux 6.18.
+pub fn namespace_id(namespace: impl AsFd) -> Result<u64, Errno> {
+    let mut id = 0_u64;
+    let fd = namespace.as_fd().as_raw_fd();
+    // SAFETY: this ioctl stores eight bytes in `id`, a u64 of this frame.
+    let done = unsafe { libc::ioctl(fd, NS_GET_ID, ptr::from_mut(&mut id)) };
+    Errno::result(done)?;
+    Ok(id)
 }
 
 /// `fcntl(fd, F_DUPFD_CLOEXEC, least)`, fcntl(2): the same file under the lowest free number from `least` on.

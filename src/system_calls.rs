@@ -7,11 +7,19 @@ use libc::c_long;
 #[cfg(any(target_arch = "aarch64", target_arch = "riscv64"))]
 pub const OWN: &[c_long] = &[libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_fstatfs];
 /// Older machines also have epoll_wait(2), and glibc calls it there.
-#[cfg(any(target_arch = "x86_64", target_arch = "s390x"))]
+#[cfg(target_arch = "x86_64")]
 pub const OWN: &[c_long] = &[
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_fstatfs,
+    libc::SYS_epoll_wait,
+];
+/// glibc's fstatfs(3) is fstatfs64(2) there.
+#[cfg(target_arch = "s390x")]
+pub const OWN: &[c_long] = &[
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_fstatfs64,
     libc::SYS_epoll_wait,
 ];
 /// 32-bit machines have other calls for 64-bit sizes, and since Linux 5.1 for 64-bit times. The C library tries
@@ -43,6 +51,27 @@ pub const MMAP: c_long = libc::SYS_mmap;
 pub const MMAP: c_long = libc::SYS_mmap2;
 /// Whether a filter sees the protection of mmap(2). On s390x the call has one argument, a pointer to all six.
 pub const MMAP_IS_SEEN: bool = !cfg!(target_arch = "s390x");
+
+/// The socket calls that the C library makes by socketcall(2), as glibc does on s390x, by their numbers
+/// (include/uapi/linux/net.h): bind, connect, getsockname, send, sendto, setsockopt, getsockopt, recvmsg. A filter sees
+/// that number alone. socket(2) is not among them: its family has to be seen.
+pub const SOCKETCALLS: &[u32] = if cfg!(target_arch = "s390x") {
+    &[2, 3, 6, 9, 11, 14, 15, 17]
+} else {
+    &[]
+};
+/// Likewise, those of the child that passes a socket back: socketpair, sendmsg.
+pub const CHILD_SOCKETCALLS: &[u32] = if cfg!(target_arch = "s390x") {
+    &[8, 16]
+} else {
+    &[]
+};
+/// socketcall(2), which these machines do not have or need.
+#[cfg(not(target_arch = "s390x"))]
+pub const SOCKETCALL: c_long = -1;
+/// socketcall(2).
+#[cfg(target_arch = "s390x")]
+pub const SOCKETCALL: c_long = libc::SYS_socketcall;
 
 /// The position of the flags among the arguments of clone(2).
 pub const CLONE_FLAGS: u8 = if cfg!(target_arch = "s390x") { 1 } else { 0 };

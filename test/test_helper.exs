@@ -1,12 +1,28 @@
 NetlinkPort.Rootless.run()
 
+loadable? = fn module ->
+  File.exists?("/proc/modules") and
+    match?({_, 0}, System.cmd("modprobe", ["--dry-run", module], stderr_to_stdout: true)) and
+    not String.contains?(File.read!("/proc/modules"), module <> " ")
+end
+
+link? = fn type ->
+  arguments = ["-n", "ip", "link", "add", "nlp0", "type" | String.split(type)]
+  match?({_, 0}, System.cmd("unshare", arguments, stderr_to_stdout: true))
+end
+
+# Set by test/kernels/guest.sh.
+own_machine? = System.get_env("NETLINK_PORT_TEST_OWN_MACHINE") != nil
+
 # Skips the tests that this machine does not allow, and says so in one line.
 requirements = [
   modules: {
-    File.exists?("/proc/modules") and
-      match?({_, 0}, System.cmd("modprobe", ["--dry-run", "psample"], stderr_to_stdout: true)) and
-      not String.contains?(File.read!("/proc/modules"), "psample "),
-    "No module `psample` to load here: generic families are not registered again for real."
+    loadable?.("psample") and loadable?.("drop_monitor"),
+    "No modules `psample` and `drop_monitor` to load here: generic families are not registered again for real."
+  },
+  mac80211_hwsim: {
+    own_machine? and loadable?.("mac80211_hwsim"),
+    "Not in a machine of the suite's own with the module `mac80211_hwsim` (make kernels): no radios are simulated."
   },
   root: {
     System.cmd("id", ["-u"]) == {"0\n", 0} or System.get_env("NETLINK_PORT_TEST_SU") != nil,
@@ -31,11 +47,16 @@ requirements = [
     "No systemd-analyze: the unit of examples/systemd is not checked."
   },
   team: {
-    match?(
-      {_, 0},
-      System.cmd("unshare", ~w(-n ip link add type team), stderr_to_stdout: true)
-    ),
+    link?.("team"),
     "No team interfaces in this kernel: the answers of their family are not read."
+  },
+  wireguard: {
+    link?.("wireguard"),
+    "No wireguard interfaces in this kernel: the answers of their family are not read."
+  },
+  vrf: {
+    link?.("vrf table 10") and link?.("dummy"),
+    "No vrf or dummy interfaces in this kernel: the routes of these are not followed."
   },
   tshark: {
     System.find_executable("tshark") != nil and System.find_executable("capinfos") != nil,

@@ -159,7 +159,8 @@ defmodule NetlinkPort.Monitor do
   So a monitor takes these groups by name, `groups: [{"ethtool", "monitor"}]`, and names of families as types in
   `:dump` and `:subscription`. It follows the group `notify` of the family `nlctrl`, where the kernel announces
   families, and joins the groups again. This is a gap with the reason `{:family, name}`. While a family or a
-  group does not exist, the monitor is down with `ENOENT`. The monitor loads no module.
+  group does not exist, the monitor is down with `ENOENT`. The monitor loads no module. Some families are in the
+  initial namespace alone, such as `NET_DM` of drop_monitor: in other namespaces they are `ENOENT` for good.
 
   ## What the kernel does not tell
 
@@ -170,6 +171,8 @@ defmodule NetlinkPort.Monitor do
       routes with it, without an `RTM_DELROUTE`. Routes of the scope host stay until the interface is deleted. A
       route with several nexthops goes with the last of their interfaces. Until then, in IPv6 too, the nexthop has
       `RTNH_F_DEAD`, and loses the flag when the interface is up again.
+    * An interface that enters or leaves a VRF (`RTM_NEWLINK` with another `IFLA_MASTER`) loses all its IPv4 routes,
+      those of the scope host too, and then has an `RTM_NEWROUTE` for each that it has in the other table.
     * Nexthops on an interface without a carrier have `RTNH_F_LINKDOWN`. The event is an `RTM_NEWLINK` without
       `IFF_LOWER_UP` and `IFF_RUNNING`.
     * A nexthop object that is deleted takes the IPv4 routes that use it (`RTA_NH_ID`) with it, and a group that

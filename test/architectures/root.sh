@@ -65,7 +65,7 @@ INIT
   chmod 755 "$dir/initrd/init"
   (cd "$dir/initrd" && find . | cpio -o -H newc --quiet | gzip -1) >"$dir/initrd.gz"
   rm -rf "$root/boot" "$root/usr/share/doc" "$root/usr/share/locale" "$root/usr/share/man"
-  mke2fs -q -t ext4 -L root -d "$root" "$dir/root.ext4" 1500M
+  mke2fs -q -t ext4 -L root -d "$root" "$dir/root.ext4" 1500M >/dev/null
   rm -rf --one-file-system "$root"
   touch "$dir/ready"
 fi

@@ -91,7 +91,7 @@ place() { # ARCH
   mkdir "$work/frames"
   (cd "$top" && MIX_ENV=dev mix run test/architectures/frames.exs "$order" "$work/frames") >"$dir/$arch.frames.log" 2>&1
   disk=$dir/$arch.work.ext4
-  rm -f "$disk" && mke2fs -q -t ext4 -L work -d "$work" "$disk" 600M
+  rm -f "$disk" && mke2fs -q -t ext4 -L work -d "$work" "$disk" 600M >/dev/null
 
   say "booting under ${qemu%% *} (TCG)"
   : >"$dir/$arch.log"

@@ -39,8 +39,8 @@ if [ "$(cat "$dir/image" 2>/dev/null)" != "$key" ]; then
   echo "containers: making the image"
   [ -e "$dir/base.tar" ] || {
     mmdebstrap --mode=root --variant=minbase --include=libncursesw6,libssl3,libstdc++6,iproute2,libcap2-bin,procps \
-      bookworm "$dir/base.tar.new" http://deb.debian.org/debian >"$dir/base.log" 2>&1 || { tail "$dir/base.log"; exit 1; }
-    mv "$dir/base.tar.new" "$dir/base.tar"
+      bookworm "$dir/base.new.tar" http://deb.debian.org/debian >"$dir/base.log" 2>&1 || { tail "$dir/base.log"; exit 1; }
+    mv "$dir/base.new.tar" "$dir/base.tar"
   }
   (cd "$top/examples/sample" && export MIX_ENV=prod && mix deps.get && mix release --overwrite --path "$dir/context/release") \
     >"$dir/release.log" 2>&1 || { tail -20 "$dir/release.log"; exit 1; }

@@ -5,7 +5,8 @@
 set -u
 
 # Arguments of the kernel are in the environment of this script: SOAK_SECONDS, KERNELS_STEPS and KERNELS_FILES.
-export HOME=/root LC_ALL=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin MIX_ENV=test
+# The machine is the suite's own: it may simulate radios.
+export NETLINK_PORT_TEST_OWN_MACHINE=1 HOME=/root LC_ALL=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin MIX_ENV=test
 cd "$(dirname "$0")/../.." || exit
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -32,8 +33,9 @@ step() { # NAME COMMAND...
 
 facts() {
   uname -rv
+  modprobe nf_conntrack
   for sysctl in net/core/rmem_max net/core/wmem_max net/core/rmem_default net/core/optmem_max \
-    kernel/unprivileged_userns_clone user/max_user_namespaces fs/pipe-user-pages-soft; do
+    net/netfilter/nf_conntrack_events kernel/unprivileged_userns_clone user/max_user_namespaces fs/pipe-user-pages-soft; do
     echo "$sysctl: $(cat "/proc/sys/$sysctl" 2>&1)"
   done
   target/kernel-facts

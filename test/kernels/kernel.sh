@@ -59,7 +59,10 @@ if [ ! -d "$kernel" ]; then
   [ -d "$new/tree/usr/lib/modules" ] || { mkdir -p "$new/tree/usr"; mv "$new/tree/lib" "$new/tree/usr/lib"; }
   ln -sfn usr/lib "$new/tree/lib" 2>/dev/null || true
   release=$(ls "$new/tree/usr/lib/modules")
-  cp "$new"/tree/boot/vmlinuz-* "$new/vmlinuz"
+  # Debian's newer packages have it beside the modules.
+  for image in "$new"/tree/boot/vmlinuz-* "$new/tree/usr/lib/modules/$release/vmlinuz"; do
+    [ ! -e "$image" ] || cp "$image" "$new/vmlinuz"
+  done
   /sbin/depmod -b "$new/tree" "$release"
 
   init=$new/init

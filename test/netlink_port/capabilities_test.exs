@@ -152,13 +152,43 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert "lo" in Rtnl.link_names(socket)
   end
 
-  test "without CAP_NET_ADMIN a socket's place is not verified, and changes are refused" do
+  test "without CAP_NET_ADMIN a socket's place is confirmed since Linux 6.18, by NS_GET_ID" do
+    netns = netns!()
+    server = start_without!([:net_admin])
+
+    for {place, file} <- [{:host, "/proc/self/ns/net"}, {{:name, netns}, netns_path(netns)}] do
+      {:ok, socket} = NetlinkPort.open(server, :route, netns: place, active: false)
+      assert {:ok, %{verified: verified, cookie: cookie} = told} = NetlinkPort.info(socket)
+      assert verified == linux?(6, 18)
+      assert told.inode == inode(file)
+      assert cookie?(cookie)
+    end
+  end
+
+  test "without CAP_NET_ADMIN and NS_GET_ID, as before Linux 6.18, a socket's place is not verified" do
+    netns = netns!()
+    inject = "#{fixture!("inject")} NS_GET_ID ENOTTY always #{helper()}"
+
+    server =
+      start_server!(executable: script!("exec setpriv --bounding-set -net_admin #{inject}"))
+
+    {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
+    inode = inode(netns_path(netns))
+    assert {:ok, %{verified: false, inode: ^inode}} = NetlinkPort.info(socket)
+    assert "lo" in Rtnl.link_names(socket)
+  end
+
+  test "with CAP_NET_ADMIN a socket's place is confirmed without NS_GET_ID" do
+    netns = netns!()
+    server = start_injected!("NS_GET_ID ENOTTY always")
+    {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
+    assert {:ok, %{verified: true}} = NetlinkPort.info(socket)
+  end
+
+  test "without CAP_NET_ADMIN changes are refused" do
     netns = netns!()
     server = start_without!([:net_admin])
     {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
-    inode = inode(netns_path(netns))
-    assert {:ok, %{verified: false, inode: ^inode, cookie: cookie}} = NetlinkPort.info(socket)
-    assert cookie?(cookie)
 
     :ok = NetlinkPort.send(socket, Rtnl.new_bridge("br0", 1))
     assert {:ok, answer} = NetlinkPort.recv(socket, 1_000)

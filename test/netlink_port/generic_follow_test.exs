@@ -118,13 +118,13 @@ defmodule NetlinkPort.GenericFollowTest do
   describe "a monitor" do
     defp monitor!(context, opts) do
       place = [server: context.server, netns: {:name, context.netns}, protocol: :generic]
-      monitor = start_supervised!({Monitor, place ++ opts}, restart: :temporary)
+      monitor = start_supervised!({Monitor, Keyword.merge(place, opts)}, restart: :temporary)
       assert Monitor.subscribe(monitor) == {:ok, monitor}
       monitor
     end
 
     defp next(monitor) do
-      assert_receive message when elem(message, 1) == monitor, 5_000
+      assert_receive message when elem(message, 1) == monitor
       message
     end
 
@@ -245,26 +245,36 @@ defmodule NetlinkPort.GenericFollowTest do
       end
     end
 
-    @tag :modules
-    test "joins the group of a module that is unloaded and loaded again", context do
-      on_exit(fn -> as_root("modprobe", ["--remove", "psample"]) end)
-      monitor = monitor!(context, groups: [{"psample", "config"}])
-      # It loads no module by itself.
-      assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
-      refute File.read!("/proc/modules") =~ ~r/^psample /m
-      {_output, 0} = as_root("modprobe", ["psample"])
-      assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
-      assert in_group?(monitor, context)
-      {_output, 0} = as_root("modprobe", ["--remove", "psample"])
-      assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
-      {_output, 0} = as_root("modprobe", ["psample"])
-      assert {:netlink_resync, ^monitor, {:family, "psample"}} = next(monitor)
-      assert in_group?(monitor, context)
+    # The family of drop_monitor is in the initial namespace alone.
+    for {family, group, module, host?} <- [
+          {"psample", "config", "psample", false},
+          {"NET_DM", "events", "drop_monitor", true}
+        ] do
+      @tag :modules
+      test "joins the group of #{module} again, when that is unloaded and loaded", context do
+        {family, group, module} = {unquote(family), unquote(group), unquote(module)}
+        netns = if unquote(host?), do: :host, else: {:name, context.netns}
+        {:ok, asking} = NetlinkPort.open(context.server, :generic, netns: netns, active: false)
+        context = %{context | asking: asking}
+        on_exit(fn -> as_root("modprobe", ["--remove", module]) end)
+        monitor = monitor!(context, groups: [{family, group}], netns: netns)
+        # It loads no module by itself.
+        assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
+        refute File.read!("/proc/modules") =~ ~r/^#{module} /m
+        {_output, 0} = as_root("modprobe", [module])
+        assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
+        assert in_group?(monitor, family, group, context)
+        {_output, 0} = as_root("modprobe", ["--remove", module])
+        assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
+        {_output, 0} = as_root("modprobe", [module])
+        assert {:netlink_resync, ^monitor, {:family, ^family}} = next(monitor)
+        assert in_group?(monitor, family, group, context)
+      end
     end
 
-    defp in_group?(monitor, %{asking: asking}) do
+    defp in_group?(monitor, family, group, %{asking: asking}) do
       {:joined, socket} = :sys.get_state(monitor).place
-      {:ok, %{groups: %{"config" => number}}} = Generic.family(asking, "psample")
+      {:ok, %{groups: %{^group => number}}} = Generic.family(asking, family)
       {:ok, numbers} = NetlinkPort.memberships(socket)
       number in numbers
     end

@@ -228,4 +228,39 @@ defmodule NetlinkPort.MonitorRoutesTest do
       "route replace default via fd01::2 dev vb"
     ])
   end
+
+  @tag :vrf
+  test "an interface that enters and leaves a vrf takes its routes along", context do
+    all_true!(context, [
+      ["link add vrf1 type vrf table 10", "link set vrf1 up"],
+      "link set vb master vrf1",
+      "route add 10.9.0.0/24 via 10.0.1.2 vrf vrf1",
+      "link set vb nomaster",
+      "link set vb master vrf1",
+      "route add 10.9.1.0/24 via 10.0.1.2 vrf vrf1",
+      "link del vrf1"
+    ])
+  end
+
+  @tag :vrf
+  test "a dummy that loses its carrier keeps its routes, and takes its nexthop objects with it",
+       context do
+    all_true!(context, [
+      [
+        "link add d0 type dummy",
+        "link set d0 up",
+        "addr add 10.0.2.1/24 dev d0",
+        "addr add fd02::1/64 dev d0 nodad",
+        "nexthop add id 1 via 10.0.2.2 dev d0",
+        "route add 10.9.0.0/24 via 10.0.2.2",
+        "route add 10.9.1.0/24 nhid 1",
+        "route add fd09::/64 via fd02::2"
+      ],
+      "link set d0 carrier off",
+      "link set d0 carrier on",
+      "link set d0 down",
+      "link set d0 up",
+      "link del d0"
+    ])
+  end
 end

@@ -175,7 +175,7 @@ defmodule NetlinkPort.MonitorTablesTest do
     end
 
     links =
-      for {index, {name, {:ok, mtu}, _flags}} <- tables,
+      for {index, {name, {:ok, mtu}, _flags, _master, _kind}} <- tables,
           is_integer(index),
           do: ["#{index}", name, "#{mtu}"]
 

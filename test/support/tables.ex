@@ -43,7 +43,9 @@ defmodule NetlinkPort.Tables do
       {:ok, name} ->
         tables = if up?(flags), do: tables, else: down(tables, index)
         tables = if carrier?(flags), do: tables, else: without_nexthops_of(tables, index)
-        Map.put(tables, index, {name, Attr.u32(attrs, 4), flags})
+        master = Attr.u32(attrs, 10)
+        tables = if vrf_changes?(tables, index, master), do: gone(tables, index), else: tables
+        Map.put(tables, index, {name, Attr.u32(attrs, 4), flags, master, kind(attrs)})
 
       :missing ->
         tables
@@ -93,6 +95,27 @@ defmodule NetlinkPort.Tables do
 
   defp up?(flags), do: Bitwise.band(flags, @up) != 0
   defp carrier?(flags), do: up?(flags) and Bitwise.band(flags, @carrier) != 0
+
+  # IFLA_LINKINFO, IFLA_INFO_KIND
+  defp kind(attrs) do
+    with {:ok, info} <- Attr.nested(attrs, 18), {:ok, kind} <- Attr.string(info, 1), do: kind
+  end
+
+  # An interface that enters or leaves a VRF loses its IPv4 routes, those of the scope host, too.
+  defp vrf_changes?(tables, index, master) do
+    case tables do
+      %{^index => {_name, _mtu, _flags, old, _kind}} when old != master ->
+        vrf?(tables, old) or vrf?(tables, master)
+
+      _new_or_same ->
+        false
+    end
+  end
+
+  defp vrf?(tables, {:ok, index}),
+    do: match?(%{^index => {_name, _mtu, _flags, _master, "vrf"}}, tables)
+
+  defp vrf?(_tables, :missing), do: false
 
   ## Routes
 
@@ -220,7 +243,7 @@ defmodule NetlinkPort.Tables do
 
   defp up_there?(tables, index) do
     case tables do
-      %{^index => {_name, _mtu, flags}} -> up?(flags)
+      %{^index => {_name, _mtu, flags, _master, _kind}} -> up?(flags)
       _gone -> false
     end
   end

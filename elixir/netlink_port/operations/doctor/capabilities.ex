@@ -10,7 +10,7 @@ defmodule NetlinkPort.Doctor.Capabilities do
   # What does not work without each capability.
   @needed [
     sys_admin: "no other namespace can be entered",
-    net_admin: "nothing can be changed, and no place is verified",
+    net_admin: "nothing can be changed, and before Linux 6.18 no place is verified",
     sys_ptrace:
       "namespaces of processes of other users, or with more capabilities, cannot be entered by {:pid, pid}"
   ]

@@ -62,11 +62,12 @@ defmodule NetlinkPort.Doctor.Kernel do
 
   defp cookie(_cookie), do: {:ok, "SO_NETNS_COOKIE", nil}
 
-  defp proof(true, _may_ask), do: {:ok, "SIOCGSKNS: the kernel proves where a socket is", nil}
+  defp proof(true, true), do: {:ok, "SIOCGSKNS: the kernel proves where a socket is", nil}
+  defp proof(true, false), do: {:ok, "NS_GET_ID: the kernel proves where a socket is", nil}
 
   defp proof(false, false) do
     {:warn, "SIOCGSKNS is refused: places are taken on trust",
-     "it takes CAP_NET_ADMIN, see above"}
+     "it takes CAP_NET_ADMIN, see above, or Linux 6.18 or newer"}
   end
 
   defp proof(false, true) do

@@ -92,7 +92,7 @@ defmodule NetlinkPort.Doctor.Namespaces do
 
   defp unconfirmed(place) do
     {:warn, "#{place}: entered, but the kernel does not confirm it",
-     "it tells only those with CAP_NET_ADMIN there"}
+     "before Linux 6.18 it tells only those with CAP_NET_ADMIN there"}
   end
 
   # No namespace is mounted on the file here. The file was left behind by a reboot, or a namespace is mounted on it in
