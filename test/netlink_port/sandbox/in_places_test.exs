@@ -10,7 +10,11 @@ defmodule NetlinkPort.Sandbox.InPlacesTest do
     %{places: Places.setup!()}
   end
 
-  defp told(c, place), do: Places.call(c.places, place, SandboxPlaces, :told, [place])
+  # Where a VM ends while it starts a program, OTP's own erl_child_setup says that it has lost the VM.
+  defp told(c, place) do
+    {told, output} = Places.call(c.places, place, SandboxPlaces, :told, [place])
+    {told, String.replace(output, ~r/^erl_child_setup: failed with error 32 .*\r?\n/m, "")}
+  end
 
   test "a sandbox and its faults work in each place whose processes can be run and named", c do
     for place <- Places.places() -- [:foreign_proc, :unbounded_user] do
