@@ -44,7 +44,7 @@ defmodule NetlinkPort.ActiveTest do
     for n <- 1..3, do: ask(socket, n)
 
     for n <- 1..3 do
-      assert {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
+      assert {:ok, datagram} = NetlinkPort.recv(socket, within(1_000))
       assert sequence(datagram) == n
     end
 
@@ -75,7 +75,7 @@ defmodule NetlinkPort.ActiveTest do
     assert_receive {:netlink_passive, ^socket}
     settle(socket)
     refute_received {:netlink, ^socket, _}
-    assert {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
+    assert {:ok, datagram} = NetlinkPort.recv(socket, within(1_000))
     assert sequence(datagram) == 3
   end
 
@@ -156,7 +156,7 @@ defmodule NetlinkPort.ActiveTest do
     Process.exit(pid, :kill)
     eventually!(fn -> waiting(context.server, socket) == 0 end)
     ask(socket, 1)
-    assert {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
+    assert {:ok, datagram} = NetlinkPort.recv(socket, within(1_000))
     assert sequence(datagram) == 1
   end
 
@@ -177,7 +177,7 @@ defmodule NetlinkPort.ActiveTest do
         else: eventually!(fn -> queued?(context.server, :recv_timeout) end)
 
       :sys.resume(context.server)
-      assert {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
+      assert {:ok, datagram} = NetlinkPort.recv(socket, within(1_000))
       assert sequence(datagram) == 1
     end
   end
@@ -254,7 +254,7 @@ defmodule NetlinkPort.ActiveTest do
     huge = :binary.copy(<<0>>, 17_000_000)
     assert {:error, %Error{stage: :send, reason: :emsgsize}} = NetlinkPort.send(passive, huge)
     ask(passive, 1)
-    assert {:ok, _datagram} = NetlinkPort.recv(passive, 1_000)
+    assert {:ok, _datagram} = NetlinkPort.recv(passive, within(1_000))
   end
 
   test "close says nothing, and what comes after it is EBADF", context do
@@ -483,7 +483,7 @@ defmodule NetlinkPort.ActiveTest do
 
     whole = :crypto.strong_rand_bytes(size)
     assert NetlinkPort.send(from, whole, to: {99, 0}) == :ok
-    assert {:ok, ^whole, _metadata} = NetlinkPort.recv(to, 2_000)
+    assert {:ok, ^whole, _metadata} = NetlinkPort.recv(to, within(2_000))
   end
 
   defp assert_told_and_fits(from, to, size) do
@@ -491,6 +491,6 @@ defmodule NetlinkPort.ActiveTest do
     assert NetlinkPort.send(from, large, to: {99, 0}) == :ok
     assert {:error, %Error{reason: :emsgsize, length: ^size}} = NetlinkPort.recv(to, 2_000)
     assert NetlinkPort.send(from, large, to: {99, 0}) == :ok
-    assert {:ok, ^large, _metadata} = NetlinkPort.recv(to, 2_000)
+    assert {:ok, ^large, _metadata} = NetlinkPort.recv(to, within(2_000))
   end
 end

@@ -102,7 +102,7 @@ defmodule NetlinkPort.AttackerTest do
   end
 
   defp first(socket, false) do
-    assert {:ok, datagram} = NetlinkPort.recv(socket, 2_000)
+    assert {:ok, datagram} = NetlinkPort.recv(socket, within(2_000))
     datagram
   end
 end

@@ -101,7 +101,7 @@ defmodule NetlinkPort.CapabilitiesTest do
       server = start_server!(keep: keep)
       {:ok, socket} = NetlinkPort.open(server, :audit, active: false)
       :ok = NetlinkPort.send(socket, Rtnl.message(1000, 1, 1, <<>>))
-      assert {:ok, datagram} = NetlinkPort.recv(socket, 2_000)
+      assert {:ok, datagram} = NetlinkPort.recv(socket, within(2_000))
       assert [{^type, 1, _payload}] = Rtnl.messages(datagram)
     end
   end
@@ -191,7 +191,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
 
     :ok = NetlinkPort.send(socket, Rtnl.new_bridge("br0", 1))
-    assert {:ok, answer} = NetlinkPort.recv(socket, 1_000)
+    assert {:ok, answer} = NetlinkPort.recv(socket, within(1_000))
     # NLMSG_ERROR with -EPERM.
     assert [{2, 1, <<-1::32-signed-native, _::binary>>}] = Rtnl.messages(answer)
 

@@ -246,7 +246,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
 
     defp received(socket) do
-      assert {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
+      assert {:ok, datagram} = NetlinkPort.recv(socket, within(1_000))
       number(datagram)
     end
 

@@ -164,12 +164,12 @@ defmodule NetlinkPort.NamespacesTest do
     test "a request has its reply, an error its errno", %{server: server, netns: netns} do
       socket = open!(server, netns, active: false)
       :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 7))
-      assert {:ok, reply} = NetlinkPort.recv(socket, 1_000)
+      assert {:ok, reply} = NetlinkPort.recv(socket, within(1_000))
       assert [{16, 7, payload}] = Rtnl.messages(reply)
       assert Rtnl.link_name(payload) == "lo"
 
       :ok = NetlinkPort.send(socket, Rtnl.getlink(12_345, 8), wait: true)
-      assert {:ok, reply} = NetlinkPort.recv(socket, 1_000)
+      assert {:ok, reply} = NetlinkPort.recv(socket, within(1_000))
       # NLMSG_ERROR with -ENODEV.
       assert [{2, 8, <<-19::32-signed-native, _::binary>>}] = Rtnl.messages(reply)
     end
@@ -261,7 +261,7 @@ defmodule NetlinkPort.NamespacesTest do
       attribute = <<11::16-native, 2::16-native, "nlctrl", 0, 0>>
       request = Rtnl.message(16, 1, 5, <<3, 1, 0, 0, attribute::binary>>)
       :ok = NetlinkPort.send(socket, request)
-      assert {:ok, reply} = NetlinkPort.recv(socket, 1_000)
+      assert {:ok, reply} = NetlinkPort.recv(socket, within(1_000))
       assert [{16, 5, payload}] = Rtnl.messages(reply)
       assert payload =~ "nlctrl"
       # All families, as a dump.
@@ -312,7 +312,7 @@ defmodule NetlinkPort.NamespacesTest do
 
     # All messages up to the expected one.
     defp drain(socket, last?, seen \\ []) do
-      {:ok, datagram} = NetlinkPort.recv(socket, 1_000)
+      {:ok, datagram} = NetlinkPort.recv(socket, within(5_000))
       seen = seen ++ Rtnl.messages(datagram)
       if Enum.any?(seen, last?), do: seen, else: drain(socket, last?, seen)
     end
@@ -385,7 +385,7 @@ defmodule NetlinkPort.NamespacesTest do
       socket = open!(server, netns, groups: [@link_group], listen_all_nsid: true, active: false)
 
       ip!(["-n", other, "link", "add", "br0", "type", "bridge"])
-      assert {:ok, _datagram, %{group: nil, nsid: 42}} = NetlinkPort.recv(socket, 2_000)
+      assert {:ok, _datagram, %{group: nil, nsid: 42}} = NetlinkPort.recv(socket, within(2_000))
       ip!(["-n", netns, "link", "add", "br1", "type", "bridge"])
       assert nil in nsids(socket)
     end

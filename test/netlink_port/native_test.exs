@@ -20,7 +20,7 @@ defmodule NetlinkPort.NativeTest do
     assert Rtnl.link_names(socket) == ["lo"]
 
     ip!(["-n", netns, "link", "add", "br0", "type", "bridge"])
-    assert {:ok, event} = NetlinkPort.recv(socket, 2_000)
+    assert {:ok, event} = NetlinkPort.recv(socket, within(2_000))
     assert [{16, 0, payload}] = Rtnl.messages(event)
     assert Rtnl.link_name(payload) == "br0"
 

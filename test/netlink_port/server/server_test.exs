@@ -482,8 +482,8 @@ defmodule NetlinkPort.ServerTest do
     before = switches(helper)
     Process.sleep(500)
     assert switches(helper) == before
-    assert {:ok, _first} = NetlinkPort.recv(socket, 1_000)
-    assert {:ok, _second} = NetlinkPort.recv(socket, 1_000)
+    assert {:ok, _first} = NetlinkPort.recv(socket, within(1_000))
+    assert {:ok, _second} = NetlinkPort.recv(socket, within(1_000))
   end
 
   # Waits until the server has nothing to do, and the helper waits without a timeout. /proc/<pid>/syscall shows arguments
