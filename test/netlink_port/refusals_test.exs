@@ -51,7 +51,13 @@ defmodule NetlinkPort.RefusalsTest do
       |> Map.new(fn {:ok, told} -> told end)
     end
 
-    %{told: told.([]), children: told.(user_namespaces: true), root: root, own: own, other: other}
+    %{
+      told: told.([]),
+      children: told.(user_namespaces: true),
+      root_process: root,
+      own: own,
+      other: other
+    }
   end
 
   # The sentence of an open in each place. In a place that is not named the open succeeds.
@@ -97,9 +103,9 @@ defmodule NetlinkPort.RefusalsTest do
   test "a process of root says that it is closed to the helper, hidden, or of another user namespace",
        c do
     closed =
-      "it leads to process #{c.root}, and the namespaces of processes of other users, or with more"
+      "it leads to process #{c.root_process}, and the namespaces of processes of other users, or with more"
 
-    hidden = "EACCES: process #{c.root} is there, and hidden from the helper (hidepid="
+    hidden = "EACCES: process #{c.root_process} is there, and hidden from the helper (hidepid="
 
     told = %{
       user: ~r"#{closed}.*lacks CAP_SYS_PTRACE; start it as root, or #{@install} with --cap",
@@ -110,7 +116,7 @@ defmodule NetlinkPort.RefusalsTest do
       no_new_privs: ~r"#{closed}.*lacks CAP_SYS_PTRACE; #{@no_new_privs}",
       nosuid: ~r"#{closed}.*lacks CAP_SYS_PTRACE; #{@nosuid}",
       user_namespace:
-        "the namespaces of process #{c.root} are closed to the helper, though it has CAP_SYS_PTRACE: the " <>
+        "the namespaces of process #{c.root_process} are closed to the helper, though it has CAP_SYS_PTRACE: the " <>
           "process is in another user namespace"
     }
 
@@ -120,7 +126,7 @@ defmodule NetlinkPort.RefusalsTest do
       assert_said(
         place,
         :link,
-        Map.put(told, :pid_namespace, "there is no process #{c.root} in that")
+        Map.put(told, :pid_namespace, "there is no process #{c.root_process} in that")
       )
     end
   end

@@ -115,7 +115,7 @@ defmodule NetlinkPort.Sandbox.Fault do
     _offset = opts[:offset] && Arguments.uint32!(:offset, opts[:offset])
     message = opts[:message]
 
-    unless message == nil or (String.valid?(message) and not String.contains?(message, <<0>>)) do
+    unless message == nil or text?(message) do
       raise ArgumentError, "expected message: a text without NUL, got: #{inspect(message)}"
     end
 
@@ -132,6 +132,9 @@ defmodule NetlinkPort.Sandbox.Fault do
     raise ArgumentError,
           "expected a fault of NetlinkPort.Sandbox.fault/3, got: #{inspect(other)} with #{inspect(opts)}"
   end
+
+  defp text?(message),
+    do: is_binary(message) and String.valid?(message) and not String.contains?(message, <<0>>)
 
   defp errno!(errno) do
     _number = Errno.number(errno)

@@ -72,7 +72,7 @@ defmodule NetlinkPort.Sandbox.Recording do
     <<big::32-big>> = bytes
     <<little::32-little>> = bytes
     other = if native == big, do: little, else: big
-    native > length and other in 16..length
+    native > length and other >= 16 and other <= length
   end
 
   defp foreign?(_short), do: false
