@@ -103,17 +103,15 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
   defp records(<<head::binary-16, rest::binary>>, offset, order, unit, packets) do
     [seconds, fraction, captured, length] = words(order, head)
 
-    case rest do
-      <<bytes::binary-size(captured), rest::binary>> ->
-        time = seconds * 1_000_000_000 + fraction * unit
+    if byte_size(rest) >= captured do
+      {bytes, rest} = :erlang.split_binary(rest, captured)
+      time = seconds * 1_000_000_000 + fraction * unit
+      known = %{time: time, interface: nil, direction: nil, offset: offset}
 
-        known = %{time: time, interface: nil, direction: nil, offset: offset}
-
-        with packet when is_map(packet) <- packet(bytes, length, known),
-             do: records(rest, offset + 16 + captured, order, unit, [packet | packets])
-
-      _cut ->
-        {:ok, Enum.reverse(packets), true}
+      with packet when is_map(packet) <- packet(bytes, length, known),
+           do: records(rest, offset + 16 + captured, order, unit, [packet | packets])
+    else
+      {:ok, Enum.reverse(packets), true}
     end
   end
 
