@@ -335,7 +335,7 @@ defmodule NetlinkPort.Monitor do
           {:ok, pid()} | {:error, Error.t()}
   def subscribe(monitor, opts \\ []) do
     Arguments.keyword!(opts)
-    Arguments.known!(opts, [:max_queue])
+    Arguments.known!(opts, [:max_queue], Config.elsewhere())
     bound = Config.max_queue!(Keyword.get(opts, :max_queue, @max_queue))
     call(monitor, {:subscribe, self(), bound})
   end

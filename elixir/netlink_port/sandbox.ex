@@ -37,6 +37,8 @@ defmodule NetlinkPort.Sandbox do
   namespace reads a pipe from the VM, and ends at the end of file. Programs that `run/4` started are in a process
   namespace (pid_namespaces(7)) that ends with that process.
   The folder of a sandbox with `path:` or `stand_in:` is a tmpfs(5) in a mount namespace of its own, and ends with it.
+  There is one exception. While a server with `stand_in: true` starts, its copiers wait in open(2) of a FIFO, and the
+  shell that holds the folder wakes them when the VM ends. If both are killed at the same moment, a copier can stay.
 
   ## Faults
 
@@ -47,11 +49,11 @@ defmodule NetlinkPort.Sandbox do
   | fault | by | what follows |
   | --- | --- | --- |
   | `:helper_killed` | real: SIGKILL | the owner is sent `{:netlink_closed, socket, {:helper_exit, 137}}` (`:epipe` instead of 137 if a command was written to the helper as it ended); the server has been started again when `fault/3` returns |
-  | `:helper_stopped` | real: SIGSTOP | nothing arrives; callers get `ETIMEDOUT`, then the server ends with `:stuck`, after the deadlines of `NetlinkPort.start_link/1` |
-  | `:helper_continued` | real: SIGCONT | what was queued arrives |
+  | `:helper_stopped` | real: SIGSTOP | nothing arrives; callers get `ETIMEDOUT` after the server's `call_timeout:`; without a call the server finds out by a ping, after `ping_interval:`; then the server ends, and the owner is sent `{:netlink_closed, socket, :stuck}` |
+  | `:helper_continued` | real: SIGCONT | what was queued arrives; after `:stuck` there is no helper to continue, and `fault/3` raises |
   | `{:overrun, count}` | real: the receive buffer is filled until the kernel has dropped `count` datagrams | the datagrams from before the gap arrive, then `{:netlink_overrun, socket, count}`; a passive socket returns `ENOBUFS`; a monitor sends `:netlink_resync` with `:overrun` |
-  | `:namespace_gone` | real: the process that holds the namespace ends | with `close_on: :namespace_gone`, the owner is sent `{:netlink_closed, socket, :namespace_gone}`; later opens fail with `ESRCH`, or with `ENOENT` if the sandbox has `path: true` |
-  | `:namespace_back` | real: a new namespace; with `path: true` under the same path | a monitor sends `:netlink_resync` with `:namespace_gone` |
+  | `:namespace_gone` | real: the process that holds the namespace ends | with `close_on: :namespace_gone`, the owner is sent `{:netlink_closed, socket, :namespace_gone}`, and without it nothing; a monitor sends `:netlink_down`; later opens fail with `ESRCH`, or with `ENOENT` if the sandbox has `path: true` |
+  | `:namespace_back` | real: a new namespace | with `path: true` it has the same path, and a monitor sends `:netlink_resync` with `:namespace_gone`; without, only `info/1` names the new namespace, and a monitor stays down |
   | `{:open_refused, :emfile}` | real: RLIMIT_NOFILE of the helper | opens fail with `EMFILE`, until `:open_allowed` |
   | `{:open_refused, errno}` | stand-in | the next open fails with that errno, at the stage `:setns` or that of `stage:` |
   | `{:answer, errno}` | stand-in | the next request is answered with that errno, and does not reach the kernel |
@@ -351,7 +353,8 @@ defmodule NetlinkPort.Sandbox do
       changes by `run!/4`. One drop has been made before it runs, so `fault/3` raises if the function makes `count`
       events or more. Defaults to a function that does nothing.
     * `:times`, with `{:answer, errno}`, `{:open_refused, errno}` and `:interrupted_dump` - how many requests, opens
-      or dumps fail. Defaults to 1. A monitor and `NetlinkPort.dump/4` try an interrupted dump five times.
+      or dumps fail. Defaults to 1. A monitor and `NetlinkPort.dump/4` try an interrupted dump five times: with fewer the
+      dump succeeds.
     * `:type`, with `{:answer, errno}` - only requests of this type fail, for example 16 (`RTM_NEWLINK`). Defaults to
       every type. In a batch each message is a request.
     * `:message` and `:offset`, with `{:answer, errno}` - the extended acknowledgement: the kernel's sentence, and the

@@ -404,6 +404,14 @@ defmodule NetlinkPort.MonitorTest do
       for opts <- [[max_queue: 0], [max_queue: :infinity], [window: 1]] do
         assert_raise ArgumentError, fn -> Monitor.subscribe(self(), opts) end
       end
+
+      assert_raise ArgumentError, ~r/max_queue: is an option of .*\.subscribe\/2$/, fn ->
+        Monitor.start_link(max_queue: 10)
+      end
+
+      assert_raise ArgumentError, ~r/groups: is an option of .*\.start_link\/1$/, fn ->
+        Monitor.subscribe(self(), groups: [1])
+      end
     end
   end
 

@@ -63,6 +63,29 @@ defmodule NetlinkPort.SandboxTest do
       assert run!(c.sandbox, "ip", ["link", "show", "veth1"]) =~ "state UP"
     end
 
+    test "is asked for by its name where a server, a context or nothing is given", c do
+      server = GenServer.whereis(c.server)
+
+      for wrong <- [c.server, server, c, nil, __MODULE__.Nobody, {:global, __MODULE__}, self()],
+          fun <- [
+            &veth(&1, c.sandbox),
+            &veth(c.sandbox, &1),
+            &run(&1, "true", []),
+            &fault(&1, :helper_killed),
+            &Sandbox.info/1
+          ] do
+        error = assert_raise ArgumentError, fn -> fun.(wrong) end
+
+        assert Exception.message(error) =~
+                 "expected a sandbox (`sandbox` in the context of a test"
+
+        assert Exception.message(error) =~ inspect(wrong)
+      end
+
+      assert GenServer.whereis(c.server) == server
+      assert {_taken, _names} = veth(c.sandbox, c.sandbox)
+    end
+
     test "names another to ip(8) by its path", c do
       other = start_supervised!(Sandbox)
       run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
@@ -99,6 +122,10 @@ defmodule NetlinkPort.SandboxTest do
             [server: self(), stand_in: true]
           ] do
         assert_raise ArgumentError, fn -> Sandbox.start_link(opts) end
+      end
+
+      assert_raise ArgumentError, ~r/:call_timeout, .* as server: \[/, fn ->
+        Sandbox.start_link(call_timeout: 500)
       end
     end
 
@@ -436,6 +463,51 @@ defmodule NetlinkPort.SandboxTest do
       assert {:error, %Error{reason: :emfile}} = NetlinkPort.open(c.server, :route, [])
       fault(c.sandbox, :open_allowed)
       assert {:ok, _socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+    end
+
+    # The program is looked for in PATH, which is that of the whole VM.
+    test "a program of theirs that is missing is named", _c do
+      {_vm, _tmp, said} =
+        vm!("""
+        {:ok, sandbox} = NetlinkPort.Sandbox.start_link()
+        System.put_env("PATH", "/nonexistent")
+        refused = fn -> NetlinkPort.Sandbox.fault(sandbox, {:open_refused, :emfile}) end
+        said = try(do: refused.(), rescue: (error in RuntimeError -> error.message))
+        {:error, stand_in} = NetlinkPort.Sandbox.StandIn.start_link("/nonexistent")
+        IO.puts(said <> "; " <> stand_in)
+        """)
+
+      assert said =~ "there is no prlimit(1), which limits the descriptors of the helper"
+      assert said =~ "needs mkfifo(1)"
+    end
+
+    test "a fault without options says so, and is not made", c do
+      for fault <- [:helper_killed, :helper_stopped, :helper_continued, :open_allowed] do
+        assert_raise ArgumentError, ~r/the fault #{inspect(fault)} takes no options/, fn ->
+          fault(c.sandbox, fault, times: 2)
+        end
+      end
+
+      for fault <- [:namespace_gone, :namespace_back] do
+        assert_raise ArgumentError, ~r/takes no options, got: \[path: true\]/, fn ->
+          fault(c.sandbox, fault, path: true)
+        end
+      end
+
+      assert links!(c.server, c.netns) == ["lo"]
+    end
+
+    @tag netlink_sandbox: [server: [ping_interval: 100, call_timeout: 500]]
+    test "the helper stopped: without a call a ping finds it, and it cannot be continued", c do
+      {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
+      fault(c.sandbox, :helper_stopped)
+      assert_receive {:netlink_closed, ^socket, :stuck}, 5_000
+      # The server is away for a moment.
+      eventually!(fn -> match?({:ok, _info}, NetlinkPort.info(c.server)) end)
+
+      assert_raise RuntimeError, ~r/has ended with its server, as by :stuck/, fn ->
+        fault(c.sandbox, :helper_continued)
+      end
     end
 
     test "those that take a stand-in say so where there is none", c do

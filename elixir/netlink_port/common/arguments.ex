@@ -48,15 +48,18 @@ defmodule NetlinkPort.Arguments do
     end
   end
 
-  @doc "Raises for an unknown option."
-  @spec known!(keyword(), [atom()]) :: :ok
-  def known!(opts, known) do
+  @doc "Raises for an unknown option. `elsewhere` says of some options which function takes them."
+  @spec known!(keyword(), [atom()], [{atom(), String.t()}]) :: :ok
+  def known!(opts, known, elsewhere \\ []) do
     case Enum.find(opts, fn {name, _value} -> name not in known end) do
       nil ->
         :ok
 
       {name, _value} ->
-        raise ArgumentError, "unknown option #{inspect(name)}, expected one of #{inspect(known)}"
+        hint = if taker = elsewhere[name], do: "; #{name}: is an option of #{taker}", else: ""
+
+        raise ArgumentError,
+              "unknown option #{inspect(name)}, expected one of #{inspect(known)}#{hint}"
     end
   end
 

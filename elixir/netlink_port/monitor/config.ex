@@ -40,7 +40,8 @@ defmodule NetlinkPort.Monitor.Config do
   @spec new(term()) :: {:ok, t()} | {:error, Error.t()}
   def new(opts) do
     Arguments.keyword!(opts)
-    Arguments.known!(opts, @own ++ @of_sockets ++ (Options.names() -- [:active]))
+    known = @own ++ @of_sockets ++ (Options.names() -- [:active])
+    Arguments.known!(opts, known, max_queue: "NetlinkPort.Monitor.subscribe/2")
     protocol = Keyword.get(opts, :protocol, :route)
     generic? = protocol in [:generic, 16]
     {named, groups} = opts |> Keyword.get(:groups, []) |> split()
@@ -72,6 +73,12 @@ defmodule NetlinkPort.Monitor.Config do
          notify?: generic? and (Nlctrl.notify() in groups or {"nlctrl", "notify"} in named)
        }}
     end
+  end
+
+  @doc "The options that belong to a monitor, not to a subscription."
+  @spec elsewhere() :: [{atom(), String.t()}]
+  def elsewhere do
+    for name <- @own ++ @of_sockets, do: {name, "NetlinkPort.Monitor.start_link/1"}
   end
 
   # Separates groups by name from the others. Options.open/2 checks the others.

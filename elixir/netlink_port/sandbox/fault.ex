@@ -10,6 +10,14 @@ defmodule NetlinkPort.Sandbox.Fault do
   @patience 10_000
   # With this limit only standard input, output and error are possible descriptors.
   @no_descriptor 3
+  @without_options [
+    :helper_killed,
+    :helper_stopped,
+    :helper_continued,
+    :namespace_gone,
+    :namespace_back,
+    :open_allowed
+  ]
   # The stages of NetlinkPort.open/3.
   @stages [
     :open,
@@ -50,7 +58,7 @@ defmodule NetlinkPort.Sandbox.Fault do
 
   def make(sandbox, :helper_continued, []) do
     case stopped(sandbox, Instance.call(sandbox, :info).server) do
-      nil -> {:error, "no helper of this sandbox is stopped"}
+      nil -> {:error, "no helper of this sandbox is stopped" <> ended(sandbox)}
       os_pid -> continue(sandbox, os_pid)
     end
   end
@@ -126,6 +134,10 @@ defmodule NetlinkPort.Sandbox.Fault do
   def make(sandbox, :interrupted_dump, opts) do
     Arguments.known!(opts, [:times])
     stand_in(sandbox, :interrupt, opts)
+  end
+
+  def make(_sandbox, fault, [_ | _] = opts) when fault in @without_options do
+    raise ArgumentError, "the fault #{inspect(fault)} takes no options, got: #{inspect(opts)}"
   end
 
   def make(_sandbox, other, opts) do
@@ -206,6 +218,13 @@ defmodule NetlinkPort.Sandbox.Fault do
     end
   end
 
+  defp ended(sandbox) do
+    if Instance.call(sandbox, :stopped),
+      do:
+        ": the helper that was stopped has ended with its server, as by :stuck or :helper_killed",
+      else: ""
+  end
+
   defp running(sandbox, server) do
     if stopped(sandbox, server),
       do: {:error, "the helper is stopped: make the fault :helper_continued first"},
@@ -256,9 +275,18 @@ defmodule NetlinkPort.Sandbox.Fault do
 
   # Sets only the soft limit, so that it can be raised again.
   defp prlimit(os_pid, limit) do
-    case System.cmd("prlimit", ["--pid", "#{os_pid}", "--nofile=#{limit}"], stderr_to_stdout: true) do
-      {_output, 0} -> :ok
-      {output, _status} -> {:error, String.trim(output)}
+    arguments = ["--pid", "#{os_pid}", "--nofile=#{limit}"]
+
+    with program when program != nil <- System.find_executable("prlimit"),
+         {_output, 0} <- System.cmd(program, arguments, stderr_to_stdout: true) do
+      :ok
+    else
+      nil ->
+        {:error,
+         "there is no prlimit(1), which limits the descriptors of the helper: install util-linux"}
+
+      {output, _status} ->
+        {:error, String.trim(output)}
     end
   end
 end

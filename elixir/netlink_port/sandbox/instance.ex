@@ -14,6 +14,8 @@ defmodule NetlinkPort.Sandbox.Instance do
   # A test may kill the helper as often as it likes.
   @restarts [max_restarts: 1_000_000, max_seconds: 1]
   @options [:name, :server, :path, :stand_in]
+  @in_server "NetlinkPort.start_link/1, as server: [...] here"
+  @elsewhere for name <- [:call_timeout, :ping_interval, :executable], do: {name, @in_server}
   # How long the restart of a server may take, in ms.
   @patience 10_000
 
@@ -34,7 +36,7 @@ defmodule NetlinkPort.Sandbox.Instance do
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
     Arguments.keyword!(opts)
-    Arguments.known!(opts, @options)
+    Arguments.known!(opts, @options, @elsewhere)
     path? = Arguments.boolean!(:path, Keyword.get(opts, :path, false))
     stand_in? = Arguments.boolean!(:stand_in, Keyword.get(opts, :stand_in, false))
     server = Keyword.get(opts, :server, [])
@@ -53,8 +55,30 @@ defmodule NetlinkPort.Sandbox.Instance do
     GenServer.start_link(__MODULE__, {server, path?, stand_in?}, name)
   end
 
+  @doc "Calls a sandbox. Raises ArgumentError for any other process, such as a server."
   @spec call(GenServer.server(), term()) :: term()
-  def call(sandbox, message), do: GenServer.call(sandbox, message, 120_000)
+  def call(sandbox, message) do
+    unless sandbox?(sandbox) do
+      raise ArgumentError,
+            "expected a sandbox (`sandbox` in the context of a test, or what " <>
+              "NetlinkPort.Sandbox.start_link/1 returns), got: #{inspect(sandbox)}"
+    end
+
+    GenServer.call(sandbox, message, 120_000)
+  end
+
+  defp sandbox?(pid) when is_pid(pid) and node(pid) == node() do
+    # GenServer.call/3 says that a process has ended.
+    :proc_lib.translate_initial_call(pid) == {__MODULE__, :init, 1} or not Process.alive?(pid)
+  end
+
+  defp sandbox?(pid) when is_pid(pid), do: true
+  defp sandbox?({:global, _name} = name), do: sandbox?(GenServer.whereis(name))
+  defp sandbox?({:via, _module, _name} = name), do: sandbox?(GenServer.whereis(name))
+  defp sandbox?({name, node}) when is_atom(name) and is_atom(node), do: true
+  defp sandbox?(nil), do: false
+  defp sandbox?(name) when is_atom(name), do: sandbox?(GenServer.whereis(name))
+  defp sandbox?(_other), do: false
 
   ## Start
 

@@ -33,7 +33,12 @@ defmodule NetlinkPort.Sandbox.StandIn do
           {:open, atom(), atom()} | {:answer, atom(), map()} | :interrupt
 
   @spec start_link(Path.t()) :: GenServer.on_start()
-  def start_link(folder), do: GenServer.start_link(__MODULE__, folder)
+  def start_link(folder) do
+    case Enum.find(["mkfifo", "cat"], &(System.find_executable(&1) == nil)) do
+      nil -> GenServer.start_link(__MODULE__, folder)
+      program -> {:error, "stand_in: true needs #{program}(1), and there is none in PATH"}
+    end
+  end
 
   @doc "Adds a rule for the next `times` commands to which it applies."
   @spec add(pid(), rule(), pos_integer()) :: :ok

@@ -12,15 +12,16 @@ defmodule Sample.Links do
   @ifname 3
 
   def start_link(opts) do
-    GenServer.start_link(__MODULE__, Keyword.fetch!(opts, :monitor), Keyword.take(opts, [:name]))
+    GenServer.start_link(__MODULE__, opts, Keyword.take(opts, [:name]))
   end
 
   @doc "The names, sorted, or `:unknown` while the tables are not known."
   def names(links), do: GenServer.call(links, :names)
 
   @impl true
-  def init(monitor) do
-    {:ok, pid} = Monitor.subscribe(monitor)
+  def init(opts) do
+    monitor = Keyword.fetch!(opts, :monitor)
+    {:ok, pid} = Monitor.subscribe(monitor, Keyword.take(opts, [:max_queue]))
     # A monitor sends no message when it ends. This process ends with it, and is restarted.
     Process.monitor(pid)
     {:ok, :unknown}

@@ -26,19 +26,24 @@ defmodule NetlinkPort.Sandbox.GuideTest do
     joined = block!("other = start_supervised!(NetlinkPort.Sandbox)")
     setup = block!("@moduletag :capture_log")
 
-    tests =
-      for name <- ["overrun", "restart"],
-          do: block!("test \"a#{if name == "overrun", do: "n"} #{name}\"")
+    surviving =
+      for start <- ["test \"an overrun", "test \"a restart", "test \"a subscriber that is behind"],
+          do: block!(start)
 
-    gone = block!("@tag netlink_sandbox: [path: true]")
+    surviving = surviving ++ [block!("@tag netlink_sandbox: [path: true]")]
+    events = block!("defmodule MyApp.Events do")
+    own = block!("@tag netlink_sandbox: [stand_in: true]")
+    stuck = block!("@tag netlink_sandbox: [server: [ping_interval: 100")
     replayed = block!("{:ok, %{datagrams: _, cut: 0}} =")
     helper = block!("# test/test_helper.exs")
-    blocks = [first, named, addresses, joined, setup, gone, replayed, helper | tests]
+    blocks = [first, named, addresses, joined, setup, replayed, helper, events, own, stuck]
+    blocks = blocks ++ surviving
     assert Enum.sort(blocks) == Enum.sort(@blocks)
 
     """
     #{helper}
     #{@links |> File.read!() |> String.replace("Sample.Links", "MyApp.Links")}
+    #{events}
     #{first}
     defmodule MyApp.MoreTest do
       use ExUnit.Case
@@ -60,8 +65,16 @@ defmodule NetlinkPort.Sandbox.GuideTest do
       use ExUnit.Case, async: true
       use NetlinkPort.Sandbox
       #{setup}
-      #{Enum.join(tests, "\n")}
-      #{gone}
+      #{Enum.join(surviving, "\n")}
+    end
+
+    defmodule MyApp.EventsTest do
+      use ExUnit.Case, async: true
+      use NetlinkPort.Sandbox
+      @moduletag :capture_log
+      setup :netlink_sandbox
+      #{own}
+      #{stuck}
     end
     """
   end
@@ -92,6 +105,6 @@ defmodule NetlinkPort.Sandbox.GuideTest do
     [program | arguments] = user ++ ["env", "HOME=#{folder}", "CI=true"] ++ arguments
     {output, status} = System.cmd(program, arguments, stderr_to_stdout: true, cd: folder)
     assert {status, output} == {0, output}
-    assert output =~ ~r/5 tests, 0 failures|Result: 5 passed/
+    assert output =~ ~r/8 tests, 0 failures|Result: 8 passed/
   end
 end
