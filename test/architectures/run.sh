@@ -17,7 +17,11 @@ dir=$ARCHITECTURES_DIR
 [ $# -gt 0 ] || set -- aarch64 riscv64 armhf s390x
 [ "$(id -u)" = 0 ] || { echo "make architectures makes file systems and machines: run it as root" >&2; exit 1; }
 # Namespaces, delivery and protocol.
-FILES=${FILES:-namespaces process_namespaces user_namespaces namespace_gone delivery protocol wire options native}
+FILES=${FILES:-namespaces process_namespaces user_namespaces namespace_gone server/delivery helper/protocol wire
+  common/options native}
+for file in $FILES; do
+  [ -e "$top/test/netlink_port/${file}_test.exs" ] || { echo "there is no test/netlink_port/${file}_test.exs" >&2; exit 64; }
+done
 # The most time for a machine, in seconds.
 LIMIT=${LIMIT:-3600}
 
