@@ -106,7 +106,7 @@ place() { # ARCH
     -append "console=$console panic=-1 quiet" \
     -drive "if=none,id=root,format=raw,snapshot=on,file=$machine/root.ext4" -device "$blk,drive=root" \
     -drive "if=none,id=work,format=raw,file=$disk" -device "$blk,drive=work" \
-    </dev/null 2>&1 | tee "$dir/$arch.log" | {
+    </dev/null 2>&1 8>&- | tee "$dir/$arch.log" | {
     sum=0 done=0
     return=$(printf '\r')
     while IFS= read -r line; do
@@ -126,6 +126,8 @@ place() { # ARCH
 }
 
 mkdir -p "$dir"
+exec 8>"$dir/run"
+flock -n 8 || { echo "another make architectures runs in $dir" >&2; exit 1; }
 failed=
 for place in "$@"; do
   rm -f "$dir/$place.passed.new" "$dir/$place.passed.bad"
