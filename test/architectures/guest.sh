@@ -3,8 +3,10 @@
 # TESTS" and "@@ fail NAME". /guest/steps has the steps to run, a line each.
 cd /guest/src || exit 1
 # Code that was built outside has its folder there compiled in.
-mkdir -p "$(dirname "$(cat /guest/top)")"
-ln -s /guest/src "$(cat /guest/top)"
+while read -r top; do
+  mkdir -p "$(dirname "$top")"
+  ln -s /guest/src "$top"
+done </guest/top
 export PATH="/guest/bin:$PATH" MIX_ENV=test
 echo "@@ machine $(uname -m), Linux $(uname -r)"
 

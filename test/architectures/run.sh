@@ -17,7 +17,11 @@ dir=$ARCHITECTURES_DIR
 [ $# -gt 0 ] || set -- aarch64 riscv64 armhf s390x
 [ "$(id -u)" = 0 ] || { echo "make architectures makes file systems and machines: run it as root" >&2; exit 1; }
 # Namespaces, delivery and protocol.
-FILES=${FILES:-namespaces process_namespaces user_namespaces namespace_gone delivery protocol wire options native}
+FILES=${FILES:-namespaces process_namespaces user_namespaces namespace_gone server/delivery helper/protocol wire
+  common/options native}
+for file in $FILES; do
+  [ -e "$top/test/netlink_port/${file}_test.exs" ] || { echo "there is no test/netlink_port/${file}_test.exs" >&2; exit 64; }
+done
 # The most time for a machine, in seconds.
 LIMIT=${LIMIT:-3600}
 
@@ -86,7 +90,8 @@ place() { # ARCH
   printf '#!/bin/sh\nexit 0\n' >"$work/bin/cargo"
   chmod 755 "$work/bin/cargo"
   cp "$here/guest.sh" "$work/guest.sh"
-  echo "/suite$top" >"$work/top"
+  # The Rust tests are built here, and the modules in the chroot.
+  printf '%s\n' "$top" "/suite$top" >"$work/top"
   install -m 0755 "$here/converse.sh" "$work/bin/"
   mkdir "$work/frames"
   (cd "$top" && MIX_ENV=dev mix run test/architectures/frames.exs "$order" "$work/frames") >"$dir/$arch.frames.log" 2>&1
@@ -101,7 +106,7 @@ place() { # ARCH
     -append "console=$console panic=-1 quiet" \
     -drive "if=none,id=root,format=raw,snapshot=on,file=$machine/root.ext4" -device "$blk,drive=root" \
     -drive "if=none,id=work,format=raw,file=$disk" -device "$blk,drive=work" \
-    </dev/null 2>&1 | tee "$dir/$arch.log" | {
+    </dev/null 2>&1 8>&- | tee "$dir/$arch.log" | {
     sum=0 done=0
     return=$(printf '\r')
     while IFS= read -r line; do
@@ -121,6 +126,8 @@ place() { # ARCH
 }
 
 mkdir -p "$dir"
+exec 8>"$dir/run"
+flock -n 8 || { echo "another make architectures runs in $dir" >&2; exit 1; }
 failed=
 for place in "$@"; do
   rm -f "$dir/$place.passed.new" "$dir/$place.passed.bad"

@@ -11,7 +11,7 @@ defmodule Lines do
       Enum.reject(module.tests, &match?({kind, _} when kind in [:skipped, :excluded], &1.state))
 
     bad? = module.state != nil or Enum.any?(tests, & &1.state)
-    file = Path.basename(module.file)
+    file = Path.relative_to(module.file, Path.expand("test/netlink_port"))
     # A file can have more than one module: run.sh adds them up.
     IO.puts(if bad?, do: "\n@@ fail #{file}", else: "\n@@ pass #{file} #{length(tests)}")
     {:noreply, state}
