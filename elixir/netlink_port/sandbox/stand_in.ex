@@ -57,8 +57,12 @@ defmodule NetlinkPort.Sandbox.StandIn do
   # Of a helper that cannot run only a start without the script says why.
   defp alone(opts) do
     case NetlinkPort.start_link(Keyword.put(opts, :name, nil)) do
-      {:ok, server} -> GenServer.stop(server) && nil
-      {:error, error} -> error
+      {:ok, server} ->
+        :ok = GenServer.stop(server)
+        nil
+
+      {:error, error} ->
+        error
     end
   end
 
