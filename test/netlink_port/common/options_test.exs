@@ -86,6 +86,18 @@ defmodule NetlinkPort.OptionsTest do
       refused([add_membership: 1], ":add_membership")
     end
 
+    test "the helper has each socket option, and no other" do
+      source = File.read!(Path.expand("../../../src/options.rs", __DIR__))
+      of_helper = for [_, name] <- Regex.scan(~r/^    \("(\w+)", Name::/m, source), do: name
+      error = assert_raise ArgumentError, fn -> Options.set(frobnicate: 1) end
+      [_, known] = String.split(error.message, "expected one of", parts: 2)
+      ours = for [_, name] <- Regex.scan(~r/:(\w+)/, known), do: name
+
+      # Groups are no options of setopts/2, and the mode is the server's.
+      assert Enum.sort(of_helper -- ~w(add_membership drop_membership memberships)) ==
+               Enum.sort(ours -- ["active"])
+    end
+
     test "wants a keyword list" do
       for opts <- [:active, %{active: true}, [:active], [{"active", true}], [1 | 2], nil] do
         refused(opts, ["keyword list", inspect(opts)])
