@@ -114,7 +114,7 @@ impl Way {
         while let Some(name) = rest.pop() {
             let last = rest.is_empty();
             if last && folder.procfs {
-                self.end = match folder.namespaces {
+                self.end = match folder.namespaces && name != b".." {
                     true => End::Namespace,
                     false => End::Proc,
                 };
