@@ -6,7 +6,7 @@
 use crate::error::{At, Exit, Failure, Stage};
 use crate::privileges::Privileges;
 use crate::process::{self, Process};
-use crate::resolve;
+use crate::resolve::{self, End};
 use crate::sys;
 use crate::userns;
 use nix::errno::Errno;
@@ -279,9 +279,15 @@ fn open_path(path: &[u8], privileges: &Privileges) -> Result<Namespace, Failure>
         true => privileges.with_ptrace(|| open_file(&name)),
         false => open_file(&name),
     };
-    let file = opened.map_err(|failure| match way.exited(privileges, failure.errno) {
-        Some(thread) => failure.because(thread),
-        None => way.explain(failure),
+    let file = opened.map_err(|failure| match way.end {
+        // Linux 5.10.262 leads a link of `/proc/<pid>/ns` that is closed to this program to that folder.
+        End::Namespace if failure == Failure::new(Stage::Setns, Errno::EINVAL) => {
+            way.explain(Failure::new(Stage::Open, Errno::EACCES))
+        }
+        _ => match way.exited(privileges, failure.errno) {
+            Some(thread) => failure.because(thread),
+            None => way.explain(failure),
+        },
     })?;
     for held in &way.processes {
         if held.has_ended().at(Stage::Open)? {
@@ -357,6 +363,8 @@ mod tests {
         let cannot_open = |errno| Err((Stage::Open, errno, String::new()));
         assert_eq!(fails(b"/dev/null"), no_namespace(""));
         assert_eq!(fails(b"/"), no_namespace(""));
+        assert_eq!(fails(b"/proc/self/ns"), no_namespace(""));
+        assert_eq!(fails(b"/proc/self/ns/.."), no_namespace(""));
         assert_eq!(fails(b"/proc/self/ns/mnt"), no_namespace("another kind"));
         assert_eq!(fails(b""), cannot_open(Errno::ENOENT));
         assert_eq!(fails(b"/nowhere"), cannot_open(Errno::ENOENT));

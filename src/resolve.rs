@@ -140,7 +140,7 @@ impl Way {
             let last = rest.is_empty();
             if let (true, Some(proc)) = (last, &folder.proc) {
                 self.end = match proc.kind {
-                    Kind::Namespaces => End::Namespace,
+                    Kind::Namespaces if name != b".." => End::Namespace,
                     _ => End::Proc,
                 };
                 return Ok(());

@@ -173,7 +173,7 @@ defmodule NetlinkPort.UserNamespacesTest do
   test "a child that is stopped there does not outlive the helper that waits for it" do
     hold = tmp_path!("hold")
     on_exit(fn -> File.rm(hold <> ".held") end)
-    server = start_injected_as_nobody!("socket EPERM hold:#{hold}", call_timeout: 1_000)
+    server = start_injected_as_nobody!("socket EPERM hold:#{hold}", call_timeout: within(1_000))
     {:ok, socket} = NetlinkPort.open(server, :route, [])
     helper = os_pid(server)
     netns = {:pid, container!()}

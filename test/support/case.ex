@@ -141,7 +141,8 @@ defmodule NetlinkPort.Case do
   """
   def start_server!(opts \\ []) do
     {restart, opts} = Keyword.pop(opts, :restart, :temporary)
-    opts = opts |> Keyword.put_new(:name, nil) |> Keyword.merge(server_options(), &first/3)
+    defaults = [name: nil, hello_timeout: within(5_000)]
+    opts = defaults |> Keyword.merge(opts) |> Keyword.merge(server_options(), &first/3)
     spec = Supervisor.child_spec({NetlinkPort, opts}, id: make_ref(), restart: restart)
     start_supervised!(spec)
   end

@@ -56,6 +56,8 @@ defmodule NetlinkPort.Doctor.Pinned do
   # Collects each namespace with one of its processes, and the processes whose namespace cannot be read.
   defp process(pid, {links, closed}) do
     case File.read_link("/proc/#{pid}/ns/net") do
+      # On Linux 5.10.262 a link that is closed to this process is empty.
+      {:ok, ""} -> {links, [pid | closed]}
       {:ok, link} -> {Map.put_new(links, link, pid), closed}
       # It has ended, or is a zombie, which has no namespace.
       {:error, reason} when reason in [:enoent, :esrch, :einval] -> {links, closed}
@@ -84,7 +86,9 @@ defmodule NetlinkPort.Doctor.Pinned do
   defp mounts(left, pids) do
     pids
     |> Enum.uniq_by(
-      &with {:ok, link} <- File.read_link("/proc/#{&1}/ns/mnt"), do: link, else: (_ -> &1)
+      &with {:ok, link} when link != "" <- File.read_link("/proc/#{&1}/ns/mnt"),
+            do: link,
+            else: (_ -> &1)
     )
     |> Enum.reduce(left, fn pid, left ->
       with {:ok, text} <- File.read("/proc/#{pid}/mountinfo") do
