@@ -56,7 +56,10 @@ defmodule NetlinkPort.Arguments do
         :ok
 
       {name, _value} ->
-        hint = if taker = elsewhere[name], do: "; #{name}: is an option of #{taker}", else: ""
+        # The name in a list of names may be any term.
+        hint =
+          with {_name, taker} <- List.keyfind(elsewhere, name, 0, ""),
+               do: "; #{name}: is an option of #{taker}"
 
         raise ArgumentError,
               "unknown option #{inspect(name)}, expected one of #{inspect(known)}#{hint}"
