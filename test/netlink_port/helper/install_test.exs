@@ -110,6 +110,7 @@ defmodule NetlinkPort.InstallTest do
     assert_installed(c.to, @always)
   end
 
+  @tag :init_user_namespace
   test "what is there and is no file is neither read nor replaced, and named", c do
     File.mkdir!(Path.join(c.directory, "netlink_port"))
     target = Path.join(c.directory, "target")
