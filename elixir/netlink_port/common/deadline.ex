@@ -1,12 +1,22 @@
 defmodule NetlinkPort.Deadline do
   @moduledoc false
-  # The time at which the caller of a server gives up, sent along for the server to know. It is monotonic time of the
-  # caller's node, and means nothing on another node.
+  # Deadlines in ms of monotonic time: those within a process, and the time at which the caller of a server gives up,
+  # which is sent along for the server to know. Monotonic time means nothing on another node.
 
   @type t :: :infinity | {node(), integer()}
 
   # How much longer than the given timeout a caller waits for the server, in ms.
   @grace 5_000
+
+  @doc "The monotonic time in `timeout` ms, or now if that is negative."
+  @spec at(timeout() | integer()) :: integer() | :infinity
+  def at(:infinity), do: :infinity
+  def at(timeout), do: System.monotonic_time(:millisecond) + max(timeout, 0)
+
+  @doc "How many ms are left until a time of `at/1`; 0 after it."
+  @spec left(integer() | :infinity) :: timeout()
+  def left(:infinity), do: :infinity
+  def left(at), do: max(at - System.monotonic_time(:millisecond), 0)
 
   @doc "The deadline of a call that begins now and may take `timeout` ms."
   @spec new(timeout()) :: t()

@@ -9,7 +9,7 @@ defmodule NetlinkPort.Connection.Calls do
   # - A call that was sent keeps its place until it is answered, whether or not its caller still waits. A call without
   #   `from` was given up by its caller.
 
-  alias NetlinkPort.{Error, Message}
+  alias NetlinkPort.{Deadline, Error, Message}
   alias NetlinkPort.Request.{Exchange, Reply}
 
   # How many requests may be under way. The helper sends all requests that it has read from its pipe before it receives
@@ -78,14 +78,14 @@ defmodule NetlinkPort.Connection.Calls do
   """
   @spec add(t(), id(), Exchange.t(), GenServer.from(), {timeout(), timeout()}, timeout()) :: t()
   def add(state, id, exchange, from, {timeout, total}, left) do
-    limit = deadline(total)
+    limit = Deadline.at(total)
 
     call = %{
       exchange: exchange,
       from: from,
       timeout: timeout,
       total: total,
-      deadline: min(deadline(left), limit),
+      deadline: min(Deadline.at(left), limit),
       limit: limit,
       weight: weight(exchange)
     }
@@ -289,7 +289,7 @@ defmodule NetlinkPort.Connection.Calls do
     state =
       Enum.reduce(ids, state, fn id, state ->
         state = lost_of(state, id, error)
-        update_in(state.calls[id].deadline, &min(&1, deadline(@answer_timeout)))
+        update_in(state.calls[id].deadline, &min(&1, Deadline.at(@answer_timeout)))
       end)
 
     unsure = for id <- ids, state.calls[id].exchange.reads != :plain, id not in unsent, do: id
@@ -367,15 +367,9 @@ defmodule NetlinkPort.Connection.Calls do
         {[], forget(state, id)}
 
       call ->
-        outcome = Exchange.cut(call.exchange, overdue(call))
+        outcome = Exchange.cut(call.exchange, Exchange.overdue(call))
         {reply(id, call, outcome), give_up(state, id)}
     end
-  end
-
-  defp overdue(%{limit: limit, total: total}) do
-    if limit != :infinity and left(limit) == 0,
-      do: Exchange.overdue({:total, total}),
-      else: Exchange.overdue(:silent)
   end
 
   @doc """
@@ -389,7 +383,7 @@ defmodule NetlinkPort.Connection.Calls do
       when dump? or reads != :plain ->
         {_discarded, answer} = Reply.take(exchange.answer)
         exchange = %{exchange | answer: answer, bytes: 0, max_bytes: @drain_bytes}
-        call = %{call | from: nil, exchange: exchange, limit: deadline(@drain_timeout)}
+        call = %{call | from: nil, exchange: exchange, limit: Deadline.at(@drain_timeout)}
         put_in(state.calls[id], %{call | deadline: deadline(call, @answer_timeout)})
 
       _call ->
@@ -403,10 +397,7 @@ defmodule NetlinkPort.Connection.Calls do
 
   @doc "Returns the time until the deadline of a call, in ms."
   @spec left(t(), id()) :: timeout()
-  def left(state, id), do: left(state.calls[id].deadline)
-
-  defp left(:infinity), do: :infinity
-  defp left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
+  def left(state, id), do: Deadline.left(state.calls[id].deadline)
 
   @doc "Returns the number of calls."
   @spec count(t()) :: non_neg_integer()
@@ -428,8 +419,5 @@ defmodule NetlinkPort.Connection.Calls do
   defp without(seqs, %{answer: nil}), do: seqs
   defp without(seqs, %{answer: answer}), do: Map.drop(seqs, Map.keys(answer.requests))
 
-  defp deadline(%{limit: limit}, timeout), do: min(deadline(timeout), limit)
-
-  defp deadline(:infinity), do: :infinity
-  defp deadline(timeout), do: System.monotonic_time(:millisecond) + max(timeout, 0)
+  defp deadline(%{limit: limit}, timeout), do: min(Deadline.at(timeout), limit)
 end

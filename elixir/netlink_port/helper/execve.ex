@@ -6,7 +6,7 @@ defmodule NetlinkPort.Helper.Execve do
   # The VM reports a failed execve(2) as an exit status that equals the errno. A program that did run can end with the
   # same status. So the file itself is examined to tell the two apart.
 
-  alias NetlinkPort.{Capability, Environment, Errno, Helper}
+  alias NetlinkPort.{Capability, Deadline, Environment, Errno, Helper}
   alias NetlinkPort.Helper.{Elf, ExecutableAccess, OsProcess}
 
   @version Mix.Project.config()[:version]
@@ -332,7 +332,7 @@ defmodule NetlinkPort.Helper.Execve do
   # killed.
   defp run(path, arguments) do
     fn ->
-      path |> open(arguments) |> collect("", System.monotonic_time(:millisecond) + @patience)
+      path |> open(arguments) |> collect("", Deadline.at(@patience))
     end
     |> Task.async()
     |> Task.await(:infinity)
@@ -358,7 +358,7 @@ defmodule NetlinkPort.Helper.Execve do
       {^port, {:data, data}} -> collect(port, cut(output <> data), deadline)
       {^port, {:exit_status, status}} -> {output, status}
     after
-      max(deadline - System.monotonic_time(:millisecond), 0) ->
+      Deadline.left(deadline) ->
         _as_far_as_can_be = port |> OsProcess.of_port() |> OsProcess.kill(port)
         :silent
     end

@@ -9,7 +9,7 @@ defmodule NetlinkPort.Monitor.Subscription do
   # `seq` is an unrelated count (drivers/connector/cn_proc.c). A process outside of the initial pid and user namespaces
   # gets no answer.
 
-  alias NetlinkPort.{Arguments, Error, ExtAck, Message, Payload, Socket}
+  alias NetlinkPort.{Arguments, Deadline, Error, ExtAck, Message, Payload, Socket}
   alias NetlinkPort.Generic.{Follow, Nlctrl}
 
   # How long an answer to a datagram may take, in ms.
@@ -85,7 +85,7 @@ defmodule NetlinkPort.Monitor.Subscription do
 
   defp send_entry(socket, datagram, entries, _follow) do
     with :ok <- NetlinkPort.send(socket, datagram, wait: true) do
-      deadline = System.monotonic_time(:millisecond) + @answer_timeout
+      deadline = Deadline.at(@answer_timeout)
       await(socket, awaited(socket.protocol, datagram), entries, deadline)
     end
   end
@@ -104,7 +104,7 @@ defmodule NetlinkPort.Monitor.Subscription do
   defp await(_socket, [], _entries, _deadline), do: :ok
 
   defp await(socket, awaited, entries, deadline) do
-    case NetlinkPort.recv(socket, max(deadline - System.monotonic_time(:millisecond), 0)) do
+    case NetlinkPort.recv(socket, Deadline.left(deadline)) do
       {:error, %{stage: :recv, reason: :etimedout}} ->
         {:error, Error.new(:request, :etimedout, subject: "the subscription")}
 

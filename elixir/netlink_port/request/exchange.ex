@@ -3,7 +3,7 @@ defmodule NetlinkPort.Request.Exchange do
   # One request, batch or dump, for NetlinkPort.Request and NetlinkPort.Connection: its messages, the answer to them,
   # what was lost meanwhile, and the outcome. Pure.
 
-  alias NetlinkPort.{Error, ExtAck, Message}
+  alias NetlinkPort.{Deadline, Error, ExtAck, Message}
   alias NetlinkPort.Request.{Batch, Family, Reply}
 
   import Bitwise
@@ -230,14 +230,23 @@ defmodule NetlinkPort.Request.Exchange do
     )
   end
 
-  @doc "Returns the error of an answer that did not come, or of a dump that goes on for too long."
-  @spec overdue(:silent | {:total, timeout()}) :: Error.t()
+  @doc """
+  Returns the error of an answer that did not come, or, past the `limit` for the whole answer, `total` ms after its start,
+  of a dump that goes on for too long.
+  """
+  @spec overdue(:silent | %{:limit => timeout(), :total => timeout(), optional(atom()) => term()}) ::
+          Error.t()
   def overdue(:silent), do: Error.new(:request, :etimedout, hint: "no answer came in time")
 
-  def overdue({:total, ms}) do
-    Error.new(:request, :etimedout,
-      hint: "the dump still went on after total_timeout: #{ms} ms; raise that, or use stream/4"
-    )
+  def overdue(%{limit: limit, total: total}) do
+    if Deadline.left(limit) == 0 do
+      Error.new(:request, :etimedout,
+        hint:
+          "the dump still went on after total_timeout: #{total} ms; raise that, or use stream/4"
+      )
+    else
+      overdue(:silent)
+    end
   end
 
   ## The outcome

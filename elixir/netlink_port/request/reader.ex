@@ -3,7 +3,7 @@ defmodule NetlinkPort.Request.Reader do
   # Reads the datagrams of an answer in the process that owns the socket: from its mailbox while the socket is active,
   # with recv/2 while it is passive. Any process may change that meanwhile.
 
-  alias NetlinkPort.{Error, Socket}
+  alias NetlinkPort.{Deadline, Error, Socket}
   alias NetlinkPort.Request.{Exchange, Reply, SocketState}
   alias NetlinkPort.Server.{Client, LateAnswers}
 
@@ -52,18 +52,12 @@ defmodule NetlinkPort.Request.Reader do
   @doc "Moves the deadline for the next datagram, which never is later than that for all of them."
   @spec extend(t()) :: t()
   def extend(%{limit: limit} = reader) do
-    %{reader | deadline: min(deadline(reader.timeout), limit), overdue?: left(limit) == 0}
+    %{
+      reader
+      | deadline: min(Deadline.at(reader.timeout), limit),
+        overdue?: Deadline.left(limit) == 0
+    }
   end
-
-  @doc "The monotonic time in `timeout` ms."
-  @spec deadline(timeout()) :: timeout()
-  def deadline(:infinity), do: :infinity
-  def deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
-
-  @doc "How many ms are left until a deadline."
-  @spec left(timeout()) :: timeout()
-  def left(:infinity), do: :infinity
-  def left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
 
   ## The mailbox
 
@@ -128,10 +122,10 @@ defmodule NetlinkPort.Request.Reader do
           | {:lost, Error.t(), t()}
           | {:error, Error.t()}
   def read(reader) do
-    left = left(reader.deadline)
+    left = Deadline.left(reader.deadline)
 
     if left == 0 and reader.overdue?,
-      do: {:error, overdue(reader)},
+      do: {:error, Exchange.overdue(reader)},
       else: read(%{reader | overdue?: left == 0}, left)
   end
 
@@ -141,7 +135,7 @@ defmodule NetlinkPort.Request.Reader do
 
   defp read(%{active?: true} = reader, left, pause) do
     with :timeout <- take(reader, min(left, pause)),
-         do: receive_one(reader, left(reader.deadline), pause)
+         do: receive_one(reader, Deadline.left(reader.deadline), pause)
   end
 
   defp read(reader, left, pause), do: receive_one(reader, left, pause)
@@ -162,8 +156,8 @@ defmodule NetlinkPort.Request.Reader do
 
   defp more(reader, left, pause) do
     case take(reader, 0) do
-      :timeout when left == 0 -> {:error, overdue(reader)}
-      :timeout -> read(reader, left(reader.deadline), min(2 * pause, @longest_pause))
+      :timeout when left == 0 -> {:error, Exchange.overdue(reader)}
+      :timeout -> read(reader, Deadline.left(reader.deadline), min(2 * pause, @longest_pause))
       taken -> taken
     end
   end
@@ -202,21 +196,15 @@ defmodule NetlinkPort.Request.Reader do
 
   def failure(socket, error), do: {:netlink_error, socket, error}
 
-  defp overdue(%{limit: limit, total: total}) do
-    if limit != :infinity and left(limit) == 0,
-      do: Exchange.overdue({:total, total}),
-      else: Exchange.overdue(:silent)
-  end
-
   # This is the error of a send/3 of the owner, since the outcome of a request's own send does not come this way.
   defp failed(%{socket: socket} = reader, %{stage: :send} = error) do
     SocketState.deliver(socket, {:netlink_error, socket, error})
-    read(reader, left(reader.deadline))
+    read(reader, Deadline.left(reader.deadline))
   end
 
   defp failed(%{socket: socket} = reader, %{stage: :recv} = error) do
     SocketState.defer(socket, failure(socket, error))
-    if left(reader.deadline) == 0, do: {:error, error}, else: {:lost, error, reader}
+    if Deadline.left(reader.deadline) == 0, do: {:error, error}, else: {:lost, error, reader}
   end
 
   defp failed(_reader, error), do: {:error, error}

@@ -6,7 +6,7 @@ defmodule NetlinkPort.Request do
   # Datagrams that belong to no request stay in the owner's mailbox when the socket is active, and are sent there when it
   # is passive. NetlinkPort.Request.SocketState keeps the state of a socket between requests.
 
-  alias NetlinkPort.{Error, Message, Options, Pin, Socket}
+  alias NetlinkPort.{Deadline, Error, Message, Options, Pin, Socket}
   alias NetlinkPort.Request.{Exchange, Reader, Reply, SocketState}
   alias NetlinkPort.Server.{Client, LateAnswers, PinNumbers}
 
@@ -21,7 +21,7 @@ defmodule NetlinkPort.Request do
   def run(socket, question, opts) do
     with {:ok, exchange} <- new!(socket, question) do
       Reader.defer_losses(socket)
-      outcome = outcome(socket, exchange, opts, Reader.deadline(opts.total_timeout))
+      outcome = outcome(socket, exchange, opts, Deadline.at(opts.total_timeout))
       SocketState.deliver_deferred(socket)
       outcome
     end
@@ -54,7 +54,7 @@ defmodule NetlinkPort.Request do
   defp begin!(socket, type, payload, opts) do
     with {:ok, exchange} <- new!(socket, {:dump, type, payload, %{opts | max_bytes: :infinity}}),
          Reader.defer_losses(socket),
-         {:ok, reader} <- start(socket, exchange, opts, Reader.deadline(opts.total_timeout)) do
+         {:ok, reader} <- start(socket, exchange, opts, Deadline.at(opts.total_timeout)) do
       {%{reader | limit: :infinity}, opts}
     else
       {:error, error} ->
@@ -98,7 +98,7 @@ defmodule NetlinkPort.Request do
 
   defp leave(socket, opts) do
     SocketState.leave(socket)
-    _drained = drain(socket, opts, Reader.deadline(opts.total_timeout))
+    _drained = drain(socket, opts, Deadline.at(opts.total_timeout))
     :ok
   end
 
@@ -194,7 +194,7 @@ defmodule NetlinkPort.Request do
   # Waits for the outcome of sendmsg(2), so that an error is known to be that of this datagram, and not that of an earlier
   # send/3. A helper that has not told the outcome in time may have sent the datagram.
   defp send_all(socket, [datagram | datagrams], deadline) do
-    case Client.send(socket, datagram, true, Reader.left(deadline)) do
+    case Client.send(socket, datagram, true, Deadline.left(deadline)) do
       {:error, %{stage: :thread, reason: :etimedout}} -> send_all(socket, datagrams, deadline)
       {:error, error} -> {:error, error}
       :ok -> send_all(socket, datagrams, deadline)
@@ -347,7 +347,7 @@ defmodule NetlinkPort.Request do
   end
 
   defp undrained(%{socket: socket, exchange: exchange} = reader, seq, error) do
-    total? = reader.limit != :infinity and Reader.left(reader.limit) == 0
+    total? = Deadline.left(reader.limit) == 0
 
     cond do
       error.stage != :request -> {:error, error}

@@ -6,6 +6,7 @@ defmodule NetlinkPort.Server.Shutdown do
   # before it. A helper that does not acknowledge is killed. Otherwise its port could not be drained, would outlive
   # the server, and would keep the VM from stopping.
 
+  alias NetlinkPort.Deadline
   alias NetlinkPort.Helper.{OsProcess, Protocol, Reference}
   alias NetlinkPort.Server.{Commands, State}
 
@@ -25,14 +26,14 @@ defmodule NetlinkPort.Server.Shutdown do
   def stop(_reason, state) do
     reference = Reference.expect(state.helper, {nil, :ping})
     state = State.write(state, Protocol.command(reference, {:stop}))
-    deadline = System.monotonic_time(:millisecond) + @timeout
+    deadline = Deadline.at(@timeout)
     if await(state, reference, deadline) == :overdue, do: kill(state), else: :ending
   end
 
   defp kill(state), do: OsProcess.kill(state.process, state.helper.port)
 
   defp await(%{helper: %{port: port}} = state, reference, deadline) do
-    timeout = max(deadline - System.monotonic_time(:millisecond), 0)
+    timeout = Deadline.left(deadline)
 
     receive do
       {^port, {:data, frame}} ->
