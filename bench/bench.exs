@@ -8,13 +8,25 @@
 #     mix run bench/bench.exs sandbox                (the table of sandboxes alone)
 
 parts =
-  ~w(work baseline place measure requests dumps events idle spin growth others partitions sandbox report)
+  ~w(work baseline place measure requests floor goals one_processor dumps events idle spin growth others partitions sandbox report)
 
 for part <- parts, do: Code.require_file("#{part}.exs", __DIR__)
 
 defmodule Bench do
-  alias Bench.{Dumps, Events, Growth, Idle, Measure, Others, Partitions, Place, Report, Requests}
-  alias Bench.{Spin, Work}
+  alias Bench.{
+    Dumps,
+    Events,
+    Goals,
+    Growth,
+    Idle,
+    Measure,
+    OneProcessor,
+    Others,
+    Partitions,
+    Place
+  }
+
+  alias Bench.{Report, Requests, Spin, Work}
 
   import Report, only: [figure: 1, figure: 2]
 
@@ -28,11 +40,13 @@ defmodule Bench do
       Place.with_server(fn server ->
         context = %{netns: netns, server: server, routes: @routes}
         compared = compared(context, only)
+        goals = goals(context, only)
+        if only == ["one processor"], do: one_processor()
         if only == ["helpers"], do: several(context)
         if only == ["sandbox"], do: sandboxes()
 
         if only == [] do
-          tables = [compared | alone(context)]
+          tables = [compared, goals, one_processor() | alone(context)]
           Report.write(Enum.join([Report.machine() | tables], "\n\n"))
           IO.puts("\n#{System.monotonic_time(:second) - start} s")
         end
@@ -88,6 +102,42 @@ defmodule Bench do
     end
 
     show("Beside OTP's socket", [head | for({_name, _result, cells, _goal} <- rows, do: cells)])
+  end
+
+  # Single requests against their goals.
+  defp goals(context, only) do
+    head = ["workload", "against", "ours", "theirs", "ratio", "quartiles", "goal", "reached"]
+    wanted = Enum.filter(Goals.rows(context), fn row -> wanted?(elem(row, 0), only) end)
+
+    rows =
+      for {name, against, unit, goal, ours, theirs} <- wanted do
+        [name, against | judged(name, unit, goal, Measure.compare(ours, theirs))]
+      end
+
+    show("What a request costs", [head | rows])
+  end
+
+  defp judged(name, unit, goal, result) do
+    IO.puts("#{String.pad_trailing(name, 40)} #{figure(result.ratio)}")
+
+    [
+      figure(result.ours, unit),
+      figure(result.baseline, unit),
+      figure(result.ratio),
+      "#{figure(result.low)} - #{figure(result.high)}",
+      figure(goal),
+      if(result.ratio <= goal, do: "met", else: "missed")
+    ]
+  end
+
+  defp one_processor do
+    head = ["with one processor", "ours", "in the VM", "ratio", "quartiles", "goal", "reached"]
+
+    rows =
+      for {name, goal, result} <- OneProcessor.rows(),
+          do: [name | judged(name, "us", goal, result)]
+
+    show("With one processor", [head | rows])
   end
 
   defp wanted?(name, only), do: only == [] or Enum.any?(only, &String.contains?(name, &1))

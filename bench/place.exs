@@ -47,11 +47,36 @@ defmodule Bench.Place do
   @doc "Runs `fun` with a server of its own."
   def with_server(opts \\ [], fun) do
     {:ok, server} = NetlinkPort.start_link([name: nil] ++ opts)
+    {:ok, %{os_pid: os_pid}} = NetlinkPort.info(server)
+    same_priority(os_pid)
 
     try do
       fun.(server)
     after
       GenServer.stop(server)
+    end
+  end
+
+  @doc """
+  Gives a port program the priority of the VM. OTP starts each port program in a session of its own. Where the kernel
+  groups processes by session (sched(7), "The autogroup feature"), a nice value counts only within its group.
+  """
+  def same_priority(port) when is_port(port) do
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    same_priority(os_pid)
+  end
+
+  def same_priority(os_pid), do: priority(os_pid, priority())
+
+  @doc "Gives the session of a process a priority."
+  def priority(_os_pid, ""), do: :ok
+  def priority(os_pid, nice), do: File.write!("/proc/#{os_pid}/autogroup", nice)
+
+  @doc "The priority of the VM's session, or an empty string where the kernel does not group processes by session."
+  def priority do
+    case File.read("/proc/self/autogroup") do
+      {:ok, told} -> ~r/nice (-?\d+)/ |> Regex.run(told, capture: :all_but_first) |> hd()
+      {:error, _none} -> ""
     end
   end
 

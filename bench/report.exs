@@ -22,7 +22,7 @@ defmodule Bench.Report do
     rule =
       Enum.map_join(Enum.with_index(widths), " | ", fn
         {width, 0} -> String.duplicate("-", width)
-        {width, _} -> String.duplicate("-", width - 1) <> ":"
+        {width, _} -> String.duplicate("-", max(width - 1, 0)) <> ":"
       end)
 
     Enum.join([line.(head), "| " <> rule <> " |" | Enum.map(rows, line)], "\n")

@@ -34,18 +34,18 @@ defmodule Bench.Requests do
     figure
   end
 
-  defp ask(socket, true, n) do
+  def ask(socket, true, n) do
     :ok = NetlinkPort.send(socket, Work.getlink(n))
     receive do: ({:netlink, ^socket, datagram} -> datagram)
   end
 
-  defp ask(socket, false, n) do
+  def ask(socket, false, n) do
     :ok = NetlinkPort.send(socket, Work.getlink(n))
     {:ok, datagram} = NetlinkPort.recv(socket, 5_000)
     datagram
   end
 
-  defp ask_baseline(socket, n) do
+  def ask_baseline(socket, n) do
     Baseline.send(socket, Work.getlink(n))
     Baseline.recv(socket)
   end
@@ -65,7 +65,7 @@ defmodule Bench.Requests do
     end)
   end
 
-  defp at_once(callers, prepare) do
+  def at_once(callers, prepare) do
     each = div(20_000, callers)
     parent = self()
 

@@ -6,8 +6,9 @@ defmodule Bench.Work do
   @newroute 24
   @getroute 26
 
-  def getlink(sequence) do
-    message(@getlink, 1, sequence, <<0::32, 1::32-native, 0::64>>)
+  @doc "RTM_GETLINK of interface 1. With the flags 5 the kernel acks it."
+  def getlink(sequence, flags \\ 1) do
+    message(@getlink, flags, sequence, <<0::32, 1::32-native, 0::64>>)
   end
 
   def dump_routes(sequence), do: message(@getroute, 0x301, sequence, <<2, 0::88>>)

@@ -5,7 +5,7 @@ use crate::coalesce::{Coalesce, PAUSE};
 use crate::error::Fatal;
 use crate::protocol::Handle;
 use crate::sockets::Entry;
-use crate::spin::Spin;
+use crate::spin::{Found, Spin};
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{ppoll, PollFd, PollFlags};
@@ -60,6 +60,8 @@ pub struct Wire {
 pub struct Ready {
     /// Commands have come.
     pub input: bool,
+    /// So many bytes of them were read already. 0 is the end of the input.
+    pub read: Option<usize>,
     /// The VM has closed a pipe.
     pub hangup: bool,
     /// A watched namespace may be gone.
@@ -109,6 +111,11 @@ impl Poller {
         self.spin.commanded();
     }
 
+    /// Commands were carried out.
+    pub fn answered(&mut self) {
+        self.spin.answered();
+    }
+
     /// Adds a new socket. This can fail (ENOSPC, ENOMEM); [`Self::watch`] cannot, since it changes what is
     /// there already.
     pub fn add(&self, handle: Handle, entry: &Entry) -> Result<(), Errno> {
@@ -126,16 +133,18 @@ impl Poller {
         }
     }
 
-    /// Waits for anything. Adds readable sockets to `due`, and does not sleep while `due` has any.
+    /// Waits for anything. Adds readable sockets to `due`, and does not sleep while `due` has any. While it spins it
+    /// tries the input by `fill`, a read(2).
     pub fn all(
         &mut self,
         wire: &Wire,
         reading: bool,
         writing: bool,
         due: &mut Vec<Handle>,
+        fill: impl FnMut() -> Result<usize, Errno>,
     ) -> Result<Ready, Errno> {
         if !due.is_empty() {
-            return self.look(wire, reading, writing, due);
+            return self.look(wire, reading, writing, due, fill);
         }
         if self.coalesce.is_on() {
             let ready = pipes(wire, reading, writing, Some(PAUSE))?;
@@ -144,7 +153,7 @@ impl Poller {
             }
         }
         let start = Instant::now();
-        let ready = self.look(wire, reading, writing, due)?;
+        let ready = self.look(wire, reading, writing, due, fill)?;
         let events = !due.is_empty() && !ready.input;
         self.coalesce.waited(start.elapsed(), events);
         Ok(ready)
@@ -156,6 +165,7 @@ impl Poller {
         reading: bool,
         writing: bool,
         due: &mut Vec<Handle>,
+        mut fill: impl FnMut() -> Result<usize, Errno>,
     ) -> Result<Ready, Errno> {
         let interest = |wanted, flag| if wanted { flag } else { EpollFlags::empty() };
         if reading != self.reading {
@@ -172,12 +182,25 @@ impl Poller {
         }
         let (epoll, events) = (&self.epoll, &mut self.events);
         let mut wait = |patience| sys::retry(|| epoll.wait(events, patience));
-        let count = match due.is_empty() {
-            true => self.spin.wait(wait)?,
-            false => wait(EpollTimeout::ZERO)?,
+        let glance = || match if reading { fill() } else { Err(Errno::EAGAIN) } {
+            Ok(count) => Ok(Some(count)),
+            Err(Errno::EAGAIN) => Ok(None),
+            Err(errno) => Err(errno),
+        };
+        let found = match due.is_empty() {
+            true => self.spin.wait(glance, wait)?,
+            false => Found::Events(wait(EpollTimeout::ZERO)?),
+        };
+        let mut ready = Ready::default();
+        let count = match found {
+            Found::Events(count) => count,
+            Found::Input(count) => {
+                ready.input = true;
+                ready.read = Some(count);
+                return Ok(ready);
+            }
         };
         let gone = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
-        let mut ready = Ready::default();
         for event in self.events.iter().take(count) {
             match Token::from_data(event.data()) {
                 Token::Input => {

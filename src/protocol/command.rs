@@ -26,6 +26,8 @@ pub enum Command<'a> {
     Get(Handle, Name),
     /// Send a datagram to the kernel.
     Send(Handle, &'a [u8]),
+    /// Send a datagram to the kernel, and answer only if that fails.
+    Ask(Handle, &'a [u8]),
     /// Send a datagram to other processes, by port id or by a mask of groups.
     SendTo(Handle, u32, u32, Vec<u8>),
     /// Answer with the state of one socket.
@@ -45,8 +47,8 @@ pub enum Command<'a> {
 /// Decodes one frame. A malformed term has no reference, and so no answer. A term that is no command is answered
 /// if its second element is a reference.
 pub fn parse(frame: &[u8]) -> Result<(Reference, Result<Command<'_>, Failure>), Malformed> {
-    if let Some((reference, handle, datagram)) = datagram::parse(frame) {
-        return Ok((reference, Ok(Command::Send(handle, datagram))));
+    if let Some((reference, command)) = datagram::parse(frame) {
+        return Ok((reference, Ok(command)));
     }
     let mut term = etf::decode(frame)?;
     let elements = etf::as_tuple_mut(&mut term).unwrap_or_default();
@@ -331,6 +333,7 @@ mod tests {
         );
         parsed("get", 7, Command::Get(Handle(7), Name::Memberships));
         parsed("send", 0, Command::Send(Handle(7), b"\x00\x01\x02\xff"));
+        parsed("ask", 9, Command::Ask(Handle(7), b"\x00\x01\x02\xff"));
         parsed(
             "send answered",
             0x7FFF_FFFF,

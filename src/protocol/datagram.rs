@@ -2,26 +2,28 @@
 //!
 //! ```text
 //! send   131 104 4 97 1 98 <ref:32> 98 <handle:32> 109 <length:32> datagram
+//! ask    131 104 4 97 4 98 <ref:32> 98 <handle:32> 109 <length:32> datagram
 //! data   131 104 3 97 1 98 <handle:32> 109 <length:32> datagram
 //! answer 131 104 3 97 3 98 <handle:32> 109 <length:32> datagram
 //! data   131 104 6 97 2 98 <handle:32> 98 <group:32> 98 <nsid:32> 98 <sender:32> 109 <length:32> datagram
 //! ```
 
+use super::command::Command;
 use super::{Handle, Reference};
 use crate::frame::HEADER;
 use crate::sys::Received;
 use byteorder::{BigEndian, ByteOrder};
 
-/// Length of the fixed prefix of a `send` frame.
+/// Length of the fixed prefix of a `send` frame and of an `ask` frame.
 const SEND_PREFIX: usize = 20;
 /// The value of a metadata field that a datagram does not have.
 const ABSENT: i32 = i32::MIN;
 
-/// Decodes a frame that is exactly a `send`.
-pub fn parse(frame: &[u8]) -> Option<(Reference, Handle, &[u8])> {
+/// Decodes a frame that is exactly a `send` or an `ask`.
+pub fn parse(frame: &[u8]) -> Option<(Reference, Command<'_>)> {
     let (prefix, datagram) = frame.split_at_checked(SEND_PREFIX)?;
     match prefix {
-        [131, 104, 4, 97, 1, 98, reference @ .., 98, _, _, _, _, 109, _, _, _, _]
+        [131, 104, 4, 97, kind @ (1 | 4), 98, reference @ .., 98, _, _, _, _, 109, _, _, _, _]
             if reference.len() == 4 =>
         {
             let [.., h0, h1, h2, h3, _, l0, l1, l2, l3] = *prefix else {
@@ -29,8 +31,12 @@ pub fn parse(frame: &[u8]) -> Option<(Reference, Handle, &[u8])> {
             };
             let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
             let reference = BigEndian::read_u32(reference);
-            let handle = u32::from_be_bytes([h0, h1, h2, h3]);
-            (length == datagram.len()).then_some((Reference(reference), Handle(handle), datagram))
+            let handle = Handle(u32::from_be_bytes([h0, h1, h2, h3]));
+            let command = match kind {
+                1 => Command::Send(handle, datagram),
+                _ => Command::Ask(handle, datagram),
+            };
+            (length == datagram.len()).then_some((Reference(reference), command))
         }
         _ => None,
     }

@@ -6,7 +6,7 @@ pub mod datagram;
 pub mod event;
 
 /// Version of the protocol, named in `hello`.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// The name of a socket or a pin on the wire. The VM never uses a handle twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

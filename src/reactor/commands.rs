@@ -9,7 +9,7 @@ use crate::poller::Poller;
 use crate::protocol::command::{self, Command};
 use crate::protocol::event::{self, SocketInfo};
 use crate::protocol::{Handle, Reference};
-use crate::sockets::{Entry, Window};
+use crate::sockets::{Asked, Entry, Window};
 use crate::sys;
 use nix::errno::Errno;
 
@@ -19,13 +19,19 @@ impl State {
         let (reference, outcome) = match command::parse(frame) {
             Ok((reference, Ok(command))) => {
                 let handle = match command {
-                    Command::Send(handle, _) | Command::SendTo(handle, ..) => Some(handle),
+                    Command::Send(handle, _)
+                    | Command::Ask(handle, _)
+                    | Command::SendTo(handle, ..) => Some(handle),
                     _ => None,
                 };
+                let told = !matches!(command, Command::Ask(..));
                 let outcome = self.perform(poller, command);
                 // A send without a reference has no answer: its failure is an event.
                 if let (Reference(0), Some(handle), Err(failure)) = (reference, handle, &outcome) {
                     self.outbox.push(&event::failed(handle, failure, 0));
+                }
+                if outcome.is_ok() && !told {
+                    return;
                 }
                 (reference, outcome)
             }
@@ -48,7 +54,11 @@ impl State {
         match command {
             Command::Send(handle, datagram) => {
                 self.socket(handle)?.send(datagram, None)?;
-                self.expect_answer(handle);
+                self.expect_answer(handle, datagram, false);
+            }
+            Command::Ask(handle, datagram) => {
+                self.socket(handle)?.send(datagram, None)?;
+                self.expect_answer(handle, datagram, true);
             }
             Command::SendTo(handle, port_id, groups, datagram) => {
                 let to = Some((port_id, groups));
@@ -113,7 +123,7 @@ impl State {
             watched: window.is_open(),
             window,
             undrained: false,
-            answer_expected: false,
+            asked: Asked::default(),
             leaving: false,
             due: false,
         };

@@ -7,6 +7,7 @@ use crate::netlink::Arrival;
 use crate::poller::Poller;
 use crate::protocol::datagram::{Form, Prefix};
 use crate::protocol::{event, Handle};
+use crate::sockets::Asked;
 use nix::errno::Errno;
 
 /// Largest size that the receive buffer grows to: a frame must not exceed the limit of the VM's side.
@@ -32,7 +33,8 @@ impl State {
                     false => poller.watch(handle, entry),
                 };
             }
-            let form = match (entry.socket.metadata(), entry.answer_expected) {
+            let asked = entry.asked.expects();
+            let form = match (entry.socket.metadata(), entry.asked.announces()) {
                 (true, _) => Form::Metadata,
                 (false, true) => Form::Answer,
                 (false, false) => Form::Plain,
@@ -43,11 +45,13 @@ impl State {
                 Arrival::Datagram(received) => {
                     entry.window.charge(received.length);
                     self.window.charge(received.length);
+                    let datagram = room.get(..received.length).unwrap_or_default();
+                    entry.asked.received(datagram);
                     let prefix = Prefix::of(handle, form, &received);
                     self.outbox.commit(prefix.bytes(), received.length);
-                    // Most answers come alone. Epoll tells if more follow, which is cheaper than a failing read.
-                    let answer = std::mem::take(&mut entry.answer_expected);
-                    if answer && !entry.socket.in_doubt() && !entry.leaving {
+                    // Epoll tells if more follow than was expected, which is cheaper than a failing read.
+                    let last = asked && !entry.asked.expects();
+                    if last && !entry.socket.in_doubt() && !entry.leaving {
                         entry.undrained = false;
                         return poller.watch(handle, entry);
                     }
@@ -55,7 +59,7 @@ impl State {
                 Arrival::Foreign | Arrival::Overrun => {}
                 Arrival::Drained(lost) => {
                     entry.undrained = false;
-                    entry.answer_expected = false;
+                    entry.asked = Asked::default();
                     if lost > 0 {
                         self.outbox.push(&event::overrun(handle, lost));
                     }
@@ -101,10 +105,10 @@ impl State {
     }
 
     /// Makes a socket due before the next wait: the kernel has answered most requests before sendmsg(2) returns.
-    pub(super) fn expect_answer(&mut self, handle: Handle) {
+    pub(super) fn expect_answer(&mut self, handle: Handle, datagram: &[u8], awaited: bool) {
         if let Some(entry) = self.sockets.get_mut(handle) {
             entry.undrained = true;
-            entry.answer_expected = true;
+            entry.asked.sent(datagram, awaited);
         }
         self.make_due(handle);
     }

@@ -101,13 +101,18 @@ impl Reactor {
             return Err(Exit::Done);
         }
         self.flush()?;
-        if ready.input && !self.stalled {
-            match self.inbox.fill(&self.wire.input) {
-                Ok(0) => return Err(Exit::Done),
-                Ok(_) => self.poller.commanded(),
-                Err(Errno::EAGAIN) => {}
-                Err(_) => return Err(Exit::System),
-            }
+        let read = match ready.read {
+            None if ready.input && !self.stalled => Some(self.inbox.fill(&self.wire.input)),
+            read => read.map(Ok),
+        };
+        let commanded = matches!(read, Some(Ok(count)) if count > 0);
+        match read {
+            None | Some(Ok(1..) | Err(Errno::EAGAIN)) => {}
+            Some(Ok(0)) => return Err(Exit::Done),
+            Some(Err(_)) => return Err(Exit::System),
+        }
+        if commanded {
+            self.poller.commanded();
         }
         self.commands()?;
         if ready.watches {
@@ -121,6 +126,9 @@ impl Reactor {
             self.state.read(&self.poller, handle);
         }
         self.state.spare = due;
+        if commanded {
+            self.poller.answered();
+        }
         Ok(())
     }
 
@@ -154,8 +162,10 @@ impl Reactor {
             return Ok(Ready::default());
         }
         if self.state.may_read() {
+            let input = &self.wire.input;
+            let fill = || self.inbox.fill(input);
             self.poller
-                .all(&self.wire, reading, writing, &mut self.state.due)
+                .all(&self.wire, reading, writing, &mut self.state.due, fill)
         } else {
             pipes(&self.wire, reading, writing, None)
         }

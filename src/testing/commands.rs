@@ -11,7 +11,8 @@ use crate::protocol::{event, Handle, Reference};
 /// The frame of a command, without its header.
 pub fn encode(reference: Reference, command: &Command<'_>) -> Vec<u8> {
     let (name, arguments) = match command {
-        Command::Send(handle, datagram) => return send(reference, *handle, datagram),
+        Command::Send(handle, datagram) => return send(1, reference, *handle, datagram),
+        Command::Ask(handle, datagram) => return send(4, reference, *handle, datagram),
         Command::Grant(handle, bytes) => {
             return named("grant", vec![of(*handle), etf::integer(*bytes)])
         }
@@ -52,8 +53,8 @@ fn of(handle: Handle) -> Term {
     etf::integer(handle.0)
 }
 
-fn send(reference: Reference, handle: Handle, datagram: &[u8]) -> Vec<u8> {
-    let mut frame = vec![131, 104, 4, 97, 1, 98];
+fn send(kind: u8, reference: Reference, handle: Handle, datagram: &[u8]) -> Vec<u8> {
+    let mut frame = vec![131, 104, 4, 97, kind, 98];
     frame.extend(reference.0.to_be_bytes());
     frame.push(98);
     frame.extend(handle.0.to_be_bytes());

@@ -109,7 +109,10 @@ pub fn command(frame: &[u8]) {
     match command::parse(frame) {
         Ok((reference, Ok(command))) => {
             if let Command::Send(handle, datagram) = command {
-                assert_eq!(etf::decode(frame), Ok(send(reference, handle, datagram)));
+                assert_eq!(etf::decode(frame), Ok(send(1, reference, handle, datagram)));
+            }
+            if let Command::Ask(handle, datagram) = command {
+                assert_eq!(etf::decode(frame), Ok(send(4, reference, handle, datagram)));
             }
             let again = commands::encode(reference, &command);
             assert_eq!(command::parse(&again), Ok((reference, Ok(command.clone()))));
@@ -125,9 +128,9 @@ pub fn command(frame: &[u8]) {
     }
 }
 
-fn send(reference: Reference, handle: Handle, datagram: &[u8]) -> Term {
+fn send(kind: u8, reference: Reference, handle: Handle, datagram: &[u8]) -> Term {
     etf::tuple(vec![
-        Term::SmallInt(1),
+        Term::SmallInt(kind),
         Term::Int(reference.0 as i32),
         Term::Int(handle.0 as i32),
         etf::binary(datagram),
@@ -301,6 +304,7 @@ mod tests {
             datagram in bytes(),
         ) {
             assert_read_back(reference, Command::Send(handle, &datagram));
+            assert_read_back(reference, Command::Ask(handle, &datagram));
         }
 
         #[test]

@@ -34,6 +34,7 @@ defmodule NetlinkPort.Connection.Calls do
            total: timeout(),
            deadline: integer() | :infinity,
            limit: integer() | :infinity,
+           quiet: integer() | :infinity,
            weight: non_neg_integer()
          }
   @type t :: %__MODULE__{
@@ -87,6 +88,7 @@ defmodule NetlinkPort.Connection.Calls do
       total: total,
       deadline: min(Deadline.at(left), limit),
       limit: limit,
+      quiet: :infinity,
       weight: weight(exchange)
     }
 
@@ -119,7 +121,7 @@ defmodule NetlinkPort.Connection.Calls do
          {:ok, exchange} <- Exchange.new(state.calls[id].exchange.protocol, question) do
       probe = make_ref()
       times = %{timeout: :infinity, total: :infinity, deadline: :infinity, limit: :infinity}
-      call = Map.merge(times, %{exchange: exchange, from: nil, weight: 0})
+      call = Map.merge(times, %{exchange: exchange, from: nil, weight: 0, quiet: :infinity})
       number(put_in(%{state | probe: probe, before: before}.calls[probe], call), probe)
     else
       # All are answered, or nothing is acked (fib_lookup).
@@ -167,6 +169,47 @@ defmodule NetlinkPort.Connection.Calls do
 
       _over ->
         state
+    end
+  end
+
+  @doc "Notes that a call was sent, and that `unanswered/2` is due if it has no answer in `patience` ms."
+  @spec sent(t(), id(), timeout()) :: t()
+  def sent(state, id, patience) do
+    case state.calls do
+      %{^id => call} ->
+        %{state | calls: %{state.calls | id => %{call | quiet: deadline(patience)}}}
+
+      _over ->
+        state
+    end
+  end
+
+  @doc "The calls whose deadline has passed, and those that are due for `unanswered/2`, which is noted."
+  @spec due(t()) :: {[id()], [id()], t()}
+  def due(%{calls: calls} = state) do
+    now = System.monotonic_time(:millisecond)
+    overdue = for {id, %{deadline: deadline}} <- calls, deadline <= now, do: id
+    quiet = for {id, %{quiet: quiet}} <- calls, quiet <= now, do: id
+
+    calls = Enum.reduce(quiet, calls, fn id, calls -> put_in(calls[id].quiet, :infinity) end)
+
+    {overdue, quiet, %{state | calls: calls}}
+  end
+
+  @doc "When the first call will be due, in monotonic time."
+  @spec next_due(t()) :: integer() | :infinity
+  def next_due(%{calls: calls}) do
+    for {_id, %{deadline: deadline, quiet: quiet}} <- calls, reduce: :infinity do
+      first -> min(first, min(deadline, quiet))
+    end
+  end
+
+  @doc "When a call is due, in monotonic time; `:infinity` if it is over."
+  @spec due(t(), id()) :: integer() | :infinity
+  def due(%{calls: calls}, id) do
+    case calls do
+      %{^id => %{deadline: deadline, quiet: quiet}} -> min(deadline, quiet)
+      _over -> :infinity
     end
   end
 

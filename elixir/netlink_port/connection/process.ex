@@ -21,7 +21,8 @@ defmodule NetlinkPort.Connection.Process do
   # When there is no `socket`, `error` says why. `replacement` replaces `socket` as soon as no call is under way on
   # `socket`. A call is known by the monitor of its caller. `senders` maps the monitor of each process that waits
   # for sendmsg(2) to its call. `opener` monitors the process that opens a socket. `monitor` monitors the server,
-  # if it is on this node. `known` are the processes that led to the namespace.
+  # if it is on this node. `known` are the processes that led to the namespace. `timer` fires when the first call is due:
+  # a timer for each call would cost more than the call.
   @enforce_keys [:server, :protocol, :opts, :calls]
   defstruct [
     :server,
@@ -33,6 +34,7 @@ defmodule NetlinkPort.Connection.Process do
     :error,
     :opener,
     :replacement,
+    :timer,
     backoff: @min_backoff,
     known: [],
     senders: %{}
@@ -203,20 +205,21 @@ defmodule NetlinkPort.Connection.Process do
   defp begin(state, exchange, {caller, _tag} = from, timeouts, left) do
     id = Relay.monitor(caller)
     calls = Calls.add(state.calls, id, exchange, from, timeouts, left)
-    start_timer(calls, id)
-    send_next(%{state | calls: calls})
+    send_next(arm(%{state | calls: calls}, id))
   end
 
   # Replies to the callers, then sends the calls that may be sent now.
   defp settle(state, {replies, calls}) do
-    for {id, {caller, _tag} = from, outcome} <- replies do
-      # A dump that was given up is still read, with a deadline of its own.
-      start_timer(calls, id)
-      Relay.demonitor(id, caller)
-      Relay.reply(from, outcome)
-    end
+    state =
+      for {id, {caller, _tag} = from, outcome} <- replies, reduce: %{state | calls: calls} do
+        state ->
+          Relay.demonitor(id, caller)
+          Relay.reply(from, outcome)
+          # A dump that was given up is still read, with a deadline of its own.
+          arm(state, id)
+      end
 
-    replace(send_next(%{state | calls: calls}))
+    replace(send_next(state))
   end
 
   defp send_next(state) do
@@ -227,9 +230,10 @@ defmodule NetlinkPort.Connection.Process do
   end
 
   defp transmit(state, id, datagrams) do
-    _timer =
+    state =
       if Calls.left(state.calls, id) > @answer_timeout,
-        do: Process.send_after(self(), {:unanswered, id}, @answer_timeout)
+        do: arm(%{state | calls: Calls.sent(state.calls, id, @answer_timeout)}, id),
+        else: state
 
     case Transmit.send(state.socket, datagrams) do
       :ok -> state
@@ -293,22 +297,19 @@ defmodule NetlinkPort.Connection.Process do
   def handle_info({:DOWN, id, :process, caller, _reason}, state) do
     if Calls.member?(state.calls, id) do
       calls = Calls.give_up(state.calls, id)
-      start_timer(calls, id)
       Relay.demonitor(id, caller)
-      {:noreply, settle(state, {[], calls})}
+      {:noreply, settle(arm(%{state | calls: calls}, id), {[], calls})}
     else
       {:noreply, state}
     end
   end
 
-  def handle_info({:deadline, id}, state) do
-    if Calls.member?(state.calls, id),
-      do: {:noreply, deadline(state, id)},
-      else: {:noreply, state}
-  end
-
-  def handle_info({:unanswered, id}, state) do
-    {:noreply, settle(state, {[], Calls.unanswered(state.calls, id)})}
+  def handle_info(:due, state) do
+    {overdue, quiet, calls} = Calls.due(state.calls)
+    calls = Enum.reduce(quiet, calls, &Calls.unanswered(&2, &1))
+    state = settle(%{state | timer: nil}, {[], calls})
+    state = Enum.reduce(overdue, state, &expire(&2, &1))
+    {:noreply, arm_at(state, Calls.next_due(state.calls))}
   end
 
   # The calls on a socket that a dump has made unusable have had their time.
@@ -328,8 +329,7 @@ defmodule NetlinkPort.Connection.Process do
 
   defp lost(state, error) do
     {ids, calls} = Calls.lose(state.calls, error, Map.values(state.senders))
-    Enum.each(ids, &start_timer(calls, &1))
-    settle(state, {[], calls})
+    settle(Enum.reduce(ids, %{state | calls: calls}, &arm(&2, &1)), {[], calls})
   end
 
   defp sent(state, _id, {:sent, :ok}), do: state
@@ -344,20 +344,22 @@ defmodule NetlinkPort.Connection.Process do
 
   ## Deadlines
 
-  defp deadline(state, id) do
-    if Calls.left(state.calls, id) > 0 do
-      start_timer(state.calls, id)
-      state
-    else
-      settle(state, Calls.expire(state.calls, id))
-    end
+  # The end of one call can end others, too.
+  defp expire(state, id) do
+    if Calls.member?(state.calls, id) and Calls.left(state.calls, id) == 0,
+      do: settle(state, Calls.expire(state.calls, id)),
+      else: state
   end
 
-  # The deadline of a dump that goes on has moved by the time this timer fires.
-  defp start_timer(calls, id) do
-    left = if Calls.member?(calls, id), do: Calls.left(calls, id), else: :infinity
-    _timer = if left != :infinity, do: Process.send_after(self(), {:deadline, id}, left)
-    :ok
+  defp arm(state, id), do: arm_at(state, Calls.due(state.calls, id))
+
+  # A timer that fires too early, since its call is over or its deadline has moved, sets the next.
+  defp arm_at(state, :infinity), do: state
+  defp arm_at(%{timer: {_timer, set}} = state, at) when set <= at, do: state
+
+  defp arm_at(%{timer: timer} = state, at) do
+    with {timer, _later} <- timer, do: Process.cancel_timer(timer, async: true, info: false)
+    %{state | timer: {Process.send_after(self(), :due, at, abs: true), at}}
   end
 
   @impl true

@@ -3,7 +3,7 @@ defmodule NetlinkPort.Helper.Protocol do
   # Frames to and from the helper. docs/protocol.md is the specification. The tests of both sides read
   # docs/vectors.txt. Pure functions.
 
-  @version 4
+  @version 5
   # Stands for an absent value in the metadata of a datagram.
   @absent -0x80000000
 
@@ -69,6 +69,13 @@ defmodule NetlinkPort.Helper.Protocol do
           iodata()
   def send(reference, handle, datagram, size) do
     [<<131, 104, 4, 97, 1, 98, reference::32, 98, handle::32, 109, size::32>> | datagram]
+  end
+
+  @doc "As `send/4`, but the helper replies only if sendmsg(2) fails."
+  @spec ask(reference_number(), NetlinkPort.Socket.handle(), iodata(), non_neg_integer()) ::
+          iodata()
+  def ask(reference, handle, datagram, size) do
+    [<<131, 104, 4, 97, 4, 98, reference::32, 98, handle::32, 109, size::32>> | datagram]
   end
 
   # Minor version 2 encodes atoms as UTF-8 on every OTP release, so the bytes of a frame are always the same.

@@ -3,12 +3,15 @@ defmodule NetlinkPort.Helper.Reference do
   # What a process needs to command a helper without asking its server. It is part of every socket, and so of every
   # message about a socket: keep it small.
   #
-  # The board is a public table of the server, with five kinds of rows:
+  # The board is a public table of the server, with six kinds of rows:
   #
-  #     {:reference, last, privileges}           the last reference given to a command; what the helper may do
+  #     {:reference, last, privileges, spin}     the last reference given to a command; what the helper may do; for how
+  #                                              long to spin, in microseconds
   #     {reference, waiter}                      commands without an answer yet
-  #     {{:socket, handle}, owner, socket, tap}  open sockets; only the server writes these. The owner is `nil`
-  #                                              if it gets no `:netlink_closed`
+  #     {{:socket, handle}, owner, socket, {tap, recipient, turn}}
+  #                                              open sockets; only the server writes these. The owner is `nil`
+  #                                              if it gets no `:netlink_closed`, the recipient on a passive socket
+  #     {{:asked, handle}, reference}            the last request, so that no row of it stays
   #     {{:gone, handle}, owner, socket, nil}    sockets that the helper has closed by itself, and whose owner the
   #                                              server has not notified yet
   #     {{:pin, handle}, owner, pin, nil}        pins
@@ -30,10 +33,10 @@ defmodule NetlinkPort.Helper.Reference do
   defstruct @enforce_keys
 
   @doc "A new board of the calling server. The process `heir` inherits it when the server ends, however it ends."
-  @spec board(pid()) :: :ets.tid()
-  def board(heir) do
+  @spec board(pid(), non_neg_integer()) :: :ets.tid()
+  def board(heir, spin) do
     board = :ets.new(:netlink_port, [:public, {:heir, heir, :board}, write_concurrency: true])
-    :ets.insert(board, {:reference, 0, nil})
+    :ets.insert(board, {:reference, 0, nil, spin})
     board
   end
 
@@ -49,6 +52,15 @@ defmodule NetlinkPort.Helper.Reference do
   rescue
     # The board went with its server, or is another node's.
     ArgumentError -> %Privileges{capabilities: capabilities}
+  end
+
+  @doc "For how many microseconds processes spin for an answer of this helper."
+  @spec spin(t()) :: non_neg_integer()
+  def spin(%__MODULE__{board: board}) do
+    :ets.lookup_element(board, :reference, 4)
+  rescue
+    # The board went with its server, or is another node's.
+    ArgumentError -> 0
   end
 
   @doc "Whether this process may command the port itself."
@@ -72,13 +84,23 @@ defmodule NetlinkPort.Helper.Reference do
     end
   end
 
+  @doc "Takes the waiter of a command off the board, if it is still there."
+  @spec forget(t(), pos_integer()) :: true
+  def forget(%__MODULE__{board: board}, reference) do
+    :ets.delete(board, reference)
+  rescue
+    # The board went with its server.
+    ArgumentError -> true
+  end
+
   @doc """
   The tap of a socket, or `:closed` if the socket is not on the board. Every send makes this look-up, with or without
   a capture.
   """
   @spec tap(t(), NetlinkPort.Socket.handle()) :: NetlinkPort.Capture.Tap.t() | nil | :closed
   def tap(%__MODULE__{board: board}, handle) do
-    :ets.lookup_element(board, {:socket, handle}, 4)
+    {tap, _recipient, _turn} = :ets.lookup_element(board, {:socket, handle}, 4)
+    tap
   rescue
     # There is no such row. If there is no board either, this raises.
     ArgumentError ->
@@ -86,12 +108,57 @@ defmodule NetlinkPort.Helper.Reference do
       :closed
   end
 
-  @doc "Puts a socket on the board, or changes its owner or its tap."
-  @spec put_socket(t(), NetlinkPort.Socket.t(), pid() | nil, NetlinkPort.Capture.Tap.t() | nil) ::
-          true
-  def put_socket(%__MODULE__{board: board}, socket, owner, tap) do
-    :ets.insert(board, {{:socket, NetlinkPort.Socket.handle(socket)}, owner, socket, tap})
+  @doc """
+  The process that the datagrams of a socket were sent to a moment ago: only a hint, since the socket may become passive
+  at any time. `nil` for a passive socket. The turn is another one whenever that has changed, or a passive socket's owner
+  has been sent what the server kept. `nil` for a socket that is not on the board, and on another node.
+  """
+  @spec recipient(t(), NetlinkPort.Socket.handle()) :: {pid() | nil, turn()} | nil
+  def recipient(%__MODULE__{board: board}, handle) do
+    {_tap, recipient, turn} = :ets.lookup_element(board, {:socket, handle}, 4)
+    {recipient, turn}
+  rescue
+    # There is no such row, or no board here.
+    ArgumentError -> nil
   end
+
+  @doc "As `expect/2`, for a request on a socket. The row goes with the socket, if its caller does not `forget/2` it."
+  @spec expect_failure(t(), NetlinkPort.Socket.handle(), term()) :: pos_integer()
+  def expect_failure(%__MODULE__{board: board}, handle, waiter) do
+    reference = :ets.update_counter(board, :reference, {2, 1, 0x7FFFFFFF, 1})
+    :ets.insert(board, [{reference, waiter}, {{:asked, handle}, reference}])
+    reference
+  end
+
+  @doc "Leaves a failure on the board, for the `recv` that will ask for it."
+  @spec put_failure(t(), pos_integer(), term()) :: true
+  def put_failure(%__MODULE__{board: board}, reference, failure),
+    do: :ets.insert(board, {reference, {:failed, failure}})
+
+  @doc "The failure that a command has left on the board, or `nil`."
+  @spec failure(t(), pos_integer() | nil) :: term() | nil
+  def failure(_reference, nil), do: nil
+
+  def failure(%__MODULE__{board: board}, reference) do
+    case :ets.lookup(board, reference) do
+      [{^reference, {:failed, failure}}] -> failure
+      _sent_or_under_way -> nil
+    end
+  end
+
+  @type turn :: integer()
+  @type shown :: {NetlinkPort.Capture.Tap.t() | nil, recipient :: pid() | nil, turn()}
+
+  @doc "Puts a socket on the board, or changes its owner, its tap, or its recipient."
+  @spec put_socket(t(), NetlinkPort.Socket.t(), pid() | nil, shown()) :: true
+  def put_socket(%__MODULE__{board: board}, socket, owner, shown) do
+    :ets.insert(board, {{:socket, NetlinkPort.Socket.handle(socket)}, owner, socket, shown})
+  end
+
+  @doc "Changes the tap and the recipient of a socket, if it is on the board."
+  @spec update_socket(t(), NetlinkPort.Socket.handle(), shown()) :: boolean()
+  def update_socket(%__MODULE__{board: board}, handle, shown),
+    do: :ets.update_element(board, {:socket, handle}, {4, shown})
 
   @doc "Marks a socket as gone: no process may use it, and its owner is still to be notified."
   @spec retire_socket(t(), NetlinkPort.Socket.t(), pid() | nil) :: true
@@ -107,6 +174,11 @@ defmodule NetlinkPort.Helper.Reference do
   def delete_socket(%__MODULE__{board: board}, handle) do
     :ets.delete(board, {:socket, handle})
     :ets.delete(board, {:gone, handle})
+
+    case :ets.take(board, {:asked, handle}) do
+      [{_key, reference}] -> :ets.delete(board, reference)
+      [] -> true
+    end
   end
 
   @doc "Puts a pin on the board."

@@ -3,13 +3,16 @@ defmodule NetlinkPort.Request.Reader do
   # Reads the datagrams of an answer in the process that owns the socket: from its mailbox while the socket is active,
   # with recv/2 while it is passive. Any process may change that meanwhile.
 
-  alias NetlinkPort.{Deadline, Error, Socket}
+  alias NetlinkPort.{Deadline, Error, Socket, Spin}
+  alias NetlinkPort.Helper.Reference
   alias NetlinkPort.Request.{Exchange, Reply, SocketState}
   alias NetlinkPort.Server.{Client, LateAnswers}
 
   import NetlinkPort.Server.LateAnswers, only: [is_answer: 4]
 
-  # How long one way of reading a socket lasts before the other is tried, in ms.
+  # How long one way of reading a socket lasts before the other is tried, in ms. With a timeout below a few ms a scheduler
+  # does not sleep, and may keep the processor from the helper.
+  @shortest_pause 10
   @longest_pause 50
 
   # The length of the longest mailbox that is searched for earlier losses.
@@ -17,8 +20,9 @@ defmodule NetlinkPort.Request.Reader do
 
   # `deadline` is for the next datagram, and `limit` for the whole answer, `total` ms after the start. `overdue?` is
   # whether the deadline has passed: datagrams that wait then are still read, once. `skipped` is the number of an
-  # abandoned dump that went silent before its end. `mailbox?` is whether the mailbox may have datagrams that came
-  # before those that the server keeps.
+  # abandoned dump that went silent before its end. `recipient` is what the board says of the socket: only while it says
+  # `nil` and the same turn, no datagram is in the mailbox that came before those that the server keeps. `under_way` is the datagram whose outcome is not known: if sendmsg(2) fails, a
+  # message to its alias comes. `spin` is set until the first datagram after that.
   @type t :: %__MODULE__{
           socket: Socket.t(),
           timeout: timeout(),
@@ -27,17 +31,22 @@ defmodule NetlinkPort.Request.Reader do
           limit: timeout(),
           exchange: Exchange.t(),
           active?: boolean(),
-          mailbox?: boolean(),
+          recipient: {pid() | nil, Reference.turn()} | nil,
           overdue?: boolean(),
-          skipped: Reply.sequence() | nil
+          skipped: Reply.sequence() | nil,
+          under_way: Client.under_way() | {nil, reference()},
+          spin: Spin.t() | nil
         }
 
   @enforce_keys [:socket, :timeout, :deadline, :total, :limit, :exchange]
-  defstruct @enforce_keys ++ [active?: false, mailbox?: true, overdue?: false, skipped: nil]
+  defstruct @enforce_keys ++
+              [:recipient, :under_way, :spin, active?: false, overdue?: false, skipped: nil]
 
   @doc "Returns a reader of the answer, whose `limit` is in monotonic time."
   @spec new(Socket.t(), Exchange.t(), map(), timeout()) :: t()
   def new(socket, exchange, opts, limit) do
+    recipient = recipient(socket)
+
     extend(%__MODULE__{
       socket: socket,
       timeout: opts.timeout,
@@ -45,8 +54,17 @@ defmodule NetlinkPort.Request.Reader do
       total: opts.total_timeout,
       limit: limit,
       exchange: exchange,
-      mailbox?: short_mailbox?()
+      active?: match?({pid, _turn} when pid == self(), recipient),
+      recipient: recipient,
+      under_way: {nil, make_ref()}
     })
+  end
+
+  @doc "A datagram is under way: the calling process spins for its answer, where that pays."
+  @spec begin(t(), Client.under_way()) :: t()
+  def begin(%{socket: %{helper: helper}} = reader, under_way) do
+    spin = Process.get({Spin, helper.server}) || Spin.new(Reference.spin(helper))
+    %{reader | under_way: under_way, spin: Spin.asked(spin, System.monotonic_time())}
   end
 
   @doc "Moves the deadline for the next datagram, which never is later than that for all of them."
@@ -112,7 +130,8 @@ defmodule NetlinkPort.Request.Reader do
   ## Reading
 
   @doc """
-  Reads one datagram, or an error in its place. Datagrams that wait at the deadline are still read, once.
+  Reads one datagram, or an error in its place: that of sendmsg(2), which means that nothing will come, is `:unsent`.
+  Datagrams that wait at the deadline are still read, once.
 
   Takes only datagrams of this exchange or of an earlier one from the mailbox of the calling process. Events stay
   there, in their order.
@@ -120,6 +139,7 @@ defmodule NetlinkPort.Request.Reader do
   @spec read(t()) ::
           {:datagram, binary(), NetlinkPort.metadata() | nil, t()}
           | {:lost, Error.t(), t()}
+          | {:unsent, Error.t()}
           | {:error, Error.t()}
   def read(reader) do
     left = Deadline.left(reader.deadline)
@@ -131,23 +151,53 @@ defmodule NetlinkPort.Request.Reader do
 
   # No message says that a socket becomes passive: `:once` and a count end with a datagram, and any process may call
   # setopts/2. So each way of reading lasts for a pause at most, and then comes the other.
-  defp read(reader, left), do: read(reader, left, 1)
+  defp read(reader, left), do: read(reader, left, @shortest_pause)
 
   defp read(%{active?: true} = reader, left, pause) do
-    with :timeout <- take(reader, min(left, pause)),
-         do: receive_one(reader, Deadline.left(reader.deadline), pause)
+    with :timeout <- glance(reader),
+         :timeout <- take(reader, min(left, pause)) do
+      receive_one(reader, Deadline.left(reader.deadline), pause)
+    else
+      taken -> spun(reader, taken)
+    end
   end
 
   defp read(reader, left, pause), do: receive_one(reader, left, pause)
 
-  defp receive_one(%{socket: socket} = reader, left, pause) do
-    case Client.hold(socket, min(left, @longest_pause)) do
-      {:error, %{stage: :recv, reason: :einval}} ->
-        more(%{reader | active?: true, mailbox?: true}, left, pause)
+  defp glance(%{spin: nil}), do: :timeout
 
-      # The socket may become active, and passive again, before the next try.
+  defp glance(%{spin: spin} = reader) do
+    with :timeout <- take(reader, 0) do
+      if Spin.on?(spin, System.monotonic_time()) do
+        Spin.turn()
+        glance(reader)
+      else
+        :timeout
+      end
+    end
+  end
+
+  # The process remembers whether spinning pays.
+  defp spun(%{spin: %Spin{} = spin, socket: socket}, {:datagram, datagram, metadata, reader}) do
+    spin = Spin.answered(spin, System.monotonic_time())
+    _before = Process.put({Spin, socket.helper.server}, spin)
+    {:datagram, datagram, metadata, %{reader | spin: nil}}
+  end
+
+  defp spun(_reader, taken), do: taken
+
+  defp receive_one(%{socket: socket} = reader, left, pause) do
+    {reference, _alias} = reader.under_way
+
+    case Client.hold(socket, min(left, @longest_pause), reference) do
+      {:unsent, error} ->
+        {:unsent, error}
+
+      {:error, %{stage: :recv, reason: :einval}} ->
+        more(%{reader | active?: true}, left, pause)
+
       {:error, %{stage: :recv, reason: :etimedout}} ->
-        more(%{reader | active?: false, mailbox?: true}, left, pause)
+        more(%{reader | active?: false}, left, pause)
 
       received ->
         in_order(%{reader | active?: false}, received)
@@ -164,18 +214,33 @@ defmodule NetlinkPort.Request.Reader do
 
   # On a socket that was active when the request was sent, or has been since, a datagram in the mailbox came before the
   # one that hold/2 returns. The server sends no newer one meanwhile.
-  defp in_order(%{mailbox?: false} = reader, received), do: received(reader, received)
+  # The search costs more, the longer the mailbox is. It is made only if the board has changed since the last one.
+  defp in_order(%{recipient: before} = reader, received) do
+    case recipient(reader.socket) do
+      {nil, _turn} = ^before -> received(reader, received)
+      now -> in_order(%{reader | recipient: now}, received, before)
+    end
+  end
 
-  defp in_order(reader, received) do
+  defp in_order(reader, received, before) do
     case take(reader, 0) do
       :timeout ->
-        received(%{reader | mailbox?: false}, received)
+        received(reader, received)
 
       earlier ->
         put_back(reader.socket, received)
-        earlier
+        again(earlier, before)
     end
   end
+
+  # What was put back is in the mailbox.
+  defp again({:datagram, datagram, metadata, reader}, before),
+    do: {:datagram, datagram, metadata, %{reader | recipient: before}}
+
+  defp again({:lost, error, reader}, before), do: {:lost, error, %{reader | recipient: before}}
+  defp again(error, _before), do: error
+
+  defp recipient(socket), do: Reference.recipient(socket.helper, Socket.handle(socket))
 
   defp received(reader, {:ok, datagram}), do: {:datagram, datagram, nil, reader}
   defp received(reader, {:ok, datagram, metadata}), do: {:datagram, datagram, metadata, reader}
@@ -212,6 +277,7 @@ defmodule NetlinkPort.Request.Reader do
   defp take(%{socket: socket} = reader, timeout) do
     classes = reader.exchange.answer.classes
     late = SocketState.late(socket)
+    {_reference, alias} = reader.under_way
 
     receive do
       {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram}
@@ -234,6 +300,9 @@ defmodule NetlinkPort.Request.Reader do
       {:netlink_closed, ^socket, _reason} = message ->
         SocketState.deliver(socket, message)
         {:error, Error.new(:thread, :epipe)}
+
+      {^alias, failed} ->
+        {:unsent, Client.failure(socket, failed)}
     after
       timeout -> :timeout
     end

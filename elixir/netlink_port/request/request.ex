@@ -34,8 +34,8 @@ defmodule NetlinkPort.Request do
   end
 
   defp outcome(socket, exchange, opts, limit) do
-    with {:ok, reader} <- start(socket, exchange, opts, limit),
-         {:ok, reader} <- collect(reader) do
+    with {:ok, reader} <- start(socket, exchange, opts, limit, :begin),
+         {:ok, reader} <- settled(reader, collect(reader)) do
       case Exchange.outcome(reader.exchange) do
         {:again, exchange} -> outcome(socket, exchange, opts, limit)
         outcome -> outcome
@@ -54,7 +54,7 @@ defmodule NetlinkPort.Request do
   defp begin!(socket, type, payload, opts) do
     with {:ok, exchange} <- new!(socket, {:dump, type, payload, %{opts | max_bytes: :infinity}}),
          Reader.defer_losses(socket),
-         {:ok, reader} <- start(socket, exchange, opts, Deadline.at(opts.total_timeout)) do
+         {:ok, reader} <- start(socket, exchange, opts, Deadline.at(opts.total_timeout), :wait) do
       {%{reader | limit: :infinity}, opts}
     else
       {:error, error} ->
@@ -116,7 +116,8 @@ defmodule NetlinkPort.Request do
 
   ## One exchange
 
-  defp start(socket, %{dump?: dump?} = exchange, opts, limit) do
+  # With `:begin` the outcome of the last sendmsg(2) is not awaited. settled/2 ends that.
+  defp start(socket, %{dump?: dump?} = exchange, opts, limit, how) do
     SocketState.leave(socket)
     if dump? or exchange.kind == :batch, do: earlier(socket)
 
@@ -125,8 +126,8 @@ defmodule NetlinkPort.Request do
       SocketState.number(socket, next)
       reader = Reader.new(socket, exchange, opts, limit)
 
-      case send_all(socket, datagrams, reader.deadline) do
-        :ok ->
+      case send_all(reader, datagrams, how) do
+        {:ok, reader} ->
           if dump?, do: SocketState.live(socket, exchange.answer.last)
           {:ok, %{reader | skipped: skipped}}
 
@@ -189,16 +190,42 @@ defmodule NetlinkPort.Request do
   defp info(socket),
     do: Client.ask(socket.helper, {:vm_info, socket.handle}, socket.helper.call_timeout)
 
-  defp send_all(_socket, [], _deadline), do: :ok
+  # The error of sendmsg(2) comes where the answer would.
+  defp send_all(%{active?: true, socket: socket, deadline: deadline} = reader, [last], :begin) do
+    with {:ok, under_way} <- Client.begin(socket, last, :active, Deadline.left(deadline)),
+         do: {:ok, Reader.begin(reader, under_way)}
+  end
+
+  defp send_all(%{socket: %{helper: helper} = socket} = reader, [last], :begin)
+       when node(helper.server) == node() do
+    with {:ok, under_way} <- Client.begin(socket, last, :passive, Deadline.left(reader.deadline)),
+         do: {:ok, %{reader | under_way: under_way}}
+  end
+
+  defp send_all(reader, [], _how), do: {:ok, reader}
 
   # Waits for the outcome of sendmsg(2), so that an error is known to be that of this datagram, and not that of an earlier
   # send/3. A helper that has not told the outcome in time may have sent the datagram.
-  defp send_all(socket, [datagram | datagrams], deadline) do
+  defp send_all(%{socket: socket, deadline: deadline} = reader, [datagram | datagrams], how) do
     case Client.send(socket, datagram, true, Deadline.left(deadline)) do
-      {:error, %{stage: :thread, reason: :etimedout}} -> send_all(socket, datagrams, deadline)
+      {:error, %{stage: :thread, reason: :etimedout}} -> send_all(reader, datagrams, how)
       {:error, error} -> {:error, error}
-      :ok -> send_all(socket, datagrams, deadline)
+      :ok -> send_all(reader, datagrams, how)
     end
+  end
+
+  defp settled(%{under_way: {nil, _none}}, outcome), do: outcome
+
+  defp settled(%{socket: socket, under_way: under_way, timeout: timeout}, outcome) do
+    how =
+      case outcome do
+        {:ok, _reader} -> :answered
+        {:error, %{reason: :etimedout}} -> {:overdue, timeout}
+        {:error, _error} -> :given_up
+      end
+
+    :ok = Client.settle(socket, under_way, how)
+    outcome
   end
 
   defp collect(reader) do
@@ -232,6 +259,10 @@ defmodule NetlinkPort.Request do
       # The lost datagrams may have been part of the answer. The rest of it still comes.
       {:lost, error, reader} ->
         {:ok, %{reader | exchange: Exchange.lose(exchange, error)}}
+
+      {:unsent, error} ->
+        if exchange.dump?, do: SocketState.over(reader.socket, exchange.answer.last)
+        abandon(reader, error)
 
       {:error, error} ->
         abandon(reader, error)

@@ -17,6 +17,9 @@ defmodule NetlinkPort.Sandbox.StandIn do
 
   alias NetlinkPort.{Errno, Helper, Message}
 
+  # The two commands that send a datagram to the kernel, docs/protocol.md.
+  @send 1
+  @ask 4
   @request Message.flags([:request])
   @dump Message.flags([:dump])
   @interrupted Message.flags([:dump_intr])
@@ -57,12 +60,8 @@ defmodule NetlinkPort.Sandbox.StandIn do
   # Of a helper that cannot run only a start without the script says why.
   defp alone(opts) do
     case NetlinkPort.start_link(Keyword.put(opts, :name, nil)) do
-      {:ok, server} ->
-        :ok = GenServer.stop(server)
-        nil
-
-      {:error, error} ->
-        error
+      {:ok, server} -> with :ok <- GenServer.stop(server), do: nil
+      {:error, error} -> error
     end
   end
 
@@ -157,10 +156,11 @@ defmodule NetlinkPort.Sandbox.StandIn do
 
   # A datagram to the kernel, see docs/protocol.md.
   defp command(
-         <<131, 104, 4, 97, 1, 98, ref::32, 98, handle::32, 109, size::32,
+         <<131, 104, 4, 97, kind, 98, ref::32, 98, handle::32, 109, size::32,
            datagram::binary-size(size)>> = frame,
          state
-       ) do
+       )
+       when kind in [@send, @ask] do
     with true <- state.rules != [],
          {:ok, messages} <- Message.decode(datagram) do
       {passing, state} = Enum.map_reduce(messages, state, &request(&1, handle, &2))
@@ -168,8 +168,8 @@ defmodule NetlinkPort.Sandbox.StandIn do
 
       cond do
         length(passing) == length(messages) -> pass(state.commands, frame)
-        passing == [] -> done(ref, state)
-        true -> pass(state.commands, send_frame(ref, handle, Message.encode(passing)))
+        passing == [] -> done(kind, ref, state)
+        true -> pass(state.commands, send_frame(kind, ref, handle, Message.encode(passing)))
       end
 
       state
@@ -197,13 +197,15 @@ defmodule NetlinkPort.Sandbox.StandIn do
     end
   end
 
-  defp send_frame(ref, handle, datagram) do
+  defp send_frame(kind, ref, handle, datagram) do
     size = IO.iodata_length(datagram)
-    [<<131, 104, 4, 97, 1, 98, ref::32, 98, handle::32, 109, size::32>> | datagram]
+    [<<131, 104, 4, 97, kind, 98, ref::32, 98, handle::32, 109, size::32>> | datagram]
   end
 
-  defp done(0, _state), do: false
-  defp done(ref, state), do: pass(state.events, term({:ok, ref}))
+  # The kernel's answer to an ask tells that it was sent.
+  defp done(@ask, _ref, _state), do: false
+  defp done(@send, 0, _state), do: false
+  defp done(@send, ref, state), do: pass(state.events, term({:ok, ref}))
 
   defp term(term), do: :erlang.term_to_binary(term, minor_version: 2)
 

@@ -4,7 +4,7 @@ defmodule NetlinkPort.Server.Calls do
   # reply answers the call (NetlinkPort.Server.Commands).
 
   alias NetlinkPort.{Capture, Deadline, Errno, Error}
-  alias NetlinkPort.Helper.{Handle, Protocol}
+  alias NetlinkPort.Helper.{Handle, Protocol, Reference}
   alias NetlinkPort.Server.{Commands, Opening, Pins, Sockets, State}
 
   @doc "Handles a call, as a callback of the server."
@@ -82,16 +82,23 @@ defmodule NetlinkPort.Server.Calls do
     State.reply(state, from, Sockets.info(state.sockets, handle))
   end
 
-  def handle({way, handle, timeout, deadline}, from, state) when way in [:recv, :hold] do
+  # With a reference, of the request that the datagram is to answer: if that was not sent, there will be none.
+  def handle({way, handle, timeout, deadline, reference}, from, state)
+      when way in [:recv, :hold] do
     left = Deadline.time_left(deadline, timeout)
 
-    if Deadline.gave_up?(left) do
-      {:noreply, state}
-    else
-      case Sockets.recv(state.sockets, handle, from, left, way == :hold) do
-        {:wait, sockets} -> State.spin(State.update(state, sockets))
-        {reply, sockets} -> state |> State.update(sockets) |> State.reply(from, reply)
-      end
+    cond do
+      Deadline.gave_up?(left) ->
+        {:noreply, state}
+
+      failure = Reference.failure(state.helper, reference) ->
+        State.reply(state, from, Sockets.unsent(failure))
+
+      true ->
+        case Sockets.recv(state.sockets, handle, from, left, way == :hold) do
+          {:wait, sockets} -> State.spin(State.update(state, sockets))
+          {reply, sockets} -> state |> State.update(sockets) |> State.reply(from, reply)
+        end
     end
   end
 

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Server.Client do
   #
   # Whatever happens to the server and the helper, no function here crashes the caller, or suspends it for ever.
 
-  alias NetlinkPort.{Arguments, Deadline, Errno, Error, Payload, Pin, Socket, Spin}
+  alias NetlinkPort.{Arguments, Deadline, Errno, Error, Payload, Pin, Socket}
   alias NetlinkPort.Capture.Tap
   alias NetlinkPort.Helper.{Protocol, Reference}
   alias NetlinkPort.Server.{PinNumbers, Refusal}
@@ -43,11 +43,8 @@ defmodule NetlinkPort.Server.Client do
   end
 
   defp send(%Socket{helper: helper, handle: handle} = socket, datagram, size, wait?, timeout) do
-    # max_frame bounds the whole frame: the datagram and its prefix.
-    fits? = size + 64 <= helper.max_frame
-
     cond do
-      not fits? ->
+      not fits?(helper, size) ->
         {:error, Error.new(:send, :emsgsize)}
 
       not Reference.local?(helper) ->
@@ -62,6 +59,94 @@ defmodule NetlinkPort.Server.Client do
       true ->
         post(socket, datagram, Protocol.send(0, handle, datagram, size), timeout)
     end
+  end
+
+  @typedoc """
+  A datagram under way: the reference of its command, and what the message of a failure begins with. For a passive socket
+  `hold/3` returns the failure instead.
+  """
+  @type under_way :: {pos_integer(), reference()}
+
+  @doc """
+  Sends a datagram to the kernel without waiting for the helper. If sendmsg(2) fails, the recipient of an active socket
+  is sent a message, `{alias, answer}`, that `failure/2` reads. For a passive socket `hold/3` returns the failure.
+  `settle/3` ends that.
+  """
+  @spec begin(Socket.t(), iodata(), :active | :passive, timeout()) ::
+          {:ok, under_way()} | {:error, Error.t()}
+  def begin(%Socket{helper: helper, handle: handle} = socket, datagram, mode, timeout) do
+    size = IO.iodata_length(datagram)
+
+    cond do
+      not fits?(helper, size) ->
+        {:error, Error.new(:send, :emsgsize)}
+
+      helper.server == self() ->
+        explain(deadlock(), socket)
+
+      true ->
+        pass(socket, datagram)
+
+        case mode do
+          :active ->
+            # The failure comes to an alias. The end of the server comes by `:netlink_closed`.
+            alias = :erlang.alias([:reply])
+            frame = &Protocol.ask(&1, handle, datagram, size)
+            write_expected(socket, {:failure, alias}, alias, frame, timeout)
+
+          :passive ->
+            frame = &Protocol.send(&1, handle, datagram, size)
+            write_expected(socket, {:asker, self(), handle}, make_ref(), frame, timeout)
+        end
+    end
+  end
+
+  defp write_expected(%{helper: helper, handle: handle}, waiter, alias, frame, timeout) do
+    reference = Reference.expect_failure(helper, handle, waiter)
+
+    case write(helper, frame.(reference), timeout) do
+      :ok ->
+        {:ok, {reference, alias}}
+
+      {:error, reason} ->
+        true = Reference.forget(helper, reference)
+        {:error, Error.new(stage(reason), reason)}
+    end
+  rescue
+    # The board went with its server.
+    ArgumentError -> {:error, Error.new(:thread, :epipe)}
+  end
+
+  @doc "The error of a failure that has come for a datagram of `begin/4`."
+  @spec failure(Socket.t(), raw()) :: Error.t()
+  def failure(socket, failed) do
+    {:error, error} = explain(failed, socket)
+    error
+  end
+
+  @doc """
+  Ends `begin/3`. `:answered` means that the kernel has answered the datagram. Otherwise no message of it stays in the
+  mailbox, and after a long `{:overdue, waited}` the server suspects its helper, as in `send/4`.
+  """
+  @spec settle(Socket.t(), under_way(), :answered | :given_up | {:overdue, timeout()}) :: :ok
+  def settle(%Socket{helper: helper}, {reference, alias}, outcome) do
+    _whether = :erlang.unalias(alias)
+    true = Reference.forget(helper, reference)
+    with {:overdue, waited} <- outcome, do: report_overdue(helper, waited)
+    if outcome == :answered, do: :ok, else: drop(alias)
+  end
+
+  defp drop(alias) do
+    receive do
+      {^alias, _answer} -> :ok
+    after
+      0 -> :ok
+    end
+  end
+
+  defp fits?(helper, size) do
+    # max_frame bounds the whole frame: the datagram and its prefix.
+    size + 64 <= helper.max_frame
   end
 
   defp done(answer, socket) do
@@ -110,28 +195,37 @@ defmodule NetlinkPort.Server.Client do
   @doc "Receives one datagram of a passive socket, or the error that arrived in its place."
   @spec recv(Socket.t(), timeout()) ::
           {:ok, binary()} | {:ok, binary(), NetlinkPort.metadata()} | {:error, Error.t()}
-  def recv(socket, timeout), do: recv(socket, timeout, :recv)
+  def recv(socket, timeout) do
+    with {:unsent, error} <- recv(socket, timeout, :recv, nil), do: {:error, error}
+  end
 
   @doc """
   Like `recv/2`, for a request of the owner. Until the owner receives the next datagram, or calls `let_go/1`, the server
   sends it no message of this socket. So the owner can hand the datagram on, in its place among those messages.
-  """
-  @spec hold(Socket.t(), timeout()) ::
-          {:ok, binary()} | {:ok, binary(), NetlinkPort.metadata()} | {:error, Error.t()}
-  def hold(socket, timeout), do: recv(socket, timeout, :hold)
 
-  @doc "Ends what `hold/2` began."
+  `reference` is that of the request which the datagram is to answer (`begin/4`). If it was not sent, the result is
+  `:unsent`.
+  """
+  @spec hold(Socket.t(), timeout(), pos_integer() | nil) ::
+          {:ok, binary()}
+          | {:ok, binary(), NetlinkPort.metadata()}
+          | {:unsent, Error.t()}
+          | {:error, Error.t()}
+  def hold(socket, timeout, reference \\ nil), do: recv(socket, timeout, :hold, reference)
+
+  @doc "Ends what `hold/3` began."
   @spec let_go(Socket.t()) :: :ok
   def let_go(%Socket{handle: handle, helper: helper}) do
     Kernel.send(helper.server, {:let_go, handle, self()})
     :ok
   end
 
-  defp recv(%Socket{handle: handle, helper: helper} = socket, timeout, way) do
-    case ask(helper, {way, handle, timeout, Deadline.new(timeout)}, timeout) do
+  defp recv(%Socket{handle: handle, helper: helper} = socket, timeout, way, reference) do
+    case ask(helper, {way, handle, timeout, Deadline.new(timeout), reference}, timeout) do
       {:ok, {datagram, nil}} -> {:ok, datagram}
       {:ok, {datagram, metadata}} -> {:ok, datagram, metadata}
       {:error, %Error{} = error} -> {:error, error}
+      {:error, {:unsent, failure}} -> {:unsent, failure(socket, {:error, failure})}
       {:error, _raw} = failed -> explain(failed, socket)
     end
   end
@@ -230,8 +324,7 @@ defmodule NetlinkPort.Server.Client do
   end
 
   defp await(helper, reference, monitor, timeout) do
-    with :timeout <- Spin.await(fn -> answer(monitor, 0) end),
-         :timeout <- answer(monitor, timeout) do
+    with :timeout <- answer(monitor, timeout) do
       report_overdue(helper, timeout)
       forget(helper, reference, monitor, :thread, :etimedout)
     end

@@ -61,9 +61,12 @@ defmodule NetlinkPort.Server.Commands do
   @spec replied(State.t(), pos_integer(), term()) :: State.t()
   def replied(state, reference, reply) do
     case Reference.settle(state.helper, reference) do
-      {:ok, {:caller, monitor}} ->
-        send(monitor, {monitor, reply})
+      {:ok, {waits_for, alias}} when waits_for in [:caller, :failure] ->
+        send(alias, {alias, reply})
         state
+
+      {:ok, {:asker, pid, handle}} ->
+        asked(state, reference, {pid, handle}, reply)
 
       {:ok, {timer, purpose}} ->
         _left = timer && Process.cancel_timer(timer, async: true, info: false)
@@ -71,6 +74,20 @@ defmodule NetlinkPort.Server.Commands do
 
       # Its caller has given up.
       :error ->
+        state
+    end
+  end
+
+  # The error goes to the `recv` with which the caller waits for the answer, or will.
+  defp asked(state, _reference, _asker, {:ok, _value}), do: state
+
+  defp asked(state, reference, {pid, handle}, {:error, failure}) do
+    case Sockets.refuse(state.sockets, handle, pid, failure) do
+      {:ok, sockets} ->
+        State.update(state, sockets)
+
+      :none ->
+        Reference.put_failure(state.helper, reference, failure)
         state
     end
   end

@@ -27,9 +27,6 @@ defmodule NetlinkPort.Server do
     WriteQueue
   }
 
-  # The reductions after which the VM preempts a process (CONTEXT_REDS of erts). A scheduler polls for input after two
-  # of these.
-  @context_reductions 4_000
   @timeouts [call_timeout: 15_000, hello_timeout: 5_000, ping_interval: 30_000]
   @defaults @timeouts ++ [keep: [], spin: 50, user_namespaces: false]
 
@@ -102,7 +99,7 @@ defmodule NetlinkPort.Server do
     helper = %Reference{
       server: self(),
       port: port,
-      board: Reference.board(notifier),
+      board: Reference.board(notifier, opts[:spin]),
       max_frame: hello.max_frame,
       call_timeout: opts[:call_timeout],
       capabilities: hello.capabilities
@@ -157,10 +154,9 @@ defmodule NetlinkPort.Server do
     Frames.handle(frame, state)
   end
 
-  # The mailbox is empty. Spinning keeps the scheduler awake and has it poll for input, and yields to other processes.
+  # The mailbox is empty.
   def handle_info(:timeout, state) do
-    :erlang.bump_reductions(@context_reductions)
-    :erlang.yield()
+    Spin.turn()
     State.spin(state)
   end
 

@@ -18,8 +18,9 @@ defmodule NetlinkPort.Server.Sockets do
     # `gauge` measures the mailbox of an owner with `max_queue:`.
     # `gone?`: the helper has closed the socket, and only the kept items are left to take.
     # `notify?`: the owner is sent `:netlink_closed` when the socket is closed.
+    # `recipient`: as on the board.
     # `late` are the numbers of former owners' exchanges: their answers are dropped.
-    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge] ++
+    defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, :recipient] ++
                 [held?: false, gone?: false, notify?: true, late: %{}]
   end
 
@@ -67,12 +68,14 @@ defmodule NetlinkPort.Server.Sockets do
   def add(sockets, socket, options) do
     %{owner: owner, active: active, window: window, max_queue: bound} = options
     notify? = options.closed_message
-    Reference.put_socket(sockets.helper, socket, if(notify?, do: owner), sockets.tap)
+    recipient = if active != false, do: owner
+    shown = shown(sockets, recipient)
+    Reference.put_socket(sockets.helper, socket, if(notify?, do: owner), shown)
     monitor = Relay.monitor(owner, if(notify?, do: socket))
     gauge = MailboxGauge.new(bound)
     delivery = Delivery.new(active, window, credit(gauge), elsewhere?(owner))
     fields = [socket: socket, owner: owner, monitor: monitor, delivery: delivery, gauge: gauge]
-    entry = struct!(Entry, [notify?: notify?] ++ fields)
+    entry = struct!(Entry, [notify?: notify?, recipient: recipient] ++ fields)
     monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(socket)})
     put(%{sockets | monitors: monitors}, entry)
   end
@@ -170,7 +173,8 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   defp register(sockets, %{socket: socket} = entry, owner) do
-    Reference.put_socket(sockets.helper, socket, notified(entry, owner), sockets.tap)
+    shown = shown(sockets, entry.recipient)
+    Reference.put_socket(sockets.helper, socket, notified(entry, owner), shown)
   end
 
   defp notified(%{notify?: notify?}, owner), do: if(notify?, do: owner)
@@ -314,7 +318,7 @@ defmodule NetlinkPort.Server.Sockets do
 
       %{held?: true, owner: owner} = entry when owner != caller ->
         if waits?(entry),
-          do: set_active_now(sockets, %{entry | held?: false}, changes),
+          do: set_active_now(sockets, entry, changes),
           else: set_active_later(sockets, %{entry | resume: false}, changes)
 
       entry ->
@@ -362,7 +366,7 @@ defmodule NetlinkPort.Server.Sockets do
       {:ok, effects, delivery} ->
         {waiters, delivery} = Delivery.withdraw(delivery, fn _waiter -> true end)
         sockets = Enum.reduce(waiters, sockets, &dismiss(&2, &1, active()))
-        entry = %{entry | delivery: delivery}
+        entry = %{entry | delivery: delivery, held?: false}
         {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
 
       :einval ->
@@ -430,6 +434,23 @@ defmodule NetlinkPort.Server.Sockets do
     end
   end
 
+  @doc "The reply to the `recv` of a request that was not sent."
+  @spec unsent(term()) :: {:error, {:unsent, term()}}
+  def unsent(failure), do: {:error, {:unsent, failure}}
+
+  @doc "The request of a process was not sent: so replies to its waiting `recv`, if there is one."
+  @spec refuse(t(), Socket.handle(), pid(), term()) :: {:ok, t()} | :none
+  def refuse(sockets, handle, pid, failure) do
+    with %{^handle => entry} <- sockets.entries,
+         mine? = &match?({_monitor, _timer, {^pid, _tag}, _give_up_at}, &1),
+         {[_ | _] = waiters, delivery} <- Delivery.withdraw(entry.delivery, mine?) do
+      sockets = put(sockets, %{entry | delivery: delivery})
+      {:ok, Enum.reduce(waiters, sockets, &dismiss(&2, &1, unsent(failure)))}
+    else
+      _nobody_waits -> :none
+    end
+  end
+
   @doc "What the server knows of a socket."
   @spec info(t(), Socket.handle()) :: raw()
   def info(sockets, handle) do
@@ -462,13 +483,28 @@ defmodule NetlinkPort.Server.Sockets do
   # Every change of a socket ends here, after its messages were sent: grants and the end of a gone socket follow.
   defp put(sockets, entry) do
     handle = Socket.handle(entry.socket)
-    {sockets, entry} = grant(sockets, handle, watch(entry, handle))
+    {sockets, entry} = grant(sockets, handle, show(sockets, watch(entry, handle), handle))
     sockets = %{sockets | entries: Map.put(sockets.entries, handle, entry)}
 
     if entry.gone? and not Delivery.kept?(entry.delivery),
       do: finish(sockets, entry),
       else: sockets
   end
+
+  # Requests look at the board to know where to wait for their answers.
+  defp show(_sockets, %{delivery: %{mode: false}, recipient: nil} = entry, _handle), do: entry
+
+  defp show(_sockets, %{delivery: %{mode: mode}, owner: owner, recipient: owner} = entry, _handle)
+       when mode != false,
+       do: entry
+
+  defp show(sockets, %{delivery: %{mode: mode}} = entry, handle) do
+    recipient = if mode != false, do: entry.owner
+    _there? = Reference.update_socket(sockets.helper, handle, shown(sockets, recipient))
+    %{entry | recipient: recipient}
+  end
+
+  defp shown(sockets, recipient), do: {sockets.tap, recipient, System.unique_integer()}
 
   # Credit bounds only mode `true`: `:once` and counts bound themselves.
   defp watch(%{gauge: gauge, delivery: %{mode: true} = delivery} = entry, handle)
@@ -491,6 +527,8 @@ defmodule NetlinkPort.Server.Sockets do
   end
 
   defp perform(sockets, entry, effects) do
+    _there? = show_sent(sockets, entry, effects)
+
     Enum.reduce(effects, sockets, fn
       {:deliver, item}, sockets ->
         deliver(entry, message(entry.socket, item), charge(entry, item))
@@ -504,6 +542,15 @@ defmodule NetlinkPort.Server.Sockets do
         dismiss(sockets, waiter, answer(item))
     end)
   end
+
+  # The owner's requests look at the board to know whether datagrams may be in its mailbox. `:once` and a count may end
+  # with what the server kept, so that the socket is passive before and after.
+  defp show_sent(sockets, %{recipient: nil, socket: socket}, effects) do
+    if Enum.any?(effects, &(not match?({:answer, _waiter, _item}, &1))),
+      do: Reference.update_socket(sockets.helper, Socket.handle(socket), shown(sockets, nil))
+  end
+
+  defp show_sent(_sockets, _entry, _effects), do: nil
 
   defp deliver(%{owner: owner, monitor: monitor}, message, charge) do
     Relay.deliver(owner, monitor, message, charge)

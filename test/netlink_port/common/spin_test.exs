@@ -22,14 +22,47 @@ defmodule NetlinkPort.SpinTest do
     refute Spin.on?(spin, now + @limit)
   end
 
-  test "a few late answers turn it off, and a soon one turns it on" do
-    late = 4 * @limit + 1
-    {spin, now} = after_gaps([@limit, late, late, late])
+  test "misses in a row turn it off" do
+    late = @limit + 1
+    {spin, now} = after_gaps([@limit, @limit, late, late, late])
     assert Spin.on?(spin, now)
-    {spin, now} = after_gaps([@limit, late, late, late, late])
+    {spin, now} = after_gaps([@limit, @limit, late, late, late, late])
     refute Spin.on?(spin, now)
-    {spin, now} = after_gaps([late, late, late, late, @limit])
-    assert Spin.on?(spin, now)
+  end
+
+  test "it is tried again after more and more answers, and a hit turns it on" do
+    {spin, now} = after_gaps([@limit])
+
+    {spin, now} =
+      for pause <- [16, 32, 64, 128, 256, 256], reduce: {spin, now} do
+        {spin, now} ->
+          # The miss of the last try, and the answers until the next.
+          {spin, now} =
+            for _ <- 0..pause, reduce: {spin, now} do
+              {spin, now} ->
+                spin = Spin.answered(spin, now + 2 * @limit)
+                refute Spin.on?(spin, now + 2 * @limit)
+                {spin, now + 2 * @limit}
+            end
+
+          spin = Spin.answered(spin, now + 2 * @limit)
+          assert Spin.on?(spin, now + 2 * @limit)
+          {spin, now + 2 * @limit}
+      end
+
+    assert %{misses: 0, pause: 16} = Spin.answered(spin, now + @limit)
+  end
+
+  test "late answers make it try nothing" do
+    {spin, now} = after_gaps(List.duplicate(4 * @limit + 1, 1_000))
+    refute Spin.on?(spin, now)
+  end
+
+  test "it waits for the answer to a command of its own, unless that has not paid" do
+    spin = Spin.asked(Spin.new(50), 0)
+    assert Spin.on?(spin, @limit - 1)
+    spin = spin |> Spin.answered(@limit + 1) |> Spin.asked(@limit + 2)
+    refute Spin.on?(spin, @limit + 3)
   end
 
   test "a limit of zero never spins" do

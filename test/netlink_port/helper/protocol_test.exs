@@ -38,6 +38,7 @@ defmodule NetlinkPort.ProtocolTest do
       "get" => Protocol.command(7, {:get, 7, :memberships}),
       "send" => Protocol.send(0, 7, <<0, 1, 2, 255>>, 4),
       "send answered" => Protocol.send(@max_handle, @max_handle, "", 0),
+      "ask" => Protocol.ask(9, 7, <<0, 1, 2, 255>>, 4),
       "send_to" => Protocol.command(8, {:send_to, 7, 0, 1, "hi"}),
       "info socket" => Protocol.command(9, {:info, 7}),
       "info" => Protocol.command(10, {:info}),
@@ -86,7 +87,7 @@ defmodule NetlinkPort.ProtocolTest do
     datagram = <<0, 1, 2, 255>>
 
     %{
-      "hello" => {:hello, 4, hello},
+      "hello" => {:hello, 5, hello},
       "ok" => {:reply, 300, {:ok, nil}},
       "ok socket" => {:reply, 300, {:ok, socket}},
       "ok pin" => {:reply, 300, {:ok, pin}},
