@@ -135,6 +135,37 @@ defmodule NetlinkPort.RequestModesTest do
     assert mtus([first, second, third]) == [60_001, 60_002, 60_003]
   end
 
+  test "what a request waits for keeps its place when others leave the mode as it is", context do
+    alias NetlinkPort.Server.{Client, Delivery}
+    socket = open!(context, active: false, groups: [@link_group])
+    owner = self()
+
+    waits? = fn ->
+      %{entries: entries} = :sys.get_state(context.server).sockets
+      Delivery.waiters(entries[socket.handle].delivery) != []
+    end
+
+    others =
+      Task.async(fn ->
+        eventually!(waits?)
+        :ok = NetlinkPort.setopts(socket, active: false)
+        changer = open!(context, [])
+
+        # The answer to the owner, which has not received it yet, is followed by an event and a change of the mode.
+        true = :erlang.suspend_process(owner)
+        for n <- 1..2, do: NetlinkPort.request(changer, @newlink, [@lo, mtu(60_000 + n)])
+        :ok = NetlinkPort.setopts(socket, active: true)
+        :erlang.resume_process(owner)
+      end)
+
+    assert {:ok, first} = Client.hold(socket, within(5_000))
+    assert Task.await(others)
+    refute_received {:netlink, ^socket, _second}
+    assert :ok = Client.let_go(socket)
+    assert_receive {:netlink, ^socket, second}
+    assert mtus([first, second]) == [60_001, 60_002]
+  end
+
   test "events keep their order while others change the mode during requests", context do
     socket = open!(context, active: false, groups: [@link_group], rcvbuf: 1_000_000)
     {test, count} = {self(), 400}

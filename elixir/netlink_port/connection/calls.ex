@@ -177,7 +177,7 @@ defmodule NetlinkPort.Connection.Calls do
   def sent(state, id, patience) do
     case state.calls do
       %{^id => call} ->
-        %{state | calls: %{state.calls | id => %{call | quiet: deadline(patience)}}}
+        %{state | calls: %{state.calls | id => %{call | quiet: Deadline.at(patience)}}}
 
       _over ->
         state
