@@ -361,6 +361,22 @@ defmodule NetlinkPort.ActiveTest do
       end
     end
 
+    test "a recv that waits when an active socket is handed over is told so", context do
+      for mode <- [true, :once, 5] do
+        socket = open!(context, active: mode)
+        server = socket.helper.server
+        new = relaying_process(self())
+        assert {:ok, nil} = GenServer.call(server, {:pause, Socket.handle(socket)})
+        pid = spawn_reporting(fn -> NetlinkPort.recv(socket) end)
+        eventually!(fn -> waiting(server, socket) == 1 end)
+        assert {:ok, nil} = GenServer.call(server, {:give, Socket.handle(socket), new, %{}})
+        assert_receive {:result, ^pid, {:error, %Error{stage: :recv, reason: :einval}}}
+        ask(socket, 1)
+        assert_receive {:heard, ^new, {:netlink, ^socket, _datagram}}
+        NetlinkPort.close(socket)
+      end
+    end
+
     test "an owner that has given up handing over goes on by setting its mode", context do
       socket = open!(context, active: true)
       assert {:ok, nil} = GenServer.call(socket.helper.server, {:pause, Socket.handle(socket)})

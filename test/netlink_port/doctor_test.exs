@@ -98,7 +98,7 @@ defmodule NetlinkPort.DoctorTest do
 
   defp only_servers({:links, links}) do
     {:links,
-     for(pid <- links, is_pid(pid), pid in NetlinkPort.Server.DownNotifier.servers(), do: pid)}
+     for(pid <- links, is_pid(pid), pid in NetlinkPort.Server.OwnerNotifier.servers(), do: pid)}
   end
 
   describe "an executable that" do

@@ -10,6 +10,8 @@ defmodule NetlinkPort.Nodes do
   @doc "Makes this VM a node, if it is not one yet."
   def distributed! do
     System.cmd("epmd", ["-daemon"])
+    # The daemon returns before it listens.
+    eventually!(fn -> match?({:ok, _names}, :erl_epmd.names({127, 0, 0, 1})) end)
     name = :"nlp#{System.pid()}@127.0.0.1"
     unless Node.alive?(), do: {:ok, _} = Node.start(name, :longnames)
     :ok

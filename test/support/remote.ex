@@ -85,7 +85,7 @@ defmodule NetlinkPort.Remote do
 
   @doc "The notifiers on this node of servers on other nodes."
   def notifiers do
-    loop = {:current_function, {NetlinkPort.Nodes.RemoteDownNotifier, :loop, 3}}
+    loop = {:current_function, {NetlinkPort.Nodes.RemoteOwnerNotifier, :loop, 3}}
     for pid <- Process.list(), Process.info(pid, :current_function) == loop, do: pid
   end
 

@@ -13,14 +13,14 @@ defmodule NetlinkPort.Nodes.Relay do
   #   * The relay reports a datagram to the principal when it has left. Until then the datagram counts as not
   #     taken, so the windows of the sockets bound what waits in a relay.
   #   * Messages for one connection never arrive over the next: all go through a process on the other node
-  #     (NetlinkPort.Nodes.RemoteDownNotifier), which ends with the connection.
+  #     (NetlinkPort.Nodes.RemoteOwnerNotifier), which ends with the connection.
   #   * However the principal ends, everything that it gave before arrives before the news of its end.
   #
   # Relay and principal are linked. A principal whose relay is killed ends too, since the messages that the relay
   # held are lost.
 
   alias NetlinkPort.{Pin, Socket}
-  alias NetlinkPort.Nodes.RemoteDownNotifier
+  alias NetlinkPort.Nodes.RemoteOwnerNotifier
 
   @enforce_keys [:principal, :node]
   # `notifier` is the remote notifier of the present connection, `:none` if the other node cannot run one. Each watch
@@ -226,7 +226,7 @@ defmodule NetlinkPort.Nodes.Relay do
   end
 
   defp found(%{notifier: nil} = state) do
-    notifier = :erpc.call(state.node, RemoteDownNotifier, :start, [self()], :infinity)
+    notifier = :erpc.call(state.node, RemoteOwnerNotifier, :start, [self()], :infinity)
     {_monitor, state} = monitored(state, notifier, {:notifier, notifier})
     %{state | notifier: notifier}
   catch

@@ -3,14 +3,14 @@ defmodule NetlinkPort.Operations.Survey do
   # Asks all servers of this node for their statistics at once. A server that does not answer delays no other.
 
   alias NetlinkPort.Error
-  alias NetlinkPort.Server.DownNotifier
+  alias NetlinkPort.Server.OwnerNotifier
 
   @type told :: {pid(), {:ok, NetlinkPort.server_stats()} | {:error, Error.t()}}
 
   @doc "The statistics of each server, within `patience` ms. Servers in `without` are left out; `nil` is ignored."
   @spec stats(timeout(), [pid() | nil]) :: [told()]
   def stats(patience, without \\ []) do
-    servers = DownNotifier.servers() -- without
+    servers = OwnerNotifier.servers() -- without
 
     servers
     |> Task.async_stream(&NetlinkPort.stats/1,

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Server.Calls do
 
   alias NetlinkPort.{Capture, Deadline, Errno, Error}
   alias NetlinkPort.Helper.{Handle, Protocol, Reference}
-  alias NetlinkPort.Server.{Commands, Opening, Pins, Sockets, State}
+  alias NetlinkPort.Server.{Commands, Opening, Ownership, Pins, Recv, Sockets, State}
 
   @doc "Handles a call, as a callback of the server."
   @spec handle(term(), GenServer.from(), State.t()) ::
@@ -92,10 +92,10 @@ defmodule NetlinkPort.Server.Calls do
         {:noreply, state}
 
       failure = Reference.failure(state.helper, reference) ->
-        State.reply(state, from, Sockets.unsent(failure))
+        State.reply(state, from, Recv.unsent(failure))
 
       true ->
-        case Sockets.recv(state.sockets, handle, from, left, way == :hold) do
+        case Recv.recv(state.sockets, handle, from, left, way == :hold) do
           {:wait, sockets} -> State.spin(State.update(state, sockets))
           {reply, sockets} -> state |> State.update(sockets) |> State.reply(from, reply)
         end
@@ -103,17 +103,17 @@ defmodule NetlinkPort.Server.Calls do
   end
 
   def handle({:set_active, handle, mode}, {caller, _tag} = from, state) do
-    {reply, sockets} = Sockets.set_active(state.sockets, handle, mode, caller)
+    {reply, sockets} = Ownership.set_active(state.sockets, handle, mode, caller)
     state |> State.update(sockets) |> State.reply(from, reply)
   end
 
   def handle({:pause, handle}, {caller, _tag} = from, state) do
-    {reply, sockets} = Sockets.pause(state.sockets, handle, caller)
+    {reply, sockets} = Ownership.pause(state.sockets, handle, caller)
     state |> State.update(sockets) |> State.reply(from, reply)
   end
 
   def handle({:give, handle, owner, late}, from, state) do
-    {reply, sockets} = Sockets.give(state.sockets, handle, owner, late)
+    {reply, sockets} = Ownership.give(state.sockets, handle, owner, late)
     state |> State.update(sockets) |> State.reply(from, reply)
   end
 

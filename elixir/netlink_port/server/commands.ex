@@ -6,7 +6,7 @@ defmodule NetlinkPort.Server.Commands do
   alias NetlinkPort.{Deadline, Errno, Error, Socket}
   alias NetlinkPort.Helper.{Protocol, Reference}
   alias NetlinkPort.Nodes.Relay
-  alias NetlinkPort.Server.{Opening, Pins, Refusal, Sockets, State, Status}
+  alias NetlinkPort.Server.{Opening, Pins, Recv, Refusal, Sockets, State, Status}
 
   @typedoc """
   What a command is for: the reply passed to a caller as it is, or with what the server adds to it; a socket or pin for
@@ -82,7 +82,7 @@ defmodule NetlinkPort.Server.Commands do
   defp asked(state, _reference, _asker, {:ok, _value}), do: state
 
   defp asked(state, reference, {pid, handle}, {:error, failure}) do
-    case Sockets.refuse(state.sockets, handle, pid, failure) do
+    case Recv.refuse(state.sockets, handle, pid, failure) do
       {:ok, sockets} ->
         State.update(state, sockets)
 

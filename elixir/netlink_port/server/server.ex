@@ -18,12 +18,14 @@ defmodule NetlinkPort.Server do
     Commands,
     Frames,
     Liveness,
+    Ownership,
+    OwnerNotifier,
     Pins,
+    Recv,
     Shutdown,
     Sockets,
     State,
     Status,
-    DownNotifier,
     WriteQueue
   }
 
@@ -61,11 +63,11 @@ defmodule NetlinkPort.Server do
     _atoms = Protocol.atoms()
     executable = opts[:executable] && FileName.expand(opts[:executable])
     arguments = Helper.arguments(opts)
-    notifier = DownNotifier.start()
+    notifier = OwnerNotifier.start()
 
     case Helper.start(executable, arguments) do
       {:ok, port, process} ->
-        DownNotifier.helper(notifier, process)
+        OwnerNotifier.helper(notifier, process)
 
         case Helper.await_hello(port, opts[:hello_timeout]) do
           {:ok, hello} ->
@@ -77,7 +79,7 @@ defmodule NetlinkPort.Server do
                    do: :gone,
                    else: (_ -> OsProcess.kill(process, port))
 
-            if ended == :gone, do: DownNotifier.helper(notifier, nil)
+            if ended == :gone, do: OwnerNotifier.helper(notifier, nil)
             stop_at_start(opts, Helper.unusable(executable, arguments, reason))
         end
 
@@ -94,7 +96,7 @@ defmodule NetlinkPort.Server do
   defp ready(port, process, hello, notifier, executable, opts) do
     # A helper that has said hello is ours, so its executable may be run with `--kill`.
     process = process && %{process | executable: executable}
-    DownNotifier.helper(notifier, process)
+    OwnerNotifier.helper(notifier, process)
 
     helper = %Reference{
       server: self(),
@@ -129,7 +131,7 @@ defmodule NetlinkPort.Server do
   def terminate(reason, state) do
     ended = Shutdown.stop(reason, state)
     # Danger: the process id may soon be another process's, so the notifier must not kill it.
-    if ended == :gone, do: DownNotifier.helper(state.notifier, nil)
+    if ended == :gone, do: OwnerNotifier.helper(state.notifier, nil)
     :ok = Status.ended(state, reason, ended)
     Redaction.forget_mailbox()
   end
@@ -211,8 +213,8 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{notifier_monitor: monitor} = state) do
-    notifier = DownNotifier.start()
-    DownNotifier.helper(notifier, state.process)
+    notifier = OwnerNotifier.start()
+    OwnerNotifier.helper(notifier, state.process)
     :ets.setopts(state.helper.board, {:heir, notifier, :board})
     {:noreply, %{state | notifier: notifier, notifier_monitor: Process.monitor(notifier)}}
   end
@@ -223,7 +225,7 @@ defmodule NetlinkPort.Server do
         {:noreply, Commands.close(state, handle, :ping, :owner_down)}
 
       {:waiter, handle} ->
-        {:noreply, State.update(state, Sockets.withdraw(state.sockets, handle, monitor))}
+        {:noreply, State.update(state, Recv.withdraw(state.sockets, handle, monitor))}
 
       nil ->
         pin = Pins.watched(state.pins, monitor)
@@ -235,11 +237,11 @@ defmodule NetlinkPort.Server do
   ## For the sockets
 
   def handle_info({:let_go, handle, caller}, state) do
-    {:noreply, State.update(state, Sockets.let_go(state.sockets, handle, caller))}
+    {:noreply, State.update(state, Ownership.let_go(state.sockets, handle, caller))}
   end
 
   def handle_info({:recv_timeout, handle, monitor}, state) do
-    {:noreply, State.update(state, Sockets.withdraw(state.sockets, handle, monitor))}
+    {:noreply, State.update(state, Recv.withdraw(state.sockets, handle, monitor))}
   end
 
   def handle_info({:gauge, handle, report}, state) do

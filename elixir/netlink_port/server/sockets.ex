@@ -1,7 +1,8 @@
 defmodule NetlinkPort.Server.Sockets do
   @moduledoc false
-  # The server's table of sockets: their owners, the `recv`s that wait, and where each arriving item goes. It sends
-  # owners their messages and answers waiting `recv`s. It collects the grants, which the server writes to the helper.
+  # The server's table of sockets, and where each arriving item goes: it sends owners their messages and answers waiting
+  # `recv`s. It collects the grants, which the server writes to the helper. NetlinkPort.Server.Ownership changes owners
+  # and modes, and NetlinkPort.Server.Recv takes items.
 
   alias NetlinkPort.{Errno, Error, Socket}
   alias NetlinkPort.Capture.Tap
@@ -31,6 +32,8 @@ defmodule NetlinkPort.Server.Sockets do
           grants: [binary()],
           tap: Tap.t() | nil
         }
+  @typedoc "A waiting `recv`: its monitor, its timer, its caller, and when that gives up."
+  @type waiter :: {reference(), reference() | nil, GenServer.from(), integer() | :never}
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()} | Error.t()}
 
   @enforce_keys [:helper]
@@ -82,7 +85,6 @@ defmodule NetlinkPort.Server.Sockets do
 
   defp elsewhere?(owner), do: node(owner) != node()
 
-  # The mailbox of a new owner has not been measured yet, so the first credit is 0.
   defp credit(nil), do: :infinity
   defp credit(_gauge), do: 0
 
@@ -128,45 +130,18 @@ defmodule NetlinkPort.Server.Sockets do
   @spec watched(t(), reference()) :: {:owner | :waiter, Socket.handle()} | nil
   def watched(%__MODULE__{monitors: monitors}, monitor), do: Map.get(monitors, monitor)
 
-  @doc "First half of controlling_process/2: from now on the old owner is sent no message."
-  @spec pause(t(), Socket.handle(), pid()) :: {raw(), t()}
-  def pause(sockets, handle, caller) do
-    with_entry(sockets, handle, fn
-      %{owner: ^caller, delivery: delivery} = entry ->
-        paused = %{delivery | mode: false}
-        entry = %{entry | delivery: paused, resume: entry.resume || delivery.mode, held?: false}
-        {{:ok, nil}, put(sockets, entry)}
-
-      _not_the_owner ->
-        {{:error, {:info, Errno.number(:eperm), ""}}, sockets}
-    end)
+  @doc "Makes a process the owner of an entry. Its mailbox has not been measured yet, so its first credit is 0."
+  @spec owned_by(t(), %Entry{}, pid()) :: {t(), %Entry{}}
+  def owned_by(sockets, entry, owner) do
+    register(sockets, entry, owner)
+    monitor = Relay.monitor(owner, if(entry.notify?, do: entry.socket))
+    sockets = forget(sockets, entry.monitor, entry.owner)
+    monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(entry.socket)})
+    gauge = entry.gauge && MailboxGauge.new(entry.gauge.bound)
+    delivery = %{entry.delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
+    entry = %{entry | owner: owner, monitor: monitor, delivery: delivery, gauge: gauge}
+    {%{sockets | monitors: monitors}, entry}
   end
-
-  @doc """
-  Second half of controlling_process/2: the new owner is sent what has arrived since the first half, but no answers to
-  the exchanges with the numbers `late`, which are the old owner's.
-  """
-  @spec give(t(), Socket.handle(), pid(), LateAnswers.classes()) :: {raw(), t()}
-  def give(sockets, handle, owner, late) do
-    with_entry(sockets, handle, fn entry ->
-      register(sockets, entry, owner)
-      monitor = Relay.monitor(owner, if(entry.notify?, do: entry.socket))
-      sockets = forget(sockets, entry.monitor, entry.owner)
-      sockets = %{sockets | monitors: Map.put(sockets.monitors, monitor, {:owner, handle})}
-      # The new owner's mailbox has not been measured yet.
-      gauge = entry.gauge && MailboxGauge.new(entry.gauge.bound)
-      late = LateAnswers.merge(entry.late, late)
-      delivery = Delivery.discard(entry.delivery, &late?(late, &1))
-      delivery = %{delivery | credit: credit(gauge), relayed?: elsewhere?(owner)}
-      {:ok, effects, delivery} = Delivery.set_active(delivery, [entry.resume || false])
-      fields = [owner: owner, monitor: monitor, delivery: delivery, gauge: gauge, resume: nil]
-      entry = struct!(entry, [late: late] ++ fields)
-      {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
-    end)
-  end
-
-  defp late?(late, {:data, datagram, metadata}), do: LateAnswers.only?(late, datagram, metadata)
-  defp late?(_late, _loss_or_error), do: false
 
   defp register(sockets, %{gone?: true, socket: socket} = entry, owner) do
     Reference.retire_socket(sockets.helper, socket, notified(entry, owner))
@@ -265,6 +240,11 @@ defmodule NetlinkPort.Server.Sockets do
       (give_up_at != :never and System.monotonic_time(:millisecond) > give_up_at)
   end
 
+  @doc "Whether an item is nothing but late answers to former owners."
+  @spec late?(LateAnswers.classes(), Delivery.item()) :: boolean()
+  def late?(late, {:data, datagram, metadata}), do: LateAnswers.only?(late, datagram, metadata)
+  def late?(_late, _loss_or_error), do: false
+
   @doc "A datagram of `cost`, delivered to an owner on another node, has left this node."
   @spec relayed(t(), Socket.handle(), pos_integer()) :: t()
   def relayed(sockets, handle, cost) do
@@ -302,155 +282,6 @@ defmodule NetlinkPort.Server.Sockets do
   defp about?({:length, owner, _length}, asked), do: owner == asked
   defp about?(:rested, _owner), do: true
 
-  @doc """
-  Changes the mode of a socket. If it becomes active, waiting `recv`s are answered with EINVAL.
-
-  Between the halves of controlling_process/2 the socket must deliver nothing to the old owner. The new owner may know
-  of the socket by then, and change its mode: that change takes effect in the second half. A change by the old owner
-  means that it has given up handing over the socket.
-  """
-  @spec set_active(t(), Socket.handle(), [NetlinkPort.active() | integer()], pid()) ::
-          {raw(), t()}
-  def set_active(sockets, handle, changes, caller) do
-    with_entry(sockets, handle, fn
-      %{resume: resume, owner: owner} = entry when resume != nil and owner != caller ->
-        set_active_later(sockets, entry, changes)
-
-      %{held?: true, owner: owner} = entry when owner != caller ->
-        if waits?(entry),
-          do: set_active_now(sockets, entry, changes),
-          else: set_active_later(sockets, %{entry | resume: false}, changes)
-
-      entry ->
-        set_active_now(sockets, %{entry | resume: nil, held?: false}, changes)
-    end)
-  end
-
-  # An owner that waits has nothing in hand.
-  defp waits?(%{owner: owner, delivery: delivery}) do
-    Enum.any?(Delivery.waiters(delivery), &match?({_, _, {^owner, _}, _}, &1))
-  end
-
-  @doc "The owner has nothing in hand any more: a change of the mode that came meanwhile takes effect."
-  @spec let_go(t(), Socket.handle(), pid()) :: t()
-  def let_go(sockets, handle, caller) do
-    case sockets.entries do
-      %{^handle => %{held?: true, owner: ^caller, resume: nil} = entry} ->
-        put(sockets, %{entry | held?: false})
-
-      %{^handle => %{held?: true, owner: ^caller, resume: resume} = entry} ->
-        entry = %{entry | held?: false, resume: nil}
-        {_changed, sockets} = set_active_now(sockets, entry, [resume])
-        sockets
-
-      _not_held ->
-        sockets
-    end
-  end
-
-  defp set_active_later(sockets, entry, changes) do
-    case Delivery.mode(entry.resume, changes) do
-      # The second half, given 0, sends the new owner `:netlink_passive` for the count that ended.
-      {:ok, false, ended} when ended > 0 -> {{:ok, nil}, put(sockets, %{entry | resume: 0})}
-      {:ok, resume, _ended} -> {{:ok, nil}, put(sockets, %{entry | resume: resume})}
-      :einval -> {too_many(), sockets}
-    end
-  end
-
-  defp set_active_now(sockets, entry, changes) do
-    case Delivery.set_active(entry.delivery, changes) do
-      {:ok, effects, %{mode: false} = delivery} ->
-        entry = %{entry | delivery: delivery}
-        {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
-
-      {:ok, effects, delivery} ->
-        {waiters, delivery} = Delivery.withdraw(delivery, fn _waiter -> true end)
-        sockets = Enum.reduce(waiters, sockets, &dismiss(&2, &1, active()))
-        entry = %{entry | delivery: delivery, held?: false}
-        {{:ok, nil}, sockets |> perform(entry, effects) |> put(entry)}
-
-      :einval ->
-        {too_many(), sockets}
-    end
-  end
-
-  defp too_many, do: {:error, {:setsockopt, Errno.number(:einval), "active"}}
-
-  @doc """
-  A caller wants one item within `left` ms. If there is none, the caller waits and is answered later.
-
-  A negative `left` means that the server is late: an item that is there is still handed out. The server has checked
-  that the caller still waits, since a datagram for a caller that has given up would be lost.
-  """
-  @spec recv(t(), Socket.handle(), GenServer.from(), timeout(), hold? :: boolean()) ::
-          {raw() | :wait, t()}
-  def recv(sockets, handle, {caller, _tag} = from, left, hold?) do
-    changed? =
-      match?(%{^handle => %{held?: true, resume: resume}} when resume != nil, sockets.entries)
-
-    sockets = let_go(sockets, handle, caller)
-
-    with_entry(sockets, handle, fn
-      # A change of the mode that has just taken effect may have sent messages, which come first.
-      _entry when hold? and changed? -> {active(), sockets}
-      entry -> next(sockets, entry, from, left, hold?)
-    end)
-  end
-
-  defp next(sockets, entry, {caller, _tag} = from, left, hold?) do
-    entry = %{entry | held?: entry.held? or (hold? and entry.owner == caller)}
-
-    case Delivery.demand(entry.delivery) do
-      {:item, item, delivery} -> {answer(item), put(sockets, %{entry | delivery: delivery})}
-      :empty when left <= 0 -> {timed_out(), sockets}
-      :empty -> {:wait, wait(sockets, entry, from, left)}
-      :active -> {active(), sockets}
-    end
-  end
-
-  # The waiting caller is monitored, so that no datagram goes to a process that has died.
-  defp wait(sockets, entry, {pid, _tag} = from, left) do
-    monitor = Relay.monitor(pid)
-    handle = Socket.handle(entry.socket)
-    message = {:recv_timeout, handle, monitor}
-    timer = if left != :infinity, do: Process.send_after(self(), message, left)
-    give_up_at = if timer, do: System.monotonic_time(:millisecond) + left, else: :never
-    delivery = Delivery.wait(entry.delivery, {monitor, timer, from, give_up_at})
-    monitors = Map.put(sockets.monitors, monitor, {:waiter, handle})
-    put(%{sockets | monitors: monitors}, %{entry | delivery: delivery})
-  end
-
-  @doc "A waiting `recv` has timed out, or its caller has died."
-  @spec withdraw(t(), Socket.handle(), reference()) :: t()
-  def withdraw(sockets, handle, monitor) do
-    case sockets.entries do
-      %{^handle => entry} ->
-        {gone, delivery} = Delivery.withdraw(entry.delivery, &match?({^monitor, _, _, _}, &1))
-        sockets = put(sockets, %{entry | delivery: delivery})
-        Enum.reduce(gone, sockets, &dismiss(&2, &1, timed_out()))
-
-      _closed ->
-        sockets
-    end
-  end
-
-  @doc "The reply to the `recv` of a request that was not sent."
-  @spec unsent(term()) :: {:error, {:unsent, term()}}
-  def unsent(failure), do: {:error, {:unsent, failure}}
-
-  @doc "The request of a process was not sent: so replies to its waiting `recv`, if there is one."
-  @spec refuse(t(), Socket.handle(), pid(), term()) :: {:ok, t()} | :none
-  def refuse(sockets, handle, pid, failure) do
-    with %{^handle => entry} <- sockets.entries,
-         mine? = &match?({_monitor, _timer, {^pid, _tag}, _give_up_at}, &1),
-         {[_ | _] = waiters, delivery} <- Delivery.withdraw(entry.delivery, mine?) do
-      sockets = put(sockets, %{entry | delivery: delivery})
-      {:ok, Enum.reduce(waiters, sockets, &dismiss(&2, &1, unsent(failure)))}
-    else
-      _nobody_waits -> :none
-    end
-  end
-
   @doc "What the server knows of a socket."
   @spec info(t(), Socket.handle()) :: raw()
   def info(sockets, handle) do
@@ -473,15 +304,21 @@ defmodule NetlinkPort.Server.Sockets do
     }
   end
 
-  defp with_entry(sockets, handle, fun) do
+  ## For Ownership and Recv
+
+  @doc "Returns what `fun` makes of the entry of a socket, or the error of a closed one."
+  @spec with_entry(t(), Socket.handle(), (%Entry{} -> {result, t()})) :: {result | raw(), t()}
+        when result: term()
+  def with_entry(sockets, handle, fun) do
     case sockets.entries do
       %{^handle => entry} -> fun.(entry)
       _closed -> {closed(), sockets}
     end
   end
 
-  # Every change of a socket ends here, after its messages were sent: grants and the end of a gone socket follow.
-  defp put(sockets, entry) do
+  @doc "Every change of a socket ends here, after its messages were sent: grants and the end of a gone socket follow."
+  @spec put(t(), %Entry{}) :: t()
+  def put(sockets, entry) do
     handle = Socket.handle(entry.socket)
     {sockets, entry} = grant(sockets, handle, show(sockets, watch(entry, handle), handle))
     sockets = %{sockets | entries: Map.put(sockets.entries, handle, entry)}
@@ -526,7 +363,9 @@ defmodule NetlinkPort.Server.Sockets do
     end
   end
 
-  defp perform(sockets, entry, effects) do
+  @doc "Sends the messages and the answers that a change of the delivery has led to."
+  @spec perform(t(), %Entry{}, [Delivery.effect()]) :: t()
+  def perform(sockets, entry, effects) do
     _there? = show_sent(sockets, entry, effects)
 
     Enum.reduce(effects, sockets, fn
@@ -563,8 +402,9 @@ defmodule NetlinkPort.Server.Sockets do
 
   defp charge(_entry, _item), do: nil
 
-  # Answers a waiting `recv`.
-  defp dismiss(sockets, {monitor, timer, {pid, _tag} = from, _give_up_at}, answer) do
+  @doc "Answers a waiting `recv`."
+  @spec dismiss(t(), waiter(), term()) :: t()
+  def dismiss(sockets, {monitor, timer, {pid, _tag} = from, _give_up_at}, answer) do
     _left = timer && Process.cancel_timer(timer, async: true, info: false)
     Relay.reply(from, answer)
     forget(sockets, monitor, pid)
@@ -580,10 +420,17 @@ defmodule NetlinkPort.Server.Sockets do
   defp message(socket, {:overrun, dropped}), do: {:netlink_overrun, socket, dropped}
   defp message(socket, {:error, error}), do: {:netlink_error, socket, error}
 
-  defp answer({:data, datagram, metadata}), do: {:ok, {datagram, metadata}}
-  defp answer({:overrun, dropped}), do: {:error, Error.new(:recv, :enobufs, dropped: dropped)}
-  defp answer({:error, error}), do: {:error, error}
+  @doc "The answer that an item is to a `recv`."
+  @spec answer(Delivery.item()) :: raw()
+  def answer({:data, datagram, metadata}), do: {:ok, {datagram, metadata}}
+  def answer({:overrun, dropped}), do: {:error, Error.new(:recv, :enobufs, dropped: dropped)}
+  def answer({:error, error}), do: {:error, error}
 
-  defp active, do: {:error, {:recv, Errno.number(:einval), ""}}
-  defp timed_out, do: {:error, {:recv, Errno.number(:etimedout), ""}}
+  @doc "The error for a `recv` on an active socket."
+  @spec active :: raw()
+  def active, do: {:error, {:recv, Errno.number(:einval), ""}}
+
+  @doc "The error for a `recv` that nothing has answered in time."
+  @spec timed_out :: raw()
+  def timed_out, do: {:error, {:recv, Errno.number(:etimedout), ""}}
 end

@@ -99,14 +99,14 @@ defmodule NetlinkPort.Server.Status do
   defp words(:stuck, :gone), do: "did not answer and was killed"
 
   defp words(:stuck, {:error, why}),
-    do: "did not answer, and could not be killed yet: #{why}; its down notifier goes on trying"
+    do: "did not answer, and could not be killed yet: #{why}; its owner notifier goes on trying"
 
   defp words({:protocol_error, term}, _seen),
     do: "sent what is no frame: #{inspect(Redaction.brief(term))}"
 
   defp words(_reason, {:error, why}),
     do:
-      "did not end with its server, and could not be killed yet: #{why}; its down notifier goes on trying"
+      "did not end with its server, and could not be killed yet: #{why}; its owner notifier goes on trying"
 
   defp words(_reason, _seen), do: nil
 

@@ -170,9 +170,9 @@ defmodule NetlinkPort.StatsTest do
   test "all servers of a node are known, for as long as they live" do
     named = start_server!(name: :"servers_#{System.unique_integer([:positive])}")
     unnamed = start_server!()
-    assert [] == [named, unnamed] -- NetlinkPort.Server.DownNotifier.servers()
+    assert [] == [named, unnamed] -- NetlinkPort.Server.OwnerNotifier.servers()
     GenServer.stop(unnamed)
-    eventually!(fn -> unnamed not in NetlinkPort.Server.DownNotifier.servers() end)
-    assert named in NetlinkPort.Server.DownNotifier.servers()
+    eventually!(fn -> unnamed not in NetlinkPort.Server.OwnerNotifier.servers() end)
+    assert named in NetlinkPort.Server.OwnerNotifier.servers()
   end
 end

@@ -7,7 +7,7 @@ defmodule NetlinkPort.Doctor.Pinned do
   # has sockets of its own. So such a namespace may live on when our sockets and pins are closed.
 
   alias NetlinkPort.{Doctor, Environment, Redaction}
-  alias NetlinkPort.Server.DownNotifier
+  alias NetlinkPort.Server.OwnerNotifier
   alias NetlinkPort.Operations.Survey
 
   @spec checks([Survey.told()], pid() | nil) :: [Doctor.check()]
@@ -30,7 +30,7 @@ defmodule NetlinkPort.Doctor.Pinned do
           else: {Map.keys(spaces), %{places: [], descriptors: []}}
 
       unseen = Map.put(unseen, :why, Environment.unseen(environment))
-      verdict(spaces, left, unseen, length(DownNotifier.servers() -- [own]) - length(told))
+      verdict(spaces, left, unseen, length(OwnerNotifier.servers() -- [own]) - length(told))
     end
   end
 

@@ -1,4 +1,4 @@
-defmodule NetlinkPort.Nodes.RemoteDownNotifier do
+defmodule NetlinkPort.Nodes.RemoteOwnerNotifier do
   @moduledoc false
   # Runs on the node of owners whose server is on another node, one process for all of the server's owners there. It
   # passes on what the server's relay (NetlinkPort.Nodes.Relay) sends. It sends each owner `:netlink_closed` once:

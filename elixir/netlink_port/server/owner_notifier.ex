@@ -1,4 +1,4 @@
-defmodule NetlinkPort.Server.DownNotifier do
+defmodule NetlinkPort.Server.OwnerNotifier do
   @moduledoc false
   # Outlives its server by a moment. However the server ends, also if it is killed, the notifier sends each owner on
   # its node `:netlink_closed` once, and makes sure that the helper has ended. Owners get nothing only if server and
