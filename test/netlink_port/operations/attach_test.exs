@@ -10,9 +10,7 @@ defmodule NetlinkPort.AttachTest do
   @moduletag :root
 
   setup do
-    System.cmd("epmd", ["-daemon"])
-    name = :"nlp#{System.pid()}@127.0.0.1"
-    unless Node.alive?(), do: {:ok, _} = Node.start(name, :longnames)
+    :ok = NetlinkPort.Nodes.distributed!()
     arguments = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
     options = %{name: :peer.random_name(), host: ~c"127.0.0.1", args: arguments, longnames: true}
     {:ok, peer, node} = :peer.start(options)
