@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 )))]
 compile_error!(
     "the system call filter is written for x86_64, aarch64, arm, riscv64 and s390x; another machine \
-     takes its number in src/bpf.rs, and in src/system_calls.rs the calls that its C library makes"
+     takes its number in src/bpf.rs, and in src/libc_calls.rs the calls that its C library makes"
 );
 
 #[cfg(all(

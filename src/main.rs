@@ -8,8 +8,9 @@ mod error;
 mod etf;
 mod frame;
 mod kill;
+mod libc_calls;
 mod namespace_watch;
-mod netlink;
+mod netlink_socket;
 mod netns;
 mod options;
 mod pins;
@@ -25,7 +26,6 @@ mod sockets;
 mod spin;
 mod start;
 mod sys;
-mod system_calls;
 #[cfg(test)]
 mod testing;
 mod userns;

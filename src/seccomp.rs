@@ -6,9 +6,9 @@
 
 use crate::bpf::{Rules, Test};
 use crate::error::Fatal;
+use crate::libc_calls;
 use crate::namespace_watch;
 use crate::sys::{self, NS_GET_ID, NS_GET_NSTYPE, NS_GET_USERNS, SIOCGSKNS};
-use crate::system_calls;
 use libc::c_long;
 use nix::errno::Errno;
 
@@ -63,14 +63,14 @@ fn rules(needs: Needs) -> Rules {
         for call in [libc::SYS_wait4, libc::SYS_sendmsg] {
             rules.allow(call);
         }
-        for call in system_calls::FORK {
+        for call in libc_calls::FORK {
             rules.allow(*call);
         }
         for (call, argument, test) in child() {
             rules.allow_if(call, argument, test);
         }
-        for number in system_calls::CHILD_SOCKETCALLS {
-            rules.allow_if(system_calls::SOCKETCALL, 0, Test::Equal(*number));
+        for number in libc_calls::CHILD_SOCKETCALLS {
+            rules.allow_if(libc_calls::SOCKETCALL, 0, Test::Equal(*number));
         }
     }
     rules
@@ -113,9 +113,9 @@ fn plain() -> Vec<c_long> {
         // The end.
         libc::SYS_exit_group,
     ];
-    calls.extend(system_calls::OWN);
-    if !system_calls::MMAP_IS_SEEN {
-        calls.push(system_calls::MMAP);
+    calls.extend(libc_calls::OWN);
+    if !libc_calls::MMAP_IS_SEEN {
+        calls.push(libc_calls::MMAP);
     }
     calls
 }
@@ -128,7 +128,7 @@ fn conditional() -> Vec<Condition> {
         (libc::SYS_socket, 0, Test::Equal(libc::AF_NETLINK as u32)),
         // Moves descriptors to high numbers, and pins to numbers that only go up.
         (
-            system_calls::FCNTL,
+            libc_calls::FCNTL,
             1,
             Test::Equal(libc::F_DUPFD_CLOEXEC as u32),
         ),
@@ -149,21 +149,21 @@ fn conditional() -> Vec<Condition> {
             Test::Equal(namespace_watch::FOLDER.bits()),
         ),
     ];
-    let numbers = system_calls::SOCKETCALLS.iter();
-    conditions.extend(numbers.map(|number| (system_calls::SOCKETCALL, 0, Test::Equal(*number))));
+    let numbers = libc_calls::SOCKETCALLS.iter();
+    conditions.extend(numbers.map(|number| (libc_calls::SOCKETCALL, 0, Test::Equal(*number))));
     // No flag to write, or to make a file. The C library adds O_LARGEFILE.
     let open_flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_DIRECTORY;
     let open_flags = none_but(open_flags | libc::O_NOFOLLOW | libc::O_LARGEFILE);
-    let opening = system_calls::OPEN.iter();
+    let opening = libc_calls::OPEN.iter();
     conditions.extend(opening.map(|(call, argument)| (*call, *argument, open_flags)));
     // Without PROT_EXEC no memory becomes code.
     let data = Test::NoneOf(libc::PROT_EXEC as u32);
-    if system_calls::MMAP_IS_SEEN {
-        conditions.push((system_calls::MMAP, 2, data));
+    if libc_calls::MMAP_IS_SEEN {
+        conditions.push((libc_calls::MMAP, 2, data));
     }
-    conditions.extend(system_calls::MPROTECT.map(|call| (call, 2, data)));
-    if system_calls::OPEN_SETS_CLOEXEC {
-        conditions.push((system_calls::FCNTL, 1, Test::Equal(libc::F_SETFD as u32)));
+    conditions.extend(libc_calls::MPROTECT.map(|call| (call, 2, data)));
+    if libc_calls::OPEN_SETS_CLOEXEC {
+        conditions.push((libc_calls::FCNTL, 1, Test::Equal(libc::F_SETFD as u32)));
     }
     conditions
 }
@@ -175,7 +175,7 @@ fn child() -> [Condition; 4] {
     [
         (
             libc::SYS_clone,
-            system_calls::CLONE_FLAGS,
+            libc_calls::CLONE_FLAGS,
             none_but(fork_flags),
         ),
         (
@@ -241,7 +241,7 @@ mod tests {
             (libc::SYS_ioctl, [-1, NS_GET_ID as c_long, 0, 0, 0]),
             (libc::SYS_ioctl, [-1, NS_GET_USERNS as c_long, 0, 0, 0]),
             (
-                system_calls::FCNTL,
+                libc_calls::FCNTL,
                 [-1, libc::F_DUPFD_CLOEXEC.into(), 0, 0, 0],
             ),
             (libc::SYS_openat, opening(libc::O_PATH | libc::O_CLOEXEC)),
@@ -296,9 +296,9 @@ mod tests {
             (libc::SYS_io_uring_setup, [0; 5]),
             (libc::SYS_ioctl, [-1, libc::TIOCSTI as c_long, 0, 0, 0]),
             // Commands of fcntl(2) that the program does not need.
-            (system_calls::FCNTL, flag(libc::F_SETOWN)),
-            (system_calls::FCNTL, flag(libc::F_DUPFD)),
-            (system_calls::FCNTL, flag(libc::F_SETFL)),
+            (libc_calls::FCNTL, flag(libc::F_SETOWN)),
+            (libc_calls::FCNTL, flag(libc::F_DUPFD)),
+            (libc_calls::FCNTL, flag(libc::F_SETFL)),
             (
                 libc::SYS_mprotect,
                 [0, 0, (libc::PROT_READ | libc::PROT_EXEC).into(), 0, 0],
@@ -323,23 +323,23 @@ mod tests {
     fn memory_is_for_data() {
         let mapping = |protection: i32| [0, 4096, protection.into(), 0, 0];
         for needs in [LOOP, EVERYTHING] {
-            assert!(may(needs, system_calls::MMAP, mapping(libc::PROT_READ)));
+            assert!(may(needs, libc_calls::MMAP, mapping(libc::PROT_READ)));
             let code = mapping(libc::PROT_READ | libc::PROT_EXEC);
             assert_eq!(
-                may(needs, system_calls::MMAP, code),
-                !system_calls::MMAP_IS_SEEN
+                may(needs, libc_calls::MMAP, code),
+                !libc_calls::MMAP_IS_SEEN
             );
             let data = mapping(libc::PROT_READ);
             assert_eq!(
                 may(needs, libc::SYS_mprotect, data),
-                system_calls::MPROTECT.is_some()
+                libc_calls::MPROTECT.is_some()
             );
         }
     }
 
     #[test]
     fn what_the_c_library_adds_is_let_through() {
-        for (call, flags_at) in system_calls::OPEN {
+        for (call, flags_at) in libc_calls::OPEN {
             for (flags, expected) in [
                 (libc::O_RDONLY | libc::O_LARGEFILE, true),
                 (libc::O_RDWR | libc::O_LARGEFILE, false),
@@ -356,8 +356,8 @@ mod tests {
         }
         let set_fd = [-1, libc::F_SETFD.into(), 1, 0, 0];
         assert_eq!(
-            may(LOOP, system_calls::FCNTL, set_fd),
-            system_calls::OPEN_SETS_CLOEXEC
+            may(LOOP, libc_calls::FCNTL, set_fd),
+            libc_calls::OPEN_SETS_CLOEXEC
         );
     }
 
@@ -371,7 +371,7 @@ mod tests {
                 let expected = of_child || [2, 3, 11, 17].contains(&number);
                 let arguments = [number, 0, 0, 0, 0];
                 assert_eq!(
-                    may(needs, system_calls::SOCKETCALL, arguments),
+                    may(needs, libc_calls::SOCKETCALL, arguments),
                     expected,
                     "{number}"
                 );
@@ -383,7 +383,7 @@ mod tests {
     fn options_let_through_what_they_take_and_no_more() {
         let clone = |flags: i32| {
             let mut arguments = [0; 5];
-            arguments[usize::from(system_calls::CLONE_FLAGS)] = flags.into();
+            arguments[usize::from(libc_calls::CLONE_FLAGS)] = flags.into();
             arguments
         };
         let fork = clone(libc::SIGCHLD);

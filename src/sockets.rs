@@ -1,6 +1,6 @@
 //! The open sockets by handle, and the windows that bound how much is read from them.
 
-use crate::netlink::Socket;
+use crate::netlink_socket::Socket;
 use crate::protocol::Handle;
 use byteorder::{ByteOrder, NativeEndian};
 use std::collections::HashMap;

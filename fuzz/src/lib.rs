@@ -8,7 +8,7 @@ pub mod error;
 pub mod etf;
 #[path = "../../src/frame.rs"]
 pub mod frame;
-#[path = "../../src/netlink.rs"]
+#[path = "../../src/netlink_socket.rs"]
 pub mod netlink;
 #[path = "../../src/netns.rs"]
 pub mod netns;

@@ -3,7 +3,7 @@
 use super::{datagram, Handle, Reference};
 use crate::error::Failure;
 use crate::etf::{self, Malformed, Term};
-use crate::netlink::Spec;
+use crate::netlink_socket::Spec;
 use crate::netns::Target;
 use crate::options::{Name, Value};
 use crate::process::Process;

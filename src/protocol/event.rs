@@ -3,7 +3,7 @@
 use super::{Handle, Reference, VERSION};
 use crate::error::Failure;
 use crate::etf::{self, Malformed, Term};
-use crate::netlink::{Place, Queue, Tally};
+use crate::netlink_socket::{Place, Queue, Tally};
 use crate::netns::Identity;
 use crate::options::Value;
 use crate::privileges::Inherited;

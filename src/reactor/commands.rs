@@ -3,7 +3,7 @@
 use super::State;
 use crate::error::{At, Failure, Stage};
 use crate::etf;
-use crate::netlink::{self, Socket, Spec};
+use crate::netlink_socket::{self, Socket, Spec};
 use crate::netns::{self, Target};
 use crate::poller::Poller;
 use crate::protocol::command::{self, Command};
@@ -155,7 +155,9 @@ impl State {
         // holds the namespace without a cookie.
         let probe = || sys::netlink_socket(libc::NETLINK_ROUTE).at(Stage::Socket);
         let socket = self.home.enter(&namespace, probe);
-        let cookie = socket.ok().and_then(|socket| netlink::cookie(&socket));
+        let cookie = socket
+            .ok()
+            .and_then(|socket| netlink_socket::cookie(&socket));
         let identity = namespace.identity;
         let descriptor = self.pins.hold(handle, namespace.file).at(Stage::Open)?;
         Ok(event::pin(descriptor, identity, cookie))

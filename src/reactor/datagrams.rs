@@ -3,7 +3,7 @@
 use super::State;
 use crate::error::{Failure, Stage};
 use crate::frame::MAX_FRAME;
-use crate::netlink::Arrival;
+use crate::netlink_socket::Arrival;
 use crate::poller::Poller;
 use crate::protocol::datagram::{Form, Prefix};
 use crate::protocol::{event, Handle};

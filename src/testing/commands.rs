@@ -2,7 +2,7 @@
 //! docs/vectors.txt prove that it agrees with the encoder of the Elixir library.
 
 use crate::etf::{self, Term};
-use crate::netlink::Spec;
+use crate::netlink_socket::Spec;
 use crate::netns::Target;
 use crate::options::{Name, Value};
 use crate::protocol::command::Command;

@@ -145,7 +145,7 @@ fn assert_reply(frame: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::Spec;
+    use crate::netlink_socket::Spec;
     use crate::netns::Target;
     use crate::options::{Name, Value, NAMES};
     use crate::process::Process;
