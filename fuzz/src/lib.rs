@@ -9,7 +9,7 @@ pub mod etf;
 #[path = "../../src/frame.rs"]
 pub mod frame;
 #[path = "../../src/netlink_socket.rs"]
-pub mod netlink;
+pub mod netlink_socket;
 #[path = "../../src/netns.rs"]
 pub mod netns;
 #[path = "../../src/options.rs"]
