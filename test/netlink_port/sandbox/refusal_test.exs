@@ -8,7 +8,7 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
 
   @eperm "unshare: unshare failed: Operation not permitted"
 
-  test "what refuses namespaces is named, with what allows them, on one line" do
+  test "one line names the cause of a refused namespace, and the remedy" do
     for {printed, files, what, remedy} <- [
           {@eperm, %{"/proc/sys/kernel/unprivileged_userns_clone" => "0"},
            "sysctl kernel.unprivileged_userns_clone is 0",
@@ -46,7 +46,7 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
 
   # The suite of a user of the kit, in another VM without privileges. A limit refuses its user namespaces.
   @tag :userns
-  test "where they are refused tests are skipped, with the line once; where the setup is used alone they fail with it" do
+  test "where namespaces are refused tests are skipped, with that line once; with the setup alone they fail with it" do
     {output, 2} = suite(["setpriv", "--bounding-set", "-all"])
     assert output =~ ~r/5 tests, 1 failure, 3 skipped|Result: .*1 passed.*3 skipped/
     line = "no network namespaces for NetlinkPort.Sandbox: sysctl user.max_user_namespaces is 0"
@@ -55,7 +55,7 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
   end
 
   @tag :userns
-  test "root takes its own way where user namespaces are refused" do
+  test "root needs no user namespaces" do
     {output, status} = suite([])
     assert status == 0, output
     assert output =~ ~r/5 tests, 0 failures|Result: 5 passed/
