@@ -27,7 +27,8 @@ defmodule NetlinkPort.KernelModulesTest do
   # include/uapi/linux/wireguard.h: WG_CMD_GET_DEVICE 0, WG_CMD_SET_DEVICE 1; WGDEVICE_A_IFNAME 2, LISTEN_PORT 6,
   # PEERS 8; WGPEER_A_PUBLIC_KEY 1
   @tag :wireguard
-  test "wireguard: peers of many datagrams are dumped, and a missing device is ENODEV", context do
+  test "wireguard: a dump of peers in many datagrams is complete, and a missing device is ENODEV",
+       context do
     ip!(["-n", context.netns, "link", "add", "wg0", "type", "wireguard"])
     socket = open!(context, :generic, {:name, context.netns})
     keys = for n <- 1..600, do: <<n::256>>

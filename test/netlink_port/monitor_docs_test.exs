@@ -72,7 +72,7 @@ defmodule NetlinkPort.MonitorDocsTest do
     eventually!(fn -> Enum.sort(names(subscriber)) == ["br0", "lo"] end)
   end
 
-  test "a message that is not of the whole link takes nothing from it", %{netns: netns} do
+  test "a message with a part of a link keeps the other attributes", %{netns: netns} do
     subscriber = subscriber!(netns)
     eventually!(fn -> names(subscriber) == ["lo"] end)
     %{1 => %{@mtu => mtu}} = links(subscriber)
