@@ -199,7 +199,7 @@ defmodule NetlinkPort.GenericFollowTest do
       {family(datagram, context), :event}
     end
 
-    test "reads its dump and joins its group anew after a registration", context do
+    test "reads its dump and joins its group again after a registration", context do
       dump = [{"ethtool", [<<1, 1, 0::16>>, Attr.encode([])]}]
       groups = [{"ethtool", "monitor"}]
       monitor = monitor!(context, groups: groups, dump: dump, user_peers: true)

@@ -17,7 +17,7 @@ defmodule NetlinkPort.MonitorTablesTest do
     start_supervised!({Monitor, [groups: Mirror.groups(), dump: Mirror.dumps()] ++ opts})
   end
 
-  test "a subscriber with room for one message is sent the whole snapshot, and later events",
+  test "a subscriber with room for a single message is sent the whole snapshot, and later events",
        context do
     routes = for n <- 1..300, do: "route add 10.2.#{div(n, 256)}.#{rem(n, 256)} dev lo"
     ip_batch!(context.netns, routes)

@@ -38,7 +38,7 @@ defmodule NetlinkPort.EnvironmentTest do
   defp parse(texts), do: @texts |> Map.merge(Map.new(texts)) |> Environment.parse()
   defp proc(options), do: @mounts <> "40 22 0:39 / /proc rw - proc proc #{options}\n"
 
-  test "an ordinary user on a machine of its own" do
+  test "an ordinary user on an ordinary machine" do
     environment = parse([])
     assert environment.proc == :own
     assert environment.hidepid == 0

@@ -334,7 +334,7 @@ defmodule NetlinkPort.OptionsTest do
       end
     end
 
-    test "refuses what open refuses" do
+    test "refuses the values that open refuses" do
       for {name, wrong} <- [pktinfo: 1, rcvbuf: -1, filter: [:ret], sndbuf: nil] do
         error = assert_raise ArgumentError, fn -> Options.set([{name, wrong}]) end
         assert_words(error, "#{name}")

@@ -56,7 +56,7 @@ defmodule NetlinkPort.DeliveryTest do
       assert Delivery.kept(state) == 0
     end
 
-    test "has nothing for who demands" do
+    test "refuses a demand" do
       assert Delivery.demand(new(true)) == :active
     end
   end
@@ -77,7 +77,7 @@ defmodule NetlinkPort.DeliveryTest do
       assert demand_all(state) == Enum.drop(items, 4)
     end
 
-    test "has nothing for who demands" do
+    test "refuses a demand" do
       assert Delivery.demand(new(:once)) == :active
     end
   end
@@ -104,7 +104,7 @@ defmodule NetlinkPort.DeliveryTest do
       assert state.mode == false
     end
 
-    test "has nothing for who demands" do
+    test "refuses a demand" do
       assert Delivery.demand(new(1)) == :active
     end
   end
