@@ -30,7 +30,7 @@ defmodule NetlinkPort.ProgramTest do
         codes = for [_, code] <- Regex.scan(~r/^ +(\d+)  \w/m, help), do: code
         assert codes == ~w(0 64 65 70 71 74 80)
 
-        # Those of the source, and no fewer.
+        # They are the exit codes of the source.
         source = File.read!(Path.expand("../src/error.rs", __DIR__))
         assert codes == for([_, code] <- Regex.scan(~r/^    \w+ = (\d+),$/m, source), do: code)
       end
@@ -415,7 +415,7 @@ defmodule NetlinkPort.ProgramTest do
         assert_said(program, [{term(command), refused(5, "unknown command")}])
       end
 
-      # None of these has opened anything, or used the handle.
+      # None of these commands has opened a socket, or used the handle.
       assert {:ok, _opened} = opened(program, 7)
       assert_at_rest(program)
     end

@@ -343,7 +343,7 @@ defmodule NetlinkPort.ActiveTest do
     end
 
     # A new owner that takes one datagram at a time asks for the next as soon as it has the first from the old
-    # owner's mailbox, before the socket is its own. The soak found this.
+    # owner's mailbox, before it owns the socket. The soak found this.
     test "in a change of owner keeps its datagrams for the new owner, which may set active: already",
          context do
       for mode <- [true, :once, 5] do

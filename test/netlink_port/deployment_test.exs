@@ -81,7 +81,7 @@ defmodule NetlinkPort.DeploymentTest do
     assert document() =~ "`OOMPolicy=continue`"
     assert document() =~ "inherits `OOMScoreAdjust=` (oom_score_adj)"
 
-    # And it does.
+    # The helper has the oom_score_adj of its parent.
     code = """
     {:ok, server} = NetlinkPort.start_link(name: nil, executable: #{inspect(helper())})
     {:ok, %{os_pid: helper}} = NetlinkPort.info(server)

@@ -13,7 +13,7 @@ defmodule NetlinkPort.DoctorTest do
 
   doctest Doctor, except: [run: 1]
 
-  # The report, on the host's namespace alone by default.
+  # The report, only on the host's namespace by default.
   defp report(opts), do: Doctor.report(Keyword.put_new(opts, :netns, [:host]))
 
   defp section(report, title), do: report |> List.keyfind!(title, 0) |> elem(1)

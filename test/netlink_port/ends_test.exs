@@ -150,7 +150,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  # Audit answers in the initial user namespace alone.
+  # Audit answers only in the initial user namespace.
   @tag :init_user_namespace
   test "audit: queries are complete, although audit answers after its ack", context do
     for context <- ways(context) do
@@ -379,7 +379,7 @@ defmodule NetlinkPort.EndsTest do
       assert {error.stage, error.reason} == {:request, :emsgsize}
       assert Exception.message(error) =~ "larger than max_bytes: 1000000"
       assert length(error.messages) > 100
-      # The next request would have to read that to its end.
+      # The next request would have to read the endless dump to its end.
       assert {:error, error} = NetlinkPort.dump(endless, @getlink, @all_links, opts)
       assert Exception.message(error) =~ "the socket was closed"
       assert_receive {:netlink_closed, ^endless, :endless_dump}
@@ -557,7 +557,7 @@ defmodule NetlinkPort.EndsTest do
     test "sixteen requests without an answer delay no other caller", context do
       connection = connect!(context, :route)
 
-      # The answer to a command is its ack alone.
+      # The answer to a command is only its ack.
       callers =
         for n <- 1..16 do
           spawn_reporting(fn ->

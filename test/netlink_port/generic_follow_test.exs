@@ -245,7 +245,7 @@ defmodule NetlinkPort.GenericFollowTest do
       end
     end
 
-    # The family of drop_monitor is in the initial namespace alone.
+    # The family of drop_monitor exists only in the initial namespace.
     for {family, group, module, host?} <- [
           {"psample", "config", "psample", false},
           {"NET_DM", "events", "drop_monitor", true}

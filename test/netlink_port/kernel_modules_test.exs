@@ -1,6 +1,6 @@
 defmodule NetlinkPort.KernelModulesTest do
   # Families of modules that few kernels have built in. ip(8) loads wireguard, in a namespace. mac80211_hwsim makes
-  # radios in the initial namespace, and so is loaded only where the machine is the suite's own.
+  # radios in the initial namespace, and so is loaded only on a machine that no other program uses.
   use NetlinkPort.Case
 
   alias NetlinkPort.{Attr, Error, Generic}

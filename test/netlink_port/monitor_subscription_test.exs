@@ -160,10 +160,10 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
   end
 
   describe "the subscription of the connector" do
-    # The kernel hears this family in the initial namespaces alone.
+    # The kernel answers this family only in the initial namespaces.
     @describetag :init_user_namespace
 
-    # The kernel answers to the whole machine, with this `ack` and 1: it is that of no other listener.
+    # The kernel sends its answer to all listeners of the machine, with this `ack` plus 1, which no other listener has.
     defp proc(operation, seq \\ 0) do
       ack = :rand.uniform(0x7FFFFFFF)
 

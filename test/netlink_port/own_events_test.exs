@@ -155,7 +155,7 @@ defmodule NetlinkPort.OwnEventsTest do
         assert {:ok, [{:ok, [%Message{type: @newroute}]}, {:ok, []}]} =
                  NetlinkPort.batch(socket, [echoed, plain])
 
-        # The address has a route, whose event reaches the owner alone.
+        # The address has a route, whose event goes to the owner, and is no echo.
         local = if groups == [], do: [], else: [@newroute, @newroute]
         assert events(settled(socket)) == local
       end

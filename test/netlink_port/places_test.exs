@@ -113,7 +113,7 @@ defmodule NetlinkPort.PlacesTest do
     assert said =~
              "`netns: :host` needs no capability, and works with the helper of the build, #{c.places.built}"
 
-    # And it does.
+    # The helper of the build starts there.
     for {place, said} <- said(c, :start_built), do: assert({place, elem(said, 0)} == {place, :ok})
   end
 

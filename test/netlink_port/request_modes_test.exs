@@ -29,7 +29,7 @@ defmodule NetlinkPort.RequestModesTest do
 
   defp mailbox, do: Process.info(self(), :messages) |> elem(1)
 
-  # Each way to ask, with at least one message as its answer.
+  # Each kind of request, with at least one message as its answer.
   defp ways(socket, opts \\ []) do
     [
       request: fn -> NetlinkPort.request(socket, @getlink, @lo, opts) end,
@@ -227,7 +227,7 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
-  # A passive socket on which events wait, and the word of a loss behind some of them.
+  # Opens a passive socket whose events fill the window and overrun the kernel's queue.
   defp lossy!(context) do
     socket = open!(context, active: false, groups: [@link_group], window: 2_000, rcvbuf: 4_000)
     changer = open!(context, sndbuf: 1_000_000)
@@ -242,7 +242,7 @@ defmodule NetlinkPort.RequestModesTest do
     drops
   end
 
-  # The new MTU of each event that the owner is sent, and the losses, until all losses are told.
+  # The new MTU of each event that the owner is sent, and the losses, until all losses are reported.
   defp told!(socket, told \\ []) do
     receive do
       {:netlink, ^socket, datagram} ->
@@ -273,7 +273,7 @@ defmodule NetlinkPort.RequestModesTest do
       # An ack may be among what was lost.
       outcome = attempt(ways(socket, timeout: within(300))[way])
       if way == :dump, do: assert({:ok, [_ | _]} = outcome)
-      # What the request has not read comes now.
+      # The owner is now sent the datagrams that the request has not read.
       :ok = NetlinkPort.setopts(socket, active: true)
       told = told!(socket)
 
@@ -300,7 +300,7 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
-  # A passive socket of which the server keeps events, and behind them the word of a loss.
+  # Opens a passive socket. The server keeps some events, and a loss after them.
   defp kept_loss!(context) do
     socket = open!(context, active: false, groups: [@link_group], rcvbuf: 4_000)
     changer = open!(%{context | server: start_server!()}, sndbuf: 1_000_000)
@@ -326,7 +326,7 @@ defmodule NetlinkPort.RequestModesTest do
        context do
     for way <- [:request, :batch, :two, :dump, :stream, :drain] do
       socket = kept_loss!(context)
-      # The ack of the second message says nothing of a refusal of the first that was lost.
+      # The ack of the second message does not show whether an error of the first was lost.
       two = fn ->
         NetlinkPort.batch(socket, [{@newlink, [], [@lo, mtu(65_000)]}, {@getlink, [], @lo}])
       end
@@ -364,7 +364,7 @@ defmodule NetlinkPort.RequestModesTest do
       assert :ok = NetlinkPort.controlling_process(socket, new)
       if arrives == :after, do: signal!(helper, "CONT")
 
-      # The new owner's socket answers as ever.
+      # The new owner's requests are answered.
       own = Rtnl.getlink(1, 5)
 
       if active do

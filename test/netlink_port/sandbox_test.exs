@@ -1,5 +1,5 @@
 defmodule NetlinkPort.SandboxTest do
-  # The kit as its users have it. Nothing here needs root.
+  # NetlinkPort.Sandbox as its users call it. Nothing here needs root.
   use ExUnit.Case, async: true
   use NetlinkPort.Sandbox
 

@@ -137,7 +137,7 @@ defmodule NetlinkPort.VMTest do
     assert running?(helper)
   end
 
-  # The clock of that VM and its helper alone: see clock.rs.
+  # The clock only of that VM and its helper: see clock.rs.
   test "the wall clock jumps by a day, in both directions: no deadline moves, the helper is not suspected" do
     offset = tmp_path!("offset")
     File.write!(offset, <<0::64>>)

@@ -494,7 +494,7 @@ defmodule NetlinkPort.InstallTest do
     refute output =~ "is not netlink_port"
     assert File.ls!(c.directory) == []
 
-    # And it can.
+    # The advised commands install the file.
     [_, commands] = Regex.run(~r/root has to run:\n\n(.*?)\n\n/s, output)
     without = ["--bounding-set", "-sys_admin", "sh", "-ec", commands]
     {_output, 0} = System.cmd("setpriv", without, stderr_to_stdout: true)

@@ -25,7 +25,7 @@ defmodule NetlinkPort.ExchangeTest do
   defp failed(seq, errno),
     do: %Message{type: @error, seq: seq, payload: <<-errno::signed-32-native, 0::128>>}
 
-  # How often a dump is sent whose answer is always `spoil`ed, and its result.
+  # How often a dump is sent if `spoil` changes every answer, and its result.
   defp tries(exchange, spoil, tries \\ 1) do
     case Exchange.outcome(spoil.(exchange)) do
       {:again, exchange} ->

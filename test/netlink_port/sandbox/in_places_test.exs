@@ -1,5 +1,5 @@
 defmodule NetlinkPort.Sandbox.InPlacesTest do
-  # In each place a sandbox works, with its faults, or is refused at once by one true line.
+  # In each place a sandbox and its faults work, or the start fails at once with one true line.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Places, SandboxPlaces}

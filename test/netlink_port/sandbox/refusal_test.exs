@@ -44,7 +44,7 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
     assert Refusal.line(:missing) =~ "install util-linux"
   end
 
-  # The suite of a user of the kit, in another VM without privileges. A limit refuses its user namespaces.
+  # A suite that uses NetlinkPort.Sandbox, in another VM without privileges. A limit refuses its user namespaces.
   @tag :userns
   test "where namespaces are refused tests are skipped, with that line once; with the setup alone they fail with it" do
     {output, 2} = suite(["setpriv", "--bounding-set", "-all"])

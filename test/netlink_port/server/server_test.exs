@@ -366,7 +366,7 @@ defmodule NetlinkPort.ServerTest do
       eventually!(fn -> not running?(helper) end)
     end
 
-    # The one case in which no owner is left to be told. Calls report it.
+    # In this case alone no process is left to notify the owners. Calls report the end.
     test "that is killed together with its notifier sends no message; calls are EPIPE, and the helper ends" do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, [])
