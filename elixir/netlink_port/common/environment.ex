@@ -87,6 +87,15 @@ defmodule NetlinkPort.Environment do
   @spec look() :: t()
   def look, do: parse(texts())
 
+  @doc "Whose process ids `/proc` shows, as `look/0` finds, in two reads: a server looks at each start of its helper."
+  @spec proc() :: proc()
+  def proc do
+    case link("/proc/self") do
+      nil -> proc(%{self: nil, procfs: procfs?()}, %{})
+      self -> proc(%{self: self, pid: System.pid()}, status(read("/proc/self/status") || ""))
+    end
+  end
+
   @doc "The mount that a path lies on, links followed; `nil` if it is unknown, or there is no such file."
   @spec mount(t(), Path.t()) :: Mount.t() | nil
   def mount(environment, path) do
@@ -126,8 +135,7 @@ defmodule NetlinkPort.Environment do
     %{
       pid: System.pid(),
       self: link("/proc/self"),
-      # Every procfs has it, except one mounted with subset=pid, which has /proc/self.
-      procfs: File.exists?("/proc/filesystems"),
+      procfs: procfs?(),
       status: read("/proc/self/status"),
       mountinfo: read("/proc/self/mountinfo"),
       uid_map: read("/proc/self/uid_map"),
@@ -136,6 +144,9 @@ defmodule NetlinkPort.Environment do
       marked: marked?()
     }
   end
+
+  # Every procfs has it, except one mounted with subset=pid, which has /proc/self.
+  defp procfs?, do: File.exists?("/proc/filesystems")
 
   defp read(path), do: with({:ok, text} <- File.read(path), do: text, else: (_ -> nil))
   defp link(path), do: with({:ok, link} <- File.read_link(path), do: link, else: (_ -> nil))

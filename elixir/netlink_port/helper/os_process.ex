@@ -73,7 +73,7 @@ defmodule NetlinkPort.Helper.OsProcess do
   defp started([state | _fields]) when state in ["Z", "X"], do: :ended
   defp started([_state | fields]), do: {:ok, Enum.at(fields, 18)}
 
-  defp own_proc?, do: Environment.own_proc?(Environment.look())
+  defp own_proc?, do: Environment.proc() == :own
 
   defp sees_all? do
     environment = Environment.look()
