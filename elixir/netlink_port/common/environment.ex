@@ -1,7 +1,8 @@
 defmodule NetlinkPort.Environment do
   @moduledoc false
-  # What this machine lets the VM see and do. No other file reads it. Each look reads /proc anew, in a fraction of a
-  # millisecond, since mounts and permissions change while a VM runs.
+  # What this machine lets the VM see and do. No other file reads it. Each look reads /proc anew, since mounts and
+  # permissions change while a VM runs. It takes a millisecond, and several on a busy machine: so a server whose
+  # helper starts and ends as it should asks only `proc/0` and `hidden?/0`.
   #
   # A helper inherits all of it from the VM: the namespaces, the mounts, the bounding set, no_new_privs and the
   # seccomp filter. Only its file capabilities add to it.
@@ -294,6 +295,13 @@ defmodule NetlinkPort.Environment do
   @doc "Whether the process ids in `/proc` are those that this VM and its helper use."
   @spec own_proc?(t()) :: boolean()
   def own_proc?(environment), do: environment.proc == :own
+
+  @doc "As `hidden?/1` of a look, in one read where `/proc` is mounted without hidepid."
+  @spec hidden?() :: boolean()
+  def hidden? do
+    {hidepid, _gid} = hidepid(mounts(read("/proc/self/mountinfo") || ""))
+    hidepid != 0 and hidden?(look())
+  end
 
   @doc """
   Whether `/proc` hides processes from this VM by hidepid: those of other users, and those with more privileges than
