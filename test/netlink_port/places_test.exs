@@ -7,7 +7,7 @@ defmodule NetlinkPort.PlacesTest do
 
   @moduletag root: true, userns: true, init_user_namespace: true
 
-  @faults [:environment, :start, :start_built, :stuck, :doctor, :kept]
+  @faults [:environment, :proc, :start, :start_built, :stuck, :doctor, :kept]
 
   # One VM for each place. It causes all faults, and the tests check the sentences.
   setup_all do
@@ -55,6 +55,14 @@ defmodule NetlinkPort.PlacesTest do
              no_new_privs: {:own, 0, :initial, true, true},
              nosuid: {:own, 0, :initial, false, true}
            }
+  end
+
+  test "the VM knows which processes /proc shows, also without reading the rest of the environment",
+       c do
+    for {place, environment} <- said(c, :environment) do
+      found = {elem(environment, 0), place in [:hidepid1, :hidepid2]}
+      assert {place, said(c, :proc)[place]} == {place, found}
+    end
   end
 
   test "a stuck helper is killed, whatever /proc shows of it", c do

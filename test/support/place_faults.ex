@@ -21,6 +21,9 @@ defmodule NetlinkPort.PlaceFaults do
      Environment.bounded?(environment, :sys_admin)}
   end
 
+  @doc "Whose process ids /proc shows, and whether it hides some, looked up alone."
+  def proc(_places, _place), do: {Environment.proc(), Environment.hidden?()}
+
   @doc "Starts a server with the helper that is right in the place."
   def start(places, place), do: started(NetlinkPort.Places.helper(places, place))
 

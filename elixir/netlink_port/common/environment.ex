@@ -1,7 +1,8 @@
 defmodule NetlinkPort.Environment do
   @moduledoc false
-  # What this machine lets the VM see and do. No other file reads it. Each look reads /proc anew, in a fraction of a
-  # millisecond, since mounts and permissions change while a VM runs.
+  # What this machine lets the VM see and do. No other file reads it. Each look reads /proc anew, since mounts and
+  # permissions change while a VM runs. It takes a millisecond, and several on a busy machine: so a server whose
+  # helper starts and ends as it should asks only `proc/0` and `hidden?/0`.
   #
   # A helper inherits all of it from the VM: the namespaces, the mounts, the bounding set, no_new_privs and the
   # seccomp filter. Only its file capabilities add to it.
@@ -87,6 +88,15 @@ defmodule NetlinkPort.Environment do
   @spec look() :: t()
   def look, do: parse(texts())
 
+  @doc "Whose process ids `/proc` shows, as `look/0` finds, in two reads: a server looks at each start of its helper."
+  @spec proc() :: proc()
+  def proc do
+    case link("/proc/self") do
+      nil -> proc(%{self: nil, procfs: procfs?()}, %{})
+      self -> proc(%{self: self, pid: System.pid()}, status(read("/proc/self/status") || ""))
+    end
+  end
+
   @doc "The mount that a path lies on, links followed; `nil` if it is unknown, or there is no such file."
   @spec mount(t(), Path.t()) :: Mount.t() | nil
   def mount(environment, path) do
@@ -126,8 +136,7 @@ defmodule NetlinkPort.Environment do
     %{
       pid: System.pid(),
       self: link("/proc/self"),
-      # Every procfs has it, except one mounted with subset=pid, which has /proc/self.
-      procfs: File.exists?("/proc/filesystems"),
+      procfs: procfs?(),
       status: read("/proc/self/status"),
       mountinfo: read("/proc/self/mountinfo"),
       uid_map: read("/proc/self/uid_map"),
@@ -136,6 +145,9 @@ defmodule NetlinkPort.Environment do
       marked: marked?()
     }
   end
+
+  # Every procfs has it, except one mounted with subset=pid, which has /proc/self.
+  defp procfs?, do: File.exists?("/proc/filesystems")
 
   defp read(path), do: with({:ok, text} <- File.read(path), do: text, else: (_ -> nil))
   defp link(path), do: with({:ok, link} <- File.read_link(path), do: link, else: (_ -> nil))
@@ -283,6 +295,13 @@ defmodule NetlinkPort.Environment do
   @doc "Whether the process ids in `/proc` are those that this VM and its helper use."
   @spec own_proc?(t()) :: boolean()
   def own_proc?(environment), do: environment.proc == :own
+
+  @doc "As `hidden?/1` of a look, in one read where `/proc` is mounted without hidepid."
+  @spec hidden?() :: boolean()
+  def hidden? do
+    {hidepid, _gid} = hidepid(mounts(read("/proc/self/mountinfo") || ""))
+    hidepid != 0 and hidden?(look())
+  end
 
   @doc """
   Whether `/proc` hides processes from this VM by hidepid: those of other users, and those with more privileges than

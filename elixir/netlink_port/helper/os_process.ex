@@ -73,12 +73,9 @@ defmodule NetlinkPort.Helper.OsProcess do
   defp started([state | _fields]) when state in ["Z", "X"], do: :ended
   defp started([_state | fields]), do: {:ok, Enum.at(fields, 18)}
 
-  defp own_proc?, do: Environment.own_proc?(Environment.look())
+  defp own_proc?, do: Environment.proc() == :own
 
-  defp sees_all? do
-    environment = Environment.look()
-    Environment.own_proc?(environment) and not Environment.hidden?(environment)
-  end
+  defp sees_all?, do: own_proc?() and not Environment.hidden?()
 
   # The fields from field 3 on. The name in parentheses before them may hold any character. proc(5).
   defp fields(stat), do: stat |> String.split(")") |> List.last() |> String.split()

@@ -9,7 +9,8 @@ defmodule NetlinkPort.Helper.Privileges do
 
   @typedoc """
   `capabilities` are those that the helper uses, `keep` those that it was told to keep. `bounding`, `no_new_privs` and
-  `seccomp` (the mode of the filter) are what it was started with. `nosuid`: its file is on a mount with that option.
+  `seccomp` (the mode of the filter) are what it was started with. `nosuid`: its file, `executable`, is on a mount
+  with that option; `nil` before `with_mount/1`.
   `user_namespace` says whether it is in the initial one, `children` whether it may enter others in a child process.
   """
   @type t :: %__MODULE__{
@@ -17,6 +18,7 @@ defmodule NetlinkPort.Helper.Privileges do
           keep: [atom()],
           bounding: Capability.set() | nil,
           no_new_privs: boolean() | nil,
+          executable: Path.t() | nil,
           nosuid: boolean() | nil,
           seccomp: 0..2 | nil,
           user_namespace: Environment.namespace(),
@@ -25,7 +27,8 @@ defmodule NetlinkPort.Helper.Privileges do
 
   @enforce_keys [:capabilities]
   defstruct @enforce_keys ++
-              [:bounding, :no_new_privs, :nosuid, :seccomp, :user_namespace, :children, keep: []]
+              [:bounding, :no_new_privs, :executable, :nosuid, :seccomp, :user_namespace] ++
+              [:children, keep: []]
 
   # PROC_USER_INIT_INO, include/linux/proc_ns.h
   @first 0xEFFFFFFD
@@ -33,19 +36,30 @@ defmodule NetlinkPort.Helper.Privileges do
   @doc "The privileges of a helper that has said hello."
   @spec new(NetlinkPort.Helper.hello(), keyword(), Path.t()) :: t()
   def new(hello, opts, executable) do
-    mount = Environment.mount(Environment.look(), executable)
-
     %__MODULE__{
       capabilities: hello.capabilities,
       keep: opts[:keep],
       bounding: hello.bounding,
       no_new_privs: hello.no_new_privs,
-      nosuid: Environment.mounted?(mount, "nosuid"),
+      executable: executable,
       seccomp: hello.seccomp,
       user_namespace: if(hello.user_namespace in [0, @first], do: :initial, else: :other),
       children: opts[:user_namespaces]
     }
   end
+
+  @doc """
+  With the mount of its file, for a sentence. A start does without: to look at the machine takes longer than the rest of
+  what a server does at its start.
+  """
+  @spec with_mount(t()) :: t()
+  def with_mount(%__MODULE__{executable: executable, nosuid: nil} = privileges)
+      when executable != nil do
+    mount = Environment.mount(Environment.look(), executable)
+    %{privileges | nosuid: Environment.mounted?(mount, "nosuid")}
+  end
+
+  def with_mount(privileges), do: privileges
 
   @doc "Whether the helper has a capability."
   @spec capable?(t(), atom()) :: boolean()

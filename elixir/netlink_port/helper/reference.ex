@@ -45,10 +45,23 @@ defmodule NetlinkPort.Helper.Reference do
   def put_privileges(%__MODULE__{board: board}, privileges),
     do: :ets.update_element(board, :reference, {3, privileges})
 
-  @doc "What the helper may do. If the board cannot be read, only its capabilities are known."
+  @doc """
+  What the helper may do, for the sentence of a refusal. If the board cannot be read, only its capabilities are known.
+  """
   @spec privileges(t()) :: Privileges.t()
-  def privileges(%__MODULE__{board: board, capabilities: capabilities}) do
-    :ets.lookup_element(board, :reference, 3) || %Privileges{capabilities: capabilities}
+  def privileges(%__MODULE__{board: board, capabilities: capabilities} = helper) do
+    case :ets.lookup_element(board, :reference, 3) do
+      nil ->
+        %Privileges{capabilities: capabilities}
+
+      %Privileges{nosuid: nil} = privileges ->
+        privileges = Privileges.with_mount(privileges)
+        put_privileges(helper, privileges)
+        privileges
+
+      privileges ->
+        privileges
+    end
   rescue
     # The board went with its server, or is another node's.
     ArgumentError -> %Privileges{capabilities: capabilities}

@@ -240,6 +240,10 @@ defmodule NetlinkPort.Request.Reader do
   defp again({:lost, error, reader}, before), do: {:lost, error, %{reader | recipient: before}}
   defp again(error, _before), do: error
 
+  @doc "Whether a socket was active a moment ago, as far as is known without a call of the server."
+  @spec active?(Socket.t()) :: boolean()
+  def active?(socket), do: match?({recipient, _turn} when recipient != nil, recipient(socket))
+
   defp recipient(socket), do: Reference.recipient(socket.helper, Socket.handle(socket))
 
   defp received(reader, {:ok, datagram}), do: {:datagram, datagram, nil, reader}

@@ -140,9 +140,10 @@ defmodule NetlinkPort.Request do
   end
 
   # What the server keeps of a passive socket came before the request. A loss among it is none of the answer. Only a dump
-  # or a batch has to know: the answer to a single request shows whether it is whole.
+  # or a batch has to know: the answer to a single request shows whether it is whole. Of an active socket the server
+  # keeps nothing, or sends it as messages (`max_queue:`).
   defp earlier(socket) do
-    case info(socket) do
+    case if(not Reader.active?(socket), do: info(socket)) do
       {:ok, %{active: false, kept: kept}} when kept > 0 -> earlier(socket, kept)
       _active_or_closed -> :ok
     end

@@ -249,7 +249,7 @@ defmodule NetlinkPort.Sandbox.Fault do
 
     cond do
       state == nil ->
-        if Environment.hidden?(Environment.look()),
+        if Environment.hidden?(),
           do: Holder.signal("0", os_pid),
           else: {:error, "the helper has ended"}
 

@@ -89,10 +89,11 @@ defmodule NetlinkPort.Sandbox.Instance do
     with {:ok, way} <- Refusal.way(),
          {:ok, folder} <- folder(way, path? or stand_in?) do
       state = %__MODULE__{way: way, folder: folder, path?: path?, server: name(server)}
-      # The holder and the helper start at the same time.
-      started = Holder.start(way)
 
-      with {:ok, state} <- serve(state, server, stand_in?),
+      # The holder and the server start at the same time: open_port/2 waits until the program's process exists.
+      with {:ok, state, serving} <- serve(state, server, stand_in?),
+           started = Holder.start(way),
+           :ok <- served(serving),
            {:ok, state} <- held(state, started),
            :ok <- up(state) do
         {:ok, state}
@@ -115,17 +116,23 @@ defmodule NetlinkPort.Sandbox.Instance do
 
   defp name(server), do: server
 
-  defp serve(state, server, _stand_in?) when not is_list(server), do: {:ok, state}
+  defp serve(state, server, _stand_in?) when not is_list(server), do: {:ok, state, nil}
 
   defp serve(state, opts, stand_in?) do
     opts = Keyword.merge([user_namespaces: true], Keyword.put(opts, :name, state.server))
 
     with {:ok, supervisor} <- Supervisor.start_link([], [strategy: :one_for_one] ++ @restarts),
          state = %{state | supervisor: supervisor},
-         {:ok, state, child} <- child(state, opts, stand_in?),
-         {:ok, _server} <- Supervisor.start_child(supervisor, child) do
-      {:ok, state}
-    else
+         {:ok, state, child} <- child(state, opts, stand_in?) do
+      {:ok, state, Task.async(Supervisor, :start_child, [supervisor, child])}
+    end
+  end
+
+  defp served(nil), do: :ok
+
+  defp served(serving) do
+    case Task.await(serving, :infinity) do
+      {:ok, _server} -> :ok
       # A wrong option of the server.
       {:error, {{:EXIT, {error, _stack}}, _child}} when is_exception(error) -> {:error, error}
       {:error, {:EXIT, {error, _stack}}} when is_exception(error) -> {:error, error}

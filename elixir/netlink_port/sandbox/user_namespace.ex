@@ -19,7 +19,7 @@ defmodule NetlinkPort.Sandbox.UserNamespace do
 
   @doc "The holder of the calling sandbox has started."
   @spec joined(pos_integer()) :: :ok
-  def joined(os_pid), do: call({:joined, os_pid})
+  def joined(os_pid), do: GenServer.cast(__MODULE__, {:joined, self(), os_pid})
 
   @doc "The holder of the calling sandbox has ended, or could not be started."
   @spec leave() :: :ok
@@ -52,14 +52,15 @@ defmodule NetlinkPort.Sandbox.UserNamespace do
     {:noreply, next(%{state | sandboxes: sandboxes, waiting: state.waiting ++ [from]})}
   end
 
-  def handle_call({:joined, os_pid}, {pid, _tag}, state) do
+  def handle_call(:leave, {pid, _tag}, state), do: {:reply, :ok, next(forget(state, pid))}
+
+  @impl true
+  def handle_cast({:joined, pid, os_pid}, state) do
     {monitor, nil} = Map.fetch!(state.sandboxes, pid)
     maker = if state.maker == pid, do: nil, else: state.maker
     sandboxes = Map.put(state.sandboxes, pid, {monitor, os_pid})
-    {:reply, :ok, next(%{state | sandboxes: sandboxes, maker: maker})}
+    {:noreply, next(%{state | sandboxes: sandboxes, maker: maker})}
   end
-
-  def handle_call(:leave, {pid, _tag}, state), do: {:reply, :ok, next(forget(state, pid))}
 
   @impl true
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, state) do

@@ -80,6 +80,8 @@ defmodule NetlinkPort.ShownTest do
 
       on_exit(fn -> Process.exit(slow, :kill) end)
       eventually!(fn -> status(monitor) =~ "subscribers: 1" end)
+      # It misses what comes before it has joined.
+      eventually!(fn -> status(monitor) =~ "place: {:joined" end)
 
       ip_batch!(netns, for(n <- 1..20, do: "link add br#{n} type bridge"))
       eventually!(fn -> status(monitor) =~ ~r/(events_kept: [1-9]|owed: 1)/ end)
