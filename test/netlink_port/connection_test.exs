@@ -498,7 +498,7 @@ defmodule NetlinkPort.ConnectionTest do
     end
   end
 
-  describe "the socket of a connection:" do
+  describe "a connection and its socket:" do
     test "the helper is killed: every caller gets an error, and later callers are served",
          context do
       connection = connect!(context)
@@ -585,7 +585,7 @@ defmodule NetlinkPort.ConnectionTest do
       eventually_ok!(connection)
     end
 
-    test "it is closed with its namespace, and opened in the next namespace of that name",
+    test "the socket is closed with its namespace, and opened in the next namespace of that name",
          context do
       %{netns: netns} = context
       connection = connect!(context, close_on: :namespace_gone)
@@ -609,7 +609,7 @@ defmodule NetlinkPort.ConnectionTest do
       eventually_ok!(connection)
     end
 
-    test "it is closed when the connection ends", context do
+    test "the socket is closed when the connection ends", context do
       connection = connect!(context)
       {:ok, %{sockets: before}} = NetlinkPort.info(context.name)
       GenServer.stop(connection)

@@ -191,7 +191,7 @@ defmodule NetlinkPort.ErrorTest do
       assert Enum.map(names, &Errno.number/1) == [43, 64, 67, 72, 73, 76, 85, 126, 129]
     end
 
-    test "of subsystems beyond those are named when the kernel has refused a request" do
+    test "of subsystems, outside the asm-generic headers, are named when the kernel has refused a request" do
       for {errno, name} <- [
             {524, "ENOTSUPP"},
             {517, "EPROBE_DEFER"},

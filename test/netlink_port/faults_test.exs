@@ -247,7 +247,7 @@ defmodule NetlinkPort.FaultsTest do
 
   describe "the count of dropped datagrams" do
     # Grants are cumulative, so that a later one is enough.
-    test "that cannot be read is reported exactly as soon as it can be read" do
+    test "that cannot be read is reported as soon as it can be read, and is exact" do
       netns = netns!()
       switch = switch!()
       server = start_injected!("getsockopt ENOBUFS file:#{switch}")

@@ -474,7 +474,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
   end
 
   describe "a path" do
-    test "whose file is moved away or replaced", %{server: server} do
+    test "whose file is moved away or replaced closes the socket", %{server: server} do
       [netns, other] = [netns!(), netns!()]
       folder = folder!()
       # Symbolic links, since rename(2) cannot replace a mount.
@@ -500,7 +500,8 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "that is a link ends with the link or its target, also through further links", context do
+    test "that is a link closes the socket when the link or its target is deleted, also through further links",
+         context do
       %{server: server} = context
       [one, two] = [folder!("one"), folder!("two")]
 
@@ -544,7 +545,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       delete!(other)
     end
 
-    test "whose folder is deleted or moved", %{server: server} do
+    test "whose folder is deleted or moved closes the socket", %{server: server} do
       netns = netns!()
 
       for change <- [:deleted, :moved] do
@@ -562,7 +563,8 @@ defmodule NetlinkPort.NamespaceGoneTest do
       end
     end
 
-    test "whose folder is replaced stays if it leads to the same namespace there", context do
+    test "whose folder is replaced keeps the socket open if it leads to the same namespace there",
+         context do
       %{server: server} = context
       netns = netns!()
       [folder, other] = [folder!(), folder!("other")]
@@ -581,7 +583,9 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "ends also if inotify lost events of its folder", %{server: server} do
+    test "that is deleted closes the socket even if inotify lost events of its folder", %{
+      server: server
+    } do
       netns = netns!()
       folder = folder!()
       path = Path.join(folder, "blue")
@@ -734,7 +738,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
   end
 
-  describe "a watch that the kernel refuses" do
+  describe "a refused watch" do
     test "fails the open, says what to do, and leaves nothing behind" do
       netns = netns!()
       pid = sleeper!(netns)
@@ -780,7 +784,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert {:ok, _socket} = open(start_server!(keep: [:dac_read_search]), {:path, path})
     end
 
-    test "when the helper renews it closes the socket" do
+    test "closes the socket when the helper renews the watch" do
       netns = netns!()
       link = Path.join(folder!(), "blue")
       File.ln_s!(netns_path(netns), link)
@@ -792,7 +796,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "to let the helper read is replaced by a new one" do
+    test "is replaced when inotify cannot be read" do
       netns = netns!()
       folder = folder!()
       [path, other] = for name <- ~w(blue other), do: Path.join(folder, name)

@@ -110,8 +110,8 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
   end
 
-  describe "a process that was opened, and whose id another process has now," do
-    test "is ESRCH for a connection, by every path that leads to it, over a new helper too" do
+  describe "when another process has the id of the process that was opened," do
+    test "a connection gets ESRCH, by every path to it, also with a new helper" do
       [one, other] = [netns!(), netns!()]
       inside = start_inside!()
       pid = process!(inside, one)
@@ -153,7 +153,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
       assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
     end
 
-    test "keeps a monitor down, and out of its snapshots" do
+    test "a monitor stays down, and reads no snapshots" do
       [one, other] = [netns!(), netns!()]
       inside = start_inside!()
       pid = process!(inside, one)
@@ -182,7 +182,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
       assert {:error, ^error} = Snapshot.read(inside.server, :route, netns, known, [dump])
     end
 
-    test "differs from a link that leads to a process with another id, which opens" do
+    test "a link that leads to a process with another id opens" do
       [one, other] = [netns!(), netns!()]
       inside = start_inside!()
       [pid, next] = for netns <- [one, other], do: process!(inside, netns)

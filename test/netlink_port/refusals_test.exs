@@ -171,7 +171,7 @@ defmodule NetlinkPort.RefusalsTest do
     end
   end
 
-  describe "a system call that something between helper and kernel refuses" do
+  describe "the error of a system call that a seccomp profile refuses" do
     # The filter of the fault stands in for the profile of a container.
     test "names the profile if nothing else is missing", _c do
       netns = netns!()
@@ -233,7 +233,7 @@ defmodule NetlinkPort.RefusalsTest do
       refute Exception.message(missing) =~ "upgrade"
     end
 
-    test "at the start is named by the helper", _c do
+    test "names the system call at the helper's start", _c do
       profile = "the seccomp profile of the container, or SystemCallFilter="
 
       for {fault, said} <- [

@@ -63,7 +63,8 @@ defmodule NetlinkPort.SandboxTest do
       assert run!(c.sandbox, "ip", ["link", "show", "veth1"]) =~ "state UP"
     end
 
-    test "is what functions ask for when they are given a server, a context or nothing", c do
+    test "is the argument that functions ask for when they are given a server, a context or nothing",
+         c do
       server = GenServer.whereis(c.server)
 
       for wrong <- [c.server, server, c, nil, __MODULE__.Nobody, {:global, __MODULE__}, self()],

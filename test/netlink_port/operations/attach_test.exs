@@ -76,7 +76,7 @@ defmodule NetlinkPort.AttachTest do
     assert sentence =~ "#{node} cannot say"
   end
 
-  test "a node that cannot be reached is a sentence", %{node: node} do
+  test "a node that cannot be reached is reported in a sentence", %{node: node} do
     assert {:error, sentence} = Attach.node("nowhere", nil)
     assert sentence =~ "NAME@HOST"
     assert {:error, sentence} = Attach.node("nowhere@127.0.0.1", nil)

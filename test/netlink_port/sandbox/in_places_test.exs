@@ -16,7 +16,7 @@ defmodule NetlinkPort.Sandbox.InPlacesTest do
     {told, String.replace(output, ~r/^erl_child_setup: failed with error 32 .*\r?\n/m, "")}
   end
 
-  test "a sandbox and its faults work in each place where the helper can run and has a process id",
+  test "a sandbox and its faults work in each place where the helper can run and /proc has its process id",
        c do
     for place <- Places.places() -- [:foreign_proc, :unbounded_user] do
       works = %{unavailable: nil, plain: :ok, path: :ok, stand_in: :ok, built: :ok}
