@@ -33,6 +33,34 @@ defmodule NetlinkPort.DoctorTest do
     find!(section(report, "executable"), :fail, pattern)
   end
 
+  # Beside them run tests that make their helper's read(2) fail, or count what it does.
+  test "no test that runs beside others asks every server" do
+    asks = [Doctor: :report, Doctor: :run, Top: :run, Survey: :stats]
+
+    asking =
+      for file <- Path.wildcard("test/**/*_test.exs"),
+          text = File.read!(file),
+          Enum.any?(calls(text), &(&1 in asks)),
+          do: {file, text =~ ~r/^  use .*async: true/m}
+
+    assert {"test/netlink_port/doctor_test.exs", false} in asking
+    assert for({file, true} <- asking, do: file) == []
+  end
+
+  # Each as the last name of the module, and the function.
+  defp calls(text) do
+    for {:., _, [{:__aliases__, _, module}, function]} <-
+          Macro.prewalker(Code.string_to_quoted!(text)),
+        do: {List.last(module), function}
+  end
+
+  test "the executable and namespaces may be chardata" do
+    opts = [executable: ["", [to_charlist(helper())]], netns: [{:path, ~c"/proc/self/ns/net"}]]
+    assert [{"executable", [{:ok, _line, nil} | _]} | _] = report = Doctor.report(opts)
+    assert [{:ok, line, nil}] = section(report, "namespaces")
+    assert line =~ "/proc/self/ns/net"
+  end
+
   @tag :init_user_namespace
   test "a machine that has what is needed is well" do
     netns = netns!()

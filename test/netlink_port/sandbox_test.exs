@@ -277,7 +277,7 @@ defmodule NetlinkPort.SandboxTest do
           vm!("""
           IO.puts("now")
           for opts <- [[path: true], [stand_in: true], [path: true, stand_in: true], []],
-              do: spawn(fn -> NetlinkPort.Sandbox.start_link(opts) && Process.sleep(:infinity) end)
+              do: spawn(fn -> NetlinkPort.Sandbox.start_link(opts); Process.sleep(:infinity) end)
           Process.sleep(:infinity)
           """)
 
