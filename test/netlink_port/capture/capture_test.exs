@@ -236,7 +236,7 @@ defmodule NetlinkPort.CaptureTest do
       assert {:error, %Error{stage: :capture, reason: :esrch}} = NetlinkPort.stop_capture(capture)
     end
 
-    @tag timeout: 20_000
+    @tag timeout: within(20_000)
     test "on a disk that is full: the file is whole, and the sockets go on", context do
       %{server: server, path: path} = context
       folder = path <> ".d"
