@@ -8,7 +8,7 @@ defmodule NetlinkPort.EndsTest do
 
   @moduletag :root
 
-  @minute 60_000
+  @minute within(60_000)
   @newlink 16
   @getlink 18
   @all_links <<0::128>>

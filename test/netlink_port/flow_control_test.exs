@@ -12,7 +12,7 @@ defmodule NetlinkPort.FlowControlTest do
   # Few enough for the largest receive buffer that a helper without privileges gets.
   @count 2_500
   # All events have come when none has come for that long, in ms.
-  @quiet 500
+  @quiet within(500)
   @modes [true, {true, 100}, :once, 25, false]
 
   setup do

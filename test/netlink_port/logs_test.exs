@@ -170,7 +170,7 @@ defmodule NetlinkPort.LogsTest do
     receive do
       {:report, ^server, text} -> [text | reports(server)]
     after
-      500 -> []
+      within(500) -> []
     end
   end
 

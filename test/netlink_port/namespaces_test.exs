@@ -391,7 +391,7 @@ defmodule NetlinkPort.NamespacesTest do
     end
 
     defp nsids(socket) do
-      case NetlinkPort.recv(socket, 200) do
+      case NetlinkPort.recv(socket, within(200)) do
         {:ok, _datagram, metadata} -> [metadata.nsid | nsids(socket)]
         {:error, %Error{reason: :etimedout}} -> []
       end

@@ -377,7 +377,7 @@ defmodule NetlinkPort.SandboxTest do
         fault(c.sandbox, {:overrun, 5}, of: self())
 
         assert {^protocol, {:error, %Error{reason: :enobufs, dropped: 5}}} =
-                 {protocol, NetlinkPort.recv(socket, 5_000)}
+                 {protocol, NetlinkPort.recv(socket, within(5_000))}
 
         :ok = NetlinkPort.close(socket)
       end
@@ -609,7 +609,7 @@ defmodule NetlinkPort.SandboxTest do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, active: false)
       fault(c.sandbox, {:answer, :enomem})
       assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 7), wait: true)
-      assert {:ok, datagram} = NetlinkPort.recv(socket, 5_000)
+      assert {:ok, datagram} = NetlinkPort.recv(socket, within(5_000))
       assert [{2, 7, <<-12::signed-32-native, _::binary>>}] = Rtnl.messages(datagram)
     end
 

@@ -168,7 +168,7 @@ defmodule NetlinkPort.PinsTest do
       assert :ok = NetlinkPort.send(socket, datagram, wait: true)
 
       assert {:ok, <<_::64, 1::32-native, _::32, 0::32, _::binary>>} =
-               NetlinkPort.recv(socket, 5_000)
+               NetlinkPort.recv(socket, within(5_000))
 
       for name <- ["v0", "v1", "v2"] do
         assert ip!(["-n", there, "-j", "link", "show", name]) =~ ~s("ifname":"#{name}")

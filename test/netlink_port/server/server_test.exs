@@ -378,7 +378,9 @@ defmodule NetlinkPort.ServerTest do
       eventually!(fn -> not running?(helper) end)
       assert {:error, %Error{stage: :thread, reason: :epipe}} = NetlinkPort.send(socket, "x")
 
-      assert {:error, %Error{stage: :thread, reason: :epipe}} = NetlinkPort.recv(socket, 1_000)
+      assert {:error, %Error{stage: :thread, reason: :epipe}} =
+               NetlinkPort.recv(socket, within(1_000))
+
       refute_received {:netlink_closed, ^socket, _reason}
     end
 
