@@ -101,7 +101,7 @@ defmodule NetlinkPort.ActiveTest do
     receive do
       ^message -> true
     after
-      within(50) -> false
+      50 -> false
     end
   end
 
