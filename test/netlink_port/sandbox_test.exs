@@ -499,7 +499,7 @@ defmodule NetlinkPort.SandboxTest do
       assert links!(c.server, c.netns) == ["lo"]
     end
 
-    @tag netlink_sandbox: [server: [ping_interval: 100, call_timeout: 500]]
+    @tag netlink_sandbox: [server: [ping_interval: within(100), call_timeout: within(500)]]
     test "the helper stopped: without a call a ping finds it, and it cannot be continued", c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
       fault(c.sandbox, :helper_stopped)
