@@ -8,10 +8,10 @@ defmodule NetlinkPort.HelperTest do
   alias NetlinkPort.Helper.{OsProcess, Protocol}
 
   # Waits for a message of a server that ends normally, which may take its two seconds.
-  @end_timeout 10_000
+  @end_timeout within(10_000)
   # How long to wait for a helper that never says hello. Others get more time, for busy machines.
   @hello_timeout 300
-  @patient 10_000
+  @patient within(10_000)
 
   setup do
     Process.flag(:trap_exit, true)
