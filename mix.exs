@@ -15,6 +15,7 @@ defmodule NetlinkPort.MixProject do
       test_ignore_filters: [
         &String.starts_with?(&1, [
           "test/architectures/",
+          "test/containers/",
           "test/dist/",
           "test/kernels/",
           "test/layers/",

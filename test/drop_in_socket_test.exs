@@ -212,7 +212,7 @@ defmodule NetlinkPort.DropInSocketTest do
       assert_receive :quiet
       assert_receive :quiet
       ip!(["-n", netns, "addr", "add", "10.0.0.1/32", "dev", "lo"])
-      assert_receive {:event, [20]}, 5_000
+      assert_receive {:event, [20]}
       {:ok, other} = DropInSocket.open(:route)
       waiting = Task.async(fn -> DropInSocket.recv_datagram(other) end)
       for closed <- [socket, other], do: :ok = DropInSocket.close(closed)
@@ -228,7 +228,7 @@ defmodule NetlinkPort.DropInSocketTest do
       server = Process.whereis(NetlinkPort)
       monitor = Process.monitor(server)
       signal!(os_pid(server), "KILL")
-      assert_receive {:DOWN, ^monitor, :process, ^server, _reason}, 5_000
+      assert_receive {:DOWN, ^monitor, :process, ^server, _reason}
       assert Task.await(waiting) == {:error, :closed}
       assert Holder.links(holder) == {:error, {:send, :closed}}
 

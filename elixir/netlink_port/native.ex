@@ -105,7 +105,10 @@ defmodule NetlinkPort.Native do
   def close_fd(server \\ NetlinkPort, handle)
 
   def close_fd(server, handle) when is_integer(handle) and handle >= 0 do
-    with %Socket{} = socket <- NetlinkPort.socket(server, handle), do: NetlinkPort.close(socket)
+    _answer =
+      with %Socket{} = socket <- NetlinkPort.socket(server, handle),
+           do: NetlinkPort.close(socket)
+
     :ok
   rescue
     # A name without a server has no open socket.

@@ -7,6 +7,8 @@ set -u
 # Arguments of the kernel are in the environment of this script: SOAK_SECONDS, KERNELS_STEPS and KERNELS_FILES.
 # The machine is the suite's own: it may simulate radios.
 export NETLINK_PORT_TEST_OWN_MACHINE=1 HOME=/root LC_ALL=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin MIX_ENV=test
+# Idle schedulers do not spin: each spin is emulated, too.
+export ERL_FLAGS="+sbwt none +sbwtdcpu none +sbwtdio none"
 cd "$(dirname "$0")/../.." || exit
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

@@ -7,7 +7,7 @@
 # qemu emulates (TCG), some 10 to 20 times slower than the machine. KVM=1 uses /dev/kvm, where that works. A kernel
 # that has passed with this tree is not run again, so that an interrupted run goes on; FORCE=1 runs it again.
 # Chroot, kernels, images and logs are kept in KERNELS_DIR (.kernels). KERNELS_MINUTES (60) bounds the time of each
-# kernel.
+# kernel. KERNELS_CPUS (2) is the number of its processors: with 1, emulation costs less on a busy machine.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -41,7 +41,7 @@ progress() { # LOG
 boot() { # KERNEL LOG: 0 when everything has been run.
   rm -f "$2" "$2.console"
   : >"$2"
-  qemu-system-x86_64 -accel "$accelerator" -cpu "$cpu" -smp 2 -m 4096 -nographic -no-reboot -nodefaults -snapshot \
+  qemu-system-x86_64 -accel "$accelerator" -cpu "$cpu" -smp "${KERNELS_CPUS:-2}" -m 4096 -nographic -no-reboot -nodefaults -snapshot \
     -kernel "$1/vmlinuz" -initrd "$1/initrd" \
     -append "console=ttyS0 panic=-1 quiet loglevel=4 no_timer_check guest=$guest ${SOAK_SECONDS:+SOAK_SECONDS=$SOAK_SECONDS} ${KERNELS_STEPS:+\"KERNELS_STEPS=$KERNELS_STEPS\"} ${KERNELS_FILES:+\"KERNELS_FILES=$KERNELS_FILES\"}" \
     -drive "file=$image,format=raw,if=virtio" -drive "file=$1/modules.img,format=raw,if=virtio" \

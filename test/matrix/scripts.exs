@@ -1,5 +1,5 @@
-# Compiles the scripts that `mix compile` does not compile, those of the examples, the benchmarks and the soak,
-# without running them, so that their warnings are shown.
+# Compiles the scripts that neither `mix compile` nor `mix test` compiles, those of the examples, the benchmarks, the
+# documentation and the folders of test/, without running them, so that their warnings are shown.
 
 # A script's modules as they are, and the rest of it as the body of a function.
 compilable = fn file ->
@@ -15,7 +15,11 @@ compilable = fn file ->
 end
 
 # All together, since they call each other. Scripts that load others come last.
-files = Enum.flat_map(~w(examples bench test/soak), &Path.wildcard("#{&1}/*.{ex,exs}"))
+patterns = ~w(examples/*.{ex,exs} bench/*.exs docs/*.exs test/*/*.exs)
+
+files =
+  Enum.flat_map(patterns, &Path.wildcard/1) |> Enum.reject(&String.ends_with?(&1, "_test.exs"))
+
 files = Enum.sort_by(files, &(File.read!(&1) =~ "Code.require_file"))
 modules = Code.compile_quoted({:__block__, [], Enum.flat_map(files, compilable)})
 IO.puts("#{length(files)} scripts, #{length(modules)} modules")

@@ -135,7 +135,7 @@ defmodule NetlinkPort.ActiveTest do
 
     waiters =
       for n <- 1..5 do
-        pid = spawn_reporting(fn -> NetlinkPort.recv(socket, 5_000) end)
+        pid = spawn_reporting(fn -> NetlinkPort.recv(socket, within(5_000)) end)
         eventually!(fn -> waiting(context.server, socket) == n end)
         pid
       end
@@ -249,7 +249,9 @@ defmodule NetlinkPort.ActiveTest do
 
     passive = open!(context, active: false)
     assert NetlinkPort.send(passive, large) == :ok
-    assert {:error, %Error{stage: :send, reason: :emsgsize}} = NetlinkPort.recv(passive, 1_000)
+
+    assert {:error, %Error{stage: :send, reason: :emsgsize}} =
+             NetlinkPort.recv(passive, within(1_000))
 
     # A datagram beyond the limit of frames is not even sent to the helper.
     huge = :binary.copy(<<0>>, 17_000_000)
@@ -468,7 +470,7 @@ defmodule NetlinkPort.ActiveTest do
             for round <- 1..50 do
               sequence = n * 1_000 + round
               :ok = NetlinkPort.send(socket, Rtnl.getlink(1, sequence))
-              {:ok, datagram} = NetlinkPort.recv(socket, 10_000)
+              {:ok, datagram} = NetlinkPort.recv(socket, within(10_000))
               sequence(datagram) == sequence
             end
           end)
@@ -507,7 +509,10 @@ defmodule NetlinkPort.ActiveTest do
   defp assert_told_and_fits(from, to, size) do
     large = :crypto.strong_rand_bytes(size)
     assert NetlinkPort.send(from, large, to: {99, 0}) == :ok
-    assert {:error, %Error{reason: :emsgsize, length: ^size}} = NetlinkPort.recv(to, 2_000)
+
+    assert {:error, %Error{reason: :emsgsize, length: ^size}} =
+             NetlinkPort.recv(to, within(2_000))
+
     assert NetlinkPort.send(from, large, to: {99, 0}) == :ok
     assert {:ok, ^large, _metadata} = NetlinkPort.recv(to, within(2_000))
   end

@@ -6,7 +6,7 @@ defmodule NetlinkPort.AgentsTest do
   alias NetlinkPort.{Agents, Connection, Message, Monitor, Remote}
 
   @moduletag :root
-  @moduletag timeout: 180_000
+  @moduletag timeout: within(180_000)
 
   @agents 10
   # RTNLGRP_LINK; RTM_GETLINK of all links

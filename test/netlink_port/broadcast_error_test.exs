@@ -115,7 +115,15 @@ defmodule NetlinkPort.BroadcastErrorTest do
     %{netns: netns, asking: asking, server: server} = context
     socket = open!(context, [])
     flows!(netns)
-    eventually!(fn -> expire(asking) && count(netns) == 0 end, 20_000)
+
+    eventually!(
+      fn ->
+        expire(asking)
+        count(netns) == 0
+      end,
+      20_000
+    )
+
     assert {:ok, %{broadcast_error: false, window_left: 0}} = NetlinkPort.stats(socket)
     refute Enum.any?(checks(server), fn {_kind, line, _remedy} -> line =~ "broadcast_error" end)
   end

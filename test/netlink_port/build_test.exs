@@ -58,6 +58,16 @@ defmodule NetlinkPort.BuildTest do
   defp installed(root), do: Path.join(priv(root), "netlink_port")
   defp version, do: Mix.Project.config()[:version]
 
+  # From Elixir 1.19 `mix test` warns of these. Older ones are silent, so that this is found here.
+  test "mix.exs tells `mix test` which scripts below test/ are no tests" do
+    scripts = Path.wildcard("test/**/*.exs") -- ["test/test_helper.exs"]
+    ignored? = fn file -> Enum.any?(Mix.Project.config()[:test_ignore_filters], & &1.(file)) end
+
+    assert "test/soak/soak.exs" in scripts
+    assert Enum.reject(scripts, &(String.ends_with?(&1, "_test.exs") or ignored?.(&1))) == []
+    refute Enum.any?(scripts, &(String.ends_with?(&1, "_test.exs") and ignored?.(&1)))
+  end
+
   test "a build installs the executable of cargo, and does nothing when nothing has changed" do
     root = project!(@builds)
     assert {_output, 0} = compile(root)

@@ -70,7 +70,7 @@ defmodule NetlinkPort.DistributionTest do
       Node.disconnect(context.node)
       eventually!(fn -> map_size(:sys.get_state(server).sockets.monitors) == 1 end)
       add_bridge!(context.netns, "br0")
-      assert {:ok, datagram} = NetlinkPort.recv(socket, 5_000)
+      assert {:ok, datagram} = NetlinkPort.recv(socket, within(5_000))
       assert {:ok, [%Message{type: 16}]} = Message.decode(datagram)
       kept = fn -> :peer.call(context.peer, Remote, :kept, [:waited]) end
       eventually!(fn -> kept.() != nil end)

@@ -29,7 +29,7 @@ defmodule NetlinkPort.DumpsTest do
 
   # All datagrams up to the end of a dump.
   defp rest(socket, sequence) do
-    assert {:ok, datagram} = NetlinkPort.recv(socket, 5_000)
+    assert {:ok, datagram} = NetlinkPort.recv(socket, within(5_000))
     done? = Enum.any?(Rtnl.messages(datagram), &match?({@done, ^sequence, _}, &1))
     [datagram | if(done?, do: [], else: rest(socket, sequence))]
   end
@@ -61,7 +61,7 @@ defmodule NetlinkPort.DumpsTest do
     assert Enum.all?(Enum.flat_map(quiet, &flags/1), &(Bitwise.band(&1, @dump_interrupted) == 0))
 
     dump!(socket, 2)
-    assert {:ok, _first} = NetlinkPort.recv(socket, 5_000)
+    assert {:ok, _first} = NetlinkPort.recv(socket, within(5_000))
     ip!(["-n", netns, "addr", "add", "10.9.9.9/32", "dev", "lo"])
     interrupted = rest(socket, 2)
 

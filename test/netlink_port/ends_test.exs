@@ -8,7 +8,7 @@ defmodule NetlinkPort.EndsTest do
 
   @moduletag :root
 
-  @minute 60_000
+  @minute within(60_000)
   @newlink 16
   @getlink 18
   @all_links <<0::128>>
@@ -548,7 +548,7 @@ defmodule NetlinkPort.EndsTest do
       assert {error.stage, error.reason} == {:request, :etimedout}
       opts = [timeout: @minute]
       waiting = spawn_reporting(fn -> Connection.dump(connection, @getlink, @all_links, opts) end)
-      assert_receive {:result, ^waiting, {:ok, [_lo]}}, 20_000
+      assert_receive {:result, ^waiting, {:ok, [_lo]}}, within(20_000)
       assert :sys.get_state(connection).socket != socket
       :atomics.put(stop, 1, 1)
       assert_receive {:result, ^asking, count} when count > 0

@@ -264,7 +264,7 @@ defmodule NetlinkPort.FaultsTest do
     end
 
     defp take_all(socket, seen \\ 0, dropped \\ 0) do
-      case NetlinkPort.recv(socket, 500) do
+      case NetlinkPort.recv(socket, within(500)) do
         {:ok, _datagram} -> take_all(socket, seen + 1, dropped)
         {:error, %Error{reason: :enobufs, dropped: n}} -> take_all(socket, seen, dropped + n)
         {:error, %Error{reason: :etimedout}} -> {seen, dropped}

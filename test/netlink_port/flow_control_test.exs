@@ -11,8 +11,8 @@ defmodule NetlinkPort.FlowControlTest do
   @window 64 * 1024
   # Few enough for the largest receive buffer that a helper without privileges gets.
   @count 2_500
-  # All events have come when none has come for that long, in ms.
-  @quiet 500
+  # How long to wait for the next event, in ms, while some are missing.
+  @patience within(5_000)
   @modes [true, {true, 100}, :once, 25, false]
 
   setup do
@@ -54,9 +54,9 @@ defmodule NetlinkPort.FlowControlTest do
       spawn(fn ->
         socket = open!(context, mode, opts)
         send(test, {:socket, self(), socket})
-        receive do: (:take -> :ok)
+        count = receive do: ({:take, count} -> count)
         if mode != false, do: :ok = NetlinkPort.setopts(socket, active: true)
-        send(test, {:taken, self(), take(socket, mode != false, [])})
+        send(test, {:taken, self(), take(socket, mode != false, count, [])})
         receive do: (:stop -> :ok)
       end)
 
@@ -65,32 +65,39 @@ defmodule NetlinkPort.FlowControlTest do
     {pid, socket}
   end
 
-  # All messages in order: numbers, and `{:lost, count}`.
-  defp take(socket, false, taken) do
-    case NetlinkPort.recv(socket, @quiet) do
+  # All messages in order, numbers and `{:lost, count}`, until `left` events have come or are told as lost.
+  defp take(_socket, _active, left, taken) when left <= 0, do: Enum.reverse(taken)
+
+  defp take(socket, false, left, taken) do
+    case NetlinkPort.recv(socket, @patience) do
       {:ok, datagram} ->
-        take(socket, false, [number(datagram) | taken])
+        take(socket, false, left - 1, [number(datagram) | taken])
 
       {:error, %Error{dropped: lost}} when lost != nil ->
-        take(socket, false, [{:lost, lost} | taken])
+        take(socket, false, left - lost, [{:lost, lost} | taken])
 
       {:error, %Error{reason: :etimedout}} ->
         Enum.reverse(taken)
     end
   end
 
-  defp take(socket, true, taken) do
+  defp take(socket, true, left, taken) do
     receive do
-      {:netlink, ^socket, datagram} -> take(socket, true, [number(datagram) | taken])
-      {:netlink_overrun, ^socket, lost} -> take(socket, true, [{:lost, lost} | taken])
-      {:netlink_passive, ^socket} -> take(socket, true, taken)
+      {:netlink, ^socket, datagram} ->
+        take(socket, true, left - 1, [number(datagram) | taken])
+
+      {:netlink_overrun, ^socket, lost} ->
+        take(socket, true, left - lost, [{:lost, lost} | taken])
+
+      {:netlink_passive, ^socket} ->
+        take(socket, true, left, taken)
     after
-      @quiet -> Enum.reverse(taken)
+      @patience -> Enum.reverse(taken)
     end
   end
 
-  defp taken!(pid) do
-    send(pid, :take)
+  defp taken!(pid, count) do
+    send(pid, {:take, count})
     assert_receive {:taken, ^pid, taken}, within(30_000)
     taken
   end
@@ -126,7 +133,7 @@ defmodule NetlinkPort.FlowControlTest do
     storm!(context.netns, 1..@count)
 
     for {mode, {pid, _socket}} <- stallers do
-      lost = whole?(taken!(pid), @count)
+      lost = whole?(taken!(pid, @count), @count)
       # A mailbox has no bound.
       assert {mode, lost > 0} == {mode, mode != true}
     end
@@ -211,7 +218,7 @@ defmodule NetlinkPort.FlowControlTest do
       assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1), wait: true)
       assert_receive {:netlink, ^socket, _datagram}
       :erlang.resume_process(pid)
-      taken = taken!(pid)
+      taken = taken!(pid, 500)
       whole?(taken, 500)
     end
 
@@ -235,7 +242,7 @@ defmodule NetlinkPort.FlowControlTest do
       :sys.suspend(context.server)
       storm!(context.netns, 1..400)
       :sys.resume(context.server)
-      assert whole?(taken!(pid), 400) > 0
+      assert whole?(taken!(pid, 400), 400) > 0
     end
   end
 end

@@ -77,7 +77,7 @@ defmodule NetlinkPort.GenUdpTest do
       {:udp, ^udp, _address, _port, <<number::32>>} -> [number | delivered(socket, count - 1)]
       {:udp_passive, ^udp} -> [:passive | delivered(socket, count - 1)]
     after
-      2_000 -> []
+      within(2_000) -> []
     end
   end
 

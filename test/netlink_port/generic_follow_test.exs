@@ -52,7 +52,7 @@ defmodule NetlinkPort.GenericFollowTest do
 
     # The next datagram, as the owner takes it.
     defp take(follow, socket) do
-      {:ok, datagram, _metadata} = NetlinkPort.recv(socket, 5_000)
+      {:ok, datagram, _metadata} = NetlinkPort.recv(socket, within(5_000))
       {:ok, changed, follow} = Generic.rejoin(follow, datagram)
       {changed, follow, datagram}
     end

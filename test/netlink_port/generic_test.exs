@@ -214,7 +214,7 @@ defmodule NetlinkPort.GenericTest do
       receive do
         {:netlink, ^socket, datagram} -> {:ok, datagram}
       after
-        0 -> NetlinkPort.recv(socket, 5_000)
+        0 -> NetlinkPort.recv(socket, within(5_000))
       end
     end
 

@@ -36,7 +36,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
   end
 
   defp next(monitor, timeout \\ 10_000) do
-    assert_receive message when elem(message, 1) == monitor, timeout
+    assert_receive message when elem(message, 1) == monitor, within(timeout)
     message
   end
 

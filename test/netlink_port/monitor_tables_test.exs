@@ -46,7 +46,7 @@ defmodule NetlinkPort.MonitorTablesTest do
   @rounds 10
 
   # Takes seconds; longer on a machine with other work.
-  @tag timeout: 180_000
+  @tag timeout: within(180_000)
   test "the tables of links and routes match the kernel's after 100,000 random changes, overruns and kills",
        context do
     # The seed decides which changes are made, but not when.

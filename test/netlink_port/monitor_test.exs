@@ -34,7 +34,7 @@ defmodule NetlinkPort.MonitorTest do
 
   # The next message of any kind: the order counts.
   defp next(monitor, timeout \\ 5_000) do
-    assert_receive message when elem(message, 1) == monitor, timeout
+    assert_receive message when elem(message, 1) == monitor, within(timeout)
     message
   end
 

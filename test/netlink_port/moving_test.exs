@@ -24,7 +24,7 @@ defmodule NetlinkPort.MovingTest do
     socket = open!(server)
     monitor = Process.monitor(server)
     signal!(os_pid(server), "KILL")
-    assert_receive {:DOWN, ^monitor, :process, ^server, _reason}, 5_000
+    assert_receive {:DOWN, ^monitor, :process, ^server, _reason}
     {name, socket}
   end
 
@@ -256,8 +256,8 @@ defmodule NetlinkPort.MovingTest do
           :notifier -> GenServer.stop(server)
         end
 
-        assert_receive {:DOWN, ^monitor, :process, ^server, _reason}, 5_000
-        assert_receive {:owner, {:netlink_closed, ^socket, _reason}}, 5_000
+        assert_receive {:DOWN, ^monitor, :process, ^server, _reason}
+        assert_receive {:owner, {:netlink_closed, ^socket, _reason}}
         assert {:error, %Error{reason: :epipe}} = NetlinkPort.recv(silent_socket, 10)
         refute_received {:owner, _message}
       end
@@ -270,7 +270,7 @@ defmodule NetlinkPort.MovingTest do
       silent = open!(server, [owner: owner(), closed_message: false] ++ opts)
       told = open!(server, [owner: owner()] ++ opts)
       ip!(["netns", "del", netns])
-      assert_receive {:owner, {:netlink_closed, ^told, :namespace_gone}}, 5_000
+      assert_receive {:owner, {:netlink_closed, ^told, :namespace_gone}}
       eventually!(fn -> match?({:error, %Error{reason: :ebadf}}, NetlinkPort.recv(silent, 0)) end)
       refute_received {:owner, _message}
     end
@@ -281,7 +281,7 @@ defmodule NetlinkPort.MovingTest do
       {:ok, _capture} = NetlinkPort.capture(server, tmp_path!("capture"))
       :ok = NetlinkPort.controlling_process(socket, owner())
       signal!(os_pid(server), "KILL")
-      assert_receive {:netlink_capture_end, _capture, :server_down, _counts}, 5_000
+      assert_receive {:netlink_capture_end, _capture, :server_down, _counts}
       eventually!(fn -> not Process.alive?(server) end)
       assert {:error, %Error{reason: :epipe}} = NetlinkPort.recv(socket, 10)
       refute_received {:owner, _message}
@@ -348,7 +348,7 @@ defmodule NetlinkPort.MovingTest do
   end
 
   # A NIF hands over descriptors, and OTP adopts a duplicate of each. Closing the socket closes the duplicate only.
-  @tag timeout: 600_000
+  @tag timeout: within(600_000)
   test "ten thousand opens, closes and pins leave no descriptor in VM and helper" do
     server = start_server!()
     netns = {:name, netns!()}

@@ -23,7 +23,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
   defp delete!(netns), do: ip!(["netns", "del", netns])
 
   defp assert_closed(socket, timeout \\ 5_000) do
-    assert_receive {:netlink_closed, ^socket, :namespace_gone}, timeout
+    assert_receive {:netlink_closed, ^socket, :namespace_gone}, within(timeout)
   end
 
   # The helper has reported all that it had noticed when it has answered.
@@ -311,7 +311,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
 
     defp take_all(socket, seen \\ 0) do
-      case NetlinkPort.recv(socket, 1_000) do
+      case NetlinkPort.recv(socket, within(1_000)) do
         {:ok, _datagram} -> take_all(socket, seen + 1)
         {:error, %Error{reason: :ebadf}} -> seen
       end

@@ -158,7 +158,7 @@ defmodule NetlinkPort.NativeTest do
     end
 
     test "a call is ETIMEDOUT if the helper is stuck" do
-      server = start_server!(name: :stuck, call_timeout: 200)
+      server = start_server!(name: :stuck, call_timeout: within(200))
       {:ok, handle} = Native.open_in_netns(:stuck, "/proc/self/ns/net", 0)
       signal!(os_pid(server), :STOP)
       assert Native.open_in_netns(:stuck, "/proc/self/ns/net", 0) == {:error, {:thread, 110}}

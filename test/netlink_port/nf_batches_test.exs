@@ -7,7 +7,7 @@ defmodule NetlinkPort.NfBatchesTest do
 
   @moduletag :root
 
-  @minute 60_000
+  @minute within(60_000)
   @nfgenmsg <<0::32>>
   @newtable 0xA00
   @gettable 0xA01

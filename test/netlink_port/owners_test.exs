@@ -44,7 +44,7 @@ defmodule NetlinkPort.OwnersTest do
         end)
       end
 
-    for owner <- owners, do: assert_receive({:open, ^owner}, 5_000)
+    for owner <- owners, do: assert_receive({:open, ^owner})
     lines = for n <- 1..3_000, do: "route add 10.0.#{div(n, 256)}.#{rem(n, 256)}/32 dev lo\n"
     batch = tmp_path!("batch")
     File.write!(batch, lines)

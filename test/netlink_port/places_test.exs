@@ -21,7 +21,7 @@ defmodule NetlinkPort.PlacesTest do
           {told, _output} = Places.call(places, place, PlaceFaults, :told, [place, @faults])
           {place, told}
         end,
-        timeout: 120_000,
+        timeout: within(120_000),
         max_concurrency: 2
       )
       |> Map.new(fn {:ok, told} -> told end)
@@ -35,7 +35,7 @@ defmodule NetlinkPort.PlacesTest do
     unshare = System.find_executable("unshare")
     port = Port.open({:spawn_executable, unshare}, [:binary, args: ["--net", "cat"]])
     Port.command(port, "there")
-    assert_receive {^port, {:data, "there"}}, 10_000
+    assert_receive {^port, {:data, "there"}}, within(10_000)
   end
 
   # The sentence of a fault in each place.

@@ -45,7 +45,7 @@ defmodule NetlinkPort.RefusalsTest do
           {told, _output} = Places.call(places, place, RefusalFaults, :told, [place, opens, opts])
           {place, told}
         end,
-        timeout: 120_000,
+        timeout: within(120_000),
         max_concurrency: 2
       )
       |> Map.new(fn {:ok, told} -> told end)

@@ -373,9 +373,9 @@ defmodule NetlinkPort.RequestModesTest do
         assert_receive {:heard, {:netlink, ^socket, <<_::64, 5::32-native, _::binary>>}}
         refute_received {:heard, _message}
       else
-        assert {:ok, <<_::64, 0::32, _::binary>>} = NetlinkPort.recv(socket, 5_000)
+        assert {:ok, <<_::64, 0::32, _::binary>>} = NetlinkPort.recv(socket, within(5_000))
         :ok = NetlinkPort.send(socket, own)
-        assert {:ok, <<_::64, 5::32-native, _::binary>>} = NetlinkPort.recv(socket, 5_000)
+        assert {:ok, <<_::64, 5::32-native, _::binary>>} = NetlinkPort.recv(socket, within(5_000))
         assert {:ok, %{kept: 0}} = NetlinkPort.info(socket)
       end
 

@@ -6,7 +6,7 @@ defmodule NetlinkPort.SampleTest do
   # optimise, since the test checks how the build goes, and not the speed of the result.
   use NetlinkPort.Case, async: true
 
-  @moduletag timeout: 300_000
+  @moduletag timeout: within(300_000)
   @moduletag :cargo
 
   @root Path.expand("../..", __DIR__)

@@ -34,7 +34,7 @@ defmodule NetlinkPort.SandboxTest do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
       assert {:ok, %{verified: true}} = NetlinkPort.info(socket)
       run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
-      assert_receive {:netlink, ^socket, _datagram}, 5_000
+      assert_receive {:netlink, ^socket, _datagram}
     end
 
     test "runs programs, with their output and status", c do
@@ -206,7 +206,7 @@ defmodule NetlinkPort.SandboxTest do
         Process.sleep(:infinity)
       end)
 
-      assert_receive {:ok, sandbox}, 10_000
+      assert_receive {:ok, sandbox}, within(10_000)
       {:ok, sandbox}
     end
 
@@ -271,14 +271,14 @@ defmodule NetlinkPort.SandboxTest do
     end
 
     # The moments at which the VM is killed are ms from the beginning of the start, which takes some 50 ms.
-    @tag timeout: 300_000
+    @tag timeout: within(300_000)
     test "a VM that was killed while its sandboxes started" do
       for moment <- 0..81//9 do
         {vm, tmp, "now"} =
           vm!("""
           IO.puts("now")
           for opts <- [[path: true], [stand_in: true], [path: true, stand_in: true], []],
-              do: spawn(fn -> NetlinkPort.Sandbox.start_link(opts) && Process.sleep(:infinity) end)
+              do: spawn(fn -> NetlinkPort.Sandbox.start_link(opts); Process.sleep(:infinity) end)
           Process.sleep(:infinity)
           """)
 
@@ -308,7 +308,7 @@ defmodule NetlinkPort.SandboxTest do
     test "the helper killed: owners are notified, and the server is restarted", c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
       assert :ok = fault(c.sandbox, :helper_killed)
-      assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+      assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}
       assert {:ok, _socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
       for _ <- 1..5, do: fault(c.sandbox, :helper_killed)
       assert links!(c.server, c.netns) == ["lo"]
@@ -320,7 +320,7 @@ defmodule NetlinkPort.SandboxTest do
       run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
       refute_received {:netlink, ^socket, _datagram}
       fault(c.sandbox, :helper_continued)
-      assert_receive {:netlink, ^socket, _datagram}, 5_000
+      assert_receive {:netlink, ^socket, _datagram}
 
       assert_raise RuntimeError, ~r/no helper of this sandbox is stopped/, fn ->
         fault(c.sandbox, :helper_continued)
@@ -339,7 +339,7 @@ defmodule NetlinkPort.SandboxTest do
       end
 
       assert :ok = fault(c.sandbox, :helper_killed)
-      assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+      assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}
 
       assert_raise RuntimeError, ~r/no helper of this sandbox is stopped/, fn ->
         fault(c.sandbox, :helper_continued)
@@ -358,8 +358,8 @@ defmodule NetlinkPort.SandboxTest do
       for {victim, count} <- [{socket, 1}, {socket, 37}, {tiny, 4}] do
         run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
         fault(c.sandbox, {:overrun, count}, of: victim)
-        assert_receive {first, ^victim, _datagram} when first == :netlink, 5_000
-        assert_receive {:netlink_overrun, ^victim, ^count}, 5_000
+        assert_receive {first, ^victim, _datagram} when first == :netlink
+        assert_receive {:netlink_overrun, ^victim, ^count}
         run!(c.sandbox, "ip", ["link", "del", "br0"])
       end
 
@@ -370,7 +370,7 @@ defmodule NetlinkPort.SandboxTest do
       fault(c.sandbox, {:overrun, 2})
 
       for victim <- [socket, other, tiny],
-          do: assert_receive({:netlink_overrun, ^victim, 2}, 5_000)
+          do: assert_receive({:netlink_overrun, ^victim, 2})
     end
 
     test "an overrun of a passive socket, and of a socket of another protocol", c do
@@ -379,7 +379,7 @@ defmodule NetlinkPort.SandboxTest do
         fault(c.sandbox, {:overrun, 5}, of: self())
 
         assert {^protocol, {:error, %Error{reason: :enobufs, dropped: 5}}} =
-                 {protocol, NetlinkPort.recv(socket, 5_000)}
+                 {protocol, NetlinkPort.recv(socket, within(5_000))}
 
         :ok = NetlinkPort.close(socket)
       end
@@ -389,9 +389,9 @@ defmodule NetlinkPort.SandboxTest do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
       add = fn name -> run!(c.sandbox, "ip", ["link", "add", name, "type", "bridge"]) end
       fault(c.sandbox, {:overrun, 9}, lose: fn -> add.("lost") end)
-      assert_receive {:netlink_overrun, ^socket, 9}, 5_000
+      assert_receive {:netlink_overrun, ^socket, 9}
       add.("seen")
-      assert_receive {:netlink, ^socket, datagram}, 5_000
+      assert_receive {:netlink, ^socket, datagram}
       assert datagram =~ "seen"
       refute_received {:netlink, ^socket, _lost}
 
@@ -401,13 +401,13 @@ defmodule NetlinkPort.SandboxTest do
         fault(c.sandbox, {:overrun, 1}, lose: many)
       end
 
-      assert_receive {:netlink_overrun, ^socket, _more}, 5_000
+      assert_receive {:netlink_overrun, ^socket, _more}
 
       assert_raise ArgumentError, fn ->
         fault(c.sandbox, {:overrun, 2}, lose: fn -> raise ArgumentError end)
       end
 
-      assert_receive {:netlink_overrun, ^socket, 1}, 5_000
+      assert_receive {:netlink_overrun, ^socket, 1}
     end
 
     test "an overrun without a socket is an error that says so", c do
@@ -420,7 +420,7 @@ defmodule NetlinkPort.SandboxTest do
       opts = [netns: c.netns, close_on: :namespace_gone]
       {:ok, socket} = NetlinkPort.open(c.server, :route, opts)
       fault(c.sandbox, :namespace_gone)
-      assert_receive {:netlink_closed, ^socket, :namespace_gone}, 5_000
+      assert_receive {:netlink_closed, ^socket, :namespace_gone}
       assert {:error, %Error{reason: :esrch}} = NetlinkPort.open(c.server, :route, netns: c.netns)
       assert_raise RuntimeError, ~r/is gone/, fn -> run(c.sandbox, "true", []) end
       assert_raise RuntimeError, ~r/is gone/, fn -> fault(c.sandbox, :namespace_gone) end
@@ -434,28 +434,28 @@ defmodule NetlinkPort.SandboxTest do
       opts = [server: c.server, netns: c.netns, groups: [1]]
       start_supervised!({NetlinkPort.Monitor, [name: __MODULE__.Back] ++ opts})
       {:ok, monitor} = NetlinkPort.Monitor.subscribe(__MODULE__.Back)
-      assert_receive {:netlink_resync, ^monitor, :subscribed}, 5_000
+      assert_receive {:netlink_resync, ^monitor, :subscribed}
       fault(c.sandbox, :namespace_gone)
-      assert_receive {:netlink_down, ^monitor, :namespace_gone}, 5_000
+      assert_receive {:netlink_down, ^monitor, :namespace_gone}
 
       assert {:error, %Error{reason: :enoent}} =
                NetlinkPort.open(c.server, :route, netns: c.netns)
 
       fault(c.sandbox, :namespace_back)
-      assert_receive {:netlink_resync, ^monitor, :namespace_gone}, 5_000
+      assert_receive {:netlink_resync, ^monitor, :namespace_gone}
       run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
-      assert_receive {:netlink_event, ^monitor, _datagram}, 5_000
+      assert_receive {:netlink_event, ^monitor, _datagram}
     end
 
     test "a monitor: an overrun, a restart", c do
       opts = [server: c.server, netns: c.netns, groups: [1]]
       monitor = start_supervised!({NetlinkPort.Monitor, opts})
       {:ok, ^monitor} = NetlinkPort.Monitor.subscribe(monitor)
-      assert_receive {:netlink_resync, ^monitor, :subscribed}, 5_000
+      assert_receive {:netlink_resync, ^monitor, :subscribed}
       fault(c.sandbox, {:overrun, 3}, of: monitor)
-      assert_receive {:netlink_resync, ^monitor, :overrun}, 5_000
+      assert_receive {:netlink_resync, ^monitor, :overrun}
       fault(c.sandbox, :helper_killed)
-      assert_receive {:netlink_resync, ^monitor, {:closed, {:helper_exit, _status}}}, 5_000
+      assert_receive {:netlink_resync, ^monitor, {:closed, {:helper_exit, _status}}}
     end
 
     test "opens refused with EMFILE, until they are allowed", c do
@@ -501,12 +501,12 @@ defmodule NetlinkPort.SandboxTest do
       assert links!(c.server, c.netns) == ["lo"]
     end
 
-    @tag netlink_sandbox: [server: [ping_interval: 100, call_timeout: 500]]
+    @tag netlink_sandbox: [server: [ping_interval: within(100), call_timeout: within(500)]]
     test "the helper stopped without calls: a ping finds it, and it cannot be continued after that",
          c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
       fault(c.sandbox, :helper_stopped)
-      assert_receive {:netlink_closed, ^socket, :stuck}, 5_000
+      assert_receive {:netlink_closed, ^socket, :stuck}
       # The server is away for a moment.
       eventually!(fn -> match?({:ok, _info}, NetlinkPort.info(c.server)) end)
 
@@ -612,7 +612,7 @@ defmodule NetlinkPort.SandboxTest do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, active: false)
       fault(c.sandbox, {:answer, :enomem})
       assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 7), wait: true)
-      assert {:ok, datagram} = NetlinkPort.recv(socket, 5_000)
+      assert {:ok, datagram} = NetlinkPort.recv(socket, within(5_000))
       assert [{2, 7, <<-12::signed-32-native, _::binary>>}] = Rtnl.messages(datagram)
     end
 
@@ -635,14 +635,14 @@ defmodule NetlinkPort.SandboxTest do
       {:ok, outcomes} = NetlinkPort.batch(maker, batch)
       assert Enum.all?(outcomes, &match?({:ok, _}, &1))
       assert length(links!(c.server, c.netns)) == 51
-      assert_receive {:netlink, ^socket, _datagram}, 5_000
+      assert_receive {:netlink, ^socket, _datagram}
       fault(c.sandbox, {:overrun, 3}, of: socket)
-      assert_receive {:netlink_overrun, ^socket, 3}, 5_000
+      assert_receive {:netlink_overrun, ^socket, 3}
 
       for _ <- 1..3 do
         {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
         fault(c.sandbox, :helper_killed)
-        assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}, 5_000
+        assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}
         assert "br50" in links!(c.server, c.netns)
       end
 
@@ -657,7 +657,7 @@ defmodule NetlinkPort.SandboxTest do
     end
   end
 
-  @tag timeout: 120_000
+  @tag timeout: within(120_000)
   test "a hundred sandboxes at once are separate, and any two can be joined" do
     test = self()
 
@@ -672,15 +672,15 @@ defmodule NetlinkPort.SandboxTest do
 
     sandboxes =
       for _ <- 1..100 do
-        assert_receive {:ok, sandbox}, 60_000
+        assert_receive {:ok, sandbox}, within(60_000)
         sandbox
       end
 
     places = for sandbox <- sandboxes, do: File.stat!(Sandbox.info(sandbox).path).inode
     assert places == Enum.uniq(places)
 
-    answers =
-      Task.async_stream(sandboxes, &links!(Sandbox.info(&1).server, Sandbox.info(&1).netns))
+    links = &links!(Sandbox.info(&1).server, Sandbox.info(&1).netns)
+    answers = Task.async_stream(sandboxes, links, timeout: within(60_000))
 
     assert Enum.all?(answers, &(&1 == {:ok, ["lo"]}))
     assert {"veth0", "veth0"} = veth(hd(sandboxes), List.last(sandboxes))

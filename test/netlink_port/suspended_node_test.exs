@@ -115,7 +115,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
     arguments = [self(), monitor]
     there = for _n <- 1..8, do: Node.spawn(context.node, Remote, :take_snapshots, arguments)
     {:ok, ^monitor} = Monitor.subscribe(monitor)
-    for pid <- there, do: assert_receive({:snapshot, ^pid}, 20_000)
+    for pid <- there, do: assert_receive({:snapshot, ^pid}, within(20_000))
     assert_receive {:netlink_snapshot, ^monitor, :end}, within(20_000)
 
     # A snapshot for each of them is more than the connection takes.
@@ -128,7 +128,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
     assert_receive {:netlink_event, ^monitor, _datagram}
 
     signal!(context.vm, "CONT")
-    for pid <- there, do: assert_receive({:snapshot, ^pid}, 20_000)
+    for pid <- there, do: assert_receive({:snapshot, ^pid}, within(20_000))
   end
 
   test "a suspended node does not delay a connection's other callers; its own are answered later",

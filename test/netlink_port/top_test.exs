@@ -276,7 +276,12 @@ defmodule NetlinkPort.TopTest do
       viewer =
         spawn_link(fn ->
           Process.group_leader(self(), terminal)
-          size = fn -> StringIO.close(terminal) && {24, 80} end
+
+          size = fn ->
+            StringIO.close(terminal)
+            {24, 80}
+          end
+
           send(test, {:result, Top.run(interval: 100, size: size), Process.info(self(), :links)})
         end)
 

@@ -3,7 +3,7 @@ defmodule NetlinkPort.UnprivilegedTest do
   # capabilities, and in user namespaces.
   use NetlinkPort.Case, async: true
 
-  @moduletag root: true, userns: true, init_user_namespace: true, timeout: 300_000
+  @moduletag root: true, userns: true, init_user_namespace: true, timeout: within(300_000)
 
   @suites ~w(namespaces active flow_control native)
   @nobody ~w(--reuid 65534 --regid 65534 --clear-groups)

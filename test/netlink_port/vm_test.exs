@@ -111,7 +111,7 @@ defmodule NetlinkPort.VMTest do
     {port, vm} =
       vm!("""
       Application.ensure_all_started(:logger)
-      child = {NetlinkPort, call_timeout: 500, ping_interval: 200}
+      child = {NetlinkPort, call_timeout: #{within(500)}, ping_interval: #{within(200)}}
       {:ok, _} = Supervisor.start_link([child], strategy: :one_for_one)
       {:ok, %{os_pid: helper}} = NetlinkPort.info(NetlinkPort)
       {:ok, socket} = NetlinkPort.open(:route, netns: {:name, "#{netns}"}, groups: [5])
@@ -128,10 +128,10 @@ defmodule NetlinkPort.VMTest do
 
     helper = port |> line!() |> String.to_integer()
     signal!(vm, :STOP)
-    Process.sleep(2_500)
+    Process.sleep(within(2_500))
     signal!(vm, :CONT)
     # Longer than the deadline and the last chance together.
-    Process.sleep(2_500)
+    Process.sleep(within(2_500))
     ip!(["-n", netns, "addr", "add", "10.0.0.1/32", "dev", "lo"])
     assert line!(port) == "flowing"
     assert running?(helper)
@@ -211,7 +211,7 @@ defmodule NetlinkPort.VMTest do
       vm!(
         @load <>
           """
-          {:ok, server} = NetlinkPort.start_link(name: nil, call_timeout: 500, ping_interval: 200)
+          {:ok, server} = NetlinkPort.start_link(name: nil, call_timeout: #{within(500)}, ping_interval: #{within(200)})
           {:ok, %{os_pid: helper}} = NetlinkPort.info(server)
           IO.puts(helper)
           taken = take.(take, fn -> :file.open("/dev/null", [:raw, :read]) end, [])

@@ -114,7 +114,7 @@ defmodule NetlinkPort.WireTest do
   # PropEr, if it is installed (Debian: erlang-proper).
   if Code.ensure_loaded?(:proper) do
     describe "properties" do
-      @describetag timeout: 120_000
+      @describetag timeout: within(120_000)
 
       test "any command is decoded as it was encoded", %{decoder: decoder} do
         check(:proper_types.tuple([handle(), command_type()]), 3_000, fn {reference, command} ->

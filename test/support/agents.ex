@@ -30,7 +30,7 @@ defmodule NetlinkPort.Agents do
 
     [controller | agents] =
       [controller | agents]
-      |> Task.async_stream(&boot/1, timeout: 60_000, max_concurrency: count + 1)
+      |> Task.async_stream(&boot/1, timeout: within(60_000), max_concurrency: count + 1)
       |> Enum.map(fn {:ok, booted} -> booted end)
 
     {controller, Enum.map(agents, &serve!/1)}

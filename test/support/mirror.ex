@@ -3,7 +3,7 @@ defmodule NetlinkPort.Mirror do
   # A subscriber of a monitor that keeps the tables of a namespace (NetlinkPort.Tables). It applies each message that
   # it is sent, counts the messages by tag, and fails if they come in a wrong order.
 
-  alias NetlinkPort.{Message, Monitor, Tables}
+  alias NetlinkPort.{Message, Monitor, Pace, Tables}
 
   # RTM_GETLINK and RTM_GETROUTE, of IPv4.
   @dumps [{18, <<0::128>>}, {26, <<2, 0::88>>}]
@@ -37,7 +37,7 @@ defmodule NetlinkPort.Mirror do
     receive do
       {^ref, state} -> %{state | tables: if(state.phase == :live, do: state.tables)}
     after
-      timeout -> raise "the mirror does not answer"
+      Pace.within(timeout) -> raise "the mirror does not answer"
     end
   end
 

@@ -72,7 +72,7 @@ defmodule NetlinkPort.Remote do
     receive do
       {^recorder, answer} -> answer
     after
-      10_000 -> raise "no answer to #{inspect(message)}"
+      NetlinkPort.Pace.within(10_000) -> raise "no answer to #{inspect(message)}"
     end
   end
 

@@ -134,7 +134,8 @@ defmodule NetlinkPort.Errno do
     {130, :eownerdead, "owner died"},
     {131, :enotrecoverable, "state not recoverable"},
     {132, :erfkill, "operation not possible due to rf-kill"},
-    {133, :ehwpoison, "memory page has hardware error"}
+    {133, :ehwpoison, "memory page has hardware error"},
+    {134, :eftype, "inappropriate file type or format"}
   ]
 
   # include/linux/errno.h: meant for use inside the kernel, but some subsystems return them to user space.

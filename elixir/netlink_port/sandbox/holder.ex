@@ -88,7 +88,7 @@ defmodule NetlinkPort.Sandbox.Holder do
     end
   end
 
-  @doc "Ends the holder, and with it every program in the sandbox."
+  @doc "Ends the holder, and with it every program in the sandbox. The caller traps exits."
   @spec stop(t()) :: :ok
   def stop({port, os_pid}) do
     # The shell ends after it has read a line.
@@ -96,6 +96,8 @@ defmodule NetlinkPort.Sandbox.Holder do
 
     receive do
       {^port, {:exit_status, _status}} -> :ok
+      # `:epipe`: no process of the holder was left to read the line. No exit status follows.
+      {:EXIT, ^port, _reason} -> :ok
     after
       @patience ->
         _signalled = signal("KILL", os_pid)

@@ -19,9 +19,15 @@ defmodule Sample.LinksTest do
     names = Sample.Links.names(links)
 
     cond do
-      names == wanted -> :ok
-      tries == 0 -> flunk("expected #{inspect(wanted)}, got: #{inspect(names)}")
-      true -> Process.sleep(10) && assert_names(links, wanted, tries - 1)
+      names == wanted ->
+        :ok
+
+      tries == 0 ->
+        flunk("expected #{inspect(wanted)}, got: #{inspect(names)}")
+
+      true ->
+        Process.sleep(10)
+        assert_names(links, wanted, tries - 1)
     end
   end
 

@@ -25,7 +25,7 @@ defmodule NetlinkPort.CaptureTest do
 
   defp ask!(socket, request) do
     :ok = NetlinkPort.send(socket, request)
-    {:ok, answer} = NetlinkPort.recv(socket, 5_000)
+    {:ok, answer} = NetlinkPort.recv(socket, within(5_000))
     answer
   end
 
@@ -53,7 +53,7 @@ defmodule NetlinkPort.CaptureTest do
       asked = Rtnl.getlink(1, 2)
       answered = ask!(before, asked)
       ip!(["-n", red, "link", "add", "br0", "type", "bridge"])
-      {:ok, event} = NetlinkPort.recv(later, 5_000)
+      {:ok, event} = NetlinkPort.recv(later, within(5_000))
       # CTRL_CMD_GETFAMILY (3) of "nlctrl", attribute CTRL_ATTR_FAMILY_NAME (2).
       attribute = <<11::16-native, 2::16-native, "nlctrl", 0, 0>>
       _family = ask!(generic, Rtnl.message(16, 1, 5, <<3, 1, 0, 0, attribute::binary>>))
@@ -126,14 +126,14 @@ defmodule NetlinkPort.CaptureTest do
       assert {:error, _refused} = NetlinkPort.send(socket, message.(1), wait: true)
       assert NetlinkPort.send(socket, [message.(2) | [""]]) == :ok
       assert NetlinkPort.send(socket, message.(3), to: {port_id, 0}) == :ok
-      assert {:ok, _message, %{}} = NetlinkPort.recv(peer, 5_000)
+      assert {:ok, _message, %{}} = NetlinkPort.recv(peer, within(5_000))
       # As from another node.
       handle = socket.handle
       assert {:ok, nil} = GenServer.call(server, {:send, handle, message.(4), false})
       assert {:error, _refused} = GenServer.call(server, {:send, handle, message.(5), true})
       command = {:send_to, handle, port_id, 0, message.(6)}
       assert {:ok, nil} = GenServer.call(server, {:request, command})
-      assert {:ok, _message, %{}} = NetlinkPort.recv(peer, 5_000)
+      assert {:ok, _message, %{}} = NetlinkPort.recv(peer, within(5_000))
       assert {:ok, %{datagrams: 8}} = NetlinkPort.stop_capture(capture)
       {mine, theirs} = {name(socket), name(peer)}
 
@@ -238,7 +238,7 @@ defmodule NetlinkPort.CaptureTest do
       assert {:error, %Error{stage: :capture, reason: :esrch}} = NetlinkPort.stop_capture(capture)
     end
 
-    @tag timeout: 20_000
+    @tag timeout: within(20_000)
     test "on a full disk: the file is whole, and the sockets go on", context do
       %{server: server, path: path} = context
       folder = path <> ".d"

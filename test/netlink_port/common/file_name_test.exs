@@ -46,9 +46,6 @@ defmodule NetlinkPort.FileNameTest do
         assert {:error, %{subject: "/nowhere"}} =
                  NetlinkPort.Sandbox.replay(form.("/nowhere"), to: self())
 
-        opts = [executable: form.(helper()), netns: [{:path, form.(path)}]]
-        assert [{"executable", [{:ok, _line, nil} | _]} | _] = NetlinkPort.Doctor.report(opts)
-
         assert {:error, error} =
                  NetlinkPort.open(server, :route, netns: {:path, form.("/nowhere")})
 

@@ -76,7 +76,10 @@ defmodule NetlinkPort.ShownTest do
       {:ok, monitor} = start_supervised({Monitor, opts})
 
       slow =
-        spawn(fn -> Monitor.subscribe(monitor, max_queue: 10) && Process.sleep(:infinity) end)
+        spawn(fn ->
+          Monitor.subscribe(monitor, max_queue: 10)
+          Process.sleep(:infinity)
+        end)
 
       on_exit(fn -> Process.exit(slow, :kill) end)
       eventually!(fn -> status(monitor) =~ "subscribers: 1" end)

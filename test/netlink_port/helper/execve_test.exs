@@ -41,7 +41,7 @@ defmodule NetlinkPort.ExecveTest do
     assert log =~ said
     assert said =~ found
     assert said =~ remedy
-    [{"executable", [{:fail, line, told} | _]} | _] = Doctor.report(executable: path, netns: [])
+    [{:fail, line, told} | _] = Doctor.Executable.checks(path)
     assert line =~ path
     assert line =~ found
     assert told =~ remedy
@@ -208,10 +208,7 @@ defmodule NetlinkPort.ExecveTest do
 
     assert {:ok, %{names: [_one, _two], rootid: "1000"}} = Execve.file_capabilities(path)
 
-    checks =
-      Doctor.report(executable: path, netns: []) |> List.keyfind!("executable", 0) |> elem(1)
-
-    assert Enum.any?(checks, fn {mark, line, remedy} ->
+    assert Enum.any?(Doctor.Executable.checks(path), fn {mark, line, remedy} ->
              mark == :warn and line =~ "[rootid=1000]" and
                line =~ "made inside a user namespace, and count only where user 1000 is root" and
                remedy =~ "as root of the machine"

@@ -3,7 +3,7 @@ defmodule NetlinkPort.Sandbox.GuideTest do
   # user if this one is root.
   use NetlinkPort.Case, async: true
 
-  @moduletag userns: true, timeout: 300_000
+  @moduletag userns: true, timeout: within(300_000)
 
   @guide Path.expand("../../../docs/testing.md", __DIR__)
   @links Path.expand("../../../examples/sample/lib/links.ex", __DIR__)

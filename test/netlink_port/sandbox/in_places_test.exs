@@ -4,7 +4,7 @@ defmodule NetlinkPort.Sandbox.InPlacesTest do
 
   alias NetlinkPort.{Places, SandboxPlaces}
 
-  @moduletag root: true, userns: true, init_user_namespace: true, timeout: 300_000
+  @moduletag root: true, userns: true, init_user_namespace: true, timeout: within(300_000)
 
   setup do
     %{places: Places.setup!()}

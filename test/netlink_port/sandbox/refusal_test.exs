@@ -48,7 +48,8 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
   @tag :userns
   test "where namespaces are refused tests are skipped, with that line once; with the setup alone they fail with it" do
     {output, 2} = suite(["setpriv", "--bounding-set", "-all"])
-    assert output =~ ~r/5 tests, 1 failure, 3 skipped|Result: .*1 passed.*3 skipped/
+    # Until Elixir 1.19, and from 1.20: one of the two that ran.
+    assert output =~ ~r"5 tests, 1 failure, 3 skipped|Result: 1/2 passed, 3 skipped"
     line = "no network namespaces for NetlinkPort.Sandbox: sysctl user.max_user_namespaces is 0"
     assert length(String.split(output, "Skipped: " <> line)) == 2
     assert output =~ "(RuntimeError) " <> line

@@ -89,7 +89,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
       {:ok, _} = NetlinkPort.Generic.family(other, "nlctrl")
       run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
       run!(c.sandbox, "ip", ["link", "del", "br0"])
-      assert_receive {:netlink, ^socket, first}, 5_000
+      assert_receive {:netlink, ^socket, first}
       seen = [first | until_deleted(socket)]
       {:ok, _counts} = NetlinkPort.stop_capture(capture)
 
@@ -110,7 +110,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     end
 
     defp until_deleted(socket) do
-      assert_receive {:netlink, ^socket, datagram}, 5_000
+      assert_receive {:netlink, ^socket, datagram}
       deleted? = Enum.any?(Rtnl.messages(datagram), fn {type, _, _} -> type == 17 end)
       if deleted?, do: [datagram], else: [datagram | until_deleted(socket)]
     end

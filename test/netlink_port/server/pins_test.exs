@@ -61,7 +61,7 @@ defmodule NetlinkPort.PinsTest do
         assert {place, pin.inode} == {place, inode(netns_path(netns))}
         assert {:ok, -1} = nsid(socket, pin)
         {:ok, %{cookie: cookie}} = NetlinkPort.info(open!(server, netns: place))
-        assert {pin.cookie, is_integer(cookie)} == {cookie, true}
+        assert {pin.cookie, cookie?(cookie)} == {cookie, true}
         assert :ok = NetlinkPort.unpin(pin)
       end
 
@@ -170,7 +170,7 @@ defmodule NetlinkPort.PinsTest do
       assert :ok = NetlinkPort.send(socket, datagram, wait: true)
 
       assert {:ok, <<_::64, 1::32-native, _::32, 0::32, _::binary>>} =
-               NetlinkPort.recv(socket, 5_000)
+               NetlinkPort.recv(socket, within(5_000))
 
       for name <- ["v0", "v1", "v2"] do
         assert ip!(["-n", there, "-j", "link", "show", name]) =~ ~s("ifname":"#{name}")
@@ -262,7 +262,7 @@ defmodule NetlinkPort.PinsTest do
       pin = pin!(other, {:name, netns!()})
       monitor = Process.monitor(other)
       signal!(os_pid(other), "KILL")
-      assert_receive {:DOWN, ^monitor, :process, ^other, _reason}, 5_000
+      assert_receive {:DOWN, ^monitor, :process, ^other, _reason}
       assert refused(socket, pin) == {:pin, :epipe}
       assert {:error, %Error{stage: :thread, reason: :epipe}} = NetlinkPort.info(pin)
       assert :ok = NetlinkPort.unpin(pin)
@@ -315,7 +315,7 @@ defmodule NetlinkPort.PinsTest do
            pin!(server, :host, owner: caller)}
         end)
 
-      assert_receive {:result, ^pid, {own, its, ours}}, 5_000
+      assert_receive {:result, ^pid, {own, its, ours}}
       gone = &match?({:error, _ended}, NetlinkPort.info(&1))
       eventually!(fn -> gone.(own) end)
       assert {:ok, %{owner: ^owner}} = NetlinkPort.info(its)
@@ -337,7 +337,7 @@ defmodule NetlinkPort.PinsTest do
       pin = pin!(server, {:name, netns!()})
       :ok = NetlinkPort.unpin(pin!(server, :host))
       signal!(os_pid(server), "KILL")
-      assert_receive {:netlink_closed, ^pin, {:helper_exit, 137}}, 5_000
+      assert_receive {:netlink_closed, ^pin, {:helper_exit, 137}}
       refute_receive {:netlink_closed, %Pin{}, _reason}, 100
     end
 

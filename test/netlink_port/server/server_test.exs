@@ -127,7 +127,7 @@ defmodule NetlinkPort.ServerTest do
 
   describe "a helper that is stopped" do
     test "is killed after the deadline: callers get ETIMEDOUT, and the restarted server works" do
-      name = supervise!(call_timeout: 300)
+      name = supervise!(call_timeout: within(300))
       server = Process.whereis(name)
       helper = os_pid(server)
       {:ok, socket} = NetlinkPort.open(name, :route, [])
@@ -146,18 +146,18 @@ defmodule NetlinkPort.ServerTest do
     end
 
     test "is found by the ping when no call is made" do
-      server = start_server!(call_timeout: 200, ping_interval: 100)
+      server = start_server!(call_timeout: within(200), ping_interval: within(100))
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
       # It answers pings, and so is alive.
-      refute_receive {:netlink_closed, ^socket, _}, 500
+      refute_receive {:netlink_closed, ^socket, _}, within(500)
       signal!(helper, :STOP)
       assert closed!(socket) == :stuck
       eventually!(fn -> not running?(helper) end)
     end
 
     test "and continued in time is not killed; its late answer reaches no other caller" do
-      server = start_server!(call_timeout: 400)
+      server = start_server!(call_timeout: within(400))
       {:ok, socket} = NetlinkPort.open(server, :route, active: false)
       before = fds(server)
       helper = os_pid(server)
@@ -266,14 +266,14 @@ defmodule NetlinkPort.ServerTest do
 
   describe "a server that is suspended" do
     test "for longer than every deadline keeps its helper, and goes on" do
-      server = start_server!(call_timeout: 200, ping_interval: 50)
+      server = start_server!(call_timeout: within(200), ping_interval: within(50))
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
       :sys.suspend(server)
       spawn_reporting(fn -> NetlinkPort.open(server, :route, []) end)
-      Process.sleep(600)
+      Process.sleep(within(600))
       :sys.resume(server)
-      refute_receive {:netlink_closed, ^socket, _}, 500
+      refute_receive {:netlink_closed, ^socket, _}, within(500)
       assert os_pid(server) == helper
     end
   end
@@ -378,7 +378,9 @@ defmodule NetlinkPort.ServerTest do
       eventually!(fn -> not running?(helper) end)
       assert {:error, %Error{stage: :thread, reason: :epipe}} = NetlinkPort.send(socket, "x")
 
-      assert {:error, %Error{stage: :thread, reason: :epipe}} = NetlinkPort.recv(socket, 1_000)
+      assert {:error, %Error{stage: :thread, reason: :epipe}} =
+               NetlinkPort.recv(socket, within(1_000))
+
       refute_received {:netlink_closed, ^socket, _reason}
     end
 

@@ -63,7 +63,7 @@ defmodule NetlinkPort.StatsTest do
       {:ok, two} = NetlinkPort.open(server, :usersock, opts)
       {:ok, %{port_id: port_id}} = NetlinkPort.info(two)
       :ok = NetlinkPort.send(one, "hello", to: {port_id, 0})
-      assert {:ok, "hello", _metadata} = NetlinkPort.recv(two, 5_000)
+      assert {:ok, "hello", _metadata} = NetlinkPort.recv(two, within(5_000))
       assert %{sent: 1, sent_bytes: 5, received: 0} = stats!(one)
       assert %{sent: 0, received: 1, received_bytes: 5} = stats!(two)
     end
@@ -104,7 +104,7 @@ defmodule NetlinkPort.StatsTest do
   end
 
   defp until_overrun(socket) do
-    case NetlinkPort.recv(socket, 5_000) do
+    case NetlinkPort.recv(socket, within(5_000)) do
       {:ok, _datagram} -> until_overrun(socket)
       {:error, %Error{reason: :enobufs, dropped: dropped}} -> dropped
     end
