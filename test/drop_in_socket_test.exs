@@ -109,7 +109,7 @@ defmodule NetlinkPort.DropInSocketTest do
       socket
     end
 
-    test "has the fields that such libraries reach into" do
+    test "has the fields that codec libraries use" do
       path = {:path, netns_path(netns!())}
 
       assert {:ok, %DropInSocket{netns: ^path, protocol: 0, seq: seq}} =
@@ -119,7 +119,7 @@ defmodule NetlinkPort.DropInSocketTest do
       assert {:ok, %{netns: :host, protocol: :route}} = DropInSocket.open(:route)
     end
 
-    test "asks and gets its answer in a namespace, by path and by process, and in the helper's own" do
+    test "sends requests in a namespace, by path and by process, and in the helper's own" do
       netns = netns!()
       sleeper = sleeper!(netns)
 
@@ -135,7 +135,7 @@ defmodule NetlinkPort.DropInSocketTest do
       end
     end
 
-    test "tells a datagram that is longer than its size, and goes on with the next" do
+    test "reports a datagram that is longer than its size, and goes on with the next" do
       socket = open_in!(netns!())
 
       for size <- [8, [size: 8], [size: 8, timeout: 1_000]] do
@@ -147,7 +147,7 @@ defmodule NetlinkPort.DropInSocketTest do
       assert {:ok, <<_::64, 7::32-native, _::binary>>} = DropInSocket.recv_datagram(socket)
     end
 
-    test "sends as :socket does: what the kernel refuses is told at once" do
+    test "returns the kernel's error of a send at once, as :socket does" do
       socket = open_in!(netns!())
       assert {:error, :emsgsize} = DropInSocket.send(socket, :binary.copy(<<0>>, 10_000_000))
       assert {:error, :emsgsize} = DropInSocket.send(socket, :binary.copy(<<0>>, 20_000_000))
@@ -155,7 +155,7 @@ defmodule NetlinkPort.DropInSocketTest do
       assert {:error, :timeout} = DropInSocket.recv_datagram(socket, timeout: 10)
     end
 
-    test "joins and leaves groups, and closes where a step of opening fails", %{server: server} do
+    test "joins and leaves groups, and closes if a step of opening fails", %{server: server} do
       netns = netns!()
       path = {:path, netns_path(netns)}
       {:ok, socket} = Codec.subscribed(:route, path, 5)
@@ -170,7 +170,7 @@ defmodule NetlinkPort.DropInSocketTest do
       assert {:ok, [_link]} = Codec.link(socket, 1)
     end
 
-    test "numbers are unique from many processes, start at 1, and are never 0 where 32 bits end" do
+    test "has sequence numbers that start at 1, are unique across processes, and are not 0 after 32 bits" do
       {:ok, socket} = DropInSocket.open(:route)
 
       numbers =
@@ -187,7 +187,7 @@ defmodule NetlinkPort.DropInSocketTest do
       assert {:ok, [_link]} = Codec.link(socket, 1)
     end
 
-    test "its errors are those of such modules" do
+    test "returns the errors of such socket modules" do
       file = tmp_path!("file")
       File.write!(file, "")
       assert {:error, {:open, 2}} = DropInSocket.open(:route, {:path, "/run/netns/no-such-name"})
@@ -204,7 +204,7 @@ defmodule NetlinkPort.DropInSocketTest do
       assert {:error, {:bind, :enomem}} = DropInSocket.open(0, netns, server: unbound)
     end
 
-    test "a monitor waits for ever, or polls, and ends when another process closes its socket" do
+    test "lets a monitor wait or poll, and ends that when another process closes the socket" do
       netns = netns!()
       {:ok, socket} = Codec.subscribed(:route, {:path, netns_path(netns)}, 5)
       test = self()
@@ -220,7 +220,7 @@ defmodule NetlinkPort.DropInSocketTest do
       assert Task.await(waiting) == {:error, :closed}
     end
 
-    test "that of a helper that has ended is closed, and ends nobody" do
+    test "is closed when the helper ends, and ends no process" do
       holder = start_supervised!({Holder, {:route, :host}})
       {:ok, [_link | _]} = Holder.links(holder)
       {:ok, socket} = DropInSocket.open(:route)
@@ -242,7 +242,7 @@ defmodule NetlinkPort.DropInSocketTest do
       assert Process.info(self(), :messages) == {:messages, []}
     end
 
-    test "one that many use is of an owner of its own, whoever has opened it" do
+    test "can belong to another owner than the opener, and be used by many processes" do
       netns = netns!()
       owner = start_supervised!({Agent, fn -> nil end})
       opening = Task.async(fn -> open_in!(netns, owner: owner) end)

@@ -12,7 +12,7 @@ defmodule NetlinkPort.ExamplesTest do
     System.cmd("elixir", arguments, stderr_to_stdout: true, env: [{"LC_ALL", "C.UTF-8"}])
   end
 
-  test "links.exs lists what the namespace has" do
+  test "links.exs lists the links of the namespace" do
     netns = netns!()
     ip!(["-n", netns, "addr", "add", "10.1.2.3/24", "dev", "lo"])
     assert {output, 0} = run("links.exs", ["--netns", netns])
@@ -22,7 +22,7 @@ defmodule NetlinkPort.ExamplesTest do
     assert output =~ "there is no such file"
   end
 
-  test "monitor.exs follows what happens" do
+  test "monitor.exs shows the changes" do
     netns = netns!()
     task = Task.async(fn -> run("monitor.exs", ["--netns", netns, "--for", "3"]) end)
     {output, 0} = change_until_done(task, netns, 1)
@@ -37,7 +37,7 @@ defmodule NetlinkPort.ExamplesTest do
   defp done({:ok, outcome}, _task, _netns, _n), do: outcome
   defp done(nil, task, netns, n), do: change_until_done(task, netns, n + 1)
 
-  test "ext_ack.exs shows what the kernel says" do
+  test "ext_ack.exs shows the kernel's extended ack" do
     assert {output, 0} = run("ext_ack.exs", ["--netns", netns!()])
     assert output =~ "it objects to attribute 13 at byte 32"
     assert output =~ "policy: %{"
@@ -52,7 +52,7 @@ defmodule NetlinkPort.ExamplesTest do
   end
 
   for {how, options} <- [{"a socket", []}, {"a connection", ["--connection"]}] do
-    test "move_link.exs moves a veth's peer by a pin, and back, over #{how}" do
+    test "move_link.exs moves the peer of a veth by a pin, and back, over #{how}" do
       {blue, red} = {netns!(), netns!()}
       ip!(["-n", blue, "link", "add", "v0", "type", "veth", "peer", "name", "v1"])
       move = &run("move_link.exs", &1 ++ unquote(options) ++ ["v1"])

@@ -13,7 +13,7 @@ defmodule NetlinkPort.HostileFramesTest do
   @tags [97, 98, 100, 104, 106, 107, 108, 109, 110, 119]
 
   describe "frames" do
-    test "may come byte by byte" do
+    test "can arrive byte by byte" do
       port = open_port([:stream])
       {[_hello], ""} = read_frames(port, "", 1)
 
@@ -37,7 +37,7 @@ defmodule NetlinkPort.HostileFramesTest do
                  closed(5) ++ closed(6) ++ [{:malformed, :tag}, {:reply, 11, {:ok, nil}}]
     end
 
-    test "may come cut anywhere" do
+    test "can arrive cut at any byte" do
       port = open_port([:stream])
       {[_hello], ""} = read_frames(port, "", 1)
       frame = Protocol.command(5, {:set, 7, :rcvbuf, 1})
@@ -53,7 +53,7 @@ defmodule NetlinkPort.HostileFramesTest do
       end
     end
 
-    test "of up to the limit are taken" do
+    test "up to the limit are accepted" do
       program = start!()
       # {dance, 5, Binary}, as long as a frame may be.
       overhead = byte_size(term({:dance, 5, ""}))
@@ -62,7 +62,7 @@ defmodule NetlinkPort.HostileFramesTest do
       assert_said(program, [{frame, refused(5, "unknown command")}])
     end
 
-    test "beyond the limit end it with 65 as soon as they are announced" do
+    test "beyond the limit end the helper with 65 as soon as their length is read" do
       for length <- [@max_frame + 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF] do
         port = open_port([:stream])
         {:os_pid, os_pid} = Port.info(port, :os_pid)
@@ -75,7 +75,7 @@ defmodule NetlinkPort.HostileFramesTest do
     end
 
     # If the helper allocated the length in the header, the limit on its address space would end it.
-    test "of 4 GiB are refused before anything is allocated for them" do
+    test "of 4 GiB are refused before memory is allocated for them" do
       limited = script!(~s(ulimit -v 65536; exec "#{executable()}"))
 
       for length <- [@max_frame + 1, 0xFFFFFFFF] do
@@ -92,7 +92,7 @@ defmodule NetlinkPort.HostileFramesTest do
       assert Protocol.decode(said) == {:malformed, :version}
     end
 
-    test "of a header alone are waited for, whatever comes in its place" do
+    test "of which only the length has arrived are waited for" do
       for length <- [1, 9, 300_000, @max_frame] do
         program = %{port: port} = start_stream!()
         before = bytes_read(program)
@@ -109,7 +109,7 @@ defmodule NetlinkPort.HostileFramesTest do
       end
     end
 
-    test "before one that is too long are answered" do
+    test "before a frame that is too long are answered" do
       port = open_port([:stream])
       {[_hello], ""} = read_frames(port, "", 1)
       Port.command(port, <<0::32>>)
@@ -128,7 +128,7 @@ defmodule NetlinkPort.HostileFramesTest do
   defp waiting?(%{os_pid: os_pid}), do: File.read!("/proc/#{os_pid}/stat") =~ ~r/\) S /
 
   describe "hostile frames" do
-    test "of every tag are refused by name, or are no command" do
+    test "that begin with any tag are malformed, or are no command" do
       program = start!()
 
       for tag <- 0..255 do
@@ -188,7 +188,7 @@ defmodule NetlinkPort.HostileFramesTest do
       }
     end
 
-    test "of every tag of the format are refused, well formed and of any length" do
+    test "with tags that no command has are refused, well formed and of any length" do
       program = start!()
 
       for {tag, body} <- well_formed() do
@@ -201,7 +201,7 @@ defmodule NetlinkPort.HostileFramesTest do
       end
     end
 
-    test "of all kinds may come byte by byte" do
+    test "of all kinds can arrive byte by byte" do
       program = %{port: port} = start_stream!()
 
       for {frame, expected} <- told_apart() do
@@ -215,7 +215,7 @@ defmodule NetlinkPort.HostileFramesTest do
       assert_at_rest(program)
     end
 
-    test "are told apart" do
+    test "are reported with their reasons" do
       program = start!()
       assert_said(program, told_apart())
       assert_at_rest(program)
@@ -251,7 +251,7 @@ defmodule NetlinkPort.HostileFramesTest do
       ]
     end
 
-    test "of atoms that are not UTF-8 are refused" do
+    test "with atoms that are not UTF-8 are refused" do
       program = start!()
 
       for name <- [
@@ -284,7 +284,7 @@ defmodule NetlinkPort.HostileFramesTest do
       end
     end
 
-    test "of integers that no command has are refused" do
+    test "with integers that no command has are refused" do
       program = start!()
 
       for integer <- [1 <<< 64, -(1 <<< 64), 1 <<< 70, 1 <<< 2_000, -(1 <<< 2_000)] do
@@ -321,7 +321,7 @@ defmodule NetlinkPort.HostileFramesTest do
       ])
     end
 
-    test "of terms that no command has are refused" do
+    test "with terms that no command has are refused" do
       program = start!()
 
       for term <- [
@@ -360,7 +360,7 @@ defmodule NetlinkPort.HostileFramesTest do
       assert_at_rest(program)
     end
 
-    test "of terms without end are refused" do
+    test "with deeply nested terms are refused" do
       program = start!()
 
       assert_said(program, [
@@ -378,7 +378,7 @@ defmodule NetlinkPort.HostileFramesTest do
       assert_at_rest(program)
     end
 
-    test "of more terms than a command has are refused" do
+    test "with more terms than a command has are refused" do
       program = start!()
       # The list itself counts.
       nils = fn count -> <<131, 108, count::32, :binary.copy(<<106>>, count + 1)::binary>> end
@@ -396,7 +396,7 @@ defmodule NetlinkPort.HostileFramesTest do
       assert_at_rest(program)
     end
 
-    test "of a large size are given back" do
+    test "of a large size leave no memory in use" do
       program = start!()
       {:ok, _opened} = opened(program, 1)
       large = :binary.copy("x", 16 * 1024 * 1024)
@@ -424,7 +424,7 @@ defmodule NetlinkPort.HostileFramesTest do
       end
     end
 
-    test "made of real ones by changing some bytes get a command's answers, or none" do
+    test "made from valid frames with changed bytes get the answer of a command, or none" do
       program = start!()
       :rand.seed(:exsss, {2, 7, 1828})
       # Without `stop`, which would end the helper.

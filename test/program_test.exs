@@ -30,13 +30,13 @@ defmodule NetlinkPort.ProgramTest do
         codes = for [_, code] <- Regex.scan(~r/^ +(\d+)  \w/m, help), do: code
         assert codes == ~w(0 64 65 70 71 74 80)
 
-        # Those of the source, and no fewer.
+        # They are the exit codes of the source.
         source = File.read!(Path.expand("../src/error.rs", __DIR__))
         assert codes == for([_, code] <- Regex.scan(~r/^    \w+ = (\d+),$/m, source), do: code)
       end
     end
 
-    test "has --version, which is the library's" do
+    test "has --version, which is that of the library" do
       version = Mix.Project.config()[:version]
 
       for flag <- ["--version", "-V"] do
@@ -44,7 +44,7 @@ defmodule NetlinkPort.ProgramTest do
       end
     end
 
-    test "refuses what it does not know with 64 and a sentence" do
+    test "with an unknown argument is refused with 64 and a sentence" do
       for arguments <- [["--frobnicate"], ["x"], [""], ["--help", "x"], ["--version", "-h"]] do
         {output, status} = System.cmd(executable(), arguments, stderr_to_stdout: true)
         assert {arguments, status} == {arguments, 64}
@@ -68,7 +68,7 @@ defmodule NetlinkPort.ProgramTest do
       assert output =~ "unknown argument"
     end
 
-    test "alone, on a terminal, is refused with 64 and a sentence" do
+    test "without arguments, on a terminal, is refused with 64 and a sentence" do
       if script = System.find_executable("script") do
         {output, status} = System.cmd(script, ["-qec", executable(), "/dev/null"])
         assert status == 64
@@ -78,7 +78,7 @@ defmodule NetlinkPort.ProgramTest do
       end
     end
 
-    test "alone, with files and devices for its pipes, is refused with 71 and a sentence" do
+    test "without arguments, with files and devices as its pipes, is refused with 71 and a sentence" do
       for {redirection, pipe} <- [
             {"</dev/null", "input"},
             {"</etc/hostname", "input"},
@@ -99,8 +99,8 @@ defmodule NetlinkPort.ProgramTest do
     end
   end
 
-  describe "as a port" do
-    test "it says hello first, with everything the library needs" do
+  describe "as a port the helper" do
+    test "sends hello first, with all properties that the library needs" do
       %{hello: hello, os_pid: os_pid} = start!()
 
       assert Keyword.keys(hello) ==
@@ -136,7 +136,7 @@ defmodule NetlinkPort.ProgramTest do
       assert File.read_link!("/proc/self/ns/user") == "user:[#{hello[:user_namespace]}]"
     end
 
-    test "it keeps the wire off the standard descriptors" do
+    test "moves the wire away from the standard descriptors" do
       %{os_pid: os_pid} = start!()
       target = &File.read_link!("/proc/#{os_pid}/fd/#{&1}")
       assert target.(0) == "/dev/null"
@@ -160,7 +160,7 @@ defmodule NetlinkPort.ProgramTest do
       assert Enum.to_list(1024..1028) == Enum.sort(fds) -- [0, 1, 2]
     end
 
-    test "it ignores SIGTERM, SIGINT, SIGHUP and SIGPIPE" do
+    test "ignores SIGTERM, SIGINT, SIGHUP and SIGPIPE" do
       program = start!()
 
       for signal <- [:TERM, :INT, :HUP, :PIPE] do
@@ -171,13 +171,13 @@ defmodule NetlinkPort.ProgramTest do
       assert running?(program.os_pid)
     end
 
-    test "it answers in the order of the commands" do
+    test "answers in the order of the commands" do
       program = start!()
       said = say(program, for(n <- 1..10_000, do: term({:ping, n})))
       assert said == for(n <- 1..10_000, do: {:reply, n, {:ok, nil}})
     end
 
-    test "it stops when it is told to, with 0, after an answer" do
+    test "ends with 0 on the command stop, after an answer" do
       for {reference, answers} <- [{77, [{:reply, 77, {:ok, nil}}]}, {0, []}] do
         %{port: port, os_pid: os_pid} = start!()
         Port.command(port, term({:stop, reference}))
@@ -186,7 +186,7 @@ defmodule NetlinkPort.ProgramTest do
       end
     end
 
-    test "it carries out what comes before a stop, and nothing behind it" do
+    test "carries out the commands before a stop, and none after it" do
       port = open_port([:stream])
       {[_hello], ""} = read_frames(port, "", 1)
       frames = for command <- [{:ping, 1}, {:stop, 2}, {:ping, 3}], do: term(command)
@@ -197,7 +197,7 @@ defmodule NetlinkPort.ProgramTest do
       refute_received {^port, {:data, _more}}
     end
 
-    test "it ends with its standard input, also in the middle of a frame" do
+    test "ends with its standard input, also in the middle of a frame" do
       for bytes <- ["", <<0>>, <<9::32>>, <<9::32, 131, 104>>, <<@max_frame::32, 131>>] do
         port = open_port([:stream])
         {:os_pid, os_pid} = Port.info(port, :os_pid)
@@ -208,7 +208,7 @@ defmodule NetlinkPort.ProgramTest do
       end
     end
 
-    test "it calls the end of its standard input a success" do
+    test "exits with 0 at the end of its standard input" do
       for bytes <- ["", "\\0", "\\0\\0\\0\\011", "\\0\\0\\0\\011\\0203\\0150"] do
         # tail leaves out the hello.
         command = ~s(printf '%b' '#{bytes}' | { "$PROGRAM"; echo "status $?"; } | tail -c 9)
@@ -216,7 +216,7 @@ defmodule NetlinkPort.ProgramTest do
       end
     end
 
-    test "it ends with 74 when its standard output is gone" do
+    test "ends with 74 when its standard output is gone" do
       # A FIFO without a reader for its output, and one that never ends for its input.
       command = ~S"""
       mkfifo "$TMP/in" "$TMP/out"
@@ -229,7 +229,7 @@ defmodule NetlinkPort.ProgramTest do
       assert shell(command) == {"status 74\n", 0}
     end
 
-    test "it ends when its reader leaves while it has nothing to say" do
+    test "ends when its reader closes the pipe, even if it has nothing to write" do
       # head ends after the first bytes of hello.
       command = ~S"""
       mkfifo "$TMP/in"
@@ -240,7 +240,7 @@ defmodule NetlinkPort.ProgramTest do
       assert {"status " <> _some, 0} = shell(command)
     end
 
-    test "it ends with its standard input while its standard output is full" do
+    test "ends with its standard input while its standard output is full" do
       {port, os_pid} = start_unread!()
 
       # The answers to that many empty frames exceed the pipe and the arena. The frames that are not answered fit the
@@ -256,7 +256,7 @@ defmodule NetlinkPort.ProgramTest do
     # Two sockets of the helper: one sends 30 MB to the other, and the VM takes none of it. The helper takes all
     # commands meanwhile, and leaves the datagrams in the kernel.
     @tag :root
-    test "it keeps no datagrams of its own while its standard output is full" do
+    test "keeps no datagrams in memory while its standard output is full" do
       {port, os_pid} = start_unread!()
       target = {:path, netns_path(netns!())}
       settings = [rcvbuf: 100_000_000, sndbuf: 1_000_000]
@@ -319,7 +319,7 @@ defmodule NetlinkPort.ProgramTest do
   end
 
   describe "commands" do
-    test "that are none are refused where they have a reference" do
+    test "that do not exist are refused if they have a reference" do
       program = start!()
 
       assert_said(program, [
@@ -415,7 +415,7 @@ defmodule NetlinkPort.ProgramTest do
         assert_said(program, [{term(command), refused(5, "unknown command")}])
       end
 
-      # None of these has opened anything, or used the handle.
+      # None of these commands has opened a socket, or used the handle.
       assert {:ok, _opened} = opened(program, 7)
       assert_at_rest(program)
     end
@@ -469,7 +469,7 @@ defmodule NetlinkPort.ProgramTest do
       ])
     end
 
-    test "open a handle once, and handles only go up" do
+    test "open a handle only once, and handles only go up" do
       program = start!()
       used = refused(5, "handle used before")
       assert {:ok, _opened} = opened(program, 7)
@@ -495,7 +495,7 @@ defmodule NetlinkPort.ProgramTest do
       assert told[:sockets] == 2
     end
 
-    test "leave nothing open behind a failed open" do
+    test "leave nothing open after a failed open" do
       program = start!()
       [{:reply, 5, {:ok, before}}] = say(program, [Protocol.command(5, {:info})])
 

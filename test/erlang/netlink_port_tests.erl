@@ -88,7 +88,7 @@ wrong_arguments_are_exceptions_test_() ->
         end
     end).
 
-the_end_of_the_helper_is_told_test_() ->
+the_end_of_the_helper_is_reported_test_() ->
     in_namespace(fun(Name) ->
         {ok, Socket} = 'Elixir.NetlinkPort':open(my_netlink, route, [{netns, {name, Name}}]),
         {ok, #{os_pid := OsPid}} = 'Elixir.NetlinkPort':info(my_netlink),

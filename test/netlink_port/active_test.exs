@@ -27,7 +27,7 @@ defmodule NetlinkPort.ActiveTest do
   # Waits until the answers to earlier requests have been delivered, as far as the mode lets them through.
   defp settle(socket), do: {:ok, _} = NetlinkPort.info(socket)
 
-  test "true: every datagram is a message", context do
+  test "active: true sends every datagram as a message", context do
     socket = open!(context, active: true)
     for n <- 1..10, do: ask(socket, n)
 
@@ -39,7 +39,7 @@ defmodule NetlinkPort.ActiveTest do
     assert {:error, %Error{stage: :recv, reason: :einval}} = NetlinkPort.recv(socket, 0)
   end
 
-  test "false: none is; recv gets them in order", context do
+  test "active: false sends none; recv returns them in order", context do
     socket = open!(context, active: false)
     for n <- 1..3, do: ask(socket, n)
 
@@ -53,7 +53,7 @@ defmodule NetlinkPort.ActiveTest do
     assert {:error, %Error{reason: :etimedout}} = NetlinkPort.recv(socket, 20)
   end
 
-  test ":once: one is, and no word of the end", context do
+  test "active: :once sends one datagram, and no :netlink_passive", context do
     socket = open!(context, active: :once)
     ask(socket, 1)
     ask(socket, 2)
@@ -67,7 +67,7 @@ defmodule NetlinkPort.ActiveTest do
     assert sequence(datagram) == 2
   end
 
-  test "a count: so many are, and then :netlink_passive", context do
+  test "a count sends that many datagrams, then :netlink_passive", context do
     socket = open!(context, active: 2)
     for n <- 1..3, do: ask(socket, n)
     assert_receive {:netlink, ^socket, _}
@@ -79,7 +79,7 @@ defmodule NetlinkPort.ActiveTest do
     assert sequence(datagram) == 3
   end
 
-  test "counts add up, as gen_udp's do", context do
+  test "counts are added, as with gen_udp", context do
     socket = open!(context, active: 5)
     {:ok, udp} = :gen_udp.open(0, active: 5)
     on_exit(fn -> :gen_udp.close(udp) end)
@@ -105,7 +105,7 @@ defmodule NetlinkPort.ActiveTest do
     end
   end
 
-  test "recv with no patience gets what is there, however late the server is", context do
+  test "recv with a timeout of 0 returns a kept datagram, however late the server is", context do
     socket = open!(context, active: false)
     ask(socket, 1)
     settle(socket)
@@ -117,7 +117,7 @@ defmodule NetlinkPort.ActiveTest do
     assert sequence(datagram) == 1
   end
 
-  test "what was kept comes first when the socket becomes active", context do
+  test "kept datagrams come first when the socket becomes active", context do
     socket = open!(context, active: false)
     for n <- 1..3, do: ask(socket, n)
     settle(socket)
@@ -130,7 +130,7 @@ defmodule NetlinkPort.ActiveTest do
     end
   end
 
-  test "those who wait in recv are served in the order they came", context do
+  test "callers of recv are served in order", context do
     socket = open!(context, active: false)
 
     waiters =
@@ -148,7 +148,7 @@ defmodule NetlinkPort.ActiveTest do
     end
   end
 
-  test "a recv that has timed out, or died, takes no datagram with it", context do
+  test "a recv that has timed out, or whose caller has died, takes no datagram", context do
     socket = open!(context, active: false)
     assert {:error, %Error{reason: :etimedout}} = NetlinkPort.recv(socket, 10)
     pid = spawn(fn -> NetlinkPort.recv(socket, :infinity) end)
@@ -161,7 +161,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   # The datagram is in the server's mailbox before the timeout of the wait.
-  test "a recv whose time is up, or whose caller is dead, while the server is behind loses nothing",
+  test "a recv that times out, or whose caller dies, while the server is suspended loses nothing",
        context do
     for finish <- [:timeout, :kill] do
       socket = open!(context, active: false)
@@ -192,7 +192,7 @@ defmodule NetlinkPort.ActiveTest do
     end)
   end
 
-  test "those who wait on a socket that becomes active are told", context do
+  test "a waiting recv returns EINVAL when the socket becomes active", context do
     socket = open!(context, active: false)
     pid = spawn_reporting(fn -> NetlinkPort.recv(socket) end)
     eventually!(fn -> waiting(context.server, socket) == 1 end)
@@ -236,7 +236,8 @@ defmodule NetlinkPort.ActiveTest do
     length(NetlinkPort.Server.Delivery.waiters(entry.delivery))
   end
 
-  test "a send that fails later is told to the owner, or to the next recv", context do
+  test "a send that fails later is a message to the owner, or the error of the next recv",
+       context do
     active = open!(context, [])
     # A datagram larger than the send buffer.
     large = :binary.copy(<<0>>, 1_000_000)
@@ -259,7 +260,7 @@ defmodule NetlinkPort.ActiveTest do
     assert {:ok, _datagram} = NetlinkPort.recv(passive, within(1_000))
   end
 
-  test "close says nothing, and what comes after it is EBADF", context do
+  test "close sends no message, and later calls are EBADF", context do
     socket = open!(context, groups: [1])
     waiting = open!(context, active: false)
     pid = spawn_reporting(fn -> NetlinkPort.recv(waiting) end)
@@ -292,8 +293,8 @@ defmodule NetlinkPort.ActiveTest do
     end
   end
 
-  describe "ownership" do
-    test "another process may be the owner from the start", context do
+  describe "a socket" do
+    test "can belong to another process from the start", context do
       test = self()
       owner = spawn(fn -> receive do: (message -> send(test, {:owner_got, message})) end)
       socket = open!(context, owner: owner)
@@ -301,7 +302,7 @@ defmodule NetlinkPort.ActiveTest do
       assert_receive {:owner_got, {:netlink, ^socket, _datagram}}
     end
 
-    test "the owner's end closes its sockets, and only those", context do
+    test "is closed when its owner ends, and no other socket is", context do
       mine = open!(context, [])
       before = fds(context.server)
       owner = idle_process()
@@ -318,7 +319,7 @@ defmodule NetlinkPort.ActiveTest do
       assert_receive {:netlink, ^mine, _datagram}
     end
 
-    test "an owner that is dead already leaves no socket behind", context do
+    test "is closed if its owner had ended before", context do
       owner = idle_process()
       before = fds(context.server)
       Process.exit(owner, :kill)
@@ -326,7 +327,7 @@ defmodule NetlinkPort.ActiveTest do
       eventually!(fn -> fds(context.server) == before end)
     end
 
-    test "only the owner gives a socket away", context do
+    test "can be given away only by the owner", context do
       socket = open!(context, [])
       other = idle_process()
       pid = spawn_reporting(fn -> NetlinkPort.controlling_process(socket, other) end)
@@ -344,8 +345,8 @@ defmodule NetlinkPort.ActiveTest do
     end
 
     # A new owner that takes one datagram at a time asks for the next as soon as it has the first from the old
-    # owner's mailbox, before the socket is its own. The soak found this.
-    test "what is asked for by the new owner before all is handed over goes to none but it",
+    # owner's mailbox, before it owns the socket. The soak found this.
+    test "in a change of owner keeps its datagrams for the new owner, which may set active: already",
          context do
       for mode <- [true, :once, 5] do
         socket = open!(context, active: false)
@@ -363,7 +364,7 @@ defmodule NetlinkPort.ActiveTest do
       end
     end
 
-    test "a recv that waits when an active socket is handed over is told so", context do
+    test "that is active ends a waiting recv with EINVAL when it changes owners", context do
       for mode <- [true, :once, 5] do
         socket = open!(context, active: mode)
         server = socket.helper.server
@@ -379,7 +380,7 @@ defmodule NetlinkPort.ActiveTest do
       end
     end
 
-    test "an owner that has given up handing over goes on by setting its mode", context do
+    test "goes on with its owner if that gives up the change and sets active: again", context do
       socket = open!(context, active: true)
       assert {:ok, nil} = GenServer.call(socket.helper.server, {:pause, Socket.handle(socket)})
       ask(socket, 1)
@@ -399,7 +400,7 @@ defmodule NetlinkPort.ActiveTest do
     # Datagrams arrive while the socket is passed from process to process. At the end each is in exactly one
     # mailbox, in order. The race that gen_udp:controlling_process/2 guards against is that of datagrams that are
     # in a mailbox when the socket is passed on.
-    test "nothing is lost or turned round while a socket changes hands", context do
+    test "loses no datagram, and keeps their order, while it changes owners", context do
       total = 3_000
       test = self()
       final = spawn_link(fn -> gather(test, [], total) end)
@@ -459,8 +460,8 @@ defmodule NetlinkPort.ActiveTest do
     end
   end
 
-  describe "many callers" do
-    test "64 processes, each with its own socket, all get their own replies", context do
+  describe "sockets of many processes" do
+    test "get their own replies, with 64 processes", context do
       tasks =
         for n <- 1..64 do
           Task.async(fn ->
@@ -479,7 +480,8 @@ defmodule NetlinkPort.ActiveTest do
     end
   end
 
-  test "a datagram larger than the receive buffer is told, and the next one fits", context do
+  test "a datagram larger than the helper's receive buffer is an error, and the next one of that size fits",
+       context do
     opts = [netns: {:name, context.netns}, user_peers: true, active: false]
 
     {:ok, to} =

@@ -162,7 +162,7 @@ defmodule NetlinkPort.AgentsTest do
     info
   end
 
-  test "events of each agent come to who follows it", %{followers: followers} do
+  test "the events of each agent reach its follower", %{followers: followers} do
     undisturbed!(followers)
 
     for %{sockets: sockets} = follower <- followers, socket <- sockets do
@@ -170,7 +170,7 @@ defmodule NetlinkPort.AgentsTest do
     end
   end
 
-  test "a helper that is killed: its sockets are closed, its monitor begins anew", context do
+  test "a helper is killed: its sockets are closed, its monitor sends a resync", context do
     [%{agent: agent, sockets: sockets} = follower | others] = context.followers
     %{os_pid: helper} = agent_info(agent)
     signal!(helper, "KILL")
@@ -188,7 +188,7 @@ defmodule NetlinkPort.AgentsTest do
     undisturbed!(others)
   end
 
-  test "a node that is killed, and starts again", context do
+  test "a node is killed, and starts again", context do
     [_first, %{agent: agent, sockets: sockets} = follower | _] = context.followers
     others = context.followers -- [follower]
     %{os_pid: helper} = agent_info(agent)
@@ -204,7 +204,7 @@ defmodule NetlinkPort.AgentsTest do
     assert Enum.sort(closed(follower)) == lost(sockets)
   end
 
-  test "a connection that is lost without a word, and comes back", context do
+  test "a connection is lost silently, and comes back", context do
     [follower | others] = Enum.reverse(context.followers)
     %{agent: agent, sockets: sockets, controller: controller} = follower
     # The helpers of earlier tests are gone.

@@ -41,7 +41,7 @@ defmodule NetlinkPort.AttackerTest do
   end
 
   @tag :init_user_namespace
-  test "it runs as an ordinary user in namespaces of its own", %{pid: pid} do
+  test "the attacker runs as an ordinary user in its own namespaces", %{pid: pid} do
     status = File.read!("/proc/#{pid}/status")
     assert status =~ ~r/^Uid:\t65534\t65534\t65534\t65534$/m
 
@@ -50,7 +50,7 @@ defmodule NetlinkPort.AttackerTest do
   end
 
   @tag :init_user_namespace
-  test "without the protection it is heard, unicast and multicast", context do
+  test "with user_peers: true forged datagrams are delivered, unicast and multicast", context do
     {socket, info} = open!(context, user_peers: true)
 
     for attack <- ["unicast #{info.port_id}", "multicast #{@link_group}"] do
@@ -64,7 +64,8 @@ defmodule NetlinkPort.AttackerTest do
   end
 
   @tag :init_user_namespace
-  test "with it it is refused and counted, and the kernel is heard", context do
+  test "by default forged datagrams are dropped and counted, and those of the kernel are delivered",
+       context do
     for active <- [true, false] do
       {socket, info} = open!(context, active: active)
 

@@ -14,7 +14,7 @@ defmodule NetlinkPort.AttrTest do
 
   defp bytes(attrs), do: IO.iodata_to_binary(Attr.encode(attrs))
 
-  describe "what the kernel wrote" do
+  describe "attributes from the kernel" do
     test "a link: its name, length of queue, MTU, flags and statistics" do
       link = attrs("link", 16)
       assert Attr.string(link, 3) == {:ok, "lo"}
@@ -38,7 +38,7 @@ defmodule NetlinkPort.AttrTest do
   end
 
   describe "getters" do
-    test "tell the wrong length from what is missing" do
+    test "tell a wrong length from a missing attribute" do
       attrs = [{1, <<1, 2>>}, {2, <<0, 1, 2, 3>>}, {3, ""}]
       assert Attr.be16(attrs, 1) == {:ok, 0x0102}
       assert Attr.be32(attrs, 2) == {:ok, 0x00010203}
@@ -49,7 +49,7 @@ defmodule NetlinkPort.AttrTest do
       assert {Attr.flag?(attrs, 3), Attr.flag?(attrs, 4)} == {true, false}
     end
 
-    test "integers of either length, signed and not" do
+    test "return integers of each length, signed and unsigned" do
       attrs = [{1, <<-1::32-native>>}, {2, <<-1::64-native>>}, {3, <<1>>}]
       assert {Attr.uint(attrs, 1), Attr.sint(attrs, 1)} == {{:ok, 0xFFFFFFFF}, {:ok, -1}}
       assert {Attr.uint(attrs, 2), Attr.sint(attrs, 2)} == {{:ok, 0xFFFFFFFFFFFFFFFF}, {:ok, -1}}
@@ -57,13 +57,13 @@ defmodule NetlinkPort.AttrTest do
       assert Attr.s8(attrs, 3) == {:ok, 1}
     end
 
-    test "the first of a type, or all of them" do
+    test "return the first attribute of a type, or all of them" do
       attrs = [{1, "a"}, {2, "b"}, {1, "c\0d"}]
       assert {Attr.binary(attrs, 1), Attr.all(attrs, 1)} == {{:ok, "a"}, ["a", "c\0d"]}
       assert Attr.string([{1, "c\0d"}], 1) == {:ok, "c"}
     end
 
-    test "a nested error is found" do
+    test "return the error in a nested attribute" do
       assert {:error, %DecodeError{what: :attribute}} = Attr.nested([{1, <<3, 0, 0, 0>>}], 1)
       broken = bytes([{1, <<9, 0, 0, 0>>}])
       assert {:error, %DecodeError{}} = Attr.array([{1, broken}], 1)
@@ -71,7 +71,7 @@ defmodule NetlinkPort.AttrTest do
   end
 
   describe "encoding" do
-    test "sets the flags that the kernel looks for, and decoding leaves them out" do
+    test "sets the flags that the kernel checks, and decoding removes them" do
       assert <<8::16-native, 0x8001::16-native, _::binary>> = bytes([{1, [{2, true}]}])
       assert <<8::16-native, 1::16-native, _::binary>> = bytes([{1, {:plain, [{2, true}]}}])
 
@@ -81,14 +81,14 @@ defmodule NetlinkPort.AttrTest do
       assert {:ok, [{1, <<1, 2>>}]} = Attr.decode(bytes([{1, {:net_byteorder, <<1, 2>>}}]))
     end
 
-    test "of integers keeps to their range" do
+    test "raises for integers out of range" do
       assert Attr.u16(0xFFFF) == <<255, 255>>
       assert Attr.s16(-1) == <<255, 255>>
       for fun <- [&Attr.u8/1, &Attr.s8/1], do: assert_raise(ArgumentError, fn -> fun.(256) end)
       assert_raise ArgumentError, fn -> Attr.u32("1") end
     end
 
-    test "refuses what the wire has no room for, and what is no attribute" do
+    test "raises for attributes that are too long or malformed" do
       longest = :binary.copy(<<1>>, 65_531)
       assert {:ok, [{1, ^longest}]} = Attr.decode(bytes([{1, longest}]))
       assert_raise ArgumentError, fn -> Attr.encode([{1, longest <> <<1>>}]) end
@@ -100,7 +100,7 @@ defmodule NetlinkPort.AttrTest do
     end
   end
 
-  test "malformed bytes say where, and what is wrong" do
+  test "the error of malformed bytes says where, and what is wrong" do
     for {binary, offset, reason} <- [
           {<<1, 2, 3>>, 0, "3 bytes are left"},
           {<<3::16-native, 0::16>>, 0, "its length is 3, less than"},
@@ -132,14 +132,14 @@ defmodule NetlinkPort.AttrTest do
       for {type, value} <- attrs, do: {type, if(is_list(value), do: bytes(value), else: value)}
     end
 
-    test "attributes go there and back, also nested" do
+    test "attributes are decoded as they were encoded, also nested" do
       property = fn attrs -> Attr.decode(bytes(attrs)) == {:ok, flat(attrs)} end
       # Small, since the limit is 65,531 bytes.
       small = :proper_types.resize(5, nested(2))
       assert Properties.check(small, 1_000, property) == true
     end
 
-    test "anything is attributes, or an error within it" do
+    test "any bytes are attributes, or an error at an offset within them" do
       property = fn binary ->
         case Attr.decode(binary) do
           {:ok, attrs} -> is_list(attrs)

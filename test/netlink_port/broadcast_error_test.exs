@@ -64,7 +64,8 @@ defmodule NetlinkPort.BroadcastErrorTest do
     socket
   end
 
-  test "with it flows stay in the table until a slow owner takes their ends", context do
+  test "with broadcast_error flows stay in the table until a slow owner takes their end events",
+       context do
     %{netns: netns, asking: asking, server: server} = context
     socket = open!(context, broadcast_error: true)
     flows!(netns)
@@ -110,7 +111,7 @@ defmodule NetlinkPort.BroadcastErrorTest do
     end
   end
 
-  test "without it they go, and their ends are lost", context do
+  test "without broadcast_error flows leave the table, and their end events are lost", context do
     %{netns: netns, asking: asking, server: server} = context
     socket = open!(context, [])
     flows!(netns)

@@ -68,7 +68,7 @@ defmodule NetlinkPort.BuildTest do
     refute Enum.any?(scripts, &(String.ends_with?(&1, "_test.exs") and ignored?.(&1)))
   end
 
-  test "a build installs what cargo made, and does nothing when nothing has changed" do
+  test "a build installs the executable of cargo, and does nothing when nothing has changed" do
     root = project!(@builds)
     assert {_output, 0} = compile(root)
     assert File.read!(installed(root)) == File.read!(NetlinkPort.Helper.Executable.path())
@@ -78,7 +78,7 @@ defmodule NetlinkPort.BuildTest do
     assert %{inode: ^inode} = File.stat!(installed(root))
   end
 
-  test "a build takes the executable from where cargo says it is" do
+  test "a build takes the executable from the path that cargo prints" do
     root = project!(@builds)
     elsewhere = Path.join(root, ~s(else "where"))
     assert {_output, 0} = compile(root, [{"CARGO_TARGET_DIR", elsewhere}])
@@ -91,7 +91,7 @@ defmodule NetlinkPort.BuildTest do
   end
 
   @tag :root
-  test "a disk that is full is named; what was installed before stays" do
+  test "a full disk is named; the installed helper stays" do
     root = project!(@builds)
     File.mkdir_p!(priv(root))
     {_output, 0} = as_root("mount", ["-t", "tmpfs", "-o", "size=64k", "tmpfs", priv(root)])
@@ -104,7 +104,7 @@ defmodule NetlinkPort.BuildTest do
   end
 
   @tag :root
-  test "a priv/ that cannot be written is named" do
+  test "a priv/ that cannot be written is an error that names it" do
     root = project!(@builds)
     File.mkdir_p!(priv(root))
     {_output, 0} = as_root("mount", ["-t", "tmpfs", "-o", "ro", "tmpfs", priv(root)])
@@ -113,7 +113,7 @@ defmodule NetlinkPort.BuildTest do
     assert output =~ "cannot write #{installed(root)}: read-only file system"
   end
 
-  test "a build that fails shows what cargo says" do
+  test "a build that fails shows the output of cargo" do
     root = project!("echo 'error: no space left on device' >&2; exit 101")
     assert {output, 1} = compile(root)
     assert output =~ "error: no space left on device"
@@ -160,7 +160,7 @@ defmodule NetlinkPort.BuildTest do
     assert File.read!(installed(root)) == File.read!(path)
   end
 
-  test "without cargo it says how to get it" do
+  test "a build without cargo says how to install it" do
     root = project!(@builds)
     bin = Path.join(root, "without")
     File.mkdir_p!(bin)
@@ -173,7 +173,7 @@ defmodule NetlinkPort.BuildTest do
     assert output =~ "netlink_port needs cargo; install Rust 1.85 or newer: https://rustup.rs"
   end
 
-  test "a cargo that is too old is named, with what to do; one that does not work, too" do
+  test "a cargo that is too old, or does not work, is named, with what to do" do
     root = project!(@builds)
     cargo!(root, @builds, "1.84.9")
     assert {output, 1} = compile(root)
@@ -186,7 +186,7 @@ defmodule NetlinkPort.BuildTest do
     assert output =~ "bin/cargo does not work: no toolchain"
   end
 
-  test "a build that is killed in the middle of its copy leaves nothing under the name; the next one clears up" do
+  test "a build that is killed during its copy leaves no helper under that name; the next build clears up" do
     # The copy reads a FIFO, from which the VM reads 64 KiB at a time, and waits for more.
     root = project!("echo '{\"executable\":\"'$PWD'/fifo\"}'")
     {_output, 0} = System.cmd("mkfifo", [Path.join(root, "fifo")])
@@ -218,7 +218,7 @@ defmodule NetlinkPort.BuildTest do
     assert Enum.sort(File.ls!(priv(root))) == ["netlink_port", Path.basename(other)]
   end
 
-  test "a build for the host after one for another machine, in the same build path, has the host's" do
+  test "a build for the host after one for another machine, in the same build path, installs the host's helper" do
     root = project!(@builds <> "echo ${CARGO_BUILD_TARGET:-host} >>\"$built/netlink_port\"\n")
     built = Path.join(root, "_build/prod/lib/netlink_port/priv/netlink_port")
 
@@ -228,7 +228,7 @@ defmodule NetlinkPort.BuildTest do
     end
   end
 
-  test "the path of the project may have anything in it" do
+  test "the path of the project may have any characters" do
     for name <- ["a{b", "a[b]*?", "a b'c", "ä"] do
       root = Path.join(project!(@builds), name)
       File.mkdir!(root)
@@ -248,7 +248,7 @@ defmodule NetlinkPort.BuildTest do
       compile(root, [{"NETLINK_PORT_EXECUTABLE", path} | more])
     end
 
-    test "that executable is installed, for everyone to run, without cargo" do
+    test "the executable is installed without cargo, and everybody may run it" do
       root = project!("exit 1")
       path = Path.join(root, "prebuilt")
       File.cp!(NetlinkPort.Helper.Executable.path(), path)
@@ -265,7 +265,7 @@ defmodule NetlinkPort.BuildTest do
       assert output =~ "cargo build failed"
     end
 
-    test "an executable that is missing, of another version or none of ours is refused" do
+    test "an executable that is missing, of another version or another program is refused" do
       root = project!(@builds)
 
       for {name, content, mode, reason} <- [
@@ -298,7 +298,7 @@ defmodule NetlinkPort.BuildTest do
       refute File.exists?(priv(root))
     end
 
-    test "an executable for another machine is taken in a cross build, and kept from the host's" do
+    test "a cross build takes an executable for another machine, and keeps it apart from the host's" do
       root = project!(@builds)
       {_output, 0} = compile(root)
       path = Path.join(root, "foreign")
@@ -327,7 +327,7 @@ defmodule NetlinkPort.BuildTest do
       File.write!(Path.join(root, "config/config.exs"), config)
     end
 
-    test "nothing is built, and it need not be there yet" do
+    test "nothing is built, and the file may be missing" do
       root = project!("exit 1")
       configure!(root, "/nonexistent/netlink_port")
       assert {"", 0} = compile(root)
@@ -336,7 +336,7 @@ defmodule NetlinkPort.BuildTest do
       refute File.exists?(priv(root))
     end
 
-    test "one of another version is told, and what is no path is refused" do
+    test "a helper of another version is a warning, and a value that is no path is refused" do
       root = project!("exit 1")
       configure!(root, script!("echo netlink_port 0.0.9"))
       assert {output, 0} = compile(root)

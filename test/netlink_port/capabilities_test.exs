@@ -23,7 +23,7 @@ defmodule NetlinkPort.CapabilitiesTest do
   defp sets(server),
     do: for(set <- ~w(CapEff CapPrm CapInh CapAmb CapBnd), do: status(server, set))
 
-  test "a helper keeps two capabilities, and a third in reserve" do
+  test "a helper keeps two effective capabilities, and CAP_SYS_PTRACE permitted" do
     server = start_server!()
     assert sets(server) == [@needed, @needed ||| @ptrace, 0, 0, 0]
     assert status(server, "NoNewPrivs") == 1
@@ -41,7 +41,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert sets(server) == [@needed, @needed ||| @ptrace, 0, 0, 0]
   end
 
-  test "keep: names further ones" do
+  test "keep: names further capabilities" do
     server = start_server!(keep: [:net_broadcast, :audit_read])
     kept = @needed ||| @net_broadcast ||| @audit_read
     assert sets(server) == [kept, kept ||| @ptrace, 0, 0, 0]
@@ -53,7 +53,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     end
   end
 
-  test "what it inherits is given up, also where the bounding set must stay" do
+  test "inherited capabilities are given up, also if the bounding set has to stay" do
     helper = helper()
     ambient = "setpriv --inh-caps +net_raw,+chown --ambient-caps +net_raw,+chown"
     server = start_server!(executable: script!("exec #{ambient} #{helper}"))
@@ -65,7 +65,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert status(server, "NoNewPrivs") == 1
   end
 
-  test "without CAP_SYS_PTRACE the namespaces of more privileged processes are closed" do
+  test "without CAP_SYS_PTRACE the namespaces of more privileged processes are EACCES" do
     server = start_without!([:sys_ptrace])
     pid = os_process!("sleep", ["60"])
     assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, pid})
@@ -78,7 +78,7 @@ defmodule NetlinkPort.CapabilitiesTest do
   end
 
   @tag :init_user_namespace
-  test "the group of NETLINK_AUDIT takes CAP_AUDIT_READ" do
+  test "the group of NETLINK_AUDIT needs CAP_AUDIT_READ" do
     server = start_server!()
     assert {:error, error} = NetlinkPort.open(server, :audit, groups: [1])
     assert {error.reason, error.lacks} == {:eperm, :audit_read}
@@ -96,7 +96,7 @@ defmodule NetlinkPort.CapabilitiesTest do
 
   # AUDIT_GET (1000) of include/uapi/linux/audit.h is answered by AUDIT_GET; a refusal by NLMSG_ERROR (2).
   @tag :init_user_namespace
-  test "the commands of NETLINK_AUDIT take CAP_AUDIT_CONTROL" do
+  test "the commands of NETLINK_AUDIT need CAP_AUDIT_CONTROL" do
     for {keep, type} <- [{[], 2}, {[:audit_control], 1000}] do
       server = start_server!(keep: keep)
       {:ok, socket} = NetlinkPort.open(server, :audit, active: false)
@@ -107,7 +107,7 @@ defmodule NetlinkPort.CapabilitiesTest do
   end
 
   @tag :init_user_namespace
-  test "a namespace file in a folder of another user takes CAP_DAC_READ_SEARCH" do
+  test "a namespace file in a folder of another user needs CAP_DAC_READ_SEARCH" do
     folder = tmp_path!("folder")
     File.mkdir_p!(folder)
     File.touch!(Path.join(folder, "netns"))
@@ -125,7 +125,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:path, path})
   end
 
-  test "without CAP_SYS_ADMIN it serves its own namespace and no other" do
+  test "without CAP_SYS_ADMIN the helper serves its own namespace and no other" do
     netns = netns!()
     server = start_without!([:sys_admin])
     assert {:ok, %{may_leave: false, capabilities: held}} = NetlinkPort.info(server)
@@ -201,7 +201,7 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert NetlinkPort.getopts(socket, [:rcvbuf]) == {:ok, rcvbuf: 2 * limit}
   end
 
-  test "without CAP_NET_BROADCAST listen_all_nsid names it" do
+  test "without CAP_NET_BROADCAST the error of listen_all_nsid names it" do
     server = start_without!([:net_broadcast])
     {:ok, socket} = NetlinkPort.open(server, :route, [])
     assert {:error, error} = NetlinkPort.setopts(socket, listen_all_nsid: true)
@@ -210,7 +210,7 @@ defmodule NetlinkPort.CapabilitiesTest do
   end
 
   @tag :userns
-  test "inside a user namespace of its own it enters what was made there, and only that" do
+  test "inside its own user namespace the helper enters the namespaces that were made there, and no others" do
     netns = netns!()
     helper = helper()
 

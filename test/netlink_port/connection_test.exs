@@ -77,8 +77,8 @@ defmodule NetlinkPort.ConnectionTest do
     Enum.count(messages, &(&1.type == @newaddr)) == @addresses + 1
   end
 
-  describe "callers" do
-    test "a hundred at once, each gets its own answers", %{netns: netns} = context do
+  describe "the callers of a connection" do
+    test "get their own answers, a hundred at once", %{netns: netns} = context do
       ip_batch!(
         netns,
         for(n <- 2..100, do: "link add x#{n} index #{n} type vxlan id #{n} dstport 0")
@@ -110,7 +110,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert {calls, seqs} == {%{}, %{}}
     end
 
-    test "dumps wait for one another, requests do not", %{netns: netns} = context do
+    test "wait for other dumps with a dump, and not with a request", %{netns: netns} = context do
       addresses!(netns)
       connection = connect!(context)
       helper = stopped!(context)
@@ -131,7 +131,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert Enum.find_index(order, &(&1 == request)) <= 1
     end
 
-    test "one that is killed while its dump is under way, or waits", %{netns: netns} = context do
+    test "can be killed while their dump is sent, or waits", %{netns: netns} = context do
       addresses!(netns)
       connection = connect!(context)
       helper = stopped!(context)
@@ -150,7 +150,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert calls(connection) == %{}
     end
 
-    test "wrong arguments raise where they are given", context do
+    test "raise for wrong arguments", context do
       connection = connect!(context)
       assert_raise ArgumentError, fn -> Connection.request(connection, 70_000) end
       assert_raise ArgumentError, fn -> Connection.request(connection, 18, [:no_iodata]) end
@@ -162,7 +162,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert {:ok, [_lo]} = getlink(connection, 1)
     end
 
-    test "what is not for it does not hurt it", context do
+    test "are served after unexpected messages", context do
       connection = connect!(context)
       {:ok, other} = NetlinkPort.open(context.name, :route, active: false)
       error = Error.new(:recv, :enobufs)
@@ -186,14 +186,14 @@ defmodule NetlinkPort.ConnectionTest do
       assert Process.alive?(connection)
     end
 
-    test "without a process it is ESRCH" do
+    test "get ESRCH without the connection" do
       assert {:error, error} = getlink(:no_such_connection, 1)
       assert {error.stage, error.reason} == {:thread, :esrch}
     end
   end
 
   describe "deadlines" do
-    test "each caller's own; late answers are nobody's", %{netns: netns} = context do
+    test "are those of each caller; late answers reach nobody", %{netns: netns} = context do
       addresses!(netns)
       connection = connect!(context)
       helper = stopped!(context)
@@ -217,7 +217,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert calls(connection) == %{}
     end
 
-    test "a total_timeout: that is shorter than the timeout: bounds a dump, sent or not",
+    test "bound a dump by a total_timeout: shorter than its timeout:, sent or not",
          context do
       connection = connect!(context)
       stopped!(context)
@@ -230,7 +230,7 @@ defmodule NetlinkPort.ConnectionTest do
       end
     end
 
-    test "a dump that was given up and does not go on costs the socket", context do
+    test "close the socket if an abandoned dump does not go on", context do
       connection = connect!(context)
       helper = stopped!(context)
       given_up = spawn_reporting(fn -> getaddrs(connection, timeout: :infinity) end)
@@ -247,10 +247,10 @@ defmodule NetlinkPort.ConnectionTest do
     end
   end
 
-  describe "loss" do
+  describe "losses and errors:" do
     # The kernel begins the dump. Its first datagram takes all the room, and the kernel finds none for its answers to
     # the batch.
-    test "requests under way get ENOBUFS, dumps are tried again", %{netns: netns} = context do
+    test "requests in flight get ENOBUFS, dumps are repeated", %{netns: netns} = context do
       addresses!(netns)
       connection = connect!(context, rcvbuf: 1)
       helper = stopped!(context)
@@ -282,7 +282,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert calls(connection) == %{}
     end
 
-    test "a dump that a change interrupts is tried again; the mailbox is bounded", context do
+    test "a dump that a change interrupts is repeated; the mailbox is bounded", context do
       %{netns: netns} = context
       addresses!(netns)
       connection = connect!(context, max_queue: 4, window: 1)
@@ -307,7 +307,7 @@ defmodule NetlinkPort.ConnectionTest do
       refute Enum.any?(messages, &Message.flag?(&1, :dump_intr))
     end
 
-    test "a datagram that is too long is its caller's error alone", context do
+    test "a datagram that is too long is an error for its caller only", context do
       connection = connect!(context, sndbuf: 1)
       requests = for n <- 1..200, do: refused(n + 100)
       assert {:error, error} = Connection.batch(connection, requests)
@@ -320,7 +320,7 @@ defmodule NetlinkPort.ConnectionTest do
     end
   end
 
-  describe "calls" do
+  describe "the calls of a connection" do
     alias NetlinkPort.Connection.Calls
     alias NetlinkPort.Request.Exchange
 
@@ -334,7 +334,7 @@ defmodule NetlinkPort.ConnectionTest do
       {Calls.give_up(calls, :dump), seq}
     end
 
-    test "a dump that nobody wants is read up to a bound: beyond it the socket is unusable" do
+    test "read an abandoned dump up to a bound, beyond which the socket is unusable" do
       {calls, seq} = left()
 
       message = %Message{
@@ -392,7 +392,7 @@ defmodule NetlinkPort.ConnectionTest do
     defp received(calls, message),
       do: Calls.received(calls, IO.iodata_to_binary(Message.encode(message)), nil)
 
-    test "a loss is an error of the calls whose answers do not come, as soon as that is known" do
+    test "get the error of a loss if their answers do not come, as soon as that is known" do
       {calls, seqs} = sent(whole: @newlink, incomplete: @getlink, missing: @newlink)
       lost = Error.new(:recv, :enobufs, dropped: 2)
       assert {[_one, _two, _three], calls} = Calls.lose(calls, lost, [])
@@ -422,7 +422,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert {calls.calls, calls.seqs, calls.room} == {%{}, %{}, 16}
     end
 
-    test "a loss without a probe that can tell is an error after five seconds at most" do
+    test "get the error of a loss after five seconds at most if no probe can be sent" do
       {calls, _seqs} = sent(one: @newlink)
       lost = Error.new(:recv, :enobufs, dropped: 2)
       assert {[:one], calls} = Calls.lose(calls, lost, [:one])
@@ -431,7 +431,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert {[{:one, _from, {:error, ^lost}}], _calls} = Calls.expire(calls, :one)
     end
 
-    test "no probe is sent while a dump takes the room for its answer" do
+    test "get no probe while a dump takes the room for its answer" do
       {calls, _seqs} = sent(one: @newlink)
       opts = %{flags: 0, max_bytes: :infinity}
       {:ok, dump} = Exchange.new(:route, {:dump, @getlink, <<0::128>>, opts})
@@ -448,7 +448,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert {:dump, [_datagram], _calls} = Calls.next(calls)
     end
 
-    test "what cannot be read is an error of the call that it belongs to alone" do
+    test "get the error of an unreadable datagram only if it is their answer" do
       opts = %{flags: 0, ack: true}
       {:ok, exchange} = Exchange.new(:route, {:request, @getlink, link(1), opts})
 
@@ -481,7 +481,7 @@ defmodule NetlinkPort.ConnectionTest do
       end
     end
 
-    test "requests count by their bytes, too: an error repeats what was sent" do
+    test "are bounded by their bytes, too, since an error repeats the request" do
       big = {:request, @getlink, :binary.copy(<<0>>, 30_000), %{flags: 0, ack: true}}
       {:ok, exchange} = Exchange.new(:route, big)
 
@@ -498,8 +498,8 @@ defmodule NetlinkPort.ConnectionTest do
     end
   end
 
-  describe "the socket" do
-    test "a helper that is killed: every caller gets an error, none hangs, and later ones are served",
+  describe "a connection and its socket:" do
+    test "the helper is killed: every caller gets an error, and later callers are served",
          context do
       connection = connect!(context)
       helper = stopped!(context)
@@ -528,7 +528,9 @@ defmodule NetlinkPort.ConnectionTest do
       assert {:ok, [_address]} = getaddrs(connection)
     end
 
-    test "callers all the while, under a supervisor that restarts the server", %{netns: netns} do
+    test "the server is restarted while callers go on: each gets an answer or an error", %{
+      netns: netns
+    } do
       name = :"restarted-#{netns}"
       children = [{NetlinkPort, name: name, executable: helper()}]
       limits = [strategy: :one_for_one, max_restarts: 100]
@@ -567,7 +569,7 @@ defmodule NetlinkPort.ConnectionTest do
       assert Enum.all?(results(callers), &(&1 > 0))
     end
 
-    test "it starts before its server and its namespace", %{netns: netns} do
+    test "the connection starts before its server and its namespace", %{netns: netns} do
       name = :"late-#{netns}"
       connection = connect!(%{name: name, netns: netns <> "-late"})
       assert {:error, %Error{stage: :thread, reason: :esrch}} = getlink(connection, 1)
@@ -583,7 +585,8 @@ defmodule NetlinkPort.ConnectionTest do
       eventually_ok!(connection)
     end
 
-    test "it is closed with its namespace, and opened with the next of its name", context do
+    test "the socket is closed with its namespace, and opened in the next namespace of that name",
+         context do
       %{netns: netns} = context
       connection = connect!(context, close_on: :namespace_gone)
       assert {:ok, [_lo]} = getlink(connection, 1)
@@ -606,7 +609,7 @@ defmodule NetlinkPort.ConnectionTest do
       eventually_ok!(connection)
     end
 
-    test "it is closed when the connection ends", context do
+    test "the socket is closed when the connection ends", context do
       connection = connect!(context)
       {:ok, %{sockets: before}} = NetlinkPort.info(context.name)
       GenServer.stop(connection)
@@ -617,7 +620,7 @@ defmodule NetlinkPort.ConnectionTest do
     end
   end
 
-  test "what crash reports show has no payloads", context do
+  test "crash reports show no payloads", context do
     connection = connect!(context)
     _helper = stopped!(context)
     secret = Attr.encode([{3, "a-secret-key"}])

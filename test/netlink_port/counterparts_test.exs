@@ -63,7 +63,7 @@ defmodule NetlinkPort.CounterpartsTest do
   defp ipv4(<<a, b, c, d>>), do: "#{a}.#{b}.#{c}.#{d}"
 
   describe "route" do
-    test "links and addresses are those of ip -j", %{netns: netns, open: open} do
+    test "links and addresses match ip -j", %{netns: netns, open: open} do
       for n <- 1..5, do: ip!(["-n", netns, "link", "add", "br#{n}", "type", "bridge"])
       for n <- 1..9, do: ip!(["-n", netns, "addr", "add", "10.0.#{n}.1/24", "dev", "br1"])
       socket = open.(:route)
@@ -81,7 +81,7 @@ defmodule NetlinkPort.CounterpartsTest do
       assert Enum.sort(addresses) == Enum.sort(fields(ip_json!(netns, ["-4", "addr"]), "local"))
     end
 
-    test "routes, neighbours and rules are those of ip -j", %{netns: netns, open: open} do
+    test "routes, neighbours and rules match ip -j", %{netns: netns, open: open} do
       ip!(["-n", netns, "link", "add", "br0", "type", "bridge"])
       ip!(["-n", netns, "addr", "add", "10.0.0.1/24", "dev", "br0"])
       ip!(["-n", netns, "link", "set", "br0", "up"])
@@ -130,7 +130,7 @@ defmodule NetlinkPort.CounterpartsTest do
       assert priorities == numbers(ip_json!(netns, ["rule"]), "priority")
     end
 
-    test "what it writes, ip sees", %{netns: netns, open: open} do
+    test "changes are shown by ip", %{netns: netns, open: open} do
       socket = open.(:route)
       kind = Attr.encode([{3, "made0\0"}, {4, Attr.u32(1_400)}, {18, [{1, "bridge\0"}]}])
       flags = [:create, :excl]
@@ -149,7 +149,7 @@ defmodule NetlinkPort.CounterpartsTest do
   end
 
   describe "sock_diag" do
-    test "listening TCP sockets are those of ss", %{netns: netns, open: open} do
+    test "listening TCP sockets match ss", %{netns: netns, open: open} do
       # The VM of these tests is root's, so that OTP's own option can make some sockets.
       for _ <- 1..3 do
         opts = [ip: {127, 0, 0, 1}, netns: String.to_charlist(netns_path(netns))]
@@ -171,7 +171,7 @@ defmodule NetlinkPort.CounterpartsTest do
   end
 
   describe "netfilter" do
-    test "a table and its chain, written in a batch, are what nft lists", %{
+    test "a table and its chain from a batch are listed by nft", %{
       netns: netns,
       open: open
     } do
@@ -206,7 +206,7 @@ defmodule NetlinkPort.CounterpartsTest do
       end
     end
 
-    test "connections are those of conntrack -L", %{netns: netns, open: open} do
+    test "connections match conntrack -L", %{netns: netns, open: open} do
       # A rule that matches connections makes the kernel track them.
       nft =
         ~w(nft add table t; add chain t c { type filter hook output priority 0; }; add rule t c ct state new accept)
@@ -223,7 +223,10 @@ defmodule NetlinkPort.CounterpartsTest do
     end
   end
 
-  test "xfrm: no policy, as ip xfrm says, then one that it lists", %{netns: netns, open: open} do
+  test "xfrm: a dump has no policy, then the policy that ip xfrm added", %{
+    netns: netns,
+    open: open
+  } do
     socket = open.(:xfrm)
     assert {:ok, []} = NetlinkPort.dump(socket, 21, "")
 
@@ -233,7 +236,7 @@ defmodule NetlinkPort.CounterpartsTest do
     end
   end
 
-  test "audit: its status, where the kernel lets us", %{server: server} do
+  test "audit: its status, if the kernel allows it", %{server: server} do
     with {:ok, socket} <- NetlinkPort.open(server, :audit, active: false),
          # AUDIT_GET, which is acked before it is answered.
          {:ok, messages} <- NetlinkPort.request(socket, 1_000, "", ack: false) do

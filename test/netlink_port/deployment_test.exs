@@ -24,7 +24,7 @@ defmodule NetlinkPort.DeploymentTest do
   end
 
   @tag :systemd
-  test "systemd takes every line of the unit" do
+  test "systemd accepts every line of the unit" do
     assert systemd_analyze(["verify", "--man=no", unit!(& &1)]) == {"", 0}
     # systemd-analyze would print errors.
     wrong = unit!(&String.replace(&1, "ProtectHome=yes", "ProtectHouse=yes"))
@@ -46,12 +46,12 @@ defmodule NetlinkPort.DeploymentTest do
   end
 
   @tag :systemd
-  test "its exposure is what the document says, by that version of systemd" do
+  test "the unit's exposure is that of the document, by that version of systemd" do
     assert_exposure(@unit, ~r/says \*\*([\d.]+)\*\* of 10 for it/)
   end
 
   @tag :systemd
-  test "systemd takes every line of the other way, and its exposure is what the document says" do
+  test "systemd accepts every line of the alternative unit, and its exposure is that of the document" do
     [_, lines] = Regex.run(~r/\n    (\[Service\]\n.*?)\n\n/s, document())
 
     unit =
@@ -62,7 +62,7 @@ defmodule NetlinkPort.DeploymentTest do
     assert_exposure(path, ~r/With it `systemd-analyze` says ([\d.]+)\./)
   end
 
-  test "nothing in the unit takes file capabilities away" do
+  test "no setting of the unit disables file capabilities" do
     unit = File.read!(@unit)
     [_, list] = Regex.run(~r/What must not be there:\n\n(.*?)\n\n/s, document())
     settings = for [_, name] <- Regex.scan(~r/`(\w+=)\w*`/, list), do: name
@@ -76,12 +76,12 @@ defmodule NetlinkPort.DeploymentTest do
     assert unit =~ ~r/^CapabilityBoundingSet=CAP_SYS_ADMIN CAP_NET_ADMIN$/m
   end
 
-  test "the unit goes on where its helper is killed for want of memory" do
+  test "the unit goes on when the OOM killer ends its helper" do
     assert File.read!(@unit) =~ ~r/^OOMPolicy=continue$/m
     assert document() =~ "`OOMPolicy=continue`"
     assert document() =~ "inherits `OOMScoreAdjust=` (oom_score_adj)"
 
-    # And it does.
+    # The helper has the oom_score_adj of its parent.
     code = """
     {:ok, server} = NetlinkPort.start_link(name: nil, executable: #{inspect(helper())})
     {:ok, %{os_pid: helper}} = NetlinkPort.info(server)
@@ -93,7 +93,7 @@ defmodule NetlinkPort.DeploymentTest do
     assert {"321\n", 0} = System.cmd("sh", ["-c", script])
   end
 
-  test "what it names is there" do
+  test "the files that the document names exist" do
     for [_, name] <- Regex.scan(~r/`((?:src|docs|test|examples)\/[\w\/.]+)`/, document()),
         do: assert(File.exists?(Path.join(@root, name)), name)
 

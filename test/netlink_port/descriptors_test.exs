@@ -24,7 +24,7 @@ defmodule NetlinkPort.DescriptorsTest do
     end)
   end
 
-  test "no small number is one of the helper's own: a link goes nowhere" do
+  test "the helper has no descriptor from 3 to 1023: a link cannot be moved by such a number" do
     server = start_server!()
     assert {:ok, %{lowest_fd: 1024}} = NetlinkPort.info(server)
     [one, other] = [netns!(), netns!()]
@@ -45,7 +45,7 @@ defmodule NetlinkPort.DescriptorsTest do
     assert Enum.filter(numbers, &(&1 in 3..1023)) == []
   end
 
-  test "where the limit has no room above 1023 info/1 and the doctor say so" do
+  test "with a descriptor limit below 1024 info/1 and the doctor say so" do
     server = start_server!(executable: script!("ulimit -n 256; exec #{helper()} \"$@\""))
     assert {:ok, %{lowest_fd: lowest, max_fds: 256} = info} = NetlinkPort.info(server)
     assert lowest in 3..255
@@ -59,7 +59,7 @@ defmodule NetlinkPort.DescriptorsTest do
     assert line =~ "its descriptors lie from #{lowest} on"
   end
 
-  test "where the limit has room for some they take it, and the rest goes on below" do
+  test "with a limit just above 1024 descriptors lie above 1023 first, and then below" do
     server = start_server!(executable: script!("ulimit -n 1030; exec #{helper()} \"$@\""))
     assert {:ok, %{lowest_fd: 1024}} = NetlinkPort.info(server)
     netns = netns!()

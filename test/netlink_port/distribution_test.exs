@@ -60,7 +60,7 @@ defmodule NetlinkPort.DistributionTest do
       end
     end
 
-    test "that waits when the connection is lost gets ESRCH; what comes goes to others",
+    test "that waits when the connection is lost gets ESRCH; later datagrams go to other callers",
          context do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, opts(context, active: false))
@@ -89,7 +89,7 @@ defmodule NetlinkPort.DistributionTest do
       pin
     end
 
-    test "serves requests of another node, and is refused there as here", context do
+    test "works in requests of another node, and is checked there", context do
       server = start_server!()
 
       call = fn function, arguments ->
@@ -127,7 +127,7 @@ defmodule NetlinkPort.DistributionTest do
       eventually!(fn -> relays(server) == [] end)
     end
 
-    test "of an owner on another node: that is told once of a lost connection, or of the end",
+    test "of an owner on another node ends with the connection or the server; the owner is notified once",
          context do
       server = start_server!()
       owner = Remote.recorder(context.node)
@@ -149,7 +149,7 @@ defmodule NetlinkPort.DistributionTest do
   end
 
   describe "an owner on another node" do
-    test "gets its messages; its end and its node's close the socket", context do
+    test "is sent messages; the socket closes when the owner or its node ends", context do
       server = start_server!()
       before = fds(server)
       arguments = [self(), server, opts(context)]
@@ -170,7 +170,8 @@ defmodule NetlinkPort.DistributionTest do
       eventually!(fn -> relays(server) == [] end)
     end
 
-    test "is told once of the end of the server, behind all that came before", context do
+    test "is notified once of the end of the server, after everything that came before",
+         context do
       ends = [
         {:killed, &Process.exit(&1, :kill)},
         {:normal, &GenServer.stop/1},
@@ -199,7 +200,8 @@ defmodule NetlinkPort.DistributionTest do
       end
     end
 
-    test "is told once of a lost connection; nothing stays, and the next one works", context do
+    test "is notified once of a lost connection; nothing stays behind, and the next connection works",
+         context do
       server = start_server!()
       before = fds(server)
       owner = Remote.recorder(context.node)
@@ -235,7 +237,7 @@ defmodule NetlinkPort.DistributionTest do
     # From the other node's side.
     defp disconnect!(%{peer: peer}), do: :peer.call(peer, :erlang, :disconnect_node, [node()])
 
-    test "hears nothing of a lost connection on the next one", context do
+    test "is sent no datagrams of a lost connection on the next one", context do
       server = start_server!()
       before = fds(server)
       owner = Remote.recorder(context.node)
@@ -258,7 +260,7 @@ defmodule NetlinkPort.DistributionTest do
                Remote.read(owner)
     end
 
-    test "is told of the end of its namespace by the server alone", context do
+    test "is notified once of the end of its namespace", context do
       server = start_server!()
       owner = Remote.recorder(context.node)
       netns = netns!()
@@ -273,7 +275,7 @@ defmodule NetlinkPort.DistributionTest do
       eventually_read!(owner, [{:netlink_closed, socket, :namespace_gone}])
     end
 
-    test "hears nothing of a socket that it has closed", context do
+    test "is not notified about a socket that it has closed", context do
       server = start_server!()
       owner = Remote.recorder(context.node)
       socket = own!(owner, server, opts(context))
@@ -283,7 +285,7 @@ defmodule NetlinkPort.DistributionTest do
       eventually_read!(owner, [{:netlink_closed, other, :normal}])
     end
 
-    test "gives its socket away, and is given one; only the last owner is told", context do
+    test "gives its socket away, and is given one; only the last owner is notified", context do
       server = start_server!()
       {_peer, third} = peer!()
       there = Remote.recorder(context.node)
@@ -312,7 +314,7 @@ defmodule NetlinkPort.DistributionTest do
       for owner <- [there, elsewhere], do: eventually_read!(owner, [])
     end
 
-    test "where the library is not there is served all the same, and nothing is logged",
+    test "without the library there is served, and nothing is logged",
          context do
       {peer, node} = peer!(false)
       log = tmp_path!("log")
@@ -340,7 +342,7 @@ defmodule NetlinkPort.DistributionTest do
       :erpc.call(node, module, function, arguments)
     end
 
-    test "is none where the server's VM is no node: its socket is closed", %{netns: netns} do
+    test "cannot be reached if the server's VM is no node: its socket is closed", %{netns: netns} do
       {peer, :nonode@nohost} = peer!(:no_node)
       # NEW_PID_EXT of a node that does not exist; erl_ext_dist.
       name = "nowhere@127.0.0.1"
@@ -357,7 +359,7 @@ defmodule NetlinkPort.DistributionTest do
       assert info.().os_pid == helper
     end
 
-    test "hears :netlink_closed where its notifier is killed; where the relay is, the server ends",
+    test "is sent :netlink_closed when its notifier is killed; when the relay is killed, the server ends",
          context do
       server = start_server!()
       before = fds(server)
@@ -380,7 +382,8 @@ defmodule NetlinkPort.DistributionTest do
   end
 
   describe "a subscriber on another node" do
-    test "has what others have; it is forgotten with its connection, and begins anew", context do
+    test "is sent what other subscribers are; it is removed when its connection is lost, and can subscribe again",
+         context do
       server = start_server!()
 
       opts = [
@@ -410,7 +413,7 @@ defmodule NetlinkPort.DistributionTest do
   end
 
   describe "a connection" do
-    test "answers callers on another node; one that is lost does not matter", context do
+    test "answers callers on another node; a lost caller delays no other", context do
       opts = [server: start_server!(), protocol: :route, netns: {:name, context.netns}]
       connection = start_supervised!({Connection, opts})
       there = Remote.recorder(context.node)

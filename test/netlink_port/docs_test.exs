@@ -72,7 +72,7 @@ defmodule NetlinkPort.DocsTest do
     assert lacking == [], "without #{what}:\n" <> Enum.join(lacking, "\n")
   end
 
-  test "there are modules to look at" do
+  test "modules and functions with documentation are found" do
     modules = for {module, _moduledoc, _docs} <- documented(), do: module
     assert NetlinkPort in modules and NetlinkPort.Attr in modules
     assert length(functions()) > 70
@@ -86,7 +86,7 @@ defmodule NetlinkPort.DocsTest do
     end)
   end
 
-  test "every public function says its errors, where it has any" do
+  test "every public function that returns errors documents them" do
     fails? = &(returns(&1) =~ ~r/\berror\b|on_start|got\(/)
     assert Enum.count(functions(), fails?) > 30
     all!(Enum.filter(functions(), fails?), "a paragraph of errors", &(text(&1) =~ ~r/^Errors/m))
@@ -101,7 +101,7 @@ defmodule NetlinkPort.DocsTest do
   end
 
   # In Markdown an indented block after an item of a list is a part of the item.
-  test "code does not follow a list without a sentence between" do
+  test "code does not directly follow a list" do
     after_item = ~r/^    \* [^\n]*(\n      [^\n]*)*\n\n    [^ *\n]/m
     lacking = for f <- functions(), text(f) =~ after_item, do: mfa(f)
     assert lacking == []

@@ -13,7 +13,7 @@ defmodule NetlinkPort.DoctorTest do
 
   doctest Doctor, except: [run: 1]
 
-  # The report, on the host's namespace alone by default.
+  # The report, only on the host's namespace by default.
   defp report(opts), do: Doctor.report(Keyword.put_new(opts, :netns, [:host]))
 
   defp section(report, title), do: report |> List.keyfind!(title, 0) |> elem(1)
@@ -62,7 +62,7 @@ defmodule NetlinkPort.DoctorTest do
   end
 
   @tag :init_user_namespace
-  test "a machine that has what is needed is well" do
+  test "a machine with all that is needed has no failing check" do
     netns = netns!()
     report = report(netns: [{:name, netns}, {:path, netns_path(netns)}, {:pid, sleeper!(netns)}])
     assert Doctor.well?(report)
@@ -102,7 +102,7 @@ defmodule NetlinkPort.DoctorTest do
   end
 
   @tag :init_user_namespace
-  test "the limits say what a large rcvbuf: becomes, with CAP_NET_ADMIN and without" do
+  test "the limits show what a large rcvbuf: becomes, with CAP_NET_ADMIN and without" do
     max = "/proc/sys/net/core/rmem_max" |> File.read!() |> String.trim() |> String.to_integer()
     asked = max(max + 4_096, 8_388_608)
     limits = section(report(executable: helper()), "limits")
@@ -121,7 +121,7 @@ defmodule NetlinkPort.DoctorTest do
            end)
   end
 
-  test "it leaves nothing behind" do
+  test "the doctor leaves nothing behind" do
     report(executable: helper())
     report(executable: "/nowhere")
     # Servers of other tests come and go. This process has started none.
@@ -143,7 +143,7 @@ defmodule NetlinkPort.DoctorTest do
       executable_fails!(System.tmp_dir!(), "no file but a directory")
     end
 
-    test "is not executable fails; its owner may run it, and nobody else is let in" do
+    test "is not executable fails; the advice lets only its owner run it" do
       path = tmp_path!("netlink_port")
       File.cp!(helper(), path)
       File.chmod!(path, 0o644)
@@ -153,7 +153,7 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     @tag :init_user_namespace
-    test "is installed, for another group, fails: the way is into that group" do
+    test "is installed for another group fails; the advice is to join that group" do
       path = public!(helper())
       ebin = public_ebin!()
       {_output, 0} = System.cmd("chown", ["root:games", path])
@@ -174,7 +174,7 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     @tag :init_user_namespace
-    test "is of another version fails, naming both" do
+    test "is of another version fails, with both versions" do
       path = script!(~s([ "$1" = --version ] && echo netlink_port 9.9.9 || exec #{helper()} "$@"))
 
       assert executable_fails!(
@@ -195,7 +195,7 @@ defmodule NetlinkPort.DoctorTest do
                "mix netlink_port.install --to #{installed} --group games"
     end
 
-    test "is another program fails, with what it said, and is left alone" do
+    test "is another program fails, with its output" do
       for {path, said} <- [
             {script!("echo hello; exit 3"), ~s(status 3 and said "hello\\n")},
             {System.find_executable("ls"), "status 0 and said \"ls "}
@@ -205,7 +205,7 @@ defmodule NetlinkPort.DoctorTest do
       end
     end
 
-    test "anybody may write is a warning; the helper is looked at all the same" do
+    test "anybody may write is a warning; the helper is checked" do
       path = tmp_path!("netlink_port")
       File.cp!(helper(), path)
       File.chmod!(path, 0o757)
@@ -234,7 +234,7 @@ defmodule NetlinkPort.DoctorTest do
 
   @tag :userns
   @tag :init_user_namespace
-  test "root of a user namespace is not told to upgrade the kernel, nor to be root" do
+  test "root of a user namespace is not advised to upgrade the kernel, nor to be root" do
     code = "NetlinkPort.Doctor.run(executable: #{inspect(public!(helper()))}, netns: [])"
     elixir = [System.find_executable("elixir"), "-pa", public_ebin!(), "-e", code]
     user = ~w(--reuid 65534 --regid 65534 --clear-groups unshare -Ur)
@@ -254,7 +254,7 @@ defmodule NetlinkPort.DoctorTest do
   end
 
   describe "a helper" do
-    test "without capabilities: what is missing for want of which, and namespaces fail" do
+    test "without capabilities: warnings say what each is needed for, and namespaces fail" do
       netns = netns!()
       drop = "setpriv --bounding-set -sys_admin,-net_admin,-sys_ptrace"
       path = script!("exec #{drop} #{helper()} \"$@\"")
@@ -284,7 +284,7 @@ defmodule NetlinkPort.DoctorTest do
       find!(section(report, "round trip"), :ok, "500 requests")
     end
 
-    test "that does not start fails with its sentence" do
+    test "that does not start fails with the error of the start" do
       path = script!(~s([ "$1" = --version ] && exec #{helper()} --version; exit 71))
 
       log =
@@ -322,7 +322,7 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     @tag :init_user_namespace
-    test "without capabilities is installed, or the installed one is to be looked at" do
+    test "without capabilities: the advice is to install it, or to check the installed helper" do
       missing = tmp_path!("missing/netlink_port")
 
       assert Remedy.capability(helper(), :sys_admin, missing) =~
@@ -349,7 +349,7 @@ defmodule NetlinkPort.DoctorTest do
       find!(checks, :warn, "cannot leave its home")
     end
 
-    test "that ends while it is looked at is said, and the rest is there" do
+    test "that ends during the checks fails them, and the other checks are made" do
       # The input of the helper ends after that many bytes of commands, during the timed requests.
       hello = ~s([ "$1" = --version ] && exec #{helper()} --version)
       path = script!(~s(#{hello}; dd bs=1 count=10000 status=none | #{helper()} "$@"))
@@ -366,14 +366,14 @@ defmodule NetlinkPort.DoctorTest do
   end
 
   describe "namespaces" do
-    test "that cannot be entered have the error's own sentence" do
+    test "that cannot be entered fail with the sentence of the error" do
       places = [{:name, "nlp-nowhere"}, {:path, "/proc/self/ns/mnt"}]
       checks = section(report(netns: places), "namespaces")
       find!(checks, :fail, "/run/netns/nlp-nowhere: ENOENT: there is no such file")
       find!(checks, :fail, "/proc/self/ns/mnt: EINVAL: it is not a network namespace")
     end
 
-    test "that cannot be entered for the same reason are told once there are many" do
+    test "that cannot be entered for the same reason are counted if there are many" do
       places = for n <- 1..50, do: {:name, "nlp-nowhere-#{n}"}
       checks = section(report(netns: [{:path, "/proc/self/ns/mnt"} | places]), "namespaces")
       assert length(checks) == 6
@@ -381,7 +381,7 @@ defmodule NetlinkPort.DoctorTest do
       find!(checks, :fail, "/proc/self/ns/mnt")
     end
 
-    test "that are left over are a warning" do
+    test "whose files are left over are a warning" do
       # As after a reboot that has kept the folder.
       name = "nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
       path = netns_path(name)
@@ -400,7 +400,7 @@ defmodule NetlinkPort.DoctorTest do
       assert Doctor.well?(report)
     end
 
-    test "with odd bytes in their names are shown without them" do
+    test "with control characters in their names are shown without these" do
       path = tmp_path!("odd\e[31m\nname")
       File.ln_s!("/proc/self/ns/net", path)
       lines = for {_, line, _} <- section(report(netns: [{:path, path}]), "namespaces"), do: line
@@ -408,13 +408,13 @@ defmodule NetlinkPort.DoctorTest do
       for line <- lines, do: assert(String.printable?(line) and not (line =~ "\n"))
     end
 
-    test "that are none are refused in the caller" do
+    test "of a wrong form raise in the caller" do
       for wrong <- [:blue, [:blue], [{:name, "a/b"} | :x]] do
         assert_raise ArgumentError, fn -> Doctor.report(netns: wrong) end
       end
     end
 
-    test "of /run/netns are tried unless others are named" do
+    test "of /run/netns are checked by default" do
       netns = netns!()
       checks = section(Doctor.report(), "namespaces")
       [{:ok, line, nil}] = for {:ok, _, _} = check <- checks, do: check
@@ -438,7 +438,7 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     @tag :init_user_namespace
-    test "that our sockets alone keep alive is named, with its sockets and their owners" do
+    test "that only sockets of the library keep alive is named, with its sockets and their owners" do
       {netns, inode, socket} = doomed!()
       assert said(inode) == []
       ip!(["netns", "del", netns])
@@ -453,7 +453,7 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     @tag :init_user_namespace
-    test "that a pin keeps alive is named, with the pin and its owner, beside sockets or alone" do
+    test "that a pin keeps alive, with sockets or alone, is named with the pin and its owner" do
       {netns, inode, socket} = doomed!()
       {:ok, pin} = NetlinkPort.pin(socket.helper.server, {:name, netns}, [])
       ip!(["netns", "del", netns])
@@ -475,7 +475,7 @@ defmodule NetlinkPort.DoctorTest do
       assert [{:warn, _line, _remedy}] = said(inode)
     end
 
-    test "that a process is in is held, until that ends" do
+    test "with a process in it is held until that ends" do
       {netns, inode, _socket} = doomed!()
       pid = sleeper!(netns)
       ip!(["netns", "del", netns])
@@ -483,7 +483,7 @@ defmodule NetlinkPort.DoctorTest do
       alone_without!(pid, inode)
     end
 
-    test "that a descriptor of another process stands for is held" do
+    test "that another process has a descriptor of is held" do
       {netns, inode, _socket} = doomed!()
       marker = tmp_path!("marker")
       command = "exec 9< #{netns_path(netns)}; touch #{marker}; exec sleep 600"
@@ -503,7 +503,7 @@ defmodule NetlinkPort.DoctorTest do
       alone_without!(pid, inode)
     end
 
-    test "that is mounted elsewhere, in a mount namespace of a container, is held" do
+    test "that is mounted in the mount namespace of a container is held" do
       {netns, inode, _socket} = doomed!()
       marker = tmp_path!("marker")
       # Under another path: when a file is deleted, the mounts on it go, whatever path they have.
@@ -526,7 +526,7 @@ defmodule NetlinkPort.DoctorTest do
       alone_without!(pid, inode)
     end
 
-    test "is not said to be held by nobody where a descriptor cannot be told, as before Linux 5.14" do
+    test "may be held if the kernel does not show the inode of a descriptor, as before Linux 5.14" do
       assert Pinned.holds("net:[4026532179]", "pos:\t0\n") == {:link, "net:[4026532179]"}
 
       assert Pinned.holds("/run/netns/blue", "pos:\t0\nmnt_id:\t9\nino:\t4026532179\n") ==
@@ -539,7 +539,7 @@ defmodule NetlinkPort.DoctorTest do
     end
 
     @tag :init_user_namespace
-    test "is not said to be alone by one who may not look" do
+    test "may be held if the user cannot look at the processes of others" do
       netns = netns!()
       # In a namespace of its own, where no other process that this user may look at is.
       pid = sleeper!(netns)
@@ -562,7 +562,7 @@ defmodule NetlinkPort.DoctorTest do
     end
   end
 
-  test "a server whose helper does not answer is a warning, and holds nothing up" do
+  test "a server whose helper does not answer is a warning, and delays nothing" do
     server = start_server!()
     helper = os_pid(server)
     signal!(helper, :STOP)
@@ -572,7 +572,7 @@ defmodule NetlinkPort.DoctorTest do
     assert Doctor.well?(report)
   end
 
-  test "servers of this node are told of, restarts and drops as warnings" do
+  test "servers of this node are listed, with restarts and drops as warnings" do
     name = :"doctor_#{System.unique_integer([:positive])}"
     limits = [strategy: :one_for_one, max_restarts: 10]
     start = {Supervisor, :start_link, [[{NetlinkPort, name: name}], limits]}
@@ -590,7 +590,7 @@ defmodule NetlinkPort.DoctorTest do
       {"two", [{:fail, "bad", nil}]}
     ]
 
-    test "is a line for each, with marks that the terminal has" do
+    test "has a line for each check, with marks that the terminal can show" do
       assert Doctor.format(@report, unicode?: true) ==
                "one\n  ✓ well\n  ! look\n      → do this\ntwo\n  ✗ bad\n1 well, 1 to look at, 1 failing"
 
@@ -598,7 +598,7 @@ defmodule NetlinkPort.DoctorTest do
                "one\n  ok well\n  !! look\n      -> do this\ntwo\n  XX bad\n1 well, 1 to look at, 1 failing"
     end
 
-    test "fails by what fails, and not by warnings" do
+    test "fails if a check fails, and not for warnings" do
       refute Doctor.well?(@report)
       refute Doctor.well?(tl(@report))
       assert Doctor.well?(Enum.take(@report, 1))
@@ -633,7 +633,7 @@ defmodule NetlinkPort.DoctorTest do
       :exit, {:shutdown, code} -> code
     end
 
-    test "ends with 0 when nothing fails, and 1 when something does" do
+    test "ends with 0 if no check fails, and with 1 otherwise" do
       netns = netns!()
       assert {text, 0} = task(["--netns", netns])
       assert text =~ "0 failing"
@@ -645,7 +645,7 @@ defmodule NetlinkPort.DoctorTest do
       assert text =~ "/nowhere: no such file"
     end
 
-    test "ends with 2 for what it does not know" do
+    test "ends with 2 for unknown arguments" do
       for arguments <- [["--bogus"], ["--netns"], ["blue"], ["--node", "nowhere"]] do
         assert {text, 2} = task(arguments)
         assert text =~ "netlink_port.doctor: "
@@ -655,7 +655,7 @@ defmodule NetlinkPort.DoctorTest do
       assert text =~ "--bogus; see `mix help netlink_port.doctor`"
     end
 
-    test "ends with 0 for --help, which is its documentation" do
+    test "ends with 0 for --help, and prints its documentation" do
       for help <- ["--help", "-h"] do
         assert {text, 0} = task([help])
         assert text =~ "mix netlink_port.doctor" and text =~ "--executable"

@@ -39,7 +39,8 @@ defmodule NetlinkPort.DumpsTest do
     [flags | if(byte_size(rest) >= 16, do: flags(rest), else: [])]
   end
 
-  test "a second dump before the first is drained is EBUSY; the first is whole", context do
+  test "a second dump before the first is read to its end is EBUSY; the first is complete",
+       context do
     %{socket: socket} = context
     dump!(socket, 1)
     dump!(socket, 2)
@@ -54,7 +55,7 @@ defmodule NetlinkPort.DumpsTest do
     assert length(rest(socket, 3)) > 1
   end
 
-  test "a dump that a change interrupts has its flag", %{socket: socket, netns: netns} do
+  test "a dump that a change interrupts has NLM_F_DUMP_INTR", %{socket: socket, netns: netns} do
     dump!(socket, 1)
     quiet = rest(socket, 1)
     assert Enum.all?(Enum.flat_map(quiet, &flags/1), &(Bitwise.band(&1, @dump_interrupted) == 0))

@@ -59,7 +59,7 @@ defmodule NetlinkPort.EndsTest do
     for active <- [true, false], do: Map.merge(context, %{active: active, netns: netns!()})
   end
 
-  test "a dump whose header is too short is an error at once that says what is missing, and leaves nothing",
+  test "a dump whose header is too short is EINVAL at once, says what is missing, and leaves nothing behind",
        context do
     for context <- ways(context) do
       for {protocol, type, payload, struct, whole} <- [
@@ -88,7 +88,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "a dump of what is none ends with the ack, or the error, and with what came",
+  test "a dump of a type without dumps ends with its ack or error, and returns the messages that came",
        context do
     for context <- ways(context) do
       for {protocol, type, payload, outcome} <- [
@@ -119,7 +119,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "a dump without NLM_F_MULTI, of the netdev family, is read to NLMSG_DONE", context do
+  test "a dump without NLM_F_MULTI, as of the netdev family, is read to NLMSG_DONE", context do
     for context <- ways(context) do
       ip_batch!(
         context.netns,
@@ -138,7 +138,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "a control message is acked, and is an error at once without an ack", context do
+  test "a control message is acked; without an ack it is EINVAL at once", context do
     for context <- ways(context) do
       for protocol <- [:route, :netfilter, :generic, :xfrm, :sock_diag],
           type <- [0, 1, 3, 15] do
@@ -150,9 +150,9 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  # Audit answers in the initial user namespace alone.
+  # Audit answers only in the initial user namespace.
   @tag :init_user_namespace
-  test "audit: queries are answered behind their acks, and are whole all the same", context do
+  test "audit: queries are complete, although audit answers after its ack", context do
     for context <- ways(context) do
       {:ok, socket} = NetlinkPort.open(context.server, :audit, active: context.active)
       # AUDIT_GET, AUDIT_GET_FEATURE, and AUDIT_LIST_RULES, which has no answer
@@ -166,7 +166,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "fib_lookup is answered without an ack", context do
+  test "a request to fib_lookup ends with its answer, which has no ack", context do
     for context <- ways(context) do
       socket = open!(context, :fib_lookup, active: context.active)
       # struct fib_result_nl of 127.0.0.1
@@ -188,7 +188,7 @@ defmodule NetlinkPort.EndsTest do
      [<<2, 0, 0::16>> | Attr.encode([{1, tuple}])]}
   end
 
-  test "the dump of the expectations of a flow that can have none is empty", context do
+  test "the dump of the expectations of a flow that cannot have any is empty", context do
     for context <- ways(context) do
       socket = open!(context, :netfilter, active: context.active)
       {new, get} = flow()
@@ -201,7 +201,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "the echo of conntrack has no number: it is the owner's, and no answer", context do
+  test "the echo of conntrack has the sequence number 0, and goes to the owner", context do
     for context <- ways(context) do
       # Without a member of a group conntrack makes no events, and no echoes.
       _member = open!(context, :netfilter, groups: [1])
@@ -217,7 +217,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "a message of which the end of the answer could not be told is refused, and not sent",
+  test "a message whose answer has no recognisable end raises or is EINVAL, and is not sent",
        context do
     for context <- ways(context) do
       route = open!(context, :route, active: context.active)
@@ -255,7 +255,8 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "a request with the flags of a dump is read to its end before the next dump", context do
+  test "an abandoned request with the flags of a dump is read to its end before the next dump",
+       context do
     for context <- ways(context) do
       ip_batch!(context.netns, addresses(1_000))
       socket = open!(context, :route, active: context.active, window: 1)
@@ -285,7 +286,7 @@ defmodule NetlinkPort.EndsTest do
 
   defp list(attrs \\ []), do: [<<2, 0, 0::16>> | Attr.encode([{1, <<7>>} | attrs])]
 
-  test "ipset: an error that comes twice is an error once", context do
+  test "ipset: an error that the kernel sends twice is returned once", context do
     for context <- ways(context) do
       socket = open!(context, :netfilter, active: context.active)
 
@@ -302,7 +303,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "a plain conntrack GET ends with its one message, that says it is one of many",
+  test "a conntrack GET ends with its only message, although that has NLM_F_MULTI",
        context do
     for context <- ways(context) do
       socket = open!(context, :netfilter, active: context.active)
@@ -321,7 +322,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "an ack behind the end of an answer belongs to it", context do
+  test "an ack after the end of an answer is part of the answer", context do
     for context <- ways(context) do
       socket = open!(context, :netfilter, active: context.active)
       limit = fn type, flags -> {type, flags, <<0, 0, 10::16>>} end
@@ -367,7 +368,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "what never ends is bounded by max_bytes, by total_timeout, and costs the socket when it is left",
+  test "an endless dump is bounded by max_bytes and total_timeout; its socket is closed when it is abandoned",
        context do
     for context <- ways(context) do
       socket = fn -> open!(context, :route, [user_peers: true] ++ silent(context)) end
@@ -378,7 +379,7 @@ defmodule NetlinkPort.EndsTest do
       assert {error.stage, error.reason} == {:request, :emsgsize}
       assert Exception.message(error) =~ "larger than max_bytes: 1000000"
       assert length(error.messages) > 100
-      # The next request would have to read that to its end.
+      # The next request would have to read the endless dump to its end.
       assert {:error, error} = NetlinkPort.dump(endless, @getlink, @all_links, opts)
       assert Exception.message(error) =~ "the socket was closed"
       assert_receive {:netlink_closed, ^endless, :endless_dump}
@@ -407,7 +408,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "closed_message: false keeps the word of a dump that did not end from the owner, too",
+  test "closed_message: false: the owner is not notified when an endless dump closes the socket",
        context do
     silent = [filter: without_acks(), active: false, closed_message: false]
     endless = open!(context, :route, [user_peers: true] ++ silent)
@@ -418,7 +419,7 @@ defmodule NetlinkPort.EndsTest do
     refute Enum.any?(mailbox(), &(elem(&1, 0) == :netlink_closed))
   end
 
-  test "a dump that nothing answers does not stand in the way of the next", context do
+  test "a dump without an answer does not delay the next", context do
     for context <- ways(context) do
       socket = open!(context, :route, silent(context))
 
@@ -456,8 +457,8 @@ defmodule NetlinkPort.EndsTest do
     flood(peer, datagram, port_id)
   end
 
-  describe "on a connection" do
-    test "requests that are answered by a dump wait for dumps, and make none of them fail",
+  describe "on a connection," do
+    test "requests that are answered by a dump wait for dumps, and no dump fails",
          context do
       ip_batch!(context.netns, addresses(1_000))
       sets = open!(context, :netfilter)
@@ -494,7 +495,7 @@ defmodule NetlinkPort.EndsTest do
       end
     end
 
-    test "a dump that cannot be is its caller's error alone, and at once", context do
+    test "an impossible dump is an error for its caller only, at once", context do
       for {protocol, type, whole} <- [
             {:route, @getlink, @all_links},
             {:netfilter, 0xA01, @nfgenmsg},
@@ -515,7 +516,7 @@ defmodule NetlinkPort.EndsTest do
       end
     end
 
-    test "max_bytes bounds what is gathered, and the rest is read aside", context do
+    test "max_bytes bounds the collected answer, and the rest is read and dropped", context do
       connection = connect!(context, :route)
       for n <- 1..50, do: add_link!(context.netns, n)
       opts = [max_bytes: 1_000]
@@ -525,7 +526,7 @@ defmodule NetlinkPort.EndsTest do
       assert length(links) == 51
     end
 
-    test "a dump that nothing answers costs the socket, and no other caller anything", context do
+    test "a dump without an answer closes the socket, and other callers are served", context do
       opts = [server: context.server, protocol: :route, netns: {:name, context.netns}]
       connection = start_supervised!({Connection, [filter: without_acks()] ++ opts})
       socket = :sys.get_state(connection).socket
@@ -553,10 +554,10 @@ defmodule NetlinkPort.EndsTest do
       assert_receive {:result, ^asking, count} when count > 0
     end
 
-    test "sixteen requests that nothing answers keep nobody waiting", context do
+    test "sixteen requests without an answer delay no other caller", context do
       connection = connect!(context, :route)
 
-      # The answer to a command is its ack alone.
+      # The answer to a command is only its ack.
       callers =
         for n <- 1..16 do
           spawn_reporting(fn ->
@@ -574,7 +575,7 @@ defmodule NetlinkPort.EndsTest do
   end
 
   @tag :team
-  test "team: the ack behind NLMSG_DONE belongs to the request", context do
+  test "team: the ack after NLMSG_DONE is part of the answer", context do
     for context <- ways(context) do
       ip!(["-n", context.netns, "link", "add", "team0", "index", "9", "type", "team"])
       socket = open!(context, :generic, active: context.active)
@@ -587,7 +588,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
-  test "every protocol but route rounds its number of groups up", context do
+  test "the number of groups of every protocol but route is rounded up", context do
     for protocol <- [:xfrm, :netfilter, :sock_diag] do
       socket = open!(context, protocol)
       assert :ok = NetlinkPort.join(socket, 32)
@@ -600,7 +601,7 @@ defmodule NetlinkPort.EndsTest do
     assert :ok = NetlinkPort.join(open!(context, :generic), 32)
   end
 
-  test "a command without an ack is carried out, and never answered", context do
+  test "a command without an ack is carried out, and times out", context do
     socket = open!(context, :route)
     opts = [flags: [:create, :excl], ack: false, timeout: 100]
 

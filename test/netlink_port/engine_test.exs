@@ -62,7 +62,7 @@ defmodule NetlinkPort.EngineTest do
     describe "with active: #{active}" do
       @describetag active: active
 
-      test "a request returns its messages, and an ack alone is none", context do
+      test "a request returns its messages, or none with an ack alone", context do
         socket = open!(context, active: context.active)
         assert {:ok, [%Message{type: @newlink}]} = NetlinkPort.request(socket, @getlink, @lo)
 
@@ -74,7 +74,7 @@ defmodule NetlinkPort.EngineTest do
         assert mailbox() == []
       end
 
-      test "the kernel's error has its errno and all it said", context do
+      test "a kernel error has its errno and the whole extended ack", context do
         socket = open!(context, active: context.active)
 
         assert {:error, %Error{stage: :request, reason: :enodev, ext_ack: nil}} =
@@ -90,7 +90,7 @@ defmodule NetlinkPort.EngineTest do
         assert Exception.message(error) =~ "it objects to attribute 13 at byte 40"
       end
 
-      test "an error is read whether its request is echoed or capped", context do
+      test "an error is decoded with an echoed and with a capped request", context do
         for cap <- [true, false] do
           socket = open!(context, active: context.active, cap_ack: cap)
           attrs = Attr.encode([{13, <<1, 2>>}])
@@ -99,7 +99,7 @@ defmodule NetlinkPort.EngineTest do
         end
       end
 
-      test "a batch tells each failure against its request", context do
+      test "a batch returns an outcome for each of its requests", context do
         socket = open!(context, active: context.active)
         requests = [add(1), add(1), add(2), {@getlink, [], @lo}, add(2), add(3)]
         assert {:ok, outcomes} = NetlinkPort.batch(socket, requests)
@@ -118,14 +118,14 @@ defmodule NetlinkPort.EngineTest do
         assert mailbox() == []
       end
 
-      test "hundreds of failures in one batch are all told", context do
+      test "hundreds of failures in one batch are all returned", context do
         socket = open!(context, active: context.active, rcvbuf: 4_000_000)
         requests = for n <- 1..500, do: add(rem(n, 250))
         assert {:ok, outcomes} = NetlinkPort.batch(socket, requests)
         assert {true, true} = {length(outcomes) == 500, Enum.count(outcomes, &failed?/1) == 250}
       end
 
-      test "where the errors of a batch do not fit the socket it is ENOBUFS", context do
+      test "a batch whose errors exceed the receive buffer is ENOBUFS", context do
         socket = open!(context, active: context.active, rcvbuf: 2_304)
         {:ok, [ok: []]} = NetlinkPort.batch(socket, [add(1)])
         requests = for _ <- 1..200, do: add(1)
@@ -136,7 +136,7 @@ defmodule NetlinkPort.EngineTest do
         assert dropped > 0
       end
 
-      test "a dump is whole", context do
+      test "a dump is complete", context do
         fill!(context, 3_000)
         socket = open!(context, active: context.active)
         assert {:ok, routes} = NetlinkPort.dump(socket, @getroute, @all_routes)
@@ -145,7 +145,7 @@ defmodule NetlinkPort.EngineTest do
         assert mailbox() == []
       end
 
-      test "a stream is lazy, and what is not read of it is not in the way", context do
+      test "a stream is lazy, and its unread rest delays nothing", context do
         fill!(context, 3_000)
         socket = open!(context, active: context.active)
         stream = NetlinkPort.stream(socket, @getroute, @all_routes)
@@ -156,7 +156,8 @@ defmodule NetlinkPort.EngineTest do
         assert mailbox() == []
       end
 
-      test "another request ends a stream, which says so; the kernel never says EBUSY", context do
+      test "another request ends a stream with an error that says so; the kernel never answers EBUSY",
+           context do
         fill!(context, 3_000)
         socket = open!(context, active: context.active)
 
@@ -178,7 +179,7 @@ defmodule NetlinkPort.EngineTest do
         assert length(routes) >= 3_000
       end
 
-      test "the answer to a request that was given up is dropped when it comes", context do
+      test "the late answer to an abandoned request is dropped", context do
         socket = open!(context, active: context.active)
         helper = os_pid(context.server)
         signal!(helper, "STOP")
@@ -195,7 +196,7 @@ defmodule NetlinkPort.EngineTest do
         assert mailbox() == []
       end
 
-      test "events that come meanwhile are not lost", context do
+      test "events during requests are not lost", context do
         socket = open!(context, active: context.active, groups: [@link_group])
         ip!(["-n", context.netns, "link", "add", "br0", "type", "bridge"])
         assert {:ok, [%Message{}]} = NetlinkPort.request(socket, @getlink, @lo)
@@ -203,7 +204,7 @@ defmodule NetlinkPort.EngineTest do
         assert_receive {:netlink, ^socket, <<_::32, @newlink::16-native, _::binary>>}
       end
 
-      test "an overrun in a dump makes it run again", context do
+      test "a dump is repeated after an overrun", context do
         fill!(context, 3_000)
 
         opts = [active: context.active, groups: [@link_group, 7], rcvbuf: 20_000, window: 40_000]
@@ -215,7 +216,7 @@ defmodule NetlinkPort.EngineTest do
       end
 
       # The kernel then answers ENOBUFS, and begins the dump when that has been read.
-      test "a dump for which the receive buffer has no room yet is whole", context do
+      test "a dump is complete even if the receive buffer is full at its start", context do
         fill!(context, 1_000)
         opts = [active: context.active, groups: [7], rcvbuf: 20_000, window: 1]
 
@@ -269,7 +270,7 @@ defmodule NetlinkPort.EngineTest do
     end
   end
 
-  test "a dump that changes interrupt is EINTR at the end of its stream, with all messages",
+  test "a stream of an interrupted dump has all messages, and raises EINTR at its end",
        context do
     for n <- 1..40, do: ip!(["-n", context.netns, "link", "add", "br#{n}", "type", "bridge"])
     socket = open!(context, active: false, window: 1)
@@ -293,7 +294,7 @@ defmodule NetlinkPort.EngineTest do
     assert length(links) == 42
   end
 
-  test "200,000 routes through a stream take no more memory than some", context do
+  test "a stream of 200,000 routes takes no more memory than a short one", context do
     fill!(context, 200_000)
     socket = open!(context, active: false)
     :erlang.garbage_collect()
@@ -359,7 +360,7 @@ defmodule NetlinkPort.EngineTest do
 
   defp raises(fun), do: assert_raise(ArgumentError, fun)
 
-  test "numbers are never 0 and start again at 1" do
+  test "sequence numbers are never 0, and start again at 1" do
     assert Exchange.sequence(1, 3) == {1, 4}
     assert Exchange.sequence(0xFFFFFFFD, 3) == {0xFFFFFFFD, 1}
     assert Exchange.sequence(0xFFFFFFFE, 3) == {1, 4}

@@ -34,11 +34,11 @@ defmodule NetlinkPort.ErlangTest do
 
   defp run(name), do: :eunit.test({:generator, @module, name}, [:verbose])
 
-  test "there are tests" do
+  test "the EUnit module has tests" do
     assert length(@generators) >= 7
   end
 
-  test "docs/erlang.md shows what runs" do
+  test "the code in docs/erlang.md runs" do
     [_text | blocks] = String.split(File.read!(@guide), "```erlang\n")
     source = squeeze(File.read!(@source))
     assert length(blocks) >= 6

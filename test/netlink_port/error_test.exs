@@ -22,26 +22,26 @@ defmodule NetlinkPort.ErrorTest do
       assert %Error{stage: :bind, errno: 98, reason: :eaddrinuse} = Error.new(:bind, 98)
     end
 
-    test "takes the other fields, and no others" do
+    test "takes the other fields, and raises for unknown ones" do
       fields = [subject: "x", lacks: :net_admin, dropped: 1, length: 2]
       error = Error.new(:recv, 1, fields)
       assert error |> Map.take(Keyword.keys(fields)) |> Enum.sort() == Enum.sort(fields)
       assert_raise KeyError, fn -> Error.new(:recv, 1, colour: "blue") end
     end
 
-    test "takes an errno that is not known" do
+    test "takes an unknown errno" do
       for errno <- [41, 135, 524, 4_095] do
         assert %Error{reason: :unknown, errno: ^errno} = error = Error.new(:send, errno)
         assert Exception.message(error) == "send: errno #{errno}: error #{errno}"
       end
     end
 
-    test "raises for an atom that is none" do
+    test "raises for an unknown atom" do
       assert_raise FunctionClauseError, fn -> Error.new(:send, :ebroken) end
     end
   end
 
-  test "it can be raised and rescued" do
+  test "an error can be raised and rescued" do
     error = Error.new(:setns, :einval, subject: "/etc/hostname")
 
     assert_raise Error,
@@ -49,11 +49,11 @@ defmodule NetlinkPort.ErrorTest do
                  fn -> raise error end
   end
 
-  test "it matches by stage and reason" do
+  test "an error matches by stage and reason" do
     assert {:error, %Error{stage: :setns, reason: :eperm}} = {:error, Error.new(:setns, 1)}
   end
 
-  test "inspected it shows what it has, and nothing that is nil" do
+  test "inspect/1 leaves out fields that are nil" do
     assert inspect(Error.new(:setns, :eperm, lacks: :sys_admin)) ==
              "%NetlinkPort.Error{stage: :setns, errno: 1, reason: :eperm, lacks: :sys_admin}"
 
@@ -152,18 +152,18 @@ defmodule NetlinkPort.ErrorTest do
        "protocol of wrong argument: EINVAL: invalid argument"}
     ]
 
-    test "tells what was done, what the system said, and what it means" do
+    test "has the operation, the errno and its meaning" do
       for {{stage, reason, fields}, sentence} <- @sentences do
         assert message(stage, reason, fields) == sentence
       end
     end
 
-    test "is what strerror(3) says where nothing better is known" do
+    test "is the text of strerror(3) by default" do
       assert message(:connect, :econnrefused) == "connect: ECONNREFUSED: connection refused"
       assert message(:getsockopt, 92) == "getsockopt: ENOPROTOOPT: protocol not available"
     end
 
-    test "is one line that says something, for every stage and errno" do
+    test "is one line with a text, for every stage and errno" do
       stages = ~w(open setns socket bind connect setsockopt getsockopt send recv info watch thread
                   protocol request capture)a
 
@@ -176,7 +176,7 @@ defmodule NetlinkPort.ErrorTest do
   end
 
   describe "errnos" do
-    test "have an atom, which has them, and a text" do
+    test "have an atom, which leads back to the number, and a text" do
       for errno <- 1..4_095, atom = Errno.atom(errno), atom != :unknown do
         assert Errno.number(atom) == errno
         assert Errno.text(errno) =~ ~r/^[a-z][a-z0-9 \/-]+$/
@@ -184,14 +184,14 @@ defmodule NetlinkPort.ErrorTest do
       end
     end
 
-    test "of the asm-generic headers all have an atom" do
+    test "of the asm-generic headers have an atom" do
       # 41 and 58 are unused: EWOULDBLOCK and EDEADLOCK are other names of 11 and 35.
       for errno <- 1..133, errno not in [41, 58], do: assert(Errno.atom(errno) != :unknown)
       names = ~w(eidrm enonet enolink emultihop edotdot enotuniq erestart enokey ekeyrejected)a
       assert Enum.map(names, &Errno.number/1) == [43, 64, 67, 72, 73, 76, 85, 126, 129]
     end
 
-    test "that subsystems answer beyond those are named where the kernel has refused a request" do
+    test "of subsystems, outside the asm-generic headers, are named when the kernel has refused a request" do
       for {errno, name} <- [
             {524, "ENOTSUPP"},
             {517, "EPROBE_DEFER"},
@@ -207,7 +207,7 @@ defmodule NetlinkPort.ErrorTest do
       assert message == "request: errno 600: error 600"
     end
 
-    test "of the kernel's own answers mean what they mean to the subsystem" do
+    test "in answers of the kernel have the text of strerror(3), not that of the library's errors" do
       for {reason, words} <- [
             etimedout: "connection timed out",
             eintr: "interrupted system call",
@@ -226,7 +226,7 @@ defmodule NetlinkPort.ErrorTest do
     end
 
     # From the kernel's headers, if they are installed. An errno that is new in them is added to the table.
-    test "are those of the system" do
+    test "match the headers of the system" do
       header = "/usr/include/asm-generic/errno.h"
       base = "/usr/include/asm-generic/errno-base.h"
 
@@ -243,7 +243,7 @@ defmodule NetlinkPort.ErrorTest do
     @admin 1 <<< 12
     @sys_admin 1 <<< 21
 
-    test "name the capability that is lacking, and only if it is" do
+    test "name the missing capability, and only if it is missing" do
       for {stage, errno, detail, mask, lacks} <- [
             {:setns, 1, "", 0, :sys_admin},
             {:setns, 1, "", @admin, :sys_admin},
@@ -272,7 +272,7 @@ defmodule NetlinkPort.ErrorTest do
     defp failure(failure, place, mask \\ 0),
       do: Refusal.error(failure, place, %Privileges{capabilities: mask})
 
-    test "name the capability that the protocol is about, or where the path leads" do
+    test "name the capability for the protocol, or for the path" do
       lacks = fn stage, errno, place -> failure({stage, errno, ""}, place).lacks end
       assert lacks.(:setsockopt, 1, {:audit, :host}) == :audit_read
       assert lacks.(:bind, 1, {9, :host}) == :audit_read
@@ -283,7 +283,7 @@ defmodule NetlinkPort.ErrorTest do
       end
     end
 
-    test "name the namespace they failed on" do
+    test "name the namespace" do
       for {netns, subject} <- [
             {{:name, "blue"}, "/run/netns/blue"},
             {{:path, "/proc/1/ns/net"}, "/proc/1/ns/net"},

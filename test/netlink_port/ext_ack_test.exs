@@ -14,7 +14,7 @@ defmodule NetlinkPort.ExtAckTest do
     ExtAck.read(message, IO.iodata_to_binary(Message.encode(request)))
   end
 
-  test "behind a request that is echoed whole, and behind one that is capped" do
+  test "after an echoed request, and after a capped request" do
     for name <- ["attribute error", "capped error"] do
       assert {34, ext_ack} = read(name)
       assert ext_ack.message == "Attribute failed policy validation"
@@ -24,17 +24,17 @@ defmodule NetlinkPort.ExtAckTest do
     end
   end
 
-  test "an attribute that is missing" do
+  test "a missing attribute" do
     assert {22, %ExtAck{missing_type: 1, missing_nest: nil}} = read("missing policy attribute")
   end
 
-  test "an ack, an error with nothing to say, the end of a dump" do
+  test "an ack, an error without attributes, the end of a dump" do
     assert read("capped ack") == {0, nil}
     assert read("missing attribute") == {22, nil}
     assert read("address dump end") == {0, nil}
   end
 
-  test "an offset that is not of an attribute, or beyond the request" do
+  test "an offset that belongs to no attribute, or lies beyond the request" do
     tlvs = fn offset -> IO.iodata_to_binary(Attr.encode([{2, Attr.u32(offset)}])) end
 
     for {offset, attribute} <- [{0, {44, nil}}, {20, nil}, {4_000_000_000, nil}] do

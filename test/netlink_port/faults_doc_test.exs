@@ -36,7 +36,7 @@ defmodule NetlinkPort.FaultsDocTest do
   defp titles_in({:test, _, [title | _rest]}, prefix), do: [prefix <> title]
   defp titles_in(_other, _prefix), do: []
 
-  test "every row of docs/faults.md names a test that there is" do
+  test "every row of docs/faults.md names a test that exists" do
     rows = rows()
     assert length(rows) >= 30
     assert rows == Enum.uniq_by(rows, &elem(&1, 0))

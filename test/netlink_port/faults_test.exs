@@ -18,7 +18,7 @@ defmodule NetlinkPort.FaultsTest do
   end
 
   describe "an open that the kernel refuses" do
-    test "says which call failed, and leaves nothing behind" do
+    test "names the call that failed, and leaves nothing behind" do
       netns = netns!()
 
       for {syscall, errno, stage} <- [
@@ -64,7 +64,7 @@ defmodule NetlinkPort.FaultsTest do
       assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:pid, pid})
     end
 
-    test "once, by a signal, is tried again" do
+    test "once with EINTR is repeated" do
       netns = netns!()
       switch = switch!()
       server = start_injected!("openat EINTR once:#{switch}")
@@ -80,7 +80,7 @@ defmodule NetlinkPort.FaultsTest do
 
   describe "CAP_SYS_PTRACE" do
     @tag :trace
-    test "that cannot be raised is EACCES where it is needed; what needs none goes on" do
+    test "that cannot be raised is EACCES for opens that need it; other opens succeed" do
       netns = netns!()
       switch = switch!()
       server = start_injected!("capset EPERM file:#{switch}")
@@ -107,8 +107,8 @@ defmodule NetlinkPort.FaultsTest do
     end
   end
 
-  describe "a proof of place that the kernel refuses" do
-    test "leaves the socket usable, and says so" do
+  describe "a proof of the namespace that the kernel refuses" do
+    test "leaves the socket usable, with verified: false" do
       netns = netns!()
       server = start_injected!("ioctl EPERM always")
       {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
@@ -119,7 +119,7 @@ defmodule NetlinkPort.FaultsTest do
   end
 
   describe "a send" do
-    test "that the kernel refuses is told, to who waits and to who does not" do
+    test "that the kernel refuses is an error for a caller that waits, and otherwise a message to the owner" do
       netns = netns!()
 
       for {errno, reason} <- [{"ENOBUFS", :enobufs}, {"ENOMEM", :enomem}] do
@@ -139,7 +139,7 @@ defmodule NetlinkPort.FaultsTest do
     end
 
     # A large batch of nftables can take that long. One thread serves all sockets.
-    test "that the kernel takes long over holds all up, and nothing is lost or suspected" do
+    test "that takes the kernel long delays all sockets; nothing is lost, and the helper is not suspected" do
       [netns, other] = [netns!(), netns!()]
       hold = tmp_path!("hold")
       on_exit(fn -> File.rm(hold <> ".held") end)
@@ -182,7 +182,7 @@ defmodule NetlinkPort.FaultsTest do
   end
 
   describe "a receive" do
-    test "that fails is told, and reading goes on" do
+    test "that fails is reported, and reading goes on" do
       netns = netns!()
       server = start_injected!("recvmsg EIO 1")
       {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
@@ -191,7 +191,7 @@ defmodule NetlinkPort.FaultsTest do
       assert_receive {:netlink, ^socket, _datagram}
     end
 
-    test "that fails for ever is told again and again, until the socket is closed; others go on" do
+    test "that fails for ever is reported again and again until the socket is closed; other sockets go on" do
       netns = netns!()
       switch = switch!()
       server = start_injected!("recvmsg EIO file:#{switch}")
@@ -210,7 +210,7 @@ defmodule NetlinkPort.FaultsTest do
       works!(other)
     end
 
-    test "that a signal interrupts is not noticed" do
+    test "that a signal interrupts has no effect" do
       netns = netns!()
       server = start_injected!("recvmsg EINTR 1")
       {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns})
@@ -245,9 +245,9 @@ defmodule NetlinkPort.FaultsTest do
     end
   end
 
-  describe "the count of what was dropped" do
+  describe "the count of dropped datagrams" do
     # Grants are cumulative, so that a later one is enough.
-    test "that cannot be read is told as soon as it can be, to the message" do
+    test "that cannot be read is reported as soon as it can be read, and is exact" do
       netns = netns!()
       switch = switch!()
       server = start_injected!("getsockopt ENOBUFS file:#{switch}")
@@ -274,7 +274,7 @@ defmodule NetlinkPort.FaultsTest do
 
   describe "a helper that was taken over" do
     @tag :preload
-    test "is ended by its first system call that is not of its work" do
+    test "is ended by its first system call that its work does not need" do
       marker = tmp_path!("marker")
       preload = "LD_PRELOAD=#{fixture!("libtakeover.so")} TAKEOVER=#{marker}"
       server = start_server!(executable: script!("#{preload} exec #{helper()} \"$@\""))
@@ -300,7 +300,7 @@ defmodule NetlinkPort.FaultsTest do
   end
 
   describe "the loop" do
-    test "that cannot wait, read or write ends with a code that says so" do
+    test "that cannot wait, read or write ends with the exit code for that" do
       for {syscall, errno, code} <- [
             {"epoll_wait", "ENOMEM", 71},
             {"read", "EIO", 71},
@@ -317,7 +317,7 @@ defmodule NetlinkPort.FaultsTest do
       end
     end
 
-    test "goes on where a signal interrupts it" do
+    test "goes on after a signal interrupts it" do
       for syscall <- ~w(epoll_wait read write) do
         switch = switch!()
         server = start_injected!("#{syscall} EINTR once:#{switch}")
@@ -334,7 +334,7 @@ defmodule NetlinkPort.FaultsTest do
   end
 
   describe "a start" do
-    test "that the system refuses says what it needs" do
+    test "that the system refuses names the call" do
       for {refusal, sentence} <- [
             {"prlimit64 EPERM", "setrlimit(RLIMIT_NOFILE): EPERM"},
             {"prctl EPERM", "prctl(PR_SET_NO_NEW_PRIVS): EPERM"},

@@ -128,7 +128,7 @@ defmodule NetlinkPort.FlowControlTest do
 
   defp queue_length(pid), do: pid |> Process.info(:message_queue_len) |> elem(1)
 
-  test "seen and dropped is what was sent, in order, whatever the mode", context do
+  test "received and dropped datagrams add up to those sent, in order, in every mode", context do
     stallers = for mode <- @modes, do: {mode, staller!(context, mode)}
     storm!(context.netns, 1..@count)
 
@@ -139,7 +139,7 @@ defmodule NetlinkPort.FlowControlTest do
     end
   end
 
-  test "what the VM keeps is bounded by the window, and by max_queue", context do
+  test "the datagrams in the VM are bounded by the window, and by max_queue", context do
     stallers = for mode <- @modes, do: {mode, staller!(context, mode)}
     storm!(context.netns, 1..@count)
 
@@ -178,7 +178,7 @@ defmodule NetlinkPort.FlowControlTest do
   end
 
   describe "max_queue" do
-    test "counts what others send as well", context do
+    test "counts messages of other senders, too", context do
       {pid, socket} = staller!(context, {true, 100})
       for n <- 1..90, do: send(pid, {:other, n})
       # It has credit left from before. After that its whole mailbox is counted.
@@ -187,7 +187,7 @@ defmodule NetlinkPort.FlowControlTest do
       assert queue_length(pid) <= 190
     end
 
-    test "an owner that keeps up never waits", context do
+    test "does not delay an owner that keeps up", context do
       socket = open!(context, {true, 50}, rcvbuf: 8_000_000)
       storm!(context.netns, 1..3_000)
 
@@ -207,7 +207,7 @@ defmodule NetlinkPort.FlowControlTest do
       refute_received {:netlink, _socket, _datagram}
     end
 
-    test "does not stop the server where the owner is suspended", context do
+    test "does not stop the server when the owner is suspended", context do
       {pid, _socket} = staller!(context, {true, 10})
       :erlang.suspend_process(pid)
       storm!(context.netns, 1..500)
@@ -222,7 +222,7 @@ defmodule NetlinkPort.FlowControlTest do
       whole?(taken, 500)
     end
 
-    test "leaves an idle owner alone", context do
+    test "causes no messages while the owner is idle", context do
       {pid, socket} = staller!(context, {true, 10})
       storm!(context.netns, 1..10)
       eventually!(fn -> queue_length(pid) == 10 end)
@@ -234,7 +234,7 @@ defmodule NetlinkPort.FlowControlTest do
     end
   end
 
-  test "an overrun is told after what is older, also from a tiny receive buffer", context do
+  test "an overrun is reported after older datagrams, also with a tiny receive buffer", context do
     for active <- [false, true] do
       context = %{context | netns: netns!()}
       {pid, _socket} = staller!(context, active, rcvbuf: 4_096, window: 600)

@@ -57,7 +57,7 @@ defmodule NetlinkPort.GenericFollowTest do
       {changed, follow, datagram}
     end
 
-    test "follows a group that is there", %{socket: socket, numbers: numbers} = context do
+    test "follows a group that exists", %{socket: socket, numbers: numbers} = context do
       {:ok, follow} = Generic.follow(socket, [{"ethtool", "monitor"}])
       assert NetlinkPort.memberships(socket) == {:ok, Enum.sort([16, numbers["monitor"]])}
       in_monitor!(context)
@@ -89,7 +89,7 @@ defmodule NetlinkPort.GenericFollowTest do
       assert family(datagram, context) == "netdev"
     end
 
-    test "is not disturbed by families of others, nor by what cannot be read", context do
+    test "ignores other families, and malformed datagrams", context do
       %{socket: socket, peer: peer, numbers: numbers} = context
       {:ok, follow} = Generic.follow(socket, [{"ethtool", "monitor"}])
       Nlctrl.registered(peer, @family, @id, %{"monitor" => numbers["mgmt"]})
@@ -100,7 +100,7 @@ defmodule NetlinkPort.GenericFollowTest do
       end
     end
 
-    test "takes no groups of another form", %{socket: socket} do
+    test "raises for groups of another form", %{socket: socket} do
       for groups <- [
             ["ethtool"],
             [{"ethtool", "monitor"} | :x],
@@ -136,7 +136,7 @@ defmodule NetlinkPort.GenericFollowTest do
       assert family(datagram, context) == "ethtool"
     end
 
-    test "is down while a family is not there, and joins its groups each time it is registered",
+    test "is down while a family does not exist, and joins its groups each time it is registered",
          context do
       %{peer: peer, numbers: numbers} = context
       monitor = monitor!(context, groups: [{@family, "events"}], user_peers: true)
@@ -164,7 +164,7 @@ defmodule NetlinkPort.GenericFollowTest do
       assert {"netdev", :event} == event(monitor, context)
     end
 
-    test "waits for a family on the next helper, too, and on the next namespace", context do
+    test "waits for a family with the next helper, and in the next namespace", context do
       monitor = monitor!(context, groups: [{@family, "events"}], user_peers: true)
       assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
       context.server |> os_pid() |> signal!("KILL")
@@ -199,7 +199,7 @@ defmodule NetlinkPort.GenericFollowTest do
       {family(datagram, context), :event}
     end
 
-    test "reads its dump and joins its group anew after a registration", context do
+    test "reads its dump and joins its group again after a registration", context do
       dump = [{"ethtool", [<<1, 1, 0::16>>, Attr.encode([])]}]
       groups = [{"ethtool", "monitor"}]
       monitor = monitor!(context, groups: groups, dump: dump, user_peers: true)
@@ -219,7 +219,7 @@ defmodule NetlinkPort.GenericFollowTest do
       assert {:netlink_resync, ^monitor, {:family, "ethtool"}} = next(monitor)
     end
 
-    test "hands on what nlctrl tells to those alone that are in its group", context do
+    test "does not pass on events of nlctrl unless its group is named", context do
       monitor = monitor!(context, groups: [{"ethtool", "monitor"}], user_peers: true)
       assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
       Nlctrl.registered(context.peer, @family, @id, %{})
@@ -234,7 +234,7 @@ defmodule NetlinkPort.GenericFollowTest do
       assert {"nlctrl", :event} == event(monitor, context)
     end
 
-    test "takes names of the protocol :generic alone" do
+    test "takes names only with the protocol :generic" do
       for opts <- [
             [groups: [{"ethtool", "monitor"}]],
             [protocol: :generic, groups: [{"ethtool", 1}]],
@@ -245,13 +245,13 @@ defmodule NetlinkPort.GenericFollowTest do
       end
     end
 
-    # The family of drop_monitor is in the initial namespace alone.
+    # The family of drop_monitor exists only in the initial namespace.
     for {family, group, module, host?} <- [
           {"psample", "config", "psample", false},
           {"NET_DM", "events", "drop_monitor", true}
         ] do
       @tag :modules
-      test "joins the group of #{module} again, when that is unloaded and loaded", context do
+      test "joins the group of #{module} again after that is unloaded and loaded", context do
         {family, group, module} = {unquote(family), unquote(group), unquote(module)}
         netns = if unquote(host?), do: :host, else: {:name, context.netns}
         {:ok, asking} = NetlinkPort.open(context.server, :generic, netns: netns, active: false)

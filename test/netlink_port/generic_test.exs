@@ -87,7 +87,7 @@ defmodule NetlinkPort.GenericTest do
     {family.name, numbers, operations, family.groups}
   end
 
-  test "all families, as genl(8) prints them", %{socket: socket, netns: netns} do
+  test "the list of families matches genl(8)", %{socket: socket, netns: netns} do
     assert {:ok, families} = Generic.families(socket)
     assert "nlctrl" in Enum.map(families, & &1.name)
 
@@ -98,7 +98,7 @@ defmodule NetlinkPort.GenericTest do
     end
   end
 
-  test "one by its name is the same as in the list, on a socket and on a connection", context do
+  test "a family by its name is that of the list, on a socket and on a connection", context do
     %{socket: socket, connection: connection} = context
     assert {:ok, families} = Generic.families(connection)
 
@@ -113,7 +113,7 @@ defmodule NetlinkPort.GenericTest do
     assert :dump in operations[@getfamily]
   end
 
-  test "one that is not there is ENOENT", %{socket: socket, connection: connection} do
+  test "an unknown family is ENOENT", %{socket: socket, connection: connection} do
     for via <- [socket, connection] do
       assert {:error, error} = Generic.family(via, "no-such-family")
       assert {error.stage, error.reason} == {:request, :enoent}
@@ -121,7 +121,7 @@ defmodule NetlinkPort.GenericTest do
     end
   end
 
-  test "requests and dumps of a family, by name and by what was resolved", context do
+  test "requests and dumps take the name of a family, or the family", context do
     for via <- [context.socket, context.connection] do
       {:ok, nlctrl} = Generic.family(via, "nlctrl")
 
@@ -144,7 +144,7 @@ defmodule NetlinkPort.GenericTest do
       :sys.get_state(connection).calls.next - before
     end
 
-    test "a name is asked for once by a process", %{connection: connection} do
+    test "asks the kernel for a name once in each process", %{connection: connection} do
       get = fn -> {:error, _} = Generic.request(connection, "ethtool", 200) end
       assert asked(connection, get) == 2
       assert asked(connection, get) == 1
@@ -152,7 +152,7 @@ defmodule NetlinkPort.GenericTest do
       assert Task.await(task) == {2, 1}
     end
 
-    test "a number that is nobody's any more is asked for again", context do
+    test "asks again for a number that no longer exists", context do
       for via <- [context.connection, context.socket] do
         {:ok, nlctrl} = Generic.family(via, "nlctrl")
         # As if its module had been loaded again.
@@ -167,7 +167,9 @@ defmodule NetlinkPort.GenericTest do
       end
     end
 
-    test "an ENOENT of the family itself is told, and not tried again", %{connection: connection} do
+    test "returns an ENOENT of the family itself, and does not repeat the request", %{
+      connection: connection
+    } do
       payload = Attr.encode([{@family_name, "no-such-family\0"}])
       get = fn -> Generic.request(connection, "nlctrl", @getfamily, payload) end
       assert {:error, %Error{reason: :enoent}} = get.()
@@ -175,7 +177,7 @@ defmodule NetlinkPort.GenericTest do
       assert asked(connection, get) == 2
     end
 
-    test "it is bounded", %{socket: socket} do
+    test "is bounded", %{socket: socket} do
       for n <- 1..1_000, do: Generic.Cache.put(socket, %Generic{id: n, name: "family-#{n}"})
       assert map_size(Process.get(Generic.Cache)) <= 256
       assert {:ok, [_ | _]} = Generic.dump(socket, "nlctrl", @getfamily)
@@ -194,7 +196,7 @@ defmodule NetlinkPort.GenericTest do
       assert NetlinkPort.memberships(socket) == {:ok, Enum.sort([16, id])}
     end
 
-    test "an event of it arrives, with its command", %{socket: socket, netns: netns} do
+    test "delivers events of the group, with their command", %{socket: socket, netns: netns} do
       # ETHTOOL_MSG_FEATURES_NTF and the like; include/uapi/linux/ethtool_netlink.h
       assert Generic.join(socket, "ethtool", "monitor") == :ok
       {:ok, %{id: id}} = Generic.family(socket, "ethtool")
@@ -216,7 +218,7 @@ defmodule NetlinkPort.GenericTest do
       end
     end
 
-    test "a group or a family that is not there is ENOENT", %{socket: socket} do
+    test "is ENOENT for an unknown group or family", %{socket: socket} do
       assert {:error, error} = Generic.join(socket, "nlctrl", "no-such-group")
       assert {error.stage, error.reason} == {:request, :enoent}
       assert Exception.message(error) =~ "group no-such-group of nlctrl"
@@ -247,7 +249,7 @@ defmodule NetlinkPort.GenericTest do
     assert_raise ArgumentError, fn -> Generic.request(socket, "nlctrl", 3, "", color: 1) end
   end
 
-  test "a payload without the header is an error" do
+  test "a payload that is shorter than the header is an error" do
     assert {:error, %DecodeError{}} = Generic.decode(%Message{type: 16, payload: <<1, 2, 3>>})
   end
 end

@@ -1,6 +1,6 @@
 defmodule NetlinkPort.KernelModulesTest do
   # Families of modules that few kernels have built in. ip(8) loads wireguard, in a namespace. mac80211_hwsim makes
-  # radios in the initial namespace, and so is loaded only where the machine is the suite's own.
+  # radios in the initial namespace, and so is loaded only on a machine that no other program uses.
   use NetlinkPort.Case
 
   alias NetlinkPort.{Attr, Error, Generic}
@@ -27,7 +27,8 @@ defmodule NetlinkPort.KernelModulesTest do
   # include/uapi/linux/wireguard.h: WG_CMD_GET_DEVICE 0, WG_CMD_SET_DEVICE 1; WGDEVICE_A_IFNAME 2, LISTEN_PORT 6,
   # PEERS 8; WGPEER_A_PUBLIC_KEY 1
   @tag :wireguard
-  test "wireguard: peers of many datagrams are dumped, and a missing device is ENODEV", context do
+  test "wireguard: a dump of peers in many datagrams is complete, and a missing device is ENODEV",
+       context do
     ip!(["-n", context.netns, "link", "add", "wg0", "type", "wireguard"])
     socket = open!(context, :generic, {:name, context.netns})
     keys = for n <- 1..600, do: <<n::256>>

@@ -19,7 +19,7 @@ defmodule NetlinkPort.LogsTest do
     {IO.iodata_to_binary(line), event}
   end
 
-  test "a helper that ends is one line, which says how" do
+  test "the end of a helper is one line, which says how it ended" do
     name = :"logs_#{System.unique_integer([:positive])}"
     start_server!(name: name)
     {:ok, _socket} = NetlinkPort.open(name, :route, [])
@@ -35,14 +35,14 @@ defmodule NetlinkPort.LogsTest do
     refute_received {:logged, _event}
   end
 
-  test "an orderly end is none" do
+  test "an orderly end logs nothing" do
     server = start_server!()
     assert GenServer.stop(server) == :ok
     assert GenServer.stop(start_server!(), :shutdown) == :ok
     refute_received {:logged, _event}
   end
 
-  test "a start that fails says why" do
+  test "a failed start is logged with its reason" do
     Process.flag(:trap_exit, true)
     {:error, error} = NetlinkPort.start_link(name: nil, executable: "/nowhere")
     {line, event} = logged!()
@@ -50,7 +50,7 @@ defmodule NetlinkPort.LogsTest do
     assert is_pid(event.meta.netlink_port)
   end
 
-  test "a helper in a crash loop is a few lines a minute" do
+  test "a helper in a crash loop logs a few lines a minute" do
     name = :"logs_#{System.unique_integer([:positive])}"
 
     start_supervised!(%{
@@ -72,7 +72,7 @@ defmodule NetlinkPort.LogsTest do
     refute_received {:logged, _event}
   end
 
-  test "frames that the helper cannot read are one line, and a count" do
+  test "frames that the helper cannot decode are one line with a count" do
     server = start_server!()
     %{helper: %{port: port}} = :sys.get_state(server)
     for _ <- 1..1_000, do: true = Port.command(port, "garbage")
@@ -82,7 +82,7 @@ defmodule NetlinkPort.LogsTest do
     refute_received {:logged, _event}
   end
 
-  test "frames that it cannot read before it ends, again and again, are a few lines, too" do
+  test "frames that a helper in a crash loop cannot decode are a few lines a minute" do
     name = :"logs_#{System.unique_integer([:positive])}"
     malformed = frame!(:erlang.term_to_binary({:malformed, :version}))
     script = script!("#{print_frame(vector!("hello"))}; cat #{malformed}; sleep 0.02; exit 3")
@@ -101,7 +101,7 @@ defmodule NetlinkPort.LogsTest do
     refute_receive {:logged, _event}, 1_000
   end
 
-  test "a monitor and a connection that look for what is not there say nothing" do
+  test "a monitor and a connection whose server does not exist log nothing" do
     {:ok, _pid} = start_supervised({NetlinkPort.Monitor, server: :nowhere, groups: [1]})
     opts = [server: :nowhere, protocol: :route]
     {:ok, connection} = start_supervised({NetlinkPort.Connection, opts})
@@ -109,7 +109,7 @@ defmodule NetlinkPort.LogsTest do
     refute_received {:logged, _event}
   end
 
-  test "the report of a crash is short, with a datagram of a megabyte as the last message" do
+  test "a crash report is short, also if the last message was a datagram of a megabyte" do
     id = :"logs_all_#{System.unique_integer([:positive])}"
     test = self()
     :ok = :logger.add_handler(id, __MODULE__.All, %{config: %{test: test}})
@@ -126,7 +126,7 @@ defmodule NetlinkPort.LogsTest do
     for report <- reports, do: refute(report =~ "xxxxxxxxxxxxxxxxx")
   end
 
-  test "nor does it show what waits in the mailbox" do
+  test "a crash report does not show the mailbox" do
     id = :"logs_all_#{System.unique_integer([:positive])}"
     :ok = :logger.add_handler(id, __MODULE__.All, %{config: %{test: self()}})
     on_exit(fn -> :logger.remove_handler(id) end)

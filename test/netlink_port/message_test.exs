@@ -10,7 +10,7 @@ defmodule NetlinkPort.MessageTest do
 
   defp bytes(messages), do: IO.iodata_to_binary(Message.encode(messages))
 
-  describe "what the kernel wrote" do
+  describe "datagrams from the kernel:" do
     test "one message" do
       assert {:ok, [message]} = Message.decode(Golden.datagram!("link"))
       assert %Message{type: 16, flags: 0, seq: 7, payload: payload} = message
@@ -22,7 +22,7 @@ defmodule NetlinkPort.MessageTest do
       assert bytes(message) == Golden.datagram!("link")
     end
 
-    test "many, and their end" do
+    test "several messages, and their end" do
       assert {:ok, [first, second]} = Message.decode(Golden.datagram!("address dump"))
       assert {first.type, second.type} == {20, 20}
       assert Enum.all?([first, second], &Message.flag?(&1, :multi))
@@ -30,7 +30,7 @@ defmodule NetlinkPort.MessageTest do
       assert {Message.control(done.type), done.payload} == {:done, <<0::32>>}
     end
 
-    test "is the same bytes again when it is encoded" do
+    test "encoding gives the same bytes" do
       for datagram <- Golden.datagrams() do
         {:ok, messages} = Message.decode(datagram)
         assert bytes(messages) == datagram
@@ -38,8 +38,8 @@ defmodule NetlinkPort.MessageTest do
     end
   end
 
-  describe "malformed" do
-    test "says where, and what is wrong" do
+  describe "malformed bytes:" do
+    test "the error says where, and what is wrong" do
       one = bytes(%Message{type: 1, payload: "1234"})
 
       for {datagram, offset, reason} <- [
@@ -58,7 +58,7 @@ defmodule NetlinkPort.MessageTest do
       end
     end
 
-    test "the last one may lack its padding, and no other" do
+    test "only the last message can lack its padding" do
       assert {:ok, [%{payload: "abc"}]} = Message.decode(<<19::32-native, 0::96, "abc">>)
       cut = <<19::32-native, 0::96, "abc">>
       assert {:error, %DecodeError{offset: 20}} = Message.decode(cut <> <<0, 1>>)
@@ -66,7 +66,7 @@ defmodule NetlinkPort.MessageTest do
     end
   end
 
-  test "flags are names, all of a name's bits count, and unknown ones raise" do
+  test "flags are names; a name needs all of its bits, and unknown names raise" do
     assert Message.flags([]) == 0
     assert Message.flags([:dump]) == Message.flags([:root, :match])
     refute Message.flag?(%Message{type: 1, flags: 0x100}, :dump)
@@ -93,7 +93,7 @@ defmodule NetlinkPort.MessageTest do
       %Message{type: type, flags: flags, seq: seq, pid: pid, payload: payload}
     end
 
-    test "messages go there and back" do
+    test "messages are decoded as they were encoded" do
       property = fn messages ->
         messages = Enum.map(messages, &of/1)
         messages == [] or Message.decode(bytes(messages)) == {:ok, messages}
@@ -102,7 +102,7 @@ defmodule NetlinkPort.MessageTest do
       assert Properties.check(:proper_types.list(message()), 1_000, property) == true
     end
 
-    test "anything is messages, or an error within it" do
+    test "any bytes are messages, or an error at an offset within them" do
       golden = Enum.map(Golden.datagrams(), &:proper_types.exactly/1)
       change = :proper_types.tuple([:proper_types.integer(0, 200), :proper_types.integer(0, 255)])
       cut = :proper_types.integer(0, 200)

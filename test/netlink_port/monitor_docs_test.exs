@@ -72,7 +72,7 @@ defmodule NetlinkPort.MonitorDocsTest do
     eventually!(fn -> Enum.sort(names(subscriber)) == ["br0", "lo"] end)
   end
 
-  test "a message that is not of the whole link takes nothing from it", %{netns: netns} do
+  test "a message with a part of a link keeps the other attributes", %{netns: netns} do
     subscriber = subscriber!(netns)
     eventually!(fn -> names(subscriber) == ["lo"] end)
     %{1 => %{@mtu => mtu}} = links(subscriber)
@@ -95,7 +95,7 @@ defmodule NetlinkPort.MonitorDocsTest do
         {"process events", "    # struct cn_msg: CN_IDX_PROC", "Packets that a rule logs"},
         {"nflog", "    # NFNL_SUBSYS_ULOG and NFULNL_MSG_CONFIG; struct", "What cannot be sent"}
       ] do
-    # The kernel tells of processes in the initial namespaces alone.
+    # The kernel sends process events only in the initial namespaces.
     if title == "process events", do: @tag(:init_user_namespace)
 
     test "the subscription to #{title} is accepted", %{netns: netns} do

@@ -103,7 +103,7 @@ defmodule NetlinkPort.MonitorRoutesTest do
     end
   end
 
-  test "a nexthop object that is deleted takes its routes with it", context do
+  test "a deleted nexthop object takes its routes with it", context do
     all_true!(context, [
       [
         "nexthop add id 1 via 10.0.0.2 dev va",
@@ -155,7 +155,7 @@ defmodule NetlinkPort.MonitorRoutesTest do
     ])
   end
 
-  test "a source that is taken away leaves IPv6 routes, and takes IPv4 routes with it", context do
+  test "a deleted source address leaves IPv6 routes, and takes IPv4 routes with it", context do
     all_true!(context, [
       [
         "route add 10.8.0.0/24 via 10.0.0.2 src 10.0.0.9",
@@ -169,7 +169,7 @@ defmodule NetlinkPort.MonitorRoutesTest do
     ])
   end
 
-  test "an interface that goes down takes IPv4 routes with it, but for those it is not all of",
+  test "an interface that goes down takes IPv4 routes with it, except those that also use another",
        context do
     all_true!(context, [
       [
@@ -188,7 +188,7 @@ defmodule NetlinkPort.MonitorRoutesTest do
     ])
   end
 
-  test "IPv4 routes of one key stand in an order: NLM_F_APPEND, NLM_F_REPLACE and neither",
+  test "IPv4 routes of one key have an order: NLM_F_APPEND, NLM_F_REPLACE and neither",
        context do
     all_true!(context, [
       "route append 10.6.0.0/24 via 10.0.0.2",
@@ -208,7 +208,7 @@ defmodule NetlinkPort.MonitorRoutesTest do
     ])
   end
 
-  test "IPv6 routes by gateways of one key are one, with RTA_MULTIPATH", context do
+  test "IPv6 routes of one key by gateways are one route with RTA_MULTIPATH", context do
     all_true!(context, [
       "route add fd06::/64 nexthop via fd00::2 dev va nexthop via fd01::2 dev vb",
       "route del fd06::/64 via fd01::2 dev vb",
@@ -230,7 +230,7 @@ defmodule NetlinkPort.MonitorRoutesTest do
   end
 
   @tag :vrf
-  test "an interface that enters and leaves a vrf takes its routes along", context do
+  test "an interface that enters or leaves a VRF loses its IPv4 routes", context do
     all_true!(context, [
       ["link add vrf1 type vrf table 10", "link set vrf1 up"],
       "link set vb master vrf1",

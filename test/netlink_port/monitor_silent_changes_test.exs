@@ -102,7 +102,7 @@ defmodule NetlinkPort.MonitorSilentChangesTest do
     refute Enum.any?(messages, &match?(%{payload: <<_::32, ^index::32-native, _::binary>>}, &1))
   end
 
-  test "an interface takes its proxy entries of neighbours with it", context do
+  test "an interface takes its proxy entries with it", context do
     %{netns: netns} = context
     proxies = fn -> ip!(["-n", netns, "neigh", "show", "proxy"]) end
     ip!(["-n", netns, "neigh", "add", "proxy", "10.3.0.7", "dev", "va"])
@@ -167,14 +167,15 @@ defmodule NetlinkPort.MonitorSilentChangesTest do
     end
 
     # Without a listener there is no event: findings/conntrack_events_of_any_namespace.sh. Here others may listen.
-    test "with nf_conntrack_events 2 it is told where somebody listened, in any namespace",
+    test "with nf_conntrack_events 2 the end of an older flow is an event if any namespace had a listener",
          context do
       other = [netns: {:name, netns!()}, groups: @groups]
       {:ok, _listener} = NetlinkPort.open(context.server, :netfilter, other)
       assert ends_told(context, 2) == 1
     end
 
-    test "with nf_conntrack_events 1 the end of a flow older than the monitor is told", context do
+    test "with nf_conntrack_events 1 the end of a flow older than the monitor is an event",
+         context do
       assert ends_told(context, 1) == 1
     end
   end

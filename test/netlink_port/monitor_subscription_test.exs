@@ -74,7 +74,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
 
   defp kill_helper!(server), do: server |> os_pid() |> signal!("KILL")
 
-  describe "of nflog" do
+  describe "the subscription of nflog" do
     test "is sent before the first resync, and again after each open", context do
       log!(context.netns, @group)
       monitor = subscribe!(monitor!(context, protocol: :netfilter, subscription: [bind(@group)]))
@@ -121,7 +121,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
     end
 
     # Without NLM_F_ACK: success is not reported, but errors are, whatever was reported before.
-    test "that asks for no ack takes it down as well, when it is refused", context do
+    test "takes the monitor down if it asks for no ack and is refused", context do
       {:ok, other} =
         NetlinkPort.open(context.server, :netfilter, netns: {:name, context.netns}, active: false)
 
@@ -143,7 +143,8 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
       ip!(["netns", "exec", netns, "cat", "/proc/net/netfilter/nfnetlink_log"]) != ""
     end
 
-    test "is answered one by one: messages with the same number are not confused", context do
+    test "may have several messages with the same sequence number, each with its own answer",
+         context do
       log!(context.netns, @group)
 
       # NLM_F_REQUEST and NLM_F_ACK; NFULNL_CFG_CMD_UNBIND of a group that is not bound succeeds
@@ -158,11 +159,11 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
     end
   end
 
-  describe "of the connector" do
-    # The kernel hears this family in the initial namespaces alone.
+  describe "the subscription of the connector" do
+    # The kernel answers this family only in the initial namespaces.
     @describetag :init_user_namespace
 
-    # The kernel answers to the whole machine, with this `ack` and 1: it is that of no other listener.
+    # The kernel sends its answer to all listeners of the machine, with this `ack` plus 1, which no other listener has.
     defp proc(operation, seq \\ 0) do
       ack = :rand.uniform(0x7FFFFFFF)
 
@@ -186,7 +187,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
       monitor!(context, [netns: :host, rcvbuf: 8_000_000] ++ opts)
     end
 
-    test "makes process events come, and again after each open", context do
+    test "makes process events come, also after the socket is opened again", context do
       monitor = subscribe!(proc_monitor!(context, @listen))
       assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
       {_output, 0} = System.cmd("true", [])
@@ -197,20 +198,20 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
       until(monitor, &(what(&1) == @exit))
     end
 
-    test "that it refuses in an answer of its own takes the monitor down", context do
+    test "takes the monitor down if the connector refuses it in an event", context do
       monitor = subscribe!(proc_monitor!(context, @unknown))
       assert {:netlink_down, ^monitor, {:error, error}} = next(monitor)
       assert {error.stage, error.reason} == {:request, :einval}
     end
 
-    test "that cannot be sent takes it down: there is none in other namespaces", context do
+    test "takes the monitor down in other namespaces, which have no connector", context do
       opts = [protocol: :connector, groups: [@proc], subscription: [proc(@listen)]]
       monitor = subscribe!(monitor!(context, opts))
       assert {:netlink_down, ^monitor, {:error, error}} = next(monitor)
       assert {error.stage, error.reason} == {:send, :econnrefused}
     end
 
-    test "that nobody answers is not taken for accepted", context do
+    test "takes the monitor down with ETIMEDOUT if nobody answers", context do
       # The kernel ignores messages from another pid namespace.
       script = script!("exec unshare --pid --fork --kill-child #{helper()} \"$@\"")
       server = start_server!(executable: script)
@@ -220,7 +221,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
       assert Exception.message(error) =~ "the subscription"
     end
 
-    test "is not confused with that of another listener", context do
+    test "ignores the answer to another listener", context do
       {:ok, other} = NetlinkPort.open(context.server, :connector, groups: [@proc])
       monitor = subscribe!(proc_monitor!(context, @listen))
       assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
@@ -232,7 +233,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
     end
   end
 
-  describe "of a generic family" do
+  describe "the subscription of a generic family" do
     # TASKSTATS asks for CAP_NET_ADMIN in the initial user namespace.
     @describetag :init_user_namespace
 
@@ -255,7 +256,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
     end
   end
 
-  test "of user space is heard with user_peers, and not without", context do
+  test "events from user space are sent with user_peers: true, and not by default", context do
     {:ok, peer} =
       NetlinkPort.open(context.server, :usersock,
         netns: {:name, context.netns},

@@ -17,7 +17,7 @@ defmodule NetlinkPort.MonitorTablesTest do
     start_supervised!({Monitor, [groups: Mirror.groups(), dump: Mirror.dumps()] ++ opts})
   end
 
-  test "a subscriber with room for one message takes all of a snapshot, and what follows",
+  test "a subscriber with room for a single message is sent the whole snapshot, and later events",
        context do
     routes = for n <- 1..300, do: "route add 10.2.#{div(n, 256)}.#{rem(n, 256)} dev lo"
     ip_batch!(context.netns, routes)
@@ -30,7 +30,7 @@ defmodule NetlinkPort.MonitorTablesTest do
     assert_true([mirror], Changes.make(changes, 500))
   end
 
-  test "many subscribers, some of which end, all have the true state", context do
+  test "the tables of many subscribers, some of which end, match the kernel's", context do
     monitor = monitor!(context, 1_000_000)
     {changes, mirrors} = {changes!(context, 1), for(_ <- 1..200, do: Mirror.start(monitor))}
     changes = Enum.reduce(1..10, changes, fn _n, changes -> Changes.make(changes, 100) end)
@@ -47,7 +47,8 @@ defmodule NetlinkPort.MonitorTablesTest do
 
   # Takes seconds; longer on a machine with other work.
   @tag timeout: within(180_000)
-  test "links and routes are true after 100,000 random changes, overruns and kills", context do
+  test "the tables of links and routes match the kernel's after 100,000 random changes, overruns and kills",
+       context do
     # The seed decides which changes are made, but not when.
     seed = ExUnit.configuration()[:seed]
     monitor = monitor!(context, 100_000)

@@ -102,7 +102,7 @@ defmodule NetlinkPort.MonitorTest do
   defp kill_helper!(server), do: server |> os_pid() |> signal!("KILL")
 
   describe "a subscription" do
-    test "begins with a resync, then events come", context do
+    test "begins with a resync, and events follow", context do
       monitor = subscribed!(monitor!(context, groups: [@links]))
       add_bridge!(context.netns, "br0")
       assert event(monitor) == "br0"
@@ -119,7 +119,8 @@ defmodule NetlinkPort.MonitorTest do
       assert event(monitor) == "br1"
     end
 
-    test "that begins late has a snapshot of its own, and disturbs no other", context do
+    test "that begins later has its own snapshot, and sends nothing to other subscribers",
+         context do
       monitor = subscribed!(monitor!(context, groups: [@links], dump: [@dump_links]))
       assert snapshot(monitor) == ["lo"]
       add_bridge!(context.netns, "br0")
@@ -130,7 +131,7 @@ defmodule NetlinkPort.MonitorTest do
       refute_received {_tag, ^monitor, _any}
     end
 
-    test "that is made again begins anew", context do
+    test "that is repeated begins again with a snapshot", context do
       monitor = subscribed!(monitor!(context, groups: [@links], dump: [@dump_links]))
       assert snapshot(monitor) == ["lo"]
       subscribed!(monitor)
@@ -141,7 +142,7 @@ defmodule NetlinkPort.MonitorTest do
       refute_receive {_tag, ^monitor, _any}, 50
     end
 
-    test "ends by unsubscribe, or with its process", context do
+    test "ends with unsubscribe/1, or with its process", context do
       monitor = subscribed!(monitor!(context, groups: [@links]))
       follower = follower!(monitor)
       assert subscribers(monitor) == 2
@@ -155,12 +156,12 @@ defmodule NetlinkPort.MonitorTest do
       refute_receive {_tag, ^monitor, _any}, 50
     end
 
-    test "of a monitor that is not there is ESRCH" do
+    test "to a monitor that does not run is ESRCH" do
       assert {:error, %Error{reason: :esrch}} = Monitor.subscribe(:no_such_monitor)
       assert {:error, %Error{reason: :esrch}} = Monitor.unsubscribe(:no_such_monitor)
     end
 
-    test "has metadata where that was asked for", context do
+    test "has metadata with pktinfo: true", context do
       monitor = subscribed!(monitor!(context, groups: [@links], pktinfo: true))
       add_bridge!(context.netns, "br0")
       assert {:netlink_event, ^monitor, _datagram, %{group: @links}} = next(monitor)
@@ -168,7 +169,7 @@ defmodule NetlinkPort.MonitorTest do
   end
 
   describe "a gap" do
-    test "by an overrun is one resync, behind what is older than it", context do
+    test "by an overrun is one resync, after older events", context do
       monitor = subscribed!(monitor!(context, groups: [@addresses], rcvbuf: 10_000))
       helper = os_pid(context.server)
       signal!(helper, "STOP")
@@ -208,7 +209,7 @@ defmodule NetlinkPort.MonitorTest do
       end
     end
 
-    test "by the end of the namespace lasts until it is back", context do
+    test "by the end of the namespace lasts until the namespace is back", context do
       monitor = subscribed!(monitor!(context, groups: [@links], dump: [@dump_links]))
       assert snapshot(monitor) == ["lo"]
       add_bridge!(context.netns, "br0")
@@ -239,7 +240,8 @@ defmodule NetlinkPort.MonitorTest do
       File.rm!(switch)
     end
 
-    test "does not lose what comes while the dump runs, nor sends it before", context do
+    test "loses no events that come while the dump runs, and sends them after the snapshot",
+         context do
       switch = tmp_path!("hold")
       on_exit(fn -> File.rm(switch <> ".held") end)
       # The helper is held in the first sendmsg(2), that of the dump.
@@ -263,7 +265,7 @@ defmodule NetlinkPort.MonitorTest do
   end
 
   describe "a monitor" do
-    test "starts before its server and its namespace, and says what is missing", context do
+    test "starts before its server and its namespace, and reports what is missing", context do
       ip!(["netns", "del", context.netns])
       server = :"server#{System.unique_integer([:positive])}"
       monitor = monitor!(context, server: server, groups: [@links])
@@ -275,7 +277,7 @@ defmodule NetlinkPort.MonitorTest do
       assert {:netlink_resync, ^monitor, :subscribed} = next(monitor)
     end
 
-    test "holds nobody up while its server does not answer", context do
+    test "delays no subscriber while its server does not answer", context do
       :sys.suspend(context.server)
       monitor = monitor!(context, groups: [@links])
       follower = follower!(monitor)
@@ -285,7 +287,7 @@ defmodule NetlinkPort.MonitorTest do
       assert_receive {^follower, {:netlink_resync, ^monitor, :subscribed}}
     end
 
-    test "whose socket is closed before it knows of it opens another", context do
+    test "whose socket is closed before the reply of the open opens another", context do
       hold = tmp_path!("hold")
       on_exit(fn -> File.rm(hold <> ".held") end)
       script = script!("exec #{fixture!("inject")} setns EPERM hold:#{hold} #{helper()} \"$@\"")
@@ -319,7 +321,7 @@ defmodule NetlinkPort.MonitorTest do
       assert "lo" in snapshot(monitor)
     end
 
-    test "tells once of a dump that fails, and goes on trying", context do
+    test "reports a failing dump once, and repeats it", context do
       # No rtnetlink message has this type.
       monitor = subscribed!(monitor!(context, groups: [@links], dump: [{1_000, ""}]))
       assert {:netlink_error, ^monitor, %Error{reason: :eopnotsupp}} = next(monitor)
@@ -337,7 +339,7 @@ defmodule NetlinkPort.MonitorTest do
       eventually!(fn -> fds(context.server) == before end)
     end
 
-    test "is not disturbed by strangers", context do
+    test "ignores unexpected messages", context do
       monitor = subscribed!(monitor!(context, groups: [@links]))
       send(monitor, {:netlink, :nothing, ""})
       send(monitor, {:netlink_closed, :nothing, :why})
@@ -346,7 +348,7 @@ defmodule NetlinkPort.MonitorTest do
       assert event(monitor) == "br0"
     end
 
-    test "is not disturbed by who takes it for a server, nor are they", context do
+    test "and a connection answer EINVAL to the calls of a server", context do
       monitor = monitor!(context, groups: [@links])
 
       {:ok, connection} =
@@ -364,7 +366,7 @@ defmodule NetlinkPort.MonitorTest do
       end
     end
 
-    test "wrong entries of dump: and subscription: are a wrong argument that names the option",
+    test "raises for wrong entries of dump: and subscription:, and names the option",
          context do
       {:ok, pin} = NetlinkPort.pin(context.server, :host)
 
@@ -386,7 +388,7 @@ defmodule NetlinkPort.MonitorTest do
       end
     end
 
-    test "takes no wrong options" do
+    test "raises for wrong options" do
       for opts <- [
             [active: true],
             [owner: self()],
@@ -416,7 +418,7 @@ defmodule NetlinkPort.MonitorTest do
   end
 
   describe "a subscriber" do
-    test "that is suspended is behind, holds up no other, and takes no memory", context do
+    test "that is suspended is :behind, delays no other, and takes no memory", context do
       monitor = monitor!(context, groups: [@addresses], rcvbuf: 8_000_000)
       slow = follower!(monitor, max_queue: 100)
       assert_receive {^slow, {:netlink_resync, ^monitor, :subscribed}}
@@ -437,7 +439,8 @@ defmodule NetlinkPort.MonitorTest do
       refute_receive {^slow, _any}, 50
     end
 
-    test "has all, where the monitor was suspended, whose mailbox has a bound", context do
+    test "is sent every event after the monitor was suspended, whose mailbox has a bound",
+         context do
       monitor = subscribed!(monitor!(context, groups: [@addresses], rcvbuf: 8_000_000))
       :sys.suspend(monitor)
       add_addresses!(context.netns, 1..1_500)

@@ -72,7 +72,7 @@ defmodule NetlinkPort.MovingTest do
       assert Enum.filter(costs, fn {_name, cost} -> cost > 10_000 end) == []
     end
 
-    test "and has timed out leaves nothing behind when the answer comes" do
+    test "and has timed out leaves no message behind when the answer comes" do
       server = start_server!(call_timeout: 100)
       socket = open!(server)
       :sys.suspend(server)
@@ -85,8 +85,8 @@ defmodule NetlinkPort.MovingTest do
     end
   end
 
-  describe "a socket whose server is gone" do
-    test "is EPIPE for every use, whether or not there is another server by now" do
+  describe "a socket whose server has ended" do
+    test "is EPIPE for every use, with or without a new server" do
       for again? <- [false, true] do
         {name, socket} = of_before!()
         if again?, do: start_server!(name: name)
@@ -126,7 +126,7 @@ defmodule NetlinkPort.MovingTest do
       end
     end
 
-    test "is EPIPE on another node, too, as long as that can be reached" do
+    test "is EPIPE on another node, if that node can be reached" do
       NetlinkPort.Nodes.distributed!()
       {peer, _node} = NetlinkPort.Nodes.peer!()
       {_name, socket} = of_before!()
@@ -188,7 +188,7 @@ defmodule NetlinkPort.MovingTest do
       end
     end
 
-    test "is that of the start for what opens again and again", context do
+    test "stays that of the start for a connection and a monitor, which open it again", context do
       %{here: here, there: there, folder: folder} = context
       server = :"moving_#{System.unique_integer([:positive])}"
       start_server!(name: server, restart: :permanent)
@@ -216,7 +216,7 @@ defmodule NetlinkPort.MovingTest do
       Enum.map(sockets, & &1.handle)
     end
 
-    test "in a folder that is gone is ENOENT", %{server: server, folder: folder} do
+    test "is ENOENT if the working directory is deleted", %{server: server, folder: folder} do
       gone = Path.join(folder, "gone")
       File.mkdir!(gone)
       File.cd!(gone)
@@ -242,7 +242,7 @@ defmodule NetlinkPort.MovingTest do
       tell(test)
     end
 
-    test "keeps the word of a passive socket's end from its owner, however that comes" do
+    test "sends the owner of a passive socket no message when the socket ends, in any way" do
       for ending <- [:helper, :server, :notifier] do
         server = start_server!()
         {silent, told} = {owner(), owner()}
@@ -263,7 +263,7 @@ defmodule NetlinkPort.MovingTest do
       end
     end
 
-    test "of one whose namespace goes, too: it is then EBADF" do
+    test "sends no message when the namespace goes, and the socket is EBADF then" do
       server = start_server!()
       netns = netns!()
       opts = [netns: {:name, netns}, close_on: :namespace_gone]
@@ -275,7 +275,7 @@ defmodule NetlinkPort.MovingTest do
       refute_received {:owner, _message}
     end
 
-    test "stays with the socket when it changes hands, or a capture begins" do
+    test "stays in effect when the socket gets a new owner, or a capture begins" do
       server = start_server!()
       socket = open!(server, closed_message: false)
       {:ok, _capture} = NetlinkPort.capture(server, tmp_path!("capture"))
@@ -287,7 +287,7 @@ defmodule NetlinkPort.MovingTest do
       refute_received {:owner, _message}
     end
 
-    test "closes it with its owner all the same" do
+    test "still closes the socket with its owner" do
       server = start_server!()
       owner = idle_process()
       socket = open!(server, owner: owner, closed_message: false)
@@ -295,7 +295,7 @@ defmodule NetlinkPort.MovingTest do
       eventually!(fn -> match?({:error, %Error{reason: :ebadf}}, NetlinkPort.recv(socket, 0)) end)
     end
 
-    test "is for passive sockets" do
+    test "raises for active sockets" do
       for active <- [true, :once, 5] do
         opts = [active: active, closed_message: false]
         error = assert_raise ArgumentError, fn -> NetlinkPort.open(:none, :route, opts) end
@@ -310,8 +310,8 @@ defmodule NetlinkPort.MovingTest do
     end
   end
 
-  describe "a timeout beyond what a timer takes" do
-    test "is as long as one can be, wherever one is given" do
+  describe "a timeout longer than timers allow" do
+    test "is cut to the longest timer, in every call" do
       server = start_server!()
       socket = open!(server)
       {type, payload} = @getlink
@@ -349,7 +349,7 @@ defmodule NetlinkPort.MovingTest do
 
   # A NIF hands over descriptors, and OTP adopts a duplicate of each. Closing the socket closes the duplicate only.
   @tag timeout: within(600_000)
-  test "ten thousand opens and closes, and pins, leave not one descriptor more, in VM and helper" do
+  test "ten thousand opens, closes and pins leave no descriptor in VM and helper" do
     server = start_server!()
     netns = {:name, netns!()}
     helper = "/proc/#{os_pid(server)}/fd"

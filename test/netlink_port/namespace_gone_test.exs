@@ -74,7 +74,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
   end
 
   describe "a named namespace" do
-    test "that is deleted closes its socket: told once, then EBADF", %{server: server} do
+    test "that is deleted closes its socket: one message, then EBADF", %{server: server} do
       netns = netns!()
       before = fds(server)
       socket = open!(server, {:name, netns})
@@ -110,7 +110,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       cookie
     end
 
-    test "that is deleted is freed by the kernel, which it is not without the option", context do
+    test "that is deleted is freed by the kernel with the option, and not without", context do
       %{server: server} = context
 
       for {opts, freed?} <- [{[close_on: :namespace_gone], true}, {[], false}] do
@@ -157,7 +157,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       refute_received {:netlink_closed, _socket, _reason}
     end
 
-    test "that is deleted and made anew at once is another", %{server: server} do
+    test "that is deleted and made again at once is another namespace", %{server: server} do
       netns = netns!()
 
       for _ <- 1..10 do
@@ -170,13 +170,13 @@ defmodule NetlinkPort.NamespaceGoneTest do
       end
     end
 
-    test "whose neighbours come and go stays", %{server: server} do
+    test "is not affected when other names come and go in its folder", %{server: server} do
       socket = open!(server, {:name, netns!()})
       for _ <- 1..5, do: delete!(netns!())
       refute_closed(server, socket)
     end
 
-    test "that is deleted and made anew in the middle of an open is told", _context do
+    test "that is deleted and made again during an open closes the socket", _context do
       netns = netns!()
       hold = hold!()
       server = start_injected!("setns EPERM hold:#{hold}", call_timeout: 60_000)
@@ -200,8 +200,8 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
   end
 
-  describe "what the kernel has queued" do
-    test "comes first, with nothing lost, for each mode", %{server: server} do
+  describe "when the namespace is gone," do
+    test "the kernel's queue comes first, with nothing lost, in each mode", %{server: server} do
       netns = netns!()
 
       sockets =
@@ -256,7 +256,8 @@ defmodule NetlinkPort.NamespaceGoneTest do
       high * 256 + low
     end
 
-    test "waits for room in the mailbox with max_queue, and the end behind it", context do
+    test "the kernel's queue waits for room in the mailbox with max_queue, and :netlink_closed after it",
+         context do
       netns = netns!()
       opts = [groups: [@addresses], max_queue: 20]
       socket = open!(context.server, {:name, netns}, opts)
@@ -267,7 +268,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "that cannot be read does not hold the end up" do
+    test "a queue that cannot be read does not delay :netlink_closed" do
       netns = netns!()
       switch = tmp_path!("fault")
       server = start_injected!("recvmsg EIO file:#{switch}")
@@ -278,7 +279,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "is all, whatever was sent in vain before its owner could know", %{server: server} do
+    test "the queue is complete, and a late send adds no error", %{server: server} do
       netns = netns!()
       socket = open!(server, {:name, netns}, active: false, groups: [@addresses])
       add_addresses!(netns, 1..3)
@@ -296,7 +297,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "beyond the window is lost, and the end is told all the same", %{server: server} do
+    test "datagrams beyond the window are lost, and :netlink_closed is sent", %{server: server} do
       netns = netns!()
       opts = [active: false, groups: [@addresses], window: 1_000]
       socket = open!(server, {:name, netns}, opts)
@@ -317,7 +318,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
 
     # The namespace of a process that has ended can stay alive, and its traffic go on.
-    test "is all: what comes later is not taken in, so that there is an end" do
+    test "datagrams that arrive later are not read, so that the queue ends" do
       netns = netns!()
       pid = sleeper!(netns)
       hold = hold!()
@@ -333,7 +334,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert message == {:netlink_closed, socket, :namespace_gone}
     end
 
-    test "goes to one who waits; who waits for more is told EBADF", %{server: server} do
+    test "waiting callers of recv get EBADF when the queue is empty", %{server: server} do
       netns = netns!()
       socket = open!(server, {:name, netns}, active: false)
       waiting = for _ <- 1..2, do: spawn_reporting(fn -> NetlinkPort.recv(socket) end)
@@ -350,7 +351,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     defp waiters(server),
       do: Enum.count(:sys.get_state(server).sockets.monitors, &match?({_, {:waiter, _}}, &1))
 
-    test "goes with the socket to a new owner, who is told the end", %{server: server} do
+    test "a new owner gets the queue, and :netlink_closed", %{server: server} do
       netns = netns!()
       socket = open!(server, {:name, netns}, active: :once, groups: [@addresses])
       add_addresses!(netns, 1..3)
@@ -378,7 +379,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       forward(test)
     end
 
-    test "and is left by its owner is closed with its server, once", %{server: server} do
+    test "a queue that the owner leaves ends with the server, with one message", %{server: server} do
       netns = netns!()
       socket = open!(server, {:name, netns}, active: false, groups: [@addresses])
       add_addresses!(netns, 1..3)
@@ -389,7 +390,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       refute_receive {:netlink_closed, ^socket, _reason}, 100
     end
 
-    test "and is left by its owner goes with close, or with the owner", %{server: server} do
+    test "a queue that the owner leaves ends with close/1, or with the owner", %{server: server} do
       netns = netns!()
       test = self()
 
@@ -422,7 +423,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
 
   describe "a helper of an ordinary user, with file capabilities," do
     @tag :init_user_namespace
-    test "watches what it may enter" do
+    test "watches the namespaces that it may enter" do
       netns = netns!()
       copy = public!(helper())
       {_output, 0} = as_root("setcap", ["cap_sys_admin,cap_net_admin+ep", copy])
@@ -445,7 +446,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
   end
 
   describe "watches" do
-    test "of one folder are one, and end with the last socket", %{server: server} do
+    test "of one folder are a single watch, which ends with the last socket", %{server: server} do
       [netns, other, third] = for _ <- 1..3, do: netns!()
       path = mount!(third, Path.join(folder!(), "blue"))
       assert watches(server) == 0
@@ -473,7 +474,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
   end
 
   describe "a path" do
-    test "whose file is moved away, or over which another is moved", %{server: server} do
+    test "whose file is moved away or replaced closes the socket", %{server: server} do
       [netns, other] = [netns!(), netns!()]
       folder = folder!()
       # Symbolic links, since rename(2) cannot replace a mount.
@@ -499,7 +500,8 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "that is a link: the end of either side counts, through further links", context do
+    test "that is a link closes the socket when the link or its target is deleted, also through further links",
+         context do
       %{server: server} = context
       [one, two] = [folder!("one"), folder!("two")]
 
@@ -526,7 +528,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       end
     end
 
-    test "that is a link which leads elsewhere meanwhile is watched there", %{server: server} do
+    test "that is a link is watched at its new target when it changes", %{server: server} do
       [netns, other] = [netns!(), netns!()]
       path = mount!(netns, Path.join(folder!("one"), "blue"))
       link = Path.join(folder!("two"), "link")
@@ -543,7 +545,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       delete!(other)
     end
 
-    test "whose folder is deleted, or moved", %{server: server} do
+    test "whose folder is deleted or moved closes the socket", %{server: server} do
       netns = netns!()
 
       for change <- [:deleted, :moved] do
@@ -561,7 +563,8 @@ defmodule NetlinkPort.NamespaceGoneTest do
       end
     end
 
-    test "whose folder is replaced by one in which it stands for the same stays", context do
+    test "whose folder is replaced keeps the socket open if it leads to the same namespace there",
+         context do
       %{server: server} = context
       netns = netns!()
       [folder, other] = [folder!(), folder!("other")]
@@ -580,7 +583,9 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "of which more has happened than inotify keeps", %{server: server} do
+    test "that is deleted closes the socket even if inotify lost events of its folder", %{
+      server: server
+    } do
       netns = netns!()
       folder = folder!()
       path = Path.join(folder, "blue")
@@ -601,7 +606,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(kept)
     end
 
-    test "of a process is the process", %{server: server} do
+    test "of a process is watched as the process", %{server: server} do
       # A link to a process with more capabilities than the helper needs CAP_SYS_PTRACE.
       modest = "exec setpriv --bounding-set=-all sleep 600"
       pid = os_process!("nsenter", ["--net=#{netns_path(netns!())}", "sh", "-c", modest])
@@ -620,7 +625,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(hd(sockets))
     end
 
-    test "of which nothing would be told is refused", %{server: server} do
+    test "that inotify cannot watch is refused", %{server: server} do
       # A descriptor of a process with fewer capabilities than the helper.
       modest = "exec setpriv --bounding-set=-all sleep 600 7< #{netns_path(netns!())}"
       pid = os_process!("sh", ["-c", modest])
@@ -666,7 +671,9 @@ defmodule NetlinkPort.NamespaceGoneTest do
   end
 
   describe "a process" do
-    test "that ends closes its sockets, though others keep the namespace", %{server: server} do
+    test "that ends closes its sockets, even if other processes keep the namespace", %{
+      server: server
+    } do
       netns = netns!()
       [pid, other] = [sleeper!(netns), sleeper!(netns)]
       before = fds(server)
@@ -682,7 +689,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert fds(server) == before
     end
 
-    test "that goes to another namespace is still that process", %{server: server} do
+    test "that moves to another namespace keeps its sockets open until it ends", %{server: server} do
       pid =
         os_process!("unshare", ["-n", "sh", "-c", "sleep 1000 & wait; exec unshare -n sleep 600"])
 
@@ -698,7 +705,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "that is not there is ESRCH, a thread or a zombie too", %{server: server} do
+    test "that does not exist is ESRCH, and so is a thread or a zombie", %{server: server} do
       pid = os_process!("sh", ["-c", "sleep 0 & exec sleep 600"])
       eventually!(fn -> File.read!("/proc/#{pid}/task/#{pid}/children") != "" end)
       [zombie] = "/proc/#{pid}/task/#{pid}/children" |> File.read!() |> String.split()
@@ -731,7 +738,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
     end
   end
 
-  describe "a watch that the kernel refuses" do
+  describe "a refused watch" do
     test "fails the open, says what to do, and leaves nothing behind" do
       netns = netns!()
       pid = sleeper!(netns)
@@ -777,7 +784,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert {:ok, _socket} = open(start_server!(keep: [:dac_read_search]), {:path, path})
     end
 
-    test "when it is to be renewed closes the socket: nothing would be told any more" do
+    test "closes the socket when the helper renews the watch" do
       netns = netns!()
       link = Path.join(folder!(), "blue")
       File.ln_s!(netns_path(netns), link)
@@ -789,7 +796,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "to be read is made anew" do
+    test "is replaced when inotify cannot be read" do
       netns = netns!()
       folder = folder!()
       [path, other] = for name <- ~w(blue other), do: Path.join(folder, name)
@@ -808,7 +815,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
   end
 
   describe "the option" do
-    test "takes no other value, and says so", %{server: server} do
+    test "raises for other values", %{server: server} do
       for value <- [:namespace, true, "namespace_gone"] do
         assert_raise ArgumentError, ~r/close_on: to be :namespace_gone or nil/, fn ->
           NetlinkPort.open(server, :route, close_on: value)
@@ -818,7 +825,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert {:ok, _socket} = NetlinkPort.open(server, :route, close_on: nil)
     end
 
-    test "is nothing for the helper's own namespace", %{server: server} do
+    test "has no effect for the helper's own namespace", %{server: server} do
       before = fds(server)
       socket = open!(server, :host)
       assert fds(server) == before + 1

@@ -22,7 +22,7 @@ defmodule NetlinkPort.NamespacesTest do
     end
   end
 
-  test "a link made in one namespace is seen there and nowhere else",
+  test "a link that is made in one namespace is seen there and nowhere else",
        %{server: server} = context do
     other = netns!()
     here = open!(server, context.netns, groups: [@link_group])
@@ -42,7 +42,7 @@ defmodule NetlinkPort.NamespacesTest do
     refute_received {:netlink, ^host, _}
   end
 
-  test "info tells the namespace a socket is really in", %{server: server, netns: netns} do
+  test "info/1 shows the namespace that a socket really is in", %{server: server, netns: netns} do
     inode = inode(netns_path(netns))
     socket = open!(server, netns)
     assert {:ok, %{inode: ^inode, verified: true, cookie: cookie}} = NetlinkPort.info(socket)
@@ -65,7 +65,7 @@ defmodule NetlinkPort.NamespacesTest do
     end
   end
 
-  test "a process that is gone is ESRCH", %{server: server} do
+  test "a process that has ended is ESRCH", %{server: server} do
     port = Port.open({:spawn, "true"}, [:exit_status])
     {:os_pid, os_pid} = Port.info(port, :os_pid)
     assert_receive {^port, {:exit_status, 0}}
@@ -74,7 +74,7 @@ defmodule NetlinkPort.NamespacesTest do
     assert {error.stage, error.reason} == {:open, :esrch}
   end
 
-  test "a process that ends while it is looked up is ESRCH, or was there", %{server: server} do
+  test "an open of a process that ends meanwhile is ESRCH, or in its namespace", %{server: server} do
     home = inode("/proc/self/ns/net")
 
     for _ <- 1..200 do
@@ -109,7 +109,7 @@ defmodule NetlinkPort.NamespacesTest do
              NetlinkPort.open(server, :route, netns: netns)
   end
 
-  test "a namespace that is made anew under its name is another", context do
+  test "a namespace that is made again under its name is another", context do
     %{server: server, netns: netns} = context
     old = open!(server, netns, active: false)
     {:ok, %{inode: inode, cookie: cookie}} = NetlinkPort.info(old)
@@ -125,7 +125,10 @@ defmodule NetlinkPort.NamespacesTest do
 
   # /proc shows this of a helper only to a process that may trace it.
   @tag :trace
-  test "after every failed open all threads are at home", %{server: server, netns: netns} do
+  test "after every failed open all threads are in the helper's own namespace", %{
+    server: server,
+    netns: netns
+  } do
     home = namespaces(System.pid())
     assert [one] = home
     assert namespaces(os_pid(server)) == [one]
@@ -151,7 +154,10 @@ defmodule NetlinkPort.NamespacesTest do
     assert namespaces(System.pid()) == home
   end
 
-  test "a namespace that is deleted lives on in its socket", %{server: server, netns: netns} do
+  test "a deleted namespace lives on while a socket is open in it", %{
+    server: server,
+    netns: netns
+  } do
     socket = open!(server, netns, active: false)
     ip!(["netns", "del", netns])
     assert Rtnl.link_names(socket) == ["lo"]
@@ -255,7 +261,10 @@ defmodule NetlinkPort.NamespacesTest do
       end
     end
 
-    test "generic: a family is resolved, and its group heard", %{server: server, netns: netns} do
+    test "generic: a family is resolved, and events of its group arrive", %{
+      server: server,
+      netns: netns
+    } do
       {:ok, socket} = NetlinkPort.open(server, :generic, netns: {:name, netns}, active: false)
       # CTRL_CMD_GETFAMILY (3) of "nlctrl", attribute CTRL_ATTR_FAMILY_NAME (2).
       attribute = <<11::16-native, 2::16-native, "nlctrl", 0, 0>>
@@ -359,7 +368,7 @@ defmodule NetlinkPort.NamespacesTest do
       end
     end
 
-    test "at open are in force from the start", %{server: server, netns: netns} do
+    test "at open have effect from the start", %{server: server, netns: netns} do
       opts = [ext_ack: false, pktinfo: true, rcvbuf: 100_000, groups: [1]]
       socket = open!(server, netns, opts)
 
@@ -417,7 +426,7 @@ defmodule NetlinkPort.NamespacesTest do
       assert {error.stage, error.reason, error.subject} == {:setsockopt, :einval, "filter"}
     end
 
-    test "unknown ones raise, with those that are known", %{server: server, netns: netns} do
+    test "that are unknown raise, with the list of known ones", %{server: server, netns: netns} do
       socket = open!(server, netns)
 
       assert_raise ArgumentError, ~r/:colour.*:pktinfo/s, fn ->
@@ -429,7 +438,7 @@ defmodule NetlinkPort.NamespacesTest do
   end
 
   describe "descriptors" do
-    test "2,000 opens and closes, failures among them, leave none behind", context do
+    test "2,000 opens and closes, failed opens among them, leave none behind", context do
       %{netns: netns} = context
       limited = script!("ulimit -n 64; exec #{helper()} \"$@\"")
       server = start_server!(executable: limited)
@@ -453,7 +462,7 @@ defmodule NetlinkPort.NamespacesTest do
       assert fds(server) == before
     end
 
-    test "at the limit an open is EMFILE, and all goes on", %{netns: netns} do
+    test "at the limit make an open EMFILE, and open sockets go on", %{netns: netns} do
       server = start_server!(executable: script!("ulimit -n 64; exec #{helper()} \"$@\""))
       {:ok, %{max_fds: 64, fds: before}} = NetlinkPort.info(server)
       sockets = open_to_the_limit(server, netns, [])
@@ -480,7 +489,7 @@ defmodule NetlinkPort.NamespacesTest do
   end
 
   describe "peers in user space" do
-    test "are refused and counted unless they were asked for", %{server: server, netns: netns} do
+    test "are refused and counted by default", %{server: server, netns: netns} do
       target = open!(server, netns, active: false)
       {:ok, %{port_id: port_id}} = NetlinkPort.info(target)
 
@@ -498,7 +507,10 @@ defmodule NetlinkPort.NamespacesTest do
       assert Rtnl.link_names(target) == ["lo"]
     end
 
-    test "are heard, with their port id, where they were", %{server: server, netns: netns} do
+    test "are received, with their port id, with user_peers: true", %{
+      server: server,
+      netns: netns
+    } do
       opts = [netns: {:name, netns}, user_peers: true]
       {:ok, one} = NetlinkPort.open(server, :usersock, opts ++ [bind: 4_000_000_000])
       {:ok, other} = NetlinkPort.open(server, :usersock, opts)
@@ -508,14 +520,14 @@ defmodule NetlinkPort.NamespacesTest do
       assert_receive {:netlink, ^one, "hello", %{port_id: ^from, group: nil, nsid: nil}}
     end
 
-    test "a port id can be taken once", %{server: server, netns: netns} do
+    test "cannot take a port id twice", %{server: server, netns: netns} do
       assert {:ok, _} = NetlinkPort.open(server, :route, netns: {:name, netns}, bind: 77)
       assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, netns}, bind: 77)
       assert {error.stage, error.reason} == {:bind, :eaddrinuse}
     end
   end
 
-  test "a file that ip netns add has made and not mounted yet is no namespace for a moment" do
+  test "a file of ip netns add is EINVAL until the namespace is mounted on it" do
     server = start_server!()
     name = "nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
     on_exit(fn -> as_root("ip", ["netns", "del", name]) end)

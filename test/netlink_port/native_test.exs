@@ -29,7 +29,7 @@ defmodule NetlinkPort.NativeTest do
     assert {:error, %Error{reason: :ebadf}} = NetlinkPort.recv(socket, 0)
   end
 
-  test "every failure has its stage and its errno", %{netns: netns} do
+  test "every failure has its stage and errno", %{netns: netns} do
     path = netns_path(netns)
     assert Native.open_in_netns("/nowhere", 0) == {:error, {:open, 2}}
     assert Native.open_in_netns("", 0) == {:error, {:open, 2}}
@@ -54,7 +54,7 @@ defmodule NetlinkPort.NativeTest do
     assert Native.open_in_netns("/nowhere", 250) == {:error, {:open, 2}}
   end
 
-  test "a FIFO answers at once" do
+  test "a FIFO is EINVAL at once" do
     fifo = tmp_path!("fifo")
     {_, 0} = System.cmd("mkfifo", [fifo])
     task = Task.async(fn -> Native.open_in_netns(fifo, 0) end)
@@ -62,7 +62,7 @@ defmodule NetlinkPort.NativeTest do
   end
 
   # The open of a FIFO for writing waits for a reader.
-  test "what is no namespace is not even opened: a FIFO, a device, a socket, a directory" do
+  test "a file that is no namespace is not opened: a FIFO, a device, a socket, a directory" do
     fifo = tmp_path!("fifo")
     {_, 0} = System.cmd("mkfifo", [fifo])
     writer = os_process!("sh", ["-c", "exec 3> #{fifo}; exec sleep 600"])
@@ -79,7 +79,7 @@ defmodule NetlinkPort.NativeTest do
     assert File.read!("/proc/#{writer}/stat") =~ "(sh) S "
   end
 
-  test "nothing is ever created" do
+  test "an open creates no file" do
     path = tmp_path!("missing")
     assert Native.open_in_netns(path, 0) == {:error, {:open, 2}}
     refute File.exists?(path)
@@ -112,7 +112,7 @@ defmodule NetlinkPort.NativeTest do
     assert_raise ArgumentError, fn -> Native.bind_netlink(1, 0x1_0000_0000) end
   end
 
-  test "close is :ok for anything" do
+  test "close is :ok for any value" do
     for handle <- [0, 77, -1, 5_000_000_000, :none, "fd"] do
       assert Native.close_fd(handle) == :ok
     end
@@ -132,7 +132,7 @@ defmodule NetlinkPort.NativeTest do
   end
 
   describe "without a helper" do
-    test "no server is ESRCH" do
+    test "a call is ESRCH if no server runs" do
       assert Native.open_in_netns(:no_such_server, "/proc/self/ns/net", 0) ==
                {:error, {:thread, 3}}
 
@@ -141,7 +141,7 @@ defmodule NetlinkPort.NativeTest do
       assert Native.close_fd(:no_such_server, 1) == :ok
     end
 
-    test "a helper that dies is EPIPE for whoever waits, ESRCH for those who come after" do
+    test "a waiting call is EPIPE when the helper dies, and later calls are ESRCH" do
       server = start_server!(name: :dying, call_timeout: 10_000)
       os_pid = os_pid(server)
       signal!(os_pid, :STOP)
@@ -157,7 +157,7 @@ defmodule NetlinkPort.NativeTest do
       assert Native.close_fd(:dying, 1) == :ok
     end
 
-    test "a stuck helper is ETIMEDOUT" do
+    test "a call is ETIMEDOUT if the helper is stuck" do
       server = start_server!(name: :stuck, call_timeout: within(200))
       {:ok, handle} = Native.open_in_netns(:stuck, "/proc/self/ns/net", 0)
       signal!(os_pid(server), :STOP)

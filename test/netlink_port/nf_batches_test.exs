@@ -52,7 +52,7 @@ defmodule NetlinkPort.NfBatchesTest do
     end
   end
 
-  test "the begin or the end of a batch alone, as a request or a dump, is a wrong argument that names batch/3",
+  test "the begin or the end of a batch as a request or a dump raises, and names batch/3",
        %{socket: socket} do
     for ask <- [&NetlinkPort.request/4, &NetlinkPort.dump/4],
         type <- [16, 17],
@@ -63,7 +63,7 @@ defmodule NetlinkPort.NfBatchesTest do
     end
   end
 
-  test "what the kernel would throw away without a word is a wrong argument that says what to do",
+  test "a batch that the kernel would silently drop raises, and says what to do",
        context do
     get = {@gettable, [], named("a")}
     short = {@newtable, [:create], <<2>>}
@@ -90,7 +90,7 @@ defmodule NetlinkPort.NfBatchesTest do
     assert tables(context.socket) == []
   end
 
-  test "a batch is all or nothing: one error names what was refused, and nothing else is ok",
+  test "a batch is all or nothing: the refused message has its error, and all others are ECANCELED",
        context do
     for {way, batch} <- context.ways do
       name = &"#{way}-#{&1}"
@@ -121,7 +121,7 @@ defmodule NetlinkPort.NfBatchesTest do
     end
   end
 
-  test "rules of another generation are ERESTART", context do
+  test "a batch for another generation of the rules is ERESTART", context do
     for {_way, batch} <- context.ways do
       assert {:ok, [{:error, error}, {:error, undone}, _]} =
                batch.([first(77), table("a"), last()])
@@ -132,7 +132,7 @@ defmodule NetlinkPort.NfBatchesTest do
     end
   end
 
-  test "several requests that are no batch of nf_tables each have their outcome", context do
+  test "requests of a batch that is not of nf_tables have an outcome each", context do
     for {_way, batch} <- context.ways do
       gen = {@getgen, [], @nfgenmsg}
       assert {:ok, [{:ok, [_gen]}, {:ok, [_again]}]} = batch.([gen, gen])
@@ -147,7 +147,7 @@ defmodule NetlinkPort.NfBatchesTest do
     end
   end
 
-  test "without CAP_NET_ADMIN all of a batch is EPERM, not only what the kernel looked at",
+  test "without CAP_NET_ADMIN every message of a batch is EPERM, although the kernel looks only at the first",
        context do
     set = ~w(--bounding-set -net_admin --inh-caps -net_admin)
     path = script!("exec setpriv #{Enum.join(set, " ")} #{helper()}")

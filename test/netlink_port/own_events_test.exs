@@ -76,7 +76,7 @@ defmodule NetlinkPort.OwnEventsTest do
     end
   end
 
-  test "the event of a change is the owner's, and no answer", context do
+  test "the event of the owner's own change goes to the owner, and is no answer", context do
     for context <- ways(context) do
       groups = [@address_group, @route_group]
       socket = open!(context, :route, [groups: groups] ++ context.opts)
@@ -99,7 +99,7 @@ defmodule NetlinkPort.OwnEventsTest do
     end
   end
 
-  test "an event stays in its place among others", context do
+  test "the event of the owner's own change keeps its order among other events", context do
     for context <- ways(context) do
       groups = [@link_group, @route_group]
       socket = open!(context, :route, [groups: groups] ++ context.opts)
@@ -113,7 +113,7 @@ defmodule NetlinkPort.OwnEventsTest do
     end
   end
 
-  test "nf_tables: the events of a batch are the owner's", context do
+  test "nf_tables: the events of a batch go to the owner", context do
     for context <- ways(context) do
       # NFNLGRP_NFTABLES
       socket = open!(context, :netfilter, [groups: [7]] ++ context.opts)
@@ -128,7 +128,7 @@ defmodule NetlinkPort.OwnEventsTest do
     end
   end
 
-  test "an echo is the answer, for members of the group and others", context do
+  test "an echo is the answer, for members of the group and for others", context do
     for context <- ways(context) do
       for groups <- [[], [@link_group, @address_group, @route_group]] do
         socket = open!(context, :route, [groups: groups] ++ context.opts)
@@ -155,14 +155,14 @@ defmodule NetlinkPort.OwnEventsTest do
         assert {:ok, [{:ok, [%Message{type: @newroute}]}, {:ok, []}]} =
                  NetlinkPort.batch(socket, [echoed, plain])
 
-        # The address has a route, whose event reaches the owner alone.
+        # The address has a route, whose event goes to the owner, and is no echo.
         local = if groups == [], do: [], else: [@newroute, @newroute]
         assert events(settled(socket)) == local
       end
     end
   end
 
-  test "a dump is whole beside events", context do
+  test "a dump is complete beside events", context do
     for context <- ways(context) do
       socket = open!(context, :route, [groups: [@route_group]] ++ context.opts)
       assert {:ok, []} = NetlinkPort.request(socket, @newroute, route(1), flags: [:create])
@@ -171,7 +171,8 @@ defmodule NetlinkPort.OwnEventsTest do
     end
   end
 
-  test "what cannot be read and is no answer is the owner's, unread", context do
+  test "a datagram that cannot be decoded and is no answer goes to the owner unchanged",
+       context do
     for context <- ways(context) do
       opts = [active: context.opts[:active], pktinfo: context.opts[:pktinfo]]
       socket = open!(context, :route, [user_peers: true] ++ opts)
@@ -194,7 +195,7 @@ defmodule NetlinkPort.OwnEventsTest do
     end
   end
 
-  test "what is handed on from a passive socket keeps its metadata", context do
+  test "a datagram of a passive socket that goes to the owner keeps its metadata", context do
     opts = [active: false, pktinfo: true, groups: [@link_group]]
     socket = open!(context, :route, opts)
     ip!(["-n", context.netns, "link", "add", "br0", "type", "bridge"])
@@ -202,7 +203,7 @@ defmodule NetlinkPort.OwnEventsTest do
     assert_received {:netlink, ^socket, _datagram, %{group: @link_group, nsid: nil}}
   end
 
-  test "a connection takes echoes, also with pktinfo", context do
+  test "a connection returns echoes, also with pktinfo", context do
     for pktinfo <- [true, false] do
       opts = [server: context.server, protocol: :route, netns: {:name, context.netns}]
       spec = {Connection, [pktinfo: pktinfo] ++ opts}

@@ -29,7 +29,7 @@ defmodule NetlinkPort.OwnersTest do
     assert {:ok, %{sockets: ^count}} = NetlinkPort.info(context.server)
   end
 
-  test "an owner killed while datagrams pour in: its socket goes, another loses nothing",
+  test "an owner is killed while datagrams arrive: its socket is closed, another owner loses nothing",
        context do
     test = self()
     mine = open!(context, groups: [@route_group], rcvbuf: 8_000_000)
@@ -84,7 +84,8 @@ defmodule NetlinkPort.OwnersTest do
     assert_only(context, 1)
   end
 
-  test "callers killed while they wait: no socket stays, no answer is another's", context do
+  test "callers are killed while they wait: no socket stays open, no answer reaches another caller",
+       context do
     mine = open!(context, active: false)
     # Their end does not close the sockets, which would stay.
     owner = idle_process()
@@ -117,7 +118,7 @@ defmodule NetlinkPort.OwnersTest do
     Enum.count(:ets.tab2list(board), &is_integer(elem(&1, 0)))
   end
 
-  test "a new owner that dies while it is given a socket: the socket closes", context do
+  test "a new owner dies while it is given a socket: the socket closes", context do
     socket = open!(context, groups: [@route_group])
     heir = idle_process()
     :sys.suspend(context.server)

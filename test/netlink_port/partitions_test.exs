@@ -56,7 +56,7 @@ defmodule NetlinkPort.PartitionsTest do
     end
   end
 
-  test "a helper that is killed takes its own sockets with it, and no others", context do
+  test "a killed helper closes its own sockets, and no others", context do
     %{name: name, netns: netns} = context
     servers = for key <- 0..(@partitions - 1), do: via(name, key)
     assert length(Enum.uniq_by(servers, &os_pid/1)) == @partitions
@@ -76,7 +76,7 @@ defmodule NetlinkPort.PartitionsTest do
     assert os_pid(victim) not in [killed | before]
   end
 
-  test "a key goes to one helper, always; many keys to all of them", %{name: name} do
+  test "a key always leads to the same helper, and many keys to all of them", %{name: name} do
     keys = for n <- 1..64, do: {:name, "ns#{n}"}
     helpers = for key <- keys, do: os_pid(via(name, key))
     assert for(key <- keys, do: os_pid(via(name, key))) == helpers
@@ -86,7 +86,7 @@ defmodule NetlinkPort.PartitionsTest do
     assert elsewhere == helpers
   end
 
-  test "without its supervisor a call is ESRCH" do
+  test "a call is ESRCH if the PartitionSupervisor does not run" do
     for function <- [&NetlinkPort.open(&1, :route, []), &NetlinkPort.info/1] do
       assert {:error, %Error{stage: :thread, reason: :esrch}} = function.(via(:none_such, "key"))
     end

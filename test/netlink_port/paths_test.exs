@@ -58,7 +58,7 @@ defmodule NetlinkPort.PathsTest do
       ]
   end
 
-  test "every spelling that leads to a process opens as {:pid, pid} does" do
+  test "every form of path that leads to a process opens as {:pid, pid} does" do
     netns = netns!()
     inode = inode(netns_path(netns))
     server = start_server!()
@@ -71,7 +71,7 @@ defmodule NetlinkPort.PathsTest do
     end
   end
 
-  test "a link in /run/netns is a spelling, too" do
+  test "a link in /run/netns that leads to a process opens as {:pid, pid} does" do
     netns = netns!()
     %{pid: pid} = container!(netns)
     name = "nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
@@ -87,7 +87,7 @@ defmodule NetlinkPort.PathsTest do
     assert Exception.message(error) =~ "there is no process #{pid} in that /proc"
   end
 
-  test "without CAP_SYS_PTRACE each says which process, and that the capability is missing" do
+  test "without CAP_SYS_PTRACE each form of path is EACCES with the process and the missing capability" do
     container = container!(netns!())
     server = start_without!("sys_ptrace")
 
@@ -105,7 +105,7 @@ defmodule NetlinkPort.PathsTest do
     start_server!(executable: script!("exec #{drop} #{helper()} \"$@\""))
   end
 
-  test "the capability is raised in /proc alone, and put back" do
+  test "CAP_SYS_PTRACE is lowered again after an open" do
     server = start_server!()
     [path | _] = spellings(container!(netns!()))
     assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:path, path})
@@ -115,7 +115,7 @@ defmodule NetlinkPort.PathsTest do
     assert String.to_integer(effective, 16) == 0x201000
   end
 
-  test "close_on: closes with the process, whatever the spelling" do
+  test "close_on: closes the socket with the process, for every form of path" do
     netns = netns!()
     container = container!(netns)
     server = start_server!()
@@ -183,7 +183,7 @@ defmodule NetlinkPort.PathsTest do
     ]
   end
 
-  test "close_on: closes with the process whose entry a mount or a descriptor leads into" do
+  test "close_on: closes the socket with the process that a mount or a descriptor leads to" do
     netns = netns!()
     inode = inode(netns_path(netns))
     %{pid: pid} = container!(netns)
@@ -210,7 +210,7 @@ defmodule NetlinkPort.PathsTest do
     assert fds(server) == before
   end
 
-  test "a number in a folder of descriptors is that of no process" do
+  test "a number in the descriptor folder of a process is not taken for a process id" do
     pid = os_process!("sh", ["-c", "exec sleep 600 7< /etc"])
     eventually!(fn -> File.read("/proc/#{pid}/comm") == {:ok, "sleep\n"} end)
     server = start_without!("sys_ptrace")
@@ -221,7 +221,7 @@ defmodule NetlinkPort.PathsTest do
     assert Exception.message(error) =~ "it leads to process #{pid}, and the namespaces"
   end
 
-  test "of a part of /proc whose process cannot be told, close_on: says so" do
+  test "close_on: is EOPNOTSUPP for a part of /proc whose process is not known, and says so" do
     %{pid: pid} = container!(netns!())
     whole = procfs!()
     part = bind!("#{whole}/#{pid}/ns")
@@ -237,7 +237,7 @@ defmodule NetlinkPort.PathsTest do
     assert message =~ "name the process: {:pid, pid}"
   end
 
-  test "a process whose main thread has exited is said to be one, and a thread of it opens" do
+  test "a process whose main thread has exited is named as such, and one of its threads opens" do
     netns = netns!()
     inode = inode(netns_path(netns))
     pid = os_process!("ip", ["netns", "exec", netns, fixture!("process"), "exited"])
@@ -255,7 +255,7 @@ defmodule NetlinkPort.PathsTest do
     end
   end
 
-  test "a process of the helper's own user that is not dumpable is not said to be another user's" do
+  test "a process of the helper's own user that is not dumpable has that as a possible cause" do
     nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all"
     fixture = public!(fixture!("process"))
     words = String.split(nobody) ++ [fixture, "undumpable"]
@@ -268,7 +268,7 @@ defmodule NetlinkPort.PathsTest do
     assert Exception.message(error) =~ "the same holds for processes that are not dumpable"
   end
 
-  test "the helper's own /proc/self is its own namespace, which lasts as long as the helper" do
+  test "/proc/self is the helper's own namespace, which lasts as long as the helper" do
     server = start_server!()
 
     for path <- ~w(/proc/self/ns/net /proc/thread-self/ns/net /proc/self/task/../ns/net) do
@@ -280,7 +280,7 @@ defmodule NetlinkPort.PathsTest do
     end
   end
 
-  test "the number of a thread is ESRCH, and its process is named" do
+  test "the id of a thread is ESRCH, and its process is named" do
     server = start_server!()
     # The VM has many threads.
     pid = System.pid()
@@ -294,7 +294,7 @@ defmodule NetlinkPort.PathsTest do
     end
   end
 
-  test "what older kernels answer to such numbers is the same: a thread, a group, a session" do
+  test "the ids of a thread, a process group and a session give the same errors on older kernels" do
     tid = "/proc/self/task" |> File.ls!() |> Enum.find(&(&1 != System.pid()))
     server = start_injected!("pidfd_open EINVAL always")
 
@@ -313,7 +313,7 @@ defmodule NetlinkPort.PathsTest do
     end
   end
 
-  test "the number of a process that is gone is ESRCH while a group and a session have it" do
+  test "the id of a process that has ended is ESRCH while a process group and a session have it" do
     server = start_server!()
     file = tmp_path!("member")
     # The process leads a session, and leaves a member of it behind.
@@ -329,7 +329,7 @@ defmodule NetlinkPort.PathsTest do
     assert {error.stage, error.reason} == {:open, :esrch}
   end
 
-  test "a path that leads to a thread is watched as the thread" do
+  test "close_on: watches the thread that a path leads to" do
     server = start_server!()
     pid = System.pid()
     tid = "/proc/self/task" |> File.ls!() |> Enum.find(&(&1 != pid))
@@ -346,7 +346,7 @@ defmodule NetlinkPort.PathsTest do
     end
   end
 
-  test "a file of `ip netns add` on which nothing is mounted yet is said to be one" do
+  test "a file of `ip netns add` without a mount on it yet is named as such" do
     path = Path.join(folder!(), "blue")
     File.touch!(path)
     File.chmod!(path, 0)
@@ -371,7 +371,9 @@ defmodule NetlinkPort.PathsTest do
       %{server: start_server!(executable: script)}
     end
 
-    test "makes a number another process's: refused", %{server: server} do
+    test "is recognised, and process ids are refused, since another process has them there", %{
+      server: server
+    } do
       # In there 1 is the helper itself; in this /proc it is init of the host.
       for pid <- [1, 4_000_000], opts <- [[], [close_on: :namespace_gone]] do
         assert {:error, error} = NetlinkPort.open(server, :route, [netns: {:pid, pid}] ++ opts)
@@ -387,7 +389,7 @@ defmodule NetlinkPort.PathsTest do
                "/proc is that of another pid namespace, where this number is another process"
     end
 
-    test "is a path as any other, and its processes cannot be watched", %{server: server} do
+    test "is usable in a path, and its processes cannot be watched", %{server: server} do
       netns = netns!()
       %{pid: pid} = container!(netns)
       path = "/proc/#{pid}/ns/net"

@@ -41,7 +41,7 @@ defmodule NetlinkPort.PlacesTest do
   # The sentence of a fault in each place.
   defp said(c, fault), do: for({place, told} <- c.told, into: %{}, do: {place, told[fault]})
 
-  test "the VM knows where it is", c do
+  test "the VM recognises each place", c do
     assert said(c, :environment) == %{
              root: {:own, 0, :initial, false, true},
              user: {:own, 0, :initial, false, true},
@@ -57,14 +57,15 @@ defmodule NetlinkPort.PlacesTest do
            }
   end
 
-  test "the VM knows which processes /proc shows, also without looking at the rest", c do
+  test "the VM knows which processes /proc shows, also without reading the rest of the environment",
+       c do
     for {place, environment} <- said(c, :environment) do
       found = {elem(environment, 0), place in [:hidepid1, :hidepid2]}
       assert {place, said(c, :proc)[place]} == {place, found}
     end
   end
 
-  test "a helper that is stuck is killed, whatever /proc shows of it", c do
+  test "a stuck helper is killed, whatever /proc shows of it", c do
     for {place, said} <- said(c, :stuck),
         place != :unbounded_user,
         do: assert({place, said} == {place, :gone})
@@ -91,7 +92,7 @@ defmodule NetlinkPort.PlacesTest do
     end
   end
 
-  test "a helper starts in each place, with what it gets there; where it cannot be run that is said",
+  test "a helper starts in each place, with the capabilities that it has there; the error says where it cannot run",
        c do
     all = [:net_admin, :sys_ptrace, :sys_admin]
 
@@ -120,7 +121,7 @@ defmodule NetlinkPort.PlacesTest do
     assert said =~
              "`netns: :host` needs no capability, and works with the helper of the build, #{c.places.built}"
 
-    # And it does.
+    # The helper of the build starts there.
     for {place, said} <- said(c, :start_built), do: assert({place, elem(said, 0)} == {place, :ok})
   end
 
@@ -134,7 +135,7 @@ defmodule NetlinkPort.PlacesTest do
     end
   end
 
-  test "the doctor names what keeps CAP_SYS_ADMIN from a helper, and nothing that is not so", c do
+  test "the doctor names the true cause of a missing CAP_SYS_ADMIN in each place", c do
     bounding =
       "CAP_SYS_ADMIN is not in the bounding set of this VM (CapBnd of /proc/self/status): the container"
 
@@ -167,7 +168,7 @@ defmodule NetlinkPort.PlacesTest do
     })
   end
 
-  test "the doctor says why a helper may not leave its home, and when its filter cannot be seen",
+  test "the doctor says why a helper may not leave its namespace, and when its filter cannot be seen",
        c do
     assert_said(doctor(c, "cannot leave its home"), %{
       unbounded_root: "`netns: :host` works as it is",
@@ -187,7 +188,7 @@ defmodule NetlinkPort.PlacesTest do
     })
   end
 
-  test "a namespace is said to be alive by our sockets alone only where all who may hold it are seen",
+  test "the doctor says that only our sockets hold a namespace only where it sees all other processes",
        c do
     cannot_tell = fn why -> ~r/#{why}; so it cannot tell whether anything else keeps it alive/ end
 
@@ -210,7 +211,7 @@ defmodule NetlinkPort.PlacesTest do
   @spend "for (1..60) { pipe(my $r, my $w) or die; fcntl($w, 1031, 1 << 20) or die; push @kept, $r, $w }"
 
   @tag :pipes
-  test "helpers leave their user pipes of the usual size", c do
+  test "new pipes keep the usual size while helpers run", c do
     prefix = ["perl", "-e", @spend <> " exit(system(@ARGV) >> 8)"]
     {sizes, _output} = Places.call(c.places, :user, PlaceFaults, :pipe_size, [8], prefix)
     assert sizes == {65_536, 262_144}
@@ -222,7 +223,7 @@ defmodule NetlinkPort.PlacesTest do
       Places.call(c.places, :root, PlaceFaults, :stuck_without_shell, [shell, options], prefix)
     end
 
-    test "a stuck helper is killed by kill(1), or by the helper's own executable", c do
+    test "kill(1) or the helper's own executable kills a stuck helper", c do
       # A program that is no shell, a shell that fails, a file that cannot be run.
       for {shell, kill?} <- [{"/bin/true", true}, {"/bin/cat", false}, {"/dev/null", false}] do
         {said, output} = stuck!(c, shell, kill?: kill?, helper?: true)
@@ -231,7 +232,7 @@ defmodule NetlinkPort.PlacesTest do
       end
     end
 
-    test "and without anything else that kills the log does not say that it was killed; it is tried again",
+    test "and without another way to kill the log does not say that the helper was killed; the server tries again",
          c do
       {said, output} = stuck!(c, "/bin/true", kill?: false, helper?: false)
       assert said == {true, true}

@@ -89,7 +89,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     assert fds(held.server) == held.before
   end
 
-  test "one whose number another process has taken meanwhile is ESRCH, and not that other's" do
+  test "an open is ESRCH when another process has taken the process id meanwhile" do
     [one, other] = [netns!(), netns!()]
     held = start_held!()
     pid = process!(held, one)
@@ -110,8 +110,8 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
   end
 
-  describe "a process that was opened, and whose number another one has now," do
-    test "is ESRCH for a connection, by every path that leads to it, over a new helper too" do
+  describe "when another process has the id of the process that was opened," do
+    test "a connection gets ESRCH, by every path to it, also with a new helper" do
       [one, other] = [netns!(), netns!()]
       inside = start_inside!()
       pid = process!(inside, one)
@@ -153,7 +153,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
       assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
     end
 
-    test "is none for a monitor, which stays down, and none for its snapshots" do
+    test "a monitor stays down, and reads no snapshots" do
       [one, other] = [netns!(), netns!()]
       inside = start_inside!()
       pid = process!(inside, one)
@@ -182,7 +182,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
       assert {:error, ^error} = Snapshot.read(inside.server, :route, netns, known, [dump])
     end
 
-    test "is another matter where a link leads to a process of another number" do
+    test "a link that leads to a process with another id opens" do
       [one, other] = [netns!(), netns!()]
       inside = start_inside!()
       [pid, next] = for netns <- [one, other], do: process!(inside, netns)
@@ -198,7 +198,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     end
   end
 
-  test "that of a stopped process is opened like any other" do
+  test "the namespace of a stopped process opens" do
     netns = netns!()
     pid = sleeper!(netns)
     signal!(pid, :STOP)
@@ -209,7 +209,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     assert Rtnl.link_names(socket) == ["lo"]
   end
 
-  test "a name of another mount namespace is none here; a process of there leads to it" do
+  test "a name of another mount namespace is EINVAL here; {:pid, pid} of a process there opens" do
     name = "nlp-#{System.pid()}-#{System.unique_integer([:positive])}"
     on_exit(fn -> File.rm(netns_path(name)) end)
     script = "ip netns add #{name} && exec ip netns exec #{name} sleep 600"

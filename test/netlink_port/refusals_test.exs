@@ -81,11 +81,12 @@ defmodule NetlinkPort.RefusalsTest do
   @none "ESRCH: there is no such process"
   @foreign "/proc is that of another pid namespace, where this number is another process or none"
 
-  test "the helper's own namespace is open in each", c do
+  test "the helper's own namespace opens in each place", c do
     for told <- [c.told, c.children], do: assert_said(told, :host, %{})
   end
 
-  test "a named namespace says what keeps CAP_SYS_ADMIN away, and whose it is", c do
+  test "an open of a named namespace says why CAP_SYS_ADMIN is missing, and whose the namespace is",
+       c do
     for told <- [c.told, c.children] do
       assert_said(told, :name, %{
         unbounded_root: @bounding,
@@ -100,7 +101,7 @@ defmodule NetlinkPort.RefusalsTest do
     end
   end
 
-  test "a process of root says that it is closed to the helper, hidden, or of another user namespace",
+  test "an open of a process of root says that it is closed to the helper, hidden, or of another user namespace",
        c do
     closed =
       "it leads to process #{c.root_process}, and the namespaces of processes of other users, or with more"
@@ -131,7 +132,7 @@ defmodule NetlinkPort.RefusalsTest do
     end
   end
 
-  test "a rootless container of one's own is entered by the option, which is advised where it is not set",
+  test "a rootless container of the same user opens with user_namespaces: true, which the error advises without it",
        c do
     advised =
       "below the helper's own, as that of a rootless container; start the helper's server with user_names"
@@ -161,7 +162,7 @@ defmodule NetlinkPort.RefusalsTest do
         do: refute(inspect(said) =~ "user_namespaces: true")
   end
 
-  test "nobody is told to be root who is, nor to install what is installed and does not count",
+  test "no error advises root to be root, or to install a helper whose capabilities have no effect",
        c do
     for told <- [c.told, c.children],
         place <- [:root, :unbounded_root, :foreign_proc, :no_new_privs, :nosuid],
@@ -170,9 +171,9 @@ defmodule NetlinkPort.RefusalsTest do
     end
   end
 
-  describe "a system call that something between helper and kernel refuses" do
+  describe "the error of a system call that a seccomp profile refuses" do
     # The filter of the fault stands in for the profile of a container.
-    test "names the profile, where nothing else is missing", _c do
+    test "names the profile if nothing else is missing", _c do
       netns = netns!()
       pid = sleeper!(netns)
 
@@ -203,7 +204,7 @@ defmodule NetlinkPort.RefusalsTest do
       end
     end
 
-    test "with close_on: too, and without a filter the profile is not blamed", _c do
+    test "names the profile with close_on:, and does not blame it without a filter", _c do
       switch = tmp_path!("fault")
       pid = sleeper!(netns!())
       server = start_injected!("pidfd_open EPERM file:#{switch}")
@@ -232,7 +233,7 @@ defmodule NetlinkPort.RefusalsTest do
       refute Exception.message(missing) =~ "upgrade"
     end
 
-    test "at the start is said by the helper", _c do
+    test "names the system call at the helper's start", _c do
       profile = "the seccomp profile of the container, or SystemCallFilter="
 
       for {fault, said} <- [
@@ -250,7 +251,7 @@ defmodule NetlinkPort.RefusalsTest do
     end
   end
 
-  test "a capability that is held and counts elsewhere is not said to be missing", _c do
+  test "a capability that the helper has, but that counts elsewhere, is not called missing", _c do
     # The kernel requires CAP_AUDIT_READ in the initial user namespace.
     helper = script!("exec unshare -Urn #{helper()} \"$@\"")
     server = start_server!(executable: helper, keep: [:audit_read])
@@ -264,7 +265,7 @@ defmodule NetlinkPort.RefusalsTest do
     end
   end
 
-  test "inside `unshare -Ur` the way back is what is missing, and said", c do
+  test "inside `unshare -Ur` the error says that the helper could not return", c do
     pidfile = tmp_path!("pid")
 
     script =

@@ -29,7 +29,7 @@ defmodule NetlinkPort.RequestModesTest do
 
   defp mailbox, do: Process.info(self(), :messages) |> elem(1)
 
-  # Each way to ask, with at least one message as its answer.
+  # Each kind of request, with at least one message as its answer.
   defp ways(socket, opts \\ []) do
     [
       request: fn -> NetlinkPort.request(socket, @getlink, @lo, opts) end,
@@ -45,7 +45,7 @@ defmodule NetlinkPort.RequestModesTest do
     ]
   end
 
-  test "the error of an earlier send is the owner's, and not that of a request", context do
+  test "the error of an earlier send goes to the owner, and is not that of a request", context do
     for active <- [true, false],
         socket = open!(context, active: active),
         {way, ask} <- ways(socket) do
@@ -56,7 +56,8 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
-  test "a request that cannot be sent is an error at once, and no dump is under way", context do
+  test "a request that cannot be sent is an error at once, and leaves no unfinished dump",
+       context do
     long = [timeout: within(60_000)]
 
     for active <- [true, false], socket = open!(context, active: active) do
@@ -70,7 +71,7 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
-  test "an answer is whole where :once or a count ends in the middle of it", context do
+  test "an answer is complete when :once or a count ends in the middle of it", context do
     for active <- [:once, 1, 2, 3], {way, ask} <- ways(open!(context, active: active)) do
       assert {^way, {:ok, [_ | _]}} = {way, ask.()}
     end
@@ -85,7 +86,7 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
-  test "an event that uses :once or a count up leaves the answer for the request", context do
+  test "a request gets its answer when an event uses up :once or a count", context do
     for {active, told} <- [{:once, 1}, {1, 2}] do
       socket = open!(context, active: active, groups: [@link_group])
       assert {:ok, []} = NetlinkPort.request(socket, @newlink, [@lo, mtu(60_000 + told)])
@@ -95,7 +96,8 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
-  test "another process makes an active socket passive during a request", context do
+  test "a request gets its answer when another process makes its active socket passive",
+       context do
     socket = open!(context, active: true)
 
     for _round <- 1..40, {way, ask} <- ways(socket) do
@@ -108,7 +110,8 @@ defmodule NetlinkPort.RequestModesTest do
     assert mailbox() == []
   end
 
-  test "what a request has in hand keeps its place when others change the mode", context do
+  test "a datagram that a request has taken keeps its order when other processes change the mode",
+       context do
     alias NetlinkPort.Server.Client
     socket = open!(context, active: false, groups: [@link_group])
     changer = open!(context, [])
@@ -135,7 +138,8 @@ defmodule NetlinkPort.RequestModesTest do
     assert mtus([first, second, third]) == [60_001, 60_002, 60_003]
   end
 
-  test "what a request waits for keeps its place when others leave the mode as it is", context do
+  test "a datagram that a request waits for keeps its order when other processes set the same mode",
+       context do
     alias NetlinkPort.Server.{Client, Delivery}
     socket = open!(context, active: false, groups: [@link_group])
     owner = self()
@@ -166,7 +170,7 @@ defmodule NetlinkPort.RequestModesTest do
     assert mtus([first, second]) == [60_001, 60_002]
   end
 
-  test "events keep their order while others change the mode during requests", context do
+  test "events keep their order while other processes change the mode during requests", context do
     socket = open!(context, active: false, groups: [@link_group], rcvbuf: 1_000_000)
     {test, count} = {self(), 400}
 
@@ -223,7 +227,7 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
-  # A passive socket on which events wait, and the word of a loss behind some of them.
+  # Opens a passive socket whose events fill the window and overrun the kernel's queue.
   defp lossy!(context) do
     socket = open!(context, active: false, groups: [@link_group], window: 2_000, rcvbuf: 4_000)
     changer = open!(context, sndbuf: 1_000_000)
@@ -238,7 +242,7 @@ defmodule NetlinkPort.RequestModesTest do
     drops
   end
 
-  # The new MTU of each event that the owner is sent, and the losses, until all losses are told.
+  # The new MTU of each event that the owner is sent, and the losses, until all losses are reported.
   defp told!(socket, told \\ []) do
     receive do
       {:netlink, ^socket, datagram} ->
@@ -261,7 +265,7 @@ defmodule NetlinkPort.RequestModesTest do
 
   defp lost(told), do: Enum.sum(for {:lost, dropped} <- told, do: dropped)
 
-  test "a loss that a request meets is told to the owner, in its place on a passive socket",
+  test "a loss during a request is reported to the owner, on a passive socket in order",
        context do
     for way <- [:dump, :stream, :drain, :request, :batch], active <- [false, true] do
       socket = lossy!(context)
@@ -269,7 +273,7 @@ defmodule NetlinkPort.RequestModesTest do
       # An ack may be among what was lost.
       outcome = attempt(ways(socket, timeout: within(300))[way])
       if way == :dump, do: assert({:ok, [_ | _]} = outcome)
-      # What the request has not read comes now.
+      # The owner is now sent the datagrams that the request has not read.
       :ok = NetlinkPort.setopts(socket, active: true)
       told = told!(socket)
 
@@ -280,7 +284,7 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
-  test "a loss from before a request, in the owner's mailbox, is none of its answer", context do
+  test "a loss from before a request, in the owner's mailbox, is not its error", context do
     for way <- [:request, :batch, :dump, :stream, :drain] do
       socket = lossy!(context)
       :ok = NetlinkPort.setopts(socket, active: true)
@@ -296,7 +300,7 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
-  # A passive socket of which the server keeps events, and behind them the word of a loss.
+  # Opens a passive socket. The server keeps some events, and a loss after them.
   defp kept_loss!(context) do
     socket = open!(context, active: false, groups: [@link_group], rcvbuf: 4_000)
     changer = open!(%{context | server: start_server!()}, sndbuf: 1_000_000)
@@ -318,11 +322,11 @@ defmodule NetlinkPort.RequestModesTest do
     socket
   end
 
-  test "a loss from before a request, kept by the server, is none of its answer, and told once",
+  test "a loss from before a request, kept by the server, is not its error, and is reported once",
        context do
     for way <- [:request, :batch, :two, :dump, :stream, :drain] do
       socket = kept_loss!(context)
-      # The ack of the second message says nothing of a refusal of the first that was lost.
+      # The ack of the second message does not show whether an error of the first was lost.
       two = fn ->
         NetlinkPort.batch(socket, [{@newlink, [], [@lo, mtu(65_000)]}, {@getlink, [], @lo}])
       end
@@ -340,7 +344,7 @@ defmodule NetlinkPort.RequestModesTest do
     relay(test)
   end
 
-  test "a new owner gets no late answer to the old one, and every event", context do
+  test "a new owner gets every event, and no late answers to the old owner", context do
     for active <- [true, false], arrives <- [:before, :after] do
       socket = open!(context, active: active, groups: [@link_group])
       changer = open!(%{context | server: start_server!()}, [])
@@ -360,7 +364,7 @@ defmodule NetlinkPort.RequestModesTest do
       assert :ok = NetlinkPort.controlling_process(socket, new)
       if arrives == :after, do: signal!(helper, "CONT")
 
-      # The new owner's socket answers as ever.
+      # The new owner's requests are answered.
       own = Rtnl.getlink(1, 5)
 
       if active do
@@ -396,7 +400,7 @@ defmodule NetlinkPort.RequestModesTest do
     kept + Enum.count(mailbox(), &match?({:netlink, ^socket, _datagram}, &1))
   end
 
-  test "a new owner dumps where the old one has left a dump in the middle", context do
+  test "a new owner's dump is complete after the old owner left one unfinished", context do
     for active <- [true, false, :once] do
       socket = open!(context, active: active)
       stream = NetlinkPort.stream(socket, @getlink, @all_links)

@@ -21,7 +21,7 @@ defmodule NetlinkPort.RestartTest do
     eventually!(fn -> Process.whereis(name) != server end)
   end
 
-  test "a storm of restarts ends where the supervisor says: callers get ESRCH, nothing is left" do
+  test "restarts end at the supervisor's limit: callers get ESRCH, and nothing stays behind" do
     supervisor = supervisor!(name: :stormy)
     monitor = Process.monitor(supervisor)
 
@@ -43,7 +43,7 @@ defmodule NetlinkPort.RestartTest do
     for helper <- [last | helpers], do: eventually!(fn -> not running?(helper) end)
   end
 
-  test "an executable that is replaced: the old one runs on, the next start takes the new one" do
+  test "the executable is replaced: the helper runs on, and the next start uses the new file" do
     executable = tmp_path!("netlink_port")
     File.cp!(helper(), executable)
     supervisor!(name: :replaced, executable: executable)
@@ -61,7 +61,7 @@ defmodule NetlinkPort.RestartTest do
     assert File.exists?(marker)
   end
 
-  test "an executable that is removed: the old one runs on, the next start is ENOENT" do
+  test "the executable is removed: the helper runs on, and the next start is ENOENT" do
     executable = tmp_path!("netlink_port")
     File.cp!(helper(), executable)
     supervisor = supervisor!(name: :removed, executable: executable)
@@ -79,7 +79,7 @@ defmodule NetlinkPort.RestartTest do
     assert {error.stage, error.reason, error.subject} == {:thread, :enoent, executable}
   end
 
-  test "without /proc it does not start, and says so" do
+  test "without /proc the helper does not start, and says so" do
     script =
       script!("exec unshare -m sh -c 'mount -t tmpfs none /proc; exec #{helper()}' 2> $0.err")
 
@@ -90,7 +90,7 @@ defmodule NetlinkPort.RestartTest do
     assert File.read!(script <> ".err") =~ "cannot open /proc/self/ns/net: ENOENT"
   end
 
-  test "with a standard error that is full it runs, and ends in order" do
+  test "with a full standard error the helper runs, and ends in order" do
     fifo = tmp_path!("fifo")
     {_output, 0} = System.cmd("mkfifo", [fifo])
     fill = "dd if=/dev/zero of=#{fifo} oflag=nonblock bs=4096 count=64 2> /dev/null"
@@ -107,7 +107,7 @@ defmodule NetlinkPort.RestartTest do
 
   # Deadlines use the monotonic clock, and the helper has no deadlines, so that a jump of the wall clock changes
   # nothing. A capture reads the wall clock once, and its time stamps count from there.
-  test "nothing looks at the wall clock, but a capture once" do
+  test "no code reads the wall clock, except a capture, once" do
     root = Path.expand("../..", __DIR__)
     clock = ~r/system_time|os_time|utc_now|SystemTime|CLOCK_REALTIME|gettimeofday/
 

@@ -158,7 +158,7 @@ defmodule NetlinkPort.SampleTest do
   defp built(sample, build),
     do: Path.join(sample.directory, "_build/#{build}/lib/netlink_port/priv/netlink_port")
 
-  test "the package has all that a build takes, and nothing that is built", %{files: files} do
+  test "the package has all files that a build needs, and no build products", %{files: files} do
     {:ok, manifest} = File.read(Path.join(@root, "Cargo.toml"))
     named = for [_, path] <- Regex.scan(~r/^path = "(.+)"$/m, manifest), do: path
     assert named != []
@@ -185,13 +185,13 @@ defmodule NetlinkPort.SampleTest do
   end
 
   @tag :userns
-  test "a sample's own tests pass, with what the library has for them", c do
+  test "the sample's own tests pass", c do
     environment = c.by_path.environment ++ [{"MIX_ENV", "test"}]
     output = mix!(%{c.by_path | environment: environment}, ["test"])
     assert output =~ ~r/9 tests, 0 failures|Result: 9 passed/
   end
 
-  test "a sample for another target gets the executable for it, and leaves the host's alone", c do
+  test "a sample for another target gets its executable, and keeps the host's", c do
     sample = c.by_path
     host = File.stat!(built(sample, "prod"))
 

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.SandboxTest do
-  # The kit as its users have it. Nothing here needs root.
+  # NetlinkPort.Sandbox as its users call it. Nothing here needs root.
   use ExUnit.Case, async: true
   use NetlinkPort.Sandbox
 
@@ -23,14 +23,14 @@ defmodule NetlinkPort.SandboxTest do
   end
 
   describe "a sandbox" do
-    test "is a namespace of its own, with its loopback up", c do
+    test "is a new namespace, with its loopback up", c do
       assert links!(c.server, c.netns) == ["lo"]
       assert run!(c.sandbox, "ip", ["link", "show", "lo"]) =~ "LOOPBACK,UP"
       home = File.stat!("/proc/self/ns/net").inode
       refute File.stat!(Sandbox.info(c.sandbox).path).inode == home
     end
 
-    test "gets events of what is run in it", c do
+    test "sends events of changes that programs make in it", c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
       assert {:ok, %{verified: true}} = NetlinkPort.info(socket)
       run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
@@ -63,7 +63,8 @@ defmodule NetlinkPort.SandboxTest do
       assert run!(c.sandbox, "ip", ["link", "show", "veth1"]) =~ "state UP"
     end
 
-    test "is asked for by its name where a server, a context or nothing is given", c do
+    test "is the argument that functions ask for when they are given a server, a context or nothing",
+         c do
       server = GenServer.whereis(c.server)
 
       for wrong <- [c.server, server, c, nil, __MODULE__.Nobody, {:global, __MODULE__}, self()],
@@ -86,7 +87,7 @@ defmodule NetlinkPort.SandboxTest do
       assert {_taken, _names} = veth(c.sandbox, c.sandbox)
     end
 
-    test "names another to ip(8) by its path", c do
+    test "can be named to ip(8) by its path", c do
       other = start_supervised!(Sandbox)
       run!(c.sandbox, "ip", ["link", "add", "br0", "type", "bridge"])
       run!(c.sandbox, "ip", ["link", "add", "v0", "type", "veth", "peer", "name", "v1"])
@@ -94,7 +95,7 @@ defmodule NetlinkPort.SandboxTest do
       assert "v1" in links!(Sandbox.info(other).server, Sandbox.info(other).netns)
     end
 
-    test "takes a server that is there, and leaves it", c do
+    test "can use an existing server, which outlives it", c do
       server = start_supervised!({NetlinkPort, name: nil, user_namespaces: true})
       sandbox = start_supervised!({Sandbox, server: server}, id: :guest)
       assert %{server: ^server, netns: netns} = Sandbox.info(sandbox)
@@ -104,7 +105,7 @@ defmodule NetlinkPort.SandboxTest do
       assert {:ok, _info} = NetlinkPort.info(server)
     end
 
-    test "gives its server a name and options, and has itself one" do
+    test "can have a name, and a server with a name and options" do
       opts = [name: __MODULE__.Named, server: [name: __MODULE__.Netlink, call_timeout: 700]]
       start_supervised!({Sandbox, opts})
       assert %{server: __MODULE__.Netlink} = Sandbox.info(__MODULE__.Named)
@@ -129,7 +130,7 @@ defmodule NetlinkPort.SandboxTest do
       end
     end
 
-    test "says which option of its server is wrong" do
+    test "names the wrong option of its server" do
       Process.flag(:trap_exit, true)
 
       for {server, said} <- [{[foo: 1], "unknown option :foo"}, {[call_timeout: -1], "a timeout"}],
@@ -142,7 +143,7 @@ defmodule NetlinkPort.SandboxTest do
       assert {:ok, _info} = NetlinkPort.info(Sandbox.info(sandbox).server)
     end
 
-    test "is joined with itself, and by names that are not taken", c do
+    test "can be joined with itself; veth/2 chooses free names", c do
       other = start_supervised!(Sandbox)
       run!(c.sandbox, "ip", ["link", "add", "type", "veth"])
       run!(other, "ip", ["link", "add", "veth2", "type", "bridge"])
@@ -151,14 +152,14 @@ defmodule NetlinkPort.SandboxTest do
       assert run!(c.sandbox, "ip", ["link", "show", "veth5"]) =~ "state UP"
     end
 
-    test "whose server cannot start says why, and leaves nothing" do
+    test "whose server cannot start returns the server's error, and leaves nothing behind" do
       Process.flag(:trap_exit, true)
       opts = [path: true, server: [executable: "/no/such/helper"]]
       assert {:error, %Error{reason: :enoent}} = Sandbox.start_link(opts)
     end
   end
 
-  describe "nothing stays of" do
+  describe "nothing stays behind of" do
     # The processes of a sandbox, seen from outside: those in its network namespace.
     defp inside(inode) do
       for pid <- File.ls!("/proc"),
@@ -174,7 +175,7 @@ defmodule NetlinkPort.SandboxTest do
       run!(sandbox, "sh", ["-c", "setsid sleep 600 </dev/null >/dev/null 2>&1 &"])
     end
 
-    test "one that has ended, its programs and its folder included", c do
+    test "a sandbox that has ended, its programs and its folder included", c do
       sandbox = start_supervised!({Sandbox, path: true}, id: :ending)
       {inode, %{netns: {:path, path}}} = {inode(sandbox), Sandbox.info(sandbox)}
       daemon!(sandbox)
@@ -188,7 +189,7 @@ defmodule NetlinkPort.SandboxTest do
       assert {"veth0", "veth0"} = veth(c.sandbox, other)
     end
 
-    test "one that was killed" do
+    test "a sandbox that was killed" do
       {:ok, sandbox} = start_unlinked(path: true)
       {inode, %{netns: {:path, path}}} = {inode(sandbox), Sandbox.info(sandbox)}
       daemon!(sandbox)
@@ -247,7 +248,7 @@ defmodule NetlinkPort.SandboxTest do
       refute File.read!("/proc/self/mountinfo") =~ tmp
     end
 
-    test "a VM that was killed, its helper stopped or not", _c do
+    test "a VM that was killed, with its helper stopped or not", _c do
       for stop? <- [false, true], opts <- [[path: true], [stand_in: true]] do
         {vm, tmp, line} =
           vm!("""
@@ -288,7 +289,7 @@ defmodule NetlinkPort.SandboxTest do
     end
 
     @tag netlink_sandbox: [path: true], capture_log: true
-    test "one whose processes were all killed at once, its folder included", c do
+    test "a sandbox whose processes were all killed at once, its folder included", c do
       {:path, path} = c.netns
       [_, keeper] = Regex.run(~r{^/proc/(\d+)/}, path)
       monitor = Process.monitor(c.sandbox)
@@ -304,7 +305,7 @@ defmodule NetlinkPort.SandboxTest do
   end
 
   describe "faults:" do
-    test "the helper killed: owners are told, and the server is there again", c do
+    test "the helper killed: owners are notified, and the server is restarted", c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
       assert :ok = fault(c.sandbox, :helper_killed)
       assert_receive {:netlink_closed, ^socket, {:helper_exit, 137}}
@@ -328,7 +329,7 @@ defmodule NetlinkPort.SandboxTest do
 
     # The deadlines of calls are longer than the test: nothing asks the stopped helper.
     @tag netlink_sandbox: [server: [call_timeout: 600_000, ping_interval: :infinity]]
-    test "with the helper stopped, the others are made or refused at once", c do
+    test "with the helper stopped, other faults are made or refused at once", c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
       for _ <- 1..2, do: assert(:ok = fault(c.sandbox, :helper_stopped))
       assert :ok = fault(c.sandbox, {:open_refused, :emfile})
@@ -347,7 +348,8 @@ defmodule NetlinkPort.SandboxTest do
       assert links!(c.server, c.netns) == ["lo"]
     end
 
-    test "an overrun has the exact count, behind what is older, and leaves others alone", c do
+    test "an overrun has the exact count, comes after older datagrams, and affects no other socket",
+         c do
       opts = [netns: c.netns, groups: [1]]
       {:ok, socket} = NetlinkPort.open(c.server, :route, opts)
       {:ok, other} = NetlinkPort.open(c.server, :route, opts)
@@ -371,7 +373,7 @@ defmodule NetlinkPort.SandboxTest do
           do: assert_receive({:netlink_overrun, ^victim, 2})
     end
 
-    test "an overrun of a passive socket, and of one of another protocol", c do
+    test "an overrun of a passive socket, and of a socket of another protocol", c do
       for protocol <- [:route, :generic, :usersock] do
         {:ok, socket} = NetlinkPort.open(c.server, protocol, netns: c.netns, active: false)
         fault(c.sandbox, {:overrun, 5}, of: self())
@@ -383,7 +385,7 @@ defmodule NetlinkPort.SandboxTest do
       end
     end
 
-    test "an overrun in which a change is lost", c do
+    test "an overrun that loses the event of a change", c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
       add = fn name -> run!(c.sandbox, "ip", ["link", "add", name, "type", "bridge"]) end
       fault(c.sandbox, {:overrun, 9}, lose: fn -> add.("lost") end)
@@ -408,7 +410,7 @@ defmodule NetlinkPort.SandboxTest do
       assert_receive {:netlink_overrun, ^socket, 1}
     end
 
-    test "an overrun without a socket says so", c do
+    test "an overrun without a socket is an error that says so", c do
       assert_raise RuntimeError, ~r/no such socket is open/, fn ->
         fault(c.sandbox, {:overrun, 1})
       end
@@ -456,7 +458,7 @@ defmodule NetlinkPort.SandboxTest do
       assert_receive {:netlink_resync, ^monitor, {:closed, {:helper_exit, _status}}}
     end
 
-    test "an open refused for want of a descriptor, until it is allowed", c do
+    test "opens refused with EMFILE, until they are allowed", c do
       fault(c.sandbox, {:open_refused, :emfile})
 
       assert {:error, %Error{reason: :emfile}} =
@@ -468,7 +470,7 @@ defmodule NetlinkPort.SandboxTest do
     end
 
     # The program is looked for in PATH, which is that of the whole VM.
-    test "a program of theirs that is missing is named", _c do
+    test "a missing program is named", _c do
       {_vm, _tmp, said} =
         vm!("""
         {:ok, sandbox} = NetlinkPort.Sandbox.start_link()
@@ -483,7 +485,7 @@ defmodule NetlinkPort.SandboxTest do
       assert said =~ "needs mkfifo(1)"
     end
 
-    test "a fault without options says so, and is not made", c do
+    test "options for a fault that takes none are refused, and the fault is not made", c do
       for fault <- [:helper_killed, :helper_stopped, :helper_continued, :open_allowed] do
         assert_raise ArgumentError, ~r/the fault #{inspect(fault)} takes no options/, fn ->
           fault(c.sandbox, fault, times: 2)
@@ -500,7 +502,8 @@ defmodule NetlinkPort.SandboxTest do
     end
 
     @tag netlink_sandbox: [server: [ping_interval: within(100), call_timeout: within(500)]]
-    test "the helper stopped: without a call a ping finds it, and it cannot be continued", c do
+    test "the helper stopped without calls: a ping finds it, and it cannot be continued after that",
+         c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
       fault(c.sandbox, :helper_stopped)
       assert_receive {:netlink_closed, ^socket, :stuck}
@@ -512,7 +515,7 @@ defmodule NetlinkPort.SandboxTest do
       end
     end
 
-    test "those that take a stand-in say so where there is none", c do
+    test "faults that need a stand-in say so without one", c do
       for fault <- [:interrupted_dump, {:answer, :enospc}, {:open_refused, :eperm}] do
         assert_raise ArgumentError, ~r/stand_in: true/, fn -> fault(c.sandbox, fault) end
       end
@@ -524,7 +527,7 @@ defmodule NetlinkPort.SandboxTest do
   describe "a stand-in" do
     @describetag netlink_sandbox: [stand_in: true]
 
-    test "refuses wrong options in the caller, and goes on", c do
+    test "raises for wrong options in the caller, and goes on", c do
       for {fault, opts} <- [
             {{:answer, :nosucherrno}, []},
             {{:answer, nil}, []},
@@ -561,7 +564,7 @@ defmodule NetlinkPort.SandboxTest do
       assert {:ok, _socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
     end
 
-    test "answers a request by any errno, with an extended acknowledgement, and it does nothing",
+    test "answers a request with any errno and extended ack, without carrying it out",
          c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
       fault(c.sandbox, {:answer, :enospc}, message: "no room", offset: 32)
@@ -578,7 +581,7 @@ defmodule NetlinkPort.SandboxTest do
                NetlinkPort.request(socket, 17, bridge("br0"))
     end
 
-    test "answers one message of a batch, and the rest goes on", c do
+    test "answers one message of a batch; the others are carried out", c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, active: false)
       fault(c.sandbox, {:answer, :eperm}, type: 17)
 
@@ -594,7 +597,7 @@ defmodule NetlinkPort.SandboxTest do
       assert links!(c.server, c.netns) == ["br0", "br1", "lo"]
     end
 
-    test "answers requests of a connection, and of those who wait for sendmsg(2)", c do
+    test "answers requests of a connection, and sends with wait: true", c do
       connection =
         start_supervised!(
           {NetlinkPort.Connection, server: c.server, protocol: :route, netns: c.netns}
@@ -613,7 +616,7 @@ defmodule NetlinkPort.SandboxTest do
       assert [{2, 7, <<-12::signed-32-native, _::binary>>}] = Rtnl.messages(datagram)
     end
 
-    test "marks a dump as interrupted: it is tried again, five times", c do
+    test "marks a dump as interrupted: it is repeated, five times", c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns)
       fault(c.sandbox, :interrupted_dump)
       assert {:ok, [_lo]} = NetlinkPort.dump(socket, 18, <<0::128>>)
@@ -625,7 +628,7 @@ defmodule NetlinkPort.SandboxTest do
       assert {:ok, [_lo]} = NetlinkPort.dump(socket, 18, <<0::128>>)
     end
 
-    test "leaves all else as it is: events, batches, big dumps, deaths with their status", c do
+    test "changes nothing else: events, batches, large dumps, exit statuses", c do
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
       batch = for n <- 1..50, do: {16, [:create], bridge("br#{n}")}
       {:ok, maker} = NetlinkPort.open(c.server, :route, netns: c.netns, active: false)
@@ -646,7 +649,7 @@ defmodule NetlinkPort.SandboxTest do
       fault(c.sandbox, :interrupted_dump)
     end
 
-    test "stays nowhere when its sandbox ends", c do
+    test "ends with its sandbox", c do
       {:ok, %{os_pid: os_pid}} = NetlinkPort.info(c.server)
       fault(c.sandbox, :helper_stopped)
       GenServer.stop(c.sandbox)
@@ -655,7 +658,7 @@ defmodule NetlinkPort.SandboxTest do
   end
 
   @tag timeout: within(120_000)
-  test "a hundred at once are apart, and any two can be joined" do
+  test "a hundred sandboxes at once are separate, and any two can be joined" do
     test = self()
 
     for _ <- 1..100 do

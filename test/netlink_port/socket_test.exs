@@ -56,7 +56,7 @@ defmodule NetlinkPort.SocketTest do
       end
     end
 
-    test "tells namespaces apart" do
+    test "differs for different namespaces" do
       paths = ["/a", "/a\n", "/a\\n", ~s(/a"b), "/a b", <<"/a", 255>>, "", "/A"]
       shown = for path <- paths, do: inspect(closed(:route, {:path, path}, 7))
       assert Enum.uniq(shown) == shown
@@ -70,7 +70,7 @@ defmodule NetlinkPort.SocketTest do
       %{server: start_server!(), netns: netns!()}
     end
 
-    test "is inspected with what it was opened with", context do
+    test "is inspected with its protocol and namespace", context do
       {:ok, socket} = NetlinkPort.open(context.server, :route, netns: {:name, context.netns})
       handle = Socket.handle(socket)
 
@@ -98,7 +98,7 @@ defmodule NetlinkPort.SocketTest do
       end
     end
 
-    test "is equal to every struct of it, and to no other", context do
+    test "equals each struct of the same socket, and of no other", context do
       opts = [netns: {:name, context.netns}]
       {:ok, socket} = NetlinkPort.open(context.server, :route, opts)
       {:ok, other} = NetlinkPort.open(context.server, :route, opts)
@@ -121,7 +121,7 @@ defmodule NetlinkPort.SocketTest do
       assert :erts_debug.flat_size(socket) < 100
     end
 
-    test "is not equal to one of another server", context do
+    test "does not equal a socket of another server", context do
       {:ok, socket} = NetlinkPort.open(context.server, :route, [])
       other = start_server!()
       {:ok, theirs} = NetlinkPort.open(other, :route, [])

@@ -60,7 +60,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
     sockets
   end
 
-  test "holds up no other socket; what waits for it is bounded; all comes when it goes on",
+  test "a suspended node delays no other socket; its datagrams are bounded, and arrive when it goes on",
        context do
     %{server: server, opts: opts} = context
     {:ok, ours} = NetlinkPort.open(server, :route, opts)
@@ -92,7 +92,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
 
   defp done?(_other), do: false
 
-  test "does not keep a server from its end, nor its sockets from being closed with it",
+  test "a suspended node does not prevent the end of a server, or of its own sockets when it is killed",
        context do
     %{server: server} = context
     helper = os_pid(server)
@@ -108,7 +108,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
     eventually!(fn -> not running?(helper) end)
   end
 
-  test "does not hold up a monitor's other subscribers; its own have it all in the end",
+  test "a suspended node does not delay a monitor's other subscribers; its own are sent everything later",
        context do
     opts = [server: context.server, groups: [@links], dump: [@dump_routes]] ++ context.opts
     monitor = start_supervised!({Monitor, opts})
@@ -131,7 +131,7 @@ defmodule NetlinkPort.SuspendedNodeTest do
     for pid <- there, do: assert_receive({:snapshot, ^pid}, within(20_000))
   end
 
-  test "does not hold up a connection's other callers; its own are answered in the end",
+  test "a suspended node does not delay a connection's other callers; its own are answered later",
        context do
     opts = [server: context.server, protocol: :route] ++ context.opts
     connection = start_supervised!({Connection, opts})

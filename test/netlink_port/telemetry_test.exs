@@ -42,13 +42,13 @@ defmodule NetlinkPort.TelemetryTest do
     end
   end
 
-  test "without :telemetry nothing is told, and nothing fails" do
+  test "without :telemetry no event is sent, and nothing fails" do
     refute function_exported?(:telemetry, :execute, 3)
     assert Telemetry.execute([:helper, :busy], %{count: 1}, %{}) == :ok
     assert Telemetry.timed(fn -> :result end, fn _ -> raise "not asked" end) == :result
   end
 
-  test "a handler that fails hurts nobody" do
+  test "a handler that raises affects no caller" do
     load(quote(do: def(execute(_event, _measurements, _metadata), do: raise("broken"))))
     server = start_server!()
     {:ok, socket} = NetlinkPort.open(server, :route, active: false)
@@ -57,10 +57,10 @@ defmodule NetlinkPort.TelemetryTest do
     assert GenServer.stop(server) == :ok
   end
 
-  describe "told are" do
+  describe "there are events for" do
     setup do: load_recorder()
 
-    test "a helper that starts and ends, and one that cannot start" do
+    test "a helper that starts, ends, or cannot start" do
       name = :"telemetry_#{System.unique_integer([:positive])}"
       server = start_server!(name: name)
 
@@ -92,7 +92,7 @@ defmodule NetlinkPort.TelemetryTest do
       told([:helper, :failure], %{duration: _}, %{error: ^error, name: nil})
     end
 
-    test "sockets that open and close, and those that cannot be opened" do
+    test "sockets that open, close, or cannot be opened" do
       netns = netns!()
       server = start_server!()
       opts = [netns: {:name, netns}, close_on: :namespace_gone]
@@ -135,7 +135,7 @@ defmodule NetlinkPort.TelemetryTest do
       told([:socket, :close], _, %{socket: ^socket, reason: :owner_down})
     end
 
-    test "pins that begin and end, and those that cannot be had" do
+    test "pins that begin, end, or fail" do
       server = start_server!()
       test = self()
       {:ok, pin} = NetlinkPort.pin(server, :host)
@@ -209,7 +209,7 @@ defmodule NetlinkPort.TelemetryTest do
     end
 
     @tag :root
-    test "what the kernel says with a success" do
+    test "the kernel's warnings with a success" do
       netns = netns!()
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
@@ -280,7 +280,7 @@ defmodule NetlinkPort.TelemetryTest do
                counts
     end
 
-    test "a helper that does not read, once" do
+    test "a helper that does not read its input, once" do
       server = start_server!()
       helper = os_pid(server)
       {:ok, socket} = NetlinkPort.open(server, :route, [])
@@ -301,7 +301,7 @@ defmodule NetlinkPort.TelemetryTest do
 
   defp shown(state), do: NetlinkPort.Server.format_status(%{state: state}).state
 
-  test "the catalogue names every event, and no other" do
+  test "the catalogue lists every event, and no other" do
     sources = Path.expand("../../elixir/**/*.ex", __DIR__) |> Path.wildcard()
     catalogue = Enum.find(sources, &String.ends_with?(&1, "netlink_port/telemetry.ex"))
     row = ~r/^  \| `\[:netlink_port, :(\w+), :(\w+)\]` \|/m

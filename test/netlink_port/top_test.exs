@@ -60,7 +60,7 @@ defmodule NetlinkPort.TopTest do
         flunk("no #{start} in #{inspect(lines)}")
 
   describe "the screen" do
-    test "shows rates between two looks, drops, and what waits where" do
+    test "shows rates between two samples, drops, and where datagrams wait" do
       pid = idle_process()
       before = [socket(7, received: 100, received_bytes: 10_000, sent: 5, drops: 2)]
 
@@ -114,7 +114,7 @@ defmodule NetlinkPort.TopTest do
                lines |> Enum.take(-1) |> Enum.map(&Enum.join(words(&1), " "))
     end
 
-    test "has no rates before the second look, nor of a socket that is new" do
+    test "has no rates before the second sample, or of a new socket" do
       pid = idle_process()
       one = sample(0, [{pid, server([socket(1, received: 5)])}])
 
@@ -127,13 +127,13 @@ defmodule NetlinkPort.TopTest do
       assert ["1", _, _, _, "1" | _] = words(line!(lines, "1"))
     end
 
-    test "is nothing where there is no row" do
+    test "is empty without rows" do
       now = sample(0, [])
       assert Screen.lines(now, now, {0, 80}) == []
       assert Screen.lines(now, now, {-1, 80}) == []
     end
 
-    test "is within the rows and columns of the terminal, and says what is hidden" do
+    test "fits the rows and columns of the terminal, and says how much is hidden" do
       servers =
         for n <- 1..30, do: {idle_process(), server([socket(n, [])], name: :"server_#{n}")}
 
@@ -152,7 +152,7 @@ defmodule NetlinkPort.TopTest do
       assert Enum.count(lines, &(&1 =~ ~r/^ +\d+ route/)) >= 8
     end
 
-    test "shows a server that does not answer, and none at all" do
+    test "shows a server that does not answer, and the absence of servers" do
       pid = idle_process()
 
       assert Enum.any?(
@@ -163,7 +163,7 @@ defmodule NetlinkPort.TopTest do
       assert hd(Screen.lines(nil, sample(0, []), {24, 80})) =~ "servers 0, sockets 0, in 0/s"
     end
 
-    test "hands a terminal nothing to obey, and keeps its columns" do
+    test "has no control characters, and keeps its columns" do
       pid = idle_process()
       path = "/run/a/very/long/path/to/somewhere/" <> "\e[2J\n" <> <<255>>
 
@@ -183,7 +183,7 @@ defmodule NetlinkPort.TopTest do
                                                                                2)
     end
 
-    test "writes numbers for people" do
+    test "shows rounded numbers with units" do
       counts = [
         {0, "0"},
         {999, "999"},
@@ -221,7 +221,7 @@ defmodule NetlinkPort.TopTest do
     socket
   end
 
-  test "--once prints what really passes" do
+  test "--once prints the rates of real traffic" do
     name = :"top_#{System.unique_integer([:positive])}"
     server = start_server!(name: name)
     socket = traffic!(name)
@@ -249,7 +249,7 @@ defmodule NetlinkPort.TopTest do
   end
 
   describe "the live view" do
-    test "writes over itself, and ends with q; a size is asked for each time" do
+    test "redraws in place, asks for the size each time, and ends with q" do
       start_server!(name: name = :"top_#{System.unique_integer([:positive])}")
       test = self()
 
@@ -265,11 +265,11 @@ defmodule NetlinkPort.TopTest do
       assert String.ends_with?(screen, "\e[K\r\n\e[J\e[?25h\n")
     end
 
-    test "ends with Control-C, where that is a key" do
+    test "ends with Control-C" do
       assert capture_io("\x03", fn -> :ok = Top.run(interval: 60_000) end) =~ "netlink_port on "
     end
 
-    test "ends where its terminal is gone, as when `rpc` is interrupted" do
+    test "ends when its terminal is gone, as when `rpc` is interrupted" do
       {:ok, terminal} = StringIO.open("")
       test = self()
 
@@ -289,7 +289,7 @@ defmodule NetlinkPort.TopTest do
       assert is_pid(viewer)
     end
 
-    test "hides no error behind that of a terminal that is gone" do
+    test "raises other errors than that of a terminal that is gone" do
       capture_io(fn ->
         assert_raise FunctionClauseError, fn -> Top.run(size: fn -> {:none} end) end
       end)
@@ -316,7 +316,7 @@ defmodule NetlinkPort.TopTest do
       end
     end
 
-    test "ends with 2 for what it does not know, and says where that is told" do
+    test "ends with 2 for unknown arguments, and names mix help" do
       for {arguments, told} <- [{["--bogus"], "--bogus"}, {["blue"], "unexpected argument: blue"}] do
         text =
           capture_io(:stderr, fn ->

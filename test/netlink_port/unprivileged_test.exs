@@ -44,7 +44,9 @@ defmodule NetlinkPort.UnprivilegedTest do
     refute output =~ "skipped"
   end
 
-  test "as an ordinary user, with a helper that has file capabilities", %{home: home} do
+  test "the suite passes as an ordinary user, with a helper that has file capabilities", %{
+    home: home
+  } do
     # Outside the build, which would overwrite it.
     executable = Path.join(home, "helper")
     File.cp!(helper(), executable)
@@ -64,11 +66,11 @@ defmodule NetlinkPort.UnprivilegedTest do
   # Names of namespaces are mounts, so that these need a mount namespace, too.
   @mount ["sh", "-c", "mount -t tmpfs tmpfs /run && exec \"$@\"", "sh"]
 
-  test "inside unshare -Urn, without any privilege outside", %{home: home} do
+  test "the suite passes inside unshare -Urn, without any privilege outside", %{home: home} do
     run(home, ["unshare", "-Urnm" | @mount], "trace init_user_namespace", [])
   end
 
-  test "inside unshare -Ur, by the child path", %{home: home} do
+  test "the suite passes inside unshare -Ur, where a child of the helper enters", %{home: home} do
     options = {"NETLINK_PORT_TEST_SERVER", inspect(user_namespaces: true)}
     run(home, ["unshare", "-Urm" | @mount], "trace init_user_namespace", [options])
   end

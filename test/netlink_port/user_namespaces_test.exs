@@ -26,7 +26,7 @@ defmodule NetlinkPort.UserNamespacesTest do
     assert name in Rtnl.link_names(socket)
   end
 
-  test "a user's own container is entered without any privilege, read and changed" do
+  test "without any privilege the helper opens its user's container, which can be read and changed" do
     server = start_as_nobody!()
     assert {:ok, %{capabilities: [], may_leave: false}} = NetlinkPort.info(server)
     pid = container!()
@@ -43,7 +43,7 @@ defmodule NetlinkPort.UserNamespacesTest do
     assert links =~ "br-pid" and links =~ "br-path"
   end
 
-  test "events come from there as from anywhere" do
+  test "events arrive from the container" do
     server = start_as_nobody!()
     pid = container!()
     {:ok, events} = NetlinkPort.open(server, :route, netns: {:pid, pid}, groups: [1])
@@ -53,7 +53,7 @@ defmodule NetlinkPort.UserNamespacesTest do
     assert [{16, _sequence, _link} | _] = Rtnl.messages(datagram)
   end
 
-  test "what fails in the child is told as what it is" do
+  test "errors of the child have their own stage and errno" do
     server = start_as_nobody!()
     netns = {:pid, container!()}
     root = {:pid, os_process!("sleep", ["600"])}
@@ -72,14 +72,14 @@ defmodule NetlinkPort.UserNamespacesTest do
     end
   end
 
-  test "without the option it is EPERM" do
+  test "an open without user_namespaces: true is EPERM" do
     server = start_as_nobody!([])
     assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, container!()})
     assert {error.stage, error.errno} == {:setns, 1}
     assert Exception.message(error) =~ "user_namespaces: true"
   end
 
-  test "one that may not be entered is pinned all the same; its cookie is told where it may" do
+  test "a namespace that the helper may not enter can be pinned; the pin has a cookie only if it may" do
     container = {:pid, container!()}
     other = {:name, netns!()}
     entering = start_as_nobody!()
@@ -94,7 +94,7 @@ defmodule NetlinkPort.UserNamespacesTest do
     assert {:error, %Error{stage: :open, reason: :eacces}} = NetlinkPort.pin(staying, root)
   end
 
-  test "neither a descriptor nor a child is left behind" do
+  test "opens and pins leave no descriptor and no child behind" do
     server = start_as_nobody!()
     netns = {:pid, container!()}
     before = fds(server)
@@ -112,7 +112,7 @@ defmodule NetlinkPort.UserNamespacesTest do
     assert File.read!(children) == ""
   end
 
-  test "inside unshare -Ur, where home belongs to somebody else, the child can leave" do
+  test "inside unshare -Ur, where the helper could not return, the child enters other namespaces" do
     helper = public!(helper())
     pidfile = tmp_path!("pid")
 
@@ -147,7 +147,7 @@ defmodule NetlinkPort.UserNamespacesTest do
     start_server!([executable: script, user_namespaces: true] ++ opts)
   end
 
-  test "without a process or a descriptor for the child the open says so, and all else goes on" do
+  test "an open says that no process or descriptor is left for the child, and everything else goes on" do
     netns = {:pid, container!()}
 
     for {syscall, errno, reason} <- [
@@ -170,7 +170,7 @@ defmodule NetlinkPort.UserNamespacesTest do
   end
 
   # The owner of a user namespace may signal processes that join it.
-  test "a child that is stopped there does not outlive the helper that waits for it" do
+  test "a child that is stopped in the container does not outlive its helper" do
     hold = tmp_path!("hold")
     on_exit(fn -> File.rm(hold <> ".held") end)
     server = start_injected_as_nobody!("socket EPERM hold:#{hold}", call_timeout: within(1_000))

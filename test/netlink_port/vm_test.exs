@@ -42,7 +42,7 @@ defmodule NetlinkPort.VMTest do
     """
   end
 
-  test "killed with SIGKILL while datagrams flow: the helper is gone, running or stopped" do
+  test "the VM is killed with SIGKILL while datagrams arrive: the helper ends, running or stopped" do
     vms =
       for stopped? <- [false, true] do
         netns = netns!()
@@ -105,7 +105,7 @@ defmodule NetlinkPort.VMTest do
     end
   end
 
-  test "stopped for longer than every deadline, and continued: the helper is not suspected" do
+  test "the VM is stopped for longer than every deadline, and continued: the helper is not suspected" do
     netns = netns!()
 
     {port, vm} =
@@ -137,8 +137,8 @@ defmodule NetlinkPort.VMTest do
     assert running?(helper)
   end
 
-  # The clock of that VM and its helper alone: see clock.rs.
-  test "whose wall clock jumps by a day, both ways: no deadline moves, the helper is not suspected" do
+  # The clock only of that VM and its helper: see clock.rs.
+  test "the wall clock jumps by a day, in both directions: no deadline moves, the helper is not suspected" do
     offset = tmp_path!("offset")
     File.write!(offset, <<0::64>>)
     File.write!(offset <> ".request", Rtnl.getlink(1, 1))
@@ -206,7 +206,7 @@ defmodule NetlinkPort.VMTest do
   end
   """
 
-  test "without a descriptor left: no server starts, and a stuck helper is killed once there is one" do
+  test "the VM has no descriptor left: no server starts, and a stuck helper is killed when one is free" do
     {port, _vm} =
       vm!(
         @load <>
@@ -239,7 +239,7 @@ defmodule NetlinkPort.VMTest do
     eventually!(fn -> not running?(helper) end, 5_000)
   end
 
-  test "without a port left: no server starts, and what runs goes on" do
+  test "the VM has no port left: no server starts, and running servers go on" do
     {port, _vm} =
       vm!(
         @load <>

@@ -32,7 +32,7 @@ defmodule NetlinkPort.WarningsTest do
     ]
   end
 
-  test "a warning that comes with success can be had, and breaks nothing", context do
+  test "ext_ack: true returns the warning of a success, and changes nothing else", context do
     %{netns: netns, socket: socket, connection: connection} = context
     tc = ~w(qdisc add dev lo root handle 1: htb)
 
@@ -74,7 +74,7 @@ defmodule NetlinkPort.WarningsTest do
     assert two.message =~ quantum
   end
 
-  test "where nothing was said it is nil", %{socket: socket, connection: connection} do
+  test "ext_ack: true returns nil without a warning", %{socket: socket, connection: connection} do
     for ask <- [
           &NetlinkPort.request(socket, @getlink, @lo, &1),
           &NetlinkPort.dump(socket, @getlink, <<0::128>>, &1),
@@ -89,7 +89,8 @@ defmodule NetlinkPort.WarningsTest do
              Connection.batch(connection, [{@getlink, [], @lo}], ext_ack: true)
   end
 
-  test "a descriptor that the kernel refuses is not a socket that is closed", context do
+  test "EBADF from the kernel names the descriptor, and does not say that the socket is closed",
+       context do
     # IFLA_NET_NS_FD
     attrs = Attr.encode([{28, Attr.u32(9_999)}])
     assert {:error, error} = NetlinkPort.request(context.socket, @newlink, [@lo | attrs])

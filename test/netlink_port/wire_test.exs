@@ -92,7 +92,7 @@ defmodule NetlinkPort.WireTest do
   defp bytes(bytes), do: "[#{bytes |> :binary.bin_to_list() |> Enum.join(", ")}]"
   defp camel(name), do: name |> Atom.to_string() |> Macro.camelize()
 
-  test "a command at every edge is read as it was written", %{decoder: decoder} do
+  test "a command with values at every limit is decoded as it was encoded", %{decoder: decoder} do
     handle = 0x7FFFFFFF
 
     for {reference, command} <- [
@@ -116,7 +116,7 @@ defmodule NetlinkPort.WireTest do
     describe "properties" do
       @describetag timeout: within(120_000)
 
-      test "any command is read as it was written", %{decoder: decoder} do
+      test "any command is decoded as it was encoded", %{decoder: decoder} do
         check(:proper_types.tuple([handle(), command_type()]), 3_000, fn {reference, command} ->
           frame = Protocol.command(reference, command)
           {read, again} = read(decoder, frame)
@@ -124,7 +124,7 @@ defmodule NetlinkPort.WireTest do
         end)
       end
 
-      test "any grant is read as it was written", %{decoder: decoder} do
+      test "any grant is decoded as it was encoded", %{decoder: decoder} do
         check(:proper_types.tuple([handle(), window()]), 500, fn {handle, bytes} ->
           {one, _} = read(decoder, Protocol.grant(handle, bytes))
           {all, _} = read(decoder, Protocol.grant_all(bytes))
@@ -132,7 +132,7 @@ defmodule NetlinkPort.WireTest do
         end)
       end
 
-      test "any datagram is read as it was written", %{decoder: decoder} do
+      test "any datagram is decoded as it was encoded", %{decoder: decoder} do
         type = :proper_types.tuple([handle(), handle(), :proper_types.binary()])
 
         check(type, 1_000, fn {reference, handle, datagram} ->
@@ -145,7 +145,7 @@ defmodule NetlinkPort.WireTest do
       end
 
       # Any frame: the term of a command is read back, and any other is refused.
-      test "any term is read back, or refused where no command has it", %{decoder: decoder} do
+      test "any term is decoded, or refused if no command has it", %{decoder: decoder} do
         nesting = :proper_types.list(:proper_types.oneof([exactly(:tuple), exactly(:list)]))
         leaf = :proper_types.oneof([:proper_types.any(), wide_integer(), :proper_types.binary()])
         type = :proper_types.tuple([leaf, :proper_types.resize(10, nesting)])

@@ -1,6 +1,6 @@
 defmodule Soak.Chaos do
   @moduledoc false
-  # Kills, stops and suspends owners, servers and helpers, and makes namespaces anew.
+  # Kills, stops and suspends owners, servers and helpers, and makes namespaces again.
 
   alias Soak.{Ledger, World}
 

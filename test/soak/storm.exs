@@ -81,7 +81,7 @@ defmodule Soak.Storm do
     {:noreply, %{state | batch: state.batch + 1}, :rand.uniform(@longest_calm)}
   end
 
-  # Holders that were too late to be heard.
+  # A holder that sends :go_on too late.
   def handle_info({:go_on, _holder}, state), do: {:noreply, state, 0}
 
   defp destination(n), do: "10.#{div(n, 65_536)}.#{rem(div(n, 256), 256)}.#{rem(n, 256)}"

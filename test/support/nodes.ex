@@ -33,7 +33,7 @@ defmodule NetlinkPort.Nodes do
 
   def peer!(library?) do
     paths = if library?, do: Enum.flat_map(:code.get_path(), &[~c"-pa", &1]), else: []
-    # Each node connects to this one alone.
+    # Each node connects only to this node.
     args = [~c"-connect_all", ~c"false" | paths]
     name = :peer.random_name()
     # Controlled over standard input and output, so that a lost connection does not end it.

@@ -164,7 +164,7 @@ defmodule NetlinkPort.Tables do
     with :missing <- Attr.binary(attrs, 5), do: Attr.binary(attrs, 18)
   end
 
-  # A message of a dump has the flag NLM_F_MULTI alone. Routes of a dump come in the order of the kernel.
+  # A message of a dump has only the flag NLM_F_MULTI. Routes of a dump come in the order of the kernel.
   defp add(@inet, routes, route, message) do
     cond do
       Message.flag?(message, :replace) -> [route | Enum.drop(routes, 1) -- [route]]

@@ -38,8 +38,9 @@ defmodule NetlinkPort.CaptureTest do
     "#{socket.protocol} in #{Socket.place(socket.netns)}, handle #{socket.handle}"
   end
 
-  describe "what passes" do
-    test "is there, both ways, from sockets of before and after the start", context do
+  describe "a capture" do
+    test "has the datagrams of both directions, of sockets from before and after its start",
+         context do
       %{server: server, path: path} = context
       [blue, red] = [netns!(), netns!()]
       before = open!(server, :route, blue)
@@ -115,7 +116,7 @@ defmodule NetlinkPort.CaptureTest do
           do: {direction, family, length, types}
     end
 
-    test "is there whichever way it is sent, and once", %{server: server, path: path} do
+    test "has each datagram once, however it is sent", %{server: server, path: path} do
       opts = [user_peers: true, active: false]
       {:ok, peer} = NetlinkPort.open(server, :usersock, opts)
       {:ok, socket} = NetlinkPort.open(server, :usersock, opts)
@@ -141,7 +142,7 @@ defmodule NetlinkPort.CaptureTest do
                Tshark.fields(path, ~w(frame.interface_name netlink.hdr_seq))
     end
 
-    test "stays in a socket that changes hands", %{server: server, path: path} do
+    test "goes on with a socket that gets a new owner", %{server: server, path: path} do
       socket = open!(server, :route, netns!())
       capture = capture!(server, path)
       :ok = NetlinkPort.controlling_process(socket, idle_process())
@@ -149,7 +150,7 @@ defmodule NetlinkPort.CaptureTest do
       assert {:ok, %{datagrams: 2}} = NetlinkPort.stop_capture(capture)
     end
 
-    test "is cut where readers would refuse it", %{server: server, path: path} do
+    test "cuts datagrams that are longer than readers accept", %{server: server, path: path} do
       socket = open!(server, :route, netns!())
       capture = capture!(server, path)
       :ok = NetlinkPort.send(socket, [<<0::32>> | List.duplicate("0123456789", 100_000)])
@@ -157,7 +158,7 @@ defmodule NetlinkPort.CaptureTest do
       assert Tshark.fields(path, ~w(frame.cap_len frame.len)) == [["262144", "1000020"]]
     end
 
-    test "is not held up by captures that come and go: no send fails, all is delivered",
+    test "delays nothing when it starts and ends during traffic: no send fails, all is delivered",
          context do
       %{server: server, path: path} = context
       socket = open!(server, :route, netns!())
@@ -190,7 +191,8 @@ defmodule NetlinkPort.CaptureTest do
   end
 
   describe "a slow disk" do
-    test "holds nobody up: what does not fit is missing, counted, and told", context do
+    test "delays no socket: datagrams that do not fit are left out, counted, and noted in the file",
+         context do
       %{server: server, path: path} = context
       socket = open!(server, :route, netns!())
       capture = capture!(server, path)
@@ -221,8 +223,8 @@ defmodule NetlinkPort.CaptureTest do
     end
   end
 
-  describe "it ends" do
-    test "at its bound: the file is whole and within it, and the sockets go on", context do
+  describe "a capture ends" do
+    test "at max_bytes: the file is whole and within it, and the sockets go on", context do
       %{server: server, path: path} = context
       socket = open!(server, :route, netns!())
       capture = capture!(server, path, max_bytes: 20_000)
@@ -237,7 +239,7 @@ defmodule NetlinkPort.CaptureTest do
     end
 
     @tag timeout: within(20_000)
-    test "on a disk that is full: the file is whole, and the sockets go on", context do
+    test "on a full disk: the file is whole, and the sockets go on", context do
       %{server: server, path: path} = context
       folder = path <> ".d"
       File.mkdir_p!(folder)
@@ -291,7 +293,7 @@ defmodule NetlinkPort.CaptureTest do
       end
     end
 
-    test "by itself when it is killed: sockets and server go on, and another can start",
+    test "when it is killed: sockets and server go on, and another can start",
          context do
       %{server: server, path: path} = context
       socket = open!(server, :route, netns!())
@@ -308,7 +310,7 @@ defmodule NetlinkPort.CaptureTest do
       assert {:ok, %{datagrams: 2}} = NetlinkPort.stop_capture(again)
     end
 
-    test "with a VM that is killed: the file is whole as far as it was written", %{path: path} do
+    test "with a VM that is killed: the file is whole up to the last write", %{path: path} do
       script = tmp_path!("vm.exs")
 
       File.write!(script, """
@@ -332,7 +334,7 @@ defmodule NetlinkPort.CaptureTest do
     end
   end
 
-  describe "a file" do
+  describe "the file of a capture" do
     test "that cannot be written is an error at once, and nothing is captured", context do
       %{server: server, path: path} = context
       fifo = path <> ".fifo"
@@ -356,7 +358,7 @@ defmodule NetlinkPort.CaptureTest do
       end
     end
 
-    test "is its owner's alone where it is new, and keeps its mode where it is not", context do
+    test "is readable by its owner only if it is new, and keeps its mode otherwise", context do
       %{server: server, path: path} = context
       {:ok, _counts} = server |> capture!(path) |> NetlinkPort.stop_capture()
       assert Bitwise.band(File.stat!(path).mode, 0o777) == 0o600
@@ -368,7 +370,8 @@ defmodule NetlinkPort.CaptureTest do
       assert packets!(path) == []
     end
 
-    test "is one a server: a second is EBUSY, until the first has ended", context do
+    test "is the only one of its server: a second capture is EBUSY until the first has ended",
+         context do
       %{server: server, path: path} = context
       first = capture!(server, path)
       assert {:error, error} = NetlinkPort.capture(server, path <> "2")

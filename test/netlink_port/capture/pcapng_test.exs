@@ -85,7 +85,7 @@ defmodule NetlinkPort.PcapngTest do
   end
 
   @tag :tshark
-  test "the longest datagram is one that tshark still reads; one byte more is not" do
+  test "tshark reads the longest datagram, and refuses one byte more" do
     header = [Pcapng.section_header(), Pcapng.interface("x")]
     whole = :binary.copy(<<0>>, Pcapng.longest())
     path = file!([header, Pcapng.datagram(0, @stamp, :in, 0, {whole, 9_000_000})])

@@ -6,7 +6,7 @@ defmodule NetlinkPort.ArgumentsTest do
 
   alias NetlinkPort.Arguments
 
-  test "single arguments raise for what is none" do
+  test "each check of an argument raises for wrong values" do
     for {check, right, wrong} <- [
           {&Arguments.group!/1, [1, 0xFFFFFFFF], [0, 0x100000000, nil]},
           {&Arguments.uint32!(:port_id, &1), [0, 0xFFFFFFFF], [-1, 0x100000000, "1"]},
@@ -30,12 +30,12 @@ defmodule NetlinkPort.ArgumentsTest do
     end
   end
 
-  test "a peer that is no pair of a port id and groups raises" do
+  test "a peer that is not a pair of port id and groups raises" do
     assert_raise ArgumentError, ~r/port_id, groups/, fn -> Arguments.peer!({1}) end
     assert_raise ArgumentError, fn -> Arguments.peer!({-1, 0}) end
   end
 
-  test "protocols of any number are for the kernel to judge" do
+  test "protocols of any number are left to the kernel" do
     for number <- [0, 17, 250, -1, 0x7FFFFFFF, -0x80000000] do
       assert Arguments.protocol!(number) == number
     end

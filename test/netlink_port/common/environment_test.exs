@@ -38,7 +38,7 @@ defmodule NetlinkPort.EnvironmentTest do
   defp parse(texts), do: @texts |> Map.merge(Map.new(texts)) |> Environment.parse()
   defp proc(options), do: @mounts <> "40 22 0:39 / /proc rw - proc proc #{options}\n"
 
-  test "an ordinary user on a machine of its own" do
+  test "an ordinary user on an ordinary machine" do
     environment = parse([])
     assert environment.proc == :own
     assert environment.hidepid == 0
@@ -52,7 +52,7 @@ defmodule NetlinkPort.EnvironmentTest do
     assert Environment.unseen(environment) == nil
   end
 
-  test "whose /proc it is: numbers of another pid namespace, also where they happen to be equal" do
+  test "/proc of another pid namespace is recognised, also if the process ids are equal" do
     assert parse(self: "4711").proc == :foreign
     assert parse(status: String.replace(@status, "NSpid:\t42", "NSpid:\t42\t42")).proc == :foreign
     # Read in a pid namespace that this process is not in.
@@ -63,7 +63,7 @@ defmodule NetlinkPort.EnvironmentTest do
     assert Environment.unseen(parse(self: "4711")) =~ "another pid namespace"
   end
 
-  test "hidepid, in numbers and in words, and whom it hides nothing from" do
+  test "hidepid, as a number and as a word, and the users from whom it hides nothing" do
     for {text, number} <- [
           {"1", 1},
           {"noaccess", 1},
@@ -102,7 +102,7 @@ defmodule NetlinkPort.EnvironmentTest do
     assert parse(user: nil, uid_map: nil).user_namespace == nil
   end
 
-  test "other pid namespaces that may not be seen" do
+  test "processes of other pid namespaces may be hidden" do
     assert Environment.unseen(parse(pid_namespace: "pid:[4026532179]")) =~ "other pid namespaces"
     assert Environment.unseen(parse(pid_namespace: nil)) =~ "other pid namespaces"
   end
@@ -123,7 +123,7 @@ defmodule NetlinkPort.EnvironmentTest do
     assert Environment.bounded?(parse(status: nil), :sys_admin)
   end
 
-  test "the mount of a path is the one with the longest name, and of those the last" do
+  test "the mount of a path is that with the longest mount point, and of several the last" do
     environment = parse([])
     point = fn path -> Environment.mount_of(environment, path).point end
     assert point.("/opt/a b/c") == "/opt/a b"
@@ -137,7 +137,7 @@ defmodule NetlinkPort.EnvironmentTest do
     refute Environment.mounted?(nil, "nosuid")
   end
 
-  test "a path leads through links, whichever way they are written" do
+  test "a path is resolved through absolute, relative and chained links" do
     folder = tmp_path!("folder")
     File.mkdir_p!(Path.join(folder, "a/b"))
     File.touch!(Path.join(folder, "a/b/file"))
@@ -161,7 +161,7 @@ defmodule NetlinkPort.EnvironmentTest do
     assert Environment.mount(Environment.look(), Path.join(folder, "nothing")) == nil
   end
 
-  test "a container, by its marks and by what is around it; a mark alone is not one" do
+  test "a container is recognised by its marks and its namespaces or root file system, not by a mark alone" do
     overlay = String.replace(@mounts, "ext4 /dev/vda", "overlay overlay")
     refute parse(marked: true).container
     assert parse(marked: true, pid_namespace: "pid:[4026532179]").container
@@ -170,7 +170,7 @@ defmodule NetlinkPort.EnvironmentTest do
     refute parse(user: "user:[4026532179]").container
   end
 
-  test "this machine can be looked at" do
+  test "the environment of this machine can be read" do
     environment = Environment.look()
     assert environment.uid == File.stat!("/proc/self").uid
     assert is_integer(environment.bounding) and environment.mounts != []

@@ -27,7 +27,7 @@ defmodule NetlinkPort.FileNameTest do
   describe "a path as a charlist or chardata" do
     @describetag :root
 
-    test "is one wherever a path is taken" do
+    test "is accepted wherever a path is" do
       netns = netns!()
       path = netns_path(netns)
       inode = inode(path)
@@ -77,7 +77,7 @@ defmodule NetlinkPort.FileNameTest do
     Base.decode16!(bytes)
   end
 
-  test "the helper of the application's own folder is found, whatever the locale" do
+  test "the helper in the application's folder is found in every locale" do
     library = folder!()
 
     for locale <- ["C", "C.UTF-8", "POSIX"] do
@@ -86,7 +86,7 @@ defmodule NetlinkPort.FileNameTest do
     end
   end
 
-  test "so are what the environment names, and a path from the working directory" do
+  test "an executable from the environment variable or a relative path is found in every locale" do
     library = folder!()
     path = Path.join(library, "priv/netlink_port")
     ebin = Path.dirname(Application.app_dir(:netlink_port, "ebin"))
@@ -96,7 +96,7 @@ defmodule NetlinkPort.FileNameTest do
     assert executable!(vm(ebin, code, [], cd: library)) == path
   end
 
-  test "the doctor finds it, and shows it" do
+  test "the doctor finds and shows an executable with non-ASCII letters" do
     library = folder!()
 
     output =
@@ -108,7 +108,7 @@ defmodule NetlinkPort.FileNameTest do
                ", version " <> NetlinkPort.Helper.Execve.version()
   end
 
-  test "an argument of a command line is decoded once" do
+  test "an argument of the command line is decoded once" do
     code = """
     for path <- ["/tmp/ü", "/tmp/plain", <<"/tmp/", 195, 131, 194, 188>>],
         do: IO.puts("executable " <> Base.encode16(NetlinkPort.FileName.argument(path)))
@@ -125,8 +125,8 @@ defmodule NetlinkPort.FileNameTest do
     assert NetlinkPort.FileName.argument(<<195, 131, 194, 188>>) == <<195, 131, 194, 188>>
   end
 
-  describe "code in no folder of an application" do
-    test "is an error that names executable:, and starts with it" do
+  describe "code outside an application's folder" do
+    test "is an error that names executable:, and starts with that option" do
       library = folder!("elsewhere")
 
       code = """
@@ -141,7 +141,7 @@ defmodule NetlinkPort.FileNameTest do
                  "has to name the helper"
     end
 
-    test "is said by the doctor" do
+    test "is reported by the doctor" do
       output = vm(folder!("elsewhere"), "NetlinkPort.Doctor.run(netns: [])")
 
       assert output =~
@@ -151,7 +151,7 @@ defmodule NetlinkPort.FileNameTest do
       refute output =~ "bug"
     end
 
-    test "an escript, too" do
+    test "in an escript starts with executable:" do
       path = tmp_path!("escript")
       ebin = Application.app_dir(:netlink_port, "ebin")
       elixir = Application.app_dir(:elixir, "ebin")
@@ -196,8 +196,8 @@ defmodule NetlinkPort.FileNameTest do
     end
   end
 
-  describe "another system than Linux" do
-    test "a start says that the helper runs on Linux alone; so does the doctor" do
+  describe "on another system than Linux" do
+    test "a start and the doctor say that the helper runs only on Linux" do
       assert {:error, error} = NetlinkPort.Helper.start(nil, [], {:unix, :darwin})
       assert {error.stage, error.reason} == {:thread, :eopnotsupp}
 

@@ -76,7 +76,7 @@ defmodule NetlinkPort.OptionsTest do
              ]
     end
 
-    test "names the options it knows for one that it does not" do
+    test "names the known options for an unknown one" do
       known =
         ~w(netns groups bind owner window max_queue user_peers timeout active pktinfo broadcast_error
                  no_enobufs listen_all_nsid ext_ack cap_ack get_strict_chk rcvbuf sndbuf filter)
@@ -86,7 +86,7 @@ defmodule NetlinkPort.OptionsTest do
       refused([add_membership: 1], ":add_membership")
     end
 
-    test "the helper has each socket option, and no other" do
+    test "has the same socket options as the helper" do
       source = File.read!(Path.expand("../../../src/options.rs", __DIR__))
       of_helper = for [_, name] <- Regex.scan(~r/^    \("(\w+)", Name::/m, source), do: name
       error = assert_raise ArgumentError, fn -> Options.set(frobnicate: 1) end
@@ -133,7 +133,7 @@ defmodule NetlinkPort.OptionsTest do
       end
     end
 
-    test "joins no more groups than one command can carry" do
+    test "takes no more groups than one command can carry" do
       assert length(open!(groups: Enum.to_list(1..4_096)).options) == 4_097
       refused([groups: Enum.to_list(1..4_097)], ["at most 4096"])
     end
@@ -215,7 +215,7 @@ defmodule NetlinkPort.OptionsTest do
       end
     end
 
-    test "of another name are refused, and the known ones named" do
+    test "with an unknown name are refused, and the known names listed" do
       for wrong <- [:rtnetlink, "route", nil, 0.0, {:route}] do
         error = assert_raise ArgumentError, fn -> Options.open(wrong, []) end
         assert_words(error, ["netlink protocol", ":route", ":kobject_uevent", inspect(wrong)])
@@ -224,7 +224,7 @@ defmodule NetlinkPort.OptionsTest do
   end
 
   describe "namespaces" do
-    test "are found where they are called" do
+    test "are resolved to paths and processes" do
       assert Options.target(:host) == {:ok, :host}
       assert Options.target({:path, "/proc/1/ns/net"}) == {:ok, {:path, "/proc/1/ns/net"}}
       assert Options.target({:path, "relative"}) == {:ok, {:path, "relative"}}
@@ -234,7 +234,7 @@ defmodule NetlinkPort.OptionsTest do
       assert Options.target({:pid, 0x7FFFFFFF}) == {:ok, {:pid, 0x7FFFFFFF}}
     end
 
-    test "have no name that leads out of /run/netns" do
+    test "may have no name that leads out of /run/netns" do
       names = [
         "../x",
         "a/b",
@@ -285,7 +285,7 @@ defmodule NetlinkPort.OptionsTest do
                Options.target({:name, String.duplicate("a", 4_096 - 11)})
     end
 
-    test "of another form are refused, and the known ones named" do
+    test "of another form are refused, and the known forms listed" do
       for wrong <- [
             nil,
             "blue",
@@ -316,7 +316,7 @@ defmodule NetlinkPort.OptionsTest do
       assert Options.set(opts) == detached
     end
 
-    test "takes counts that lower what is there" do
+    test "takes negative counts" do
       for change <- [0, -32_768, 32_767] do
         assert Options.set(active: change) == [active: change]
       end
@@ -327,14 +327,14 @@ defmodule NetlinkPort.OptionsTest do
       end
     end
 
-    test "names the options it knows for one that it does not" do
+    test "names the known options for an unknown one" do
       for name <- [:blocking, :netns, :groups, :bind, :owner, :window, :timeout, :user_peers] do
         error = assert_raise ArgumentError, fn -> Options.set([{name, 1}]) end
         assert_words(error, [inspect(name) | Enum.map(Options.names(), &inspect/1)])
       end
     end
 
-    test "refuses what open refuses" do
+    test "refuses the values that open refuses" do
       for {name, wrong} <- [pktinfo: 1, rcvbuf: -1, filter: [:ret], sndbuf: nil] do
         error = assert_raise ArgumentError, fn -> Options.set([{name, wrong}]) end
         assert_words(error, "#{name}")
@@ -353,7 +353,7 @@ defmodule NetlinkPort.OptionsTest do
       assert Options.get(names) == names
     end
 
-    test "names the options it knows for one that it does not" do
+    test "names the known options for an unknown one" do
       for wrong <- [:blocking, :netns, "active", 1, {:active, true}] do
         error = assert_raise ArgumentError, fn -> Options.get([:active, wrong]) end
         assert_words(error, [inspect(wrong) | Enum.map(Options.names(), &inspect/1)])
@@ -379,7 +379,7 @@ defmodule NetlinkPort.OptionsTest do
              ]
     end
 
-    test "are read back as they were written" do
+    test "are decoded as they were encoded" do
       programs = [
         [],
         [{0, 0, 0, 0}],
@@ -398,7 +398,7 @@ defmodule NetlinkPort.OptionsTest do
       assert Options.set(filter: nil) == [filter: <<>>]
     end
 
-    test "are refused where an instruction is none" do
+    test "with a malformed instruction are refused" do
       for wrong <- [
             {0x10000, 0, 0, 0},
             {0, 0x100, 0, 0},
@@ -422,7 +422,7 @@ defmodule NetlinkPort.OptionsTest do
     end
   end
 
-  test "flags are read as booleans, sizes as they are" do
+  test "flags are read as booleans, sizes as numbers" do
     for flag <- Options.names() -- [:active, :rcvbuf, :sndbuf, :filter] do
       assert {flag, Options.read(flag, 0)} == {flag, false}
       assert {flag, Options.read(flag, 1)} == {flag, true}
@@ -432,7 +432,7 @@ defmodule NetlinkPort.OptionsTest do
     assert Options.read(:sndbuf, 0) == 0
   end
 
-  test "start_link refuses what it does not know, in the caller" do
+  test "start_link raises in the caller for unknown options" do
     for {opts, words} <- [
           {[path: "/bin/true"], [":path", ":executable", ":hello_timeout", ":ping_interval"]},
           {[executable: :netlink_port], ["executable", ":netlink_port"]},
@@ -451,7 +451,7 @@ defmodule NetlinkPort.OptionsTest do
     end
   end
 
-  test "lists that are none, or longer than a command may be, raise" do
+  test "improper lists, and lists longer than a command, raise" do
     for groups <- [[1 | 2], List.duplicate(1, 4_097)] do
       assert_raise ArgumentError, ~r/groups: a list of at most 4096/, fn ->
         Options.open(:route, groups: groups)

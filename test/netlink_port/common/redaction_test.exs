@@ -9,7 +9,7 @@ defmodule NetlinkPort.ShownTest do
   # Printed as in shells and reports, but without their limits.
   defp size(term), do: byte_size(inspect(term, limit: :infinity, printable_limit: :infinity))
 
-  test "what is large is cut, and its beginning stays" do
+  test "a large term is cut to its beginning" do
     assert Redaction.brief(@large) == {:cut, 1_000_000, :binary.copy(<<7>>, 16)}
     assert Redaction.brief("short") == "short"
 
@@ -30,7 +30,7 @@ defmodule NetlinkPort.ShownTest do
     end
   end
 
-  test "a crash report shows no datagram, whatever was the last message" do
+  test "a crash report shows no datagram, whatever the last message was" do
     server = start_server!()
     state = :sys.get_state(server)
     message = {state.helper.port, {:data, @large}}
@@ -49,7 +49,7 @@ defmodule NetlinkPort.ShownTest do
     assert Map.keys(shown) == Map.keys(status)
   end
 
-  describe ":sys.get_status/1 is short and names what matters, of" do
+  describe ":sys.get_status/1 is short, and shows the main fields, of" do
     defp status(pid) do
       status = :sys.get_status(pid)
       assert size(status) < 4_000
@@ -69,7 +69,7 @@ defmodule NetlinkPort.ShownTest do
     end
 
     @tag :root
-    test "a monitor that has much to send" do
+    test "a monitor with many messages to send" do
       netns = netns!()
       server = start_server!()
       opts = [server: server, netns: {:name, netns}, groups: [1]]

@@ -12,7 +12,7 @@ defmodule NetlinkPort.SpinTest do
     end)
   end
 
-  test "it does not spin before answers come soon after each other" do
+  test "spinning starts only after answers in quick succession" do
     refute Spin.on?(Spin.new(50), 0)
     {spin, now} = after_gaps([])
     refute Spin.on?(spin, now)
@@ -22,7 +22,7 @@ defmodule NetlinkPort.SpinTest do
     refute Spin.on?(spin, now + @limit)
   end
 
-  test "misses in a row turn it off" do
+  test "misses in a row turn spinning off" do
     late = @limit + 1
     {spin, now} = after_gaps([@limit, @limit, late, late, late])
     assert Spin.on?(spin, now)
@@ -30,7 +30,7 @@ defmodule NetlinkPort.SpinTest do
     refute Spin.on?(spin, now)
   end
 
-  test "it is tried again after more and more answers, and a hit turns it on" do
+  test "spinning is tried again after more and more answers, and a hit turns it on" do
     {spin, now} = after_gaps([@limit])
 
     {spin, now} =
@@ -53,25 +53,25 @@ defmodule NetlinkPort.SpinTest do
     assert %{misses: 0, pause: 16} = Spin.answered(spin, now + @limit)
   end
 
-  test "late answers make it try nothing" do
+  test "late answers start no spinning" do
     {spin, now} = after_gaps(List.duplicate(4 * @limit + 1, 1_000))
     refute Spin.on?(spin, now)
   end
 
-  test "it waits for the answer to a command of its own, unless that has not paid" do
+  test "a command starts spinning, unless its last answer came late" do
     spin = Spin.asked(Spin.new(50), 0)
     assert Spin.on?(spin, @limit - 1)
     spin = spin |> Spin.answered(@limit + 1) |> Spin.asked(@limit + 2)
     refute Spin.on?(spin, @limit + 3)
   end
 
-  test "a limit of zero never spins" do
+  test "a limit of 0 means no spinning" do
     {spin, now} = after_gaps([0, 0, 0], Spin.new(0))
     refute Spin.on?(spin, now)
   end
 
   # Invariant: a server without traffic does not wake up.
-  test "the server is asleep soon after the last answer" do
+  test "the server sleeps soon after the last answer" do
     server = start_server!(ping_interval: :infinity)
     {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns!()})
 

@@ -58,7 +58,7 @@ defmodule NetlinkPort.AccessTest do
   end
 
   @tag :init_user_namespace
-  test "an installed one: the group and the user are named", c do
+  test "an installed helper: the sentence names the group and the user", c do
     owned!(c.path, "root:#{@group}", "0750")
     {found, remedy} = refused(c, ["--clear-groups"])
     assert found == "it is root:#{@group} 0750, and 12345 is not in that group"
@@ -75,7 +75,7 @@ defmodule NetlinkPort.AccessTest do
   end
 
   @tag :init_user_namespace
-  test "an installed one whose mode is wrong: it is installed again", c do
+  test "an installed helper with a wrong mode: the advice is to install it again", c do
     owned!(c.path, "root:#{@group}", "0640")
     {found, remedy} = refused(c, ["--groups", gid()])
     assert found == "it is root:#{@group} 0640, so that its group may not run it"
@@ -83,7 +83,7 @@ defmodule NetlinkPort.AccessTest do
   end
 
   @tag :init_user_namespace
-  test "root's own, and another user's: nobody is put into the group root", c do
+  test "a file of root or of another user: the advice adds nobody to its group", c do
     for {owner, told} <- [{"root:root", "root:root"}, {"54321:54321", "54321:54321"}] do
       owned!(c.path, owner, "0750")
       {found, remedy} = refused(c, ["--clear-groups"])
@@ -94,7 +94,7 @@ defmodule NetlinkPort.AccessTest do
   end
 
   @tag :init_user_namespace
-  test "the user's own is for its owner to run", c do
+  test "a file of the user itself: the advice is chmod u+x", c do
     owned!(c.path, "12345:12345", "0644")
     {found, remedy} = refused(c, ["--clear-groups"])
     assert found == "it is 12345:12345 0644, which does not let its owner run it"
@@ -102,7 +102,7 @@ defmodule NetlinkPort.AccessTest do
   end
 
   @tag :init_user_namespace
-  test "a folder that is closed is said to be, and that the file is well", c do
+  test "a closed folder is named, and the file is not blamed", c do
     owned!(c.path, "root:#{@group}", "0750")
     {found, remedy} = refused(c, ["--groups", gid()])
     assert found == "it is root:#{@group} 0750"
@@ -117,7 +117,7 @@ defmodule NetlinkPort.AccessTest do
   end
 
   @tag :init_user_namespace
-  test "whoever installs it is in its group, or is told not to be", c do
+  test "outsider/2 names the user that is not in the group of the helper", c do
     gid = String.to_integer(gid())
     assert ExecutableAccess.outsider(gid, "nobody") == "nobody"
     assert ExecutableAccess.outsider(gid, @group) == nil

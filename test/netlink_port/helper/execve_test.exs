@@ -50,7 +50,7 @@ defmodule NetlinkPort.ExecveTest do
 
   defp machine, do: elem(Elf.read(helper()), 1).machine
 
-  test "one for another machine" do
+  test "a helper for another machine" do
     # s390x is big-endian, and nothing emulates it here.
     <<head::binary-size(18), _machine::16, rest::binary>> = File.read!(helper())
     path = file!(<<head::binary, 22::16-little, rest::binary>>)
@@ -66,7 +66,7 @@ defmodule NetlinkPort.ExecveTest do
              "helper #{path} ended with exit status 8 before its first frame: EPROTO: it was not run, execve(2) says"
   end
 
-  test "one without its dynamic loader" do
+  test "a helper without its dynamic loader" do
     {:ok, %{loader: loader}} = Elf.read(helper())
 
     missing =
@@ -82,7 +82,7 @@ defmodule NetlinkPort.ExecveTest do
     )
   end
 
-  test "one without a library: the dynamic loader's own sentence, whole" do
+  test "a helper without a library: the whole sentence of the dynamic loader" do
     path = changed!("libgcc_s.so.1", "libgcc_x.so.1")
 
     said!(
@@ -93,7 +93,7 @@ defmodule NetlinkPort.ExecveTest do
     )
   end
 
-  test "one for a newer C library: the dynamic loader's own sentence, whole" do
+  test "a helper for a newer C library: the whole sentence of the dynamic loader" do
     path = changed!("GLIBC_2.34", "GLIBC_9.34")
 
     said =
@@ -107,7 +107,7 @@ defmodule NetlinkPort.ExecveTest do
     refute said =~ "bounding set"
   end
 
-  test "what is no program, a script without its interpreter, half a file" do
+  test "a file that is no program, a script without its interpreter, an incomplete file" do
     said!(
       file!("garbage"),
       "execve(2) says ENOEXEC: it is no program that a kernel runs",
@@ -137,7 +137,7 @@ defmodule NetlinkPort.ExecveTest do
     )
   end
 
-  test "a script that ends with the number of an errno was run" do
+  test "the exit status of a script is not taken for an errno of execve(2)" do
     for status <- [1, 2, 8, 13] do
       path = script!("exit #{status}")
       assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)
@@ -157,7 +157,7 @@ defmodule NetlinkPort.ExecveTest do
     )
   end
 
-  test "one that says why it ends: its words are in the sentence" do
+  test "the error quotes what the helper says on standard error" do
     path = script!("echo 'netlink_port: the system\nrefused it' >&2; exit 71")
     assert {:error, error} = NetlinkPort.start_link(name: nil, executable: path)
 
@@ -186,7 +186,7 @@ defmodule NetlinkPort.ExecveTest do
              ~r/it says: netlink_port: seccomp\(2\) was refused.*qemu-user/
   end
 
-  test "one that fails once, and does not end the second time, is not left" do
+  test "a helper that fails, and hangs when it is run again for its words, is killed" do
     marker = tmp_path!("marker")
     pid = tmp_path!("pid")
 
@@ -201,7 +201,7 @@ defmodule NetlinkPort.ExecveTest do
   end
 
   @tag root: true, init_user_namespace: true
-  test "capabilities that count in a user namespace alone are said to" do
+  test "the doctor says when file capabilities count only in a user namespace" do
     path = tmp_path!("netlink_port")
     File.cp!(helper(), path)
     {_output, 0} = System.cmd("setcap", ["-n", "1000", "cap_sys_admin,cap_net_admin+ep", path])
@@ -215,9 +215,9 @@ defmodule NetlinkPort.ExecveTest do
            end)
   end
 
-  describe "its environment" do
+  describe "the helper's environment" do
     @tag :root
-    test "has nothing that changes its code" do
+    test "has no variables that change programs" do
       library = fixture!("libclock.so")
       offset = tmp_path!("offset")
       File.write!(offset, <<0::64>>)

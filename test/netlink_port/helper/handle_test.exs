@@ -4,7 +4,7 @@ defmodule NetlinkPort.HandleTest do
 
   alias NetlinkPort.Helper.Handle
 
-  test "8 processes that draw 10,000 each get no duplicate, and each gets rising ones" do
+  test "8 processes that take 10,000 handles each get no duplicates, and rising numbers" do
     tasks =
       for _ <- 1..8 do
         Task.async(fn ->
@@ -23,7 +23,7 @@ defmodule NetlinkPort.HandleTest do
     assert Enum.all?(all, &(&1 in 0..0x7FFFFFFF))
   end
 
-  test "the end of a process gives no handle back" do
+  test "a handle is not used again when its process ends" do
     handle = Task.await(Task.async(&draw/0))
     assert draw() > handle
   end

@@ -33,7 +33,7 @@ defmodule NetlinkPort.HelperTest do
     output
   end
 
-  test "the executable is the environment's, else the configuration's" do
+  test "the executable is that of the environment variable, or else of the configuration" do
     assert executable("/nonexistent/e", "/nonexistent/c") =~ "/nonexistent/e: ENOENT"
     assert executable("", "/nonexistent/c") =~ "/nonexistent/c: ENOENT"
     assert executable(nil, "/nonexistent/c") =~ "/nonexistent/c: ENOENT"
@@ -136,7 +136,7 @@ defmodule NetlinkPort.HelperTest do
       assert message =~ "it is no file but a directory; name the file"
     end
 
-    test "that no kernel can run is an error with its path" do
+    test "that the kernel cannot run is an error with its path" do
       garbage = tmp_path!("garbage")
       File.write!(garbage, "garbage")
       orphan = tmp_path!("orphan")
@@ -150,7 +150,7 @@ defmodule NetlinkPort.HelperTest do
       end
     end
 
-    test "whose path no system takes is an error" do
+    test "with a path that is too long is ENAMETOOLONG" do
       assert {%Error{reason: :enametoolong}, _message} = refused(String.duplicate("a", 5_000))
     end
   end
@@ -218,7 +218,7 @@ defmodule NetlinkPort.HelperTest do
       assert_gone(path)
     end
 
-    test "and prints text for people, whose first word is a huge length, is ETIMEDOUT" do
+    test "and prints text, which reads as a huge length, is ETIMEDOUT" do
       path = helper!(["echo 'Usage: netlink_port [--help]'\n", @deaf])
       assert {%Error{reason: :etimedout}, _message} = refused(path, @hello_timeout)
       assert_gone(path)
@@ -260,7 +260,7 @@ defmodule NetlinkPort.HelperTest do
       end
     end
 
-    test "with properties that are none is EPROTO" do
+    test "with malformed properties is EPROTO" do
       for properties <- [[], [1, 2], [{:program, "0.1.0", 1}], [:program], ~c"program"] do
         path = helper!([hello(Protocol.version(), properties), "\n", @deaf])
         assert {%Error{reason: :eproto}, message} = refused(path)
@@ -281,7 +281,7 @@ defmodule NetlinkPort.HelperTest do
       end
     end
 
-    test "with properties that are not known yet is taken" do
+    test "with unknown properties is accepted" do
       path =
         helper!([hello(Protocol.version(), properties() ++ [granted: 1]), "\n", @ignore_input])
 
@@ -291,7 +291,7 @@ defmodule NetlinkPort.HelperTest do
       assert_gone(path)
     end
 
-    test "that comes in single bytes, with pauses, is taken" do
+    test "that comes in single bytes, with pauses, is accepted" do
       frame = <<byte_size(vector!("hello"))::32, vector!("hello")::binary>>
       bytes = for <<byte <- frame>>, do: [print_bytes(<<byte>>), "; sleep 0.002\n"]
       path = helper!([bytes, @ignore_input])
@@ -318,7 +318,7 @@ defmodule NetlinkPort.HelperTest do
       end
     end
 
-    test "and sends garbage and stays is killed" do
+    test "and sends garbage and runs on is killed" do
       path = helper!([hello(), "\n", print_frame("garbage"), "\n", @deaf])
       server = started!(path)
       assert_receive {:EXIT, ^server, {:protocol_error, {:unknown, :not_a_term}}}, @end_timeout
@@ -332,7 +332,7 @@ defmodule NetlinkPort.HelperTest do
       assert_gone(path)
     end
 
-    test "and sends events of sockets that nobody has is not believed" do
+    test "and sends events of sockets that are not open: the server ignores them" do
       names = ["ok", "ok groups", "error", "failed", "overrun", "gone", "malformed", "data"]
       events = for name <- names ++ ["data metadata"], do: [print_frame(vector!(name)), "\n"]
       # The last frame ends the server, which has seen the earlier ones by then.
@@ -343,7 +343,7 @@ defmodule NetlinkPort.HelperTest do
       assert_gone(path)
     end
 
-    test "and ends is told with its exit status" do
+    test "and ends is reported with its exit status" do
       for {body, status} <- [{"exit 0", 0}, {"exit 3", 3}, {"kill -KILL $$", 137}] do
         # It has read all that was sent, so that no command can race with its end.
         path = helper!([hello(), "\n", await_grant(), "\n", body])
@@ -353,7 +353,7 @@ defmodule NetlinkPort.HelperTest do
       end
     end
 
-    test "and answers nothing is killed after the deadline" do
+    test "and does not answer is killed after the deadline" do
       path = helper!([hello(), "\n", @deaf])
       server = started!(path, call_timeout: 200)
       assert helper_runs?(server)
@@ -365,14 +365,14 @@ defmodule NetlinkPort.HelperTest do
       assert_gone(path)
     end
 
-    test "and answers nothing is found by the ping" do
+    test "and does not answer is found by the ping" do
       path = helper!([hello(), "\n", @ignore_input])
       server = started!(path, call_timeout: 200, ping_interval: 50)
       assert_receive {:EXIT, ^server, :stuck}, @end_timeout
       assert_gone(path)
     end
 
-    test "and does not hear the end of its input is killed, however its server ends" do
+    test "and ignores the end of its input is killed, however its server ends" do
       for reason <- [:kill, :shutdown] do
         path = helper!([hello(), "\n", @deaf])
         server = started!(path)
@@ -385,7 +385,7 @@ defmodule NetlinkPort.HelperTest do
   end
 
   describe "kill" do
-    test "ends that process and no successor with its number" do
+    test "ends the process, and not another process that has its id by now" do
       port = Port.open({:spawn_executable, "/bin/sleep"}, args: ["600"])
       {:os_pid, os_pid} = Port.info(port, :os_pid)
       {:ok, stat} = File.read("/proc/#{os_pid}/stat")

@@ -54,7 +54,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "the helper is root's and the group's, has its capabilities, and runs for the group alone",
+  test "the helper belongs to root and the group, has its capabilities, and only the group can run it",
        c do
     output = install(c.to)
     assert output =~ "#{c.to} has been installed: root:#{@group}, mode 0750"
@@ -69,7 +69,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "a directory gets netlink_port; more capabilities may be named", c do
+  test "in a directory the file is netlink_port; more capabilities can be named", c do
     # A second installation changes nothing.
     install(
       c.directory,
@@ -81,7 +81,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "what is there and right is left alone; what is not is replaced", c do
+  test "a correct file is left as it is; a file that differs is replaced", c do
     install(c.to)
     %{inode: inode} = File.stat!(c.to)
     assert install(c.to) =~ "#{c.to} is as it should be"
@@ -101,7 +101,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "that the group of before cannot run it any more is told", c do
+  test "a warning says that the former group cannot run the helper any more", c do
     install(c.to)
     assert capture_io(:stderr, fn -> install(c.to) end) == ""
     {_output, 0} = System.cmd("chgrp", ["daemon", c.to])
@@ -111,7 +111,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "what is there and is no file is neither read nor replaced, and named", c do
+  test "a FIFO, a device or a directory in the place of the file is named, and not replaced", c do
     File.mkdir!(Path.join(c.directory, "netlink_port"))
     target = Path.join(c.directory, "target")
     link = Path.join(c.directory, "link")
@@ -159,7 +159,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "a path with a slash at its end is a directory, which has to be there", c do
+  test "a path with a slash at its end is a directory, which has to exist", c do
     missing = Path.join(c.directory, "missing")
 
     assert refused(["--to", missing <> "/", "--group", @group]) =~
@@ -183,7 +183,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "a directory that the user may not look into is not said to be missing", c do
+  test "a directory that is closed to the user is not called missing", c do
     File.chmod!(c.directory, 0o700)
 
     for to <- [c.to, c.directory <> "/helper/"] do
@@ -196,7 +196,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "who runs the task by sudo and is not in the group is told", c do
+  test "a user who runs the task by sudo, and is not in the group, is warned", c do
     # No other user may read it.
     before = System.get_env("SUDO_USER", "")
     on_exit(fn -> System.put_env("SUDO_USER", before) end)
@@ -233,7 +233,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "a directory that others may write to, or lies in such a one, is refused", c do
+  test "a directory that others may write to is refused, and so is a directory in it", c do
     inner = Path.join(c.directory, "inner")
     File.mkdir!(inner)
 
@@ -270,7 +270,8 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "what is used is the folder itself, and not a link that others could turn meanwhile", c do
+  test "the file is installed in the folder that a link leads to, not through the link, which others could change",
+       c do
     theirs = tmp_path!("theirs")
     File.mkdir!(theirs)
     File.ln_s!(c.directory, Path.join(theirs, "link"))
@@ -286,7 +287,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "a path may have anything in it, and what killed tasks have left there is cleared up", c do
+  test "a path may have any characters, and temporary files of killed tasks are removed", c do
     for name <- ["a{b", "a[b]*?", "a b'c=ep", "-x", "ä"] do
       directory = Path.join(c.directory, name)
       File.mkdir!(directory)
@@ -328,7 +329,8 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "what is not as it should be after all does not get the name, and is not left", c do
+  test "a file that lacks a capability or an owner at the end does not get the name, and is removed",
+       c do
     File.write!(c.to, "an older one")
     nothing = System.find_executable("true")
 
@@ -393,7 +395,8 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "an ordinary user without sudo is told what root has to run, and that is right", c do
+  test "an ordinary user without sudo is shown the commands that root has to run, and they work",
+       c do
     # Without this machine's sudo(8).
     sudo = "echo 'sudo: a password is required' >&2; exit 1"
     {{output, 0}, source} = run_as(["--clear-groups"], path(%{"sudo" => sudo}), c)
@@ -413,7 +416,8 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "what fails under a sudo that warns is the tool's, and not for want of root", c do
+  test "a tool that fails under a sudo that prints warnings is named, and missing privileges are not blamed",
+       c do
     sudo = script!("echo 'sudo: unable to resolve host a' >&2\nexec \"$@\"")
     full = script!("echo 'install: No space left on device' >&2\nexit 1")
     plan = plan!(c.to, prefix: [sudo])
@@ -423,7 +427,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "an ordinary user with sudo has it run what takes root", c do
+  test "for an ordinary user with sudo, sudo runs the commands that need root", c do
     # With the two capabilities that sudo(8) has by its set-user-ID bit.
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
 
@@ -457,7 +461,8 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "a helper with a capability that its VM may not pass on is named, with what to do", c do
+  test "a helper with a capability outside the bounding set of its VM is an error that names it, and says what to do",
+       c do
     install(c.to)
     code = "Process.flag(:trap_exit, true); NetlinkPort.start_link(executable: #{inspect(c.to)})"
     setpriv = ["--groups", "#{gid()}", "--bounding-set", "-net_admin"]
@@ -489,7 +494,7 @@ defmodule NetlinkPort.InstallTest do
     refute output =~ "is not netlink_port"
     assert File.ls!(c.directory) == []
 
-    # And it can.
+    # The advised commands install the file.
     [_, commands] = Regex.run(~r/root has to run:\n\n(.*?)\n\n/s, output)
     without = ["--bounding-set", "-sys_admin", "sh", "-ec", commands]
     {_output, 0} = System.cmd("setpriv", without, stderr_to_stdout: true)
@@ -497,7 +502,8 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  test "a task that is killed leaves a file that root alone can run; the next one clears up", c do
+  test "a task that is killed leaves a file that only root can run; the next task removes it",
+       c do
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
 
     sudo = """

@@ -117,7 +117,7 @@ defmodule NetlinkPort.ProtocolTest do
       end
     end
 
-    test "none is left untested" do
+    test "all are tested" do
       tested = Map.keys(commands()) ++ Map.keys(events())
       assert Enum.sort(tested) == vectors() |> Map.keys() |> Enum.sort()
       # vectors/0 is a map, in which a repeated name would hide a vector.
@@ -127,14 +127,14 @@ defmodule NetlinkPort.ProtocolTest do
       assert Enum.count(lines, &(&1 =~ ~r/^[^#].*: [0-9a-f]+$/)) == length(tested)
     end
 
-    test "a command is no event, and does not look like one" do
+    test "a command is not decoded as an event" do
       for {name, encoded} <- commands() do
         assert {:unknown, _term} = Protocol.decode(IO.iodata_to_binary(encoded)), name
       end
     end
   end
 
-  test "a datagram of iodata is not copied, and has the length that is told" do
+  test "a datagram of iodata is not copied, and has the given length" do
     large = :binary.copy("x", 100_000)
     frame = Protocol.send(1, 2, [large, ["y"]], 100_001)
     assert <<_prefix::binary-size(16), 100_001::32, rest::binary>> = IO.iodata_to_binary(frame)
@@ -148,7 +148,7 @@ defmodule NetlinkPort.ProtocolTest do
     assert Protocol.command(11, {:ping}) == <<131, 104, 2, 119, 4, "ping", 97, 11>>
   end
 
-  test "every atom that the program can send exists before it does" do
+  test "every atom that the helper can send exists in the library" do
     src = Path.expand("../../../src", __DIR__)
     sources = for path <- Path.wildcard("#{src}/**/*.rs"), do: File.read!(path)
     properties = Regex.scan(~r/\b(?:property|number)\(\s*"(\w+)"/, Enum.join(sources))
@@ -161,7 +161,7 @@ defmodule NetlinkPort.ProtocolTest do
 
   defp source(src, file), do: src |> Path.join(file) |> File.read!()
 
-  describe "what is no event" do
+  describe "bytes that are no event:" do
     test "a vector cut anywhere is unknown" do
       for {name, _event} <- events(), frame = vector!(name), size <- 0..(byte_size(frame) - 1) do
         cut = binary_part(frame, 0, size)
@@ -222,7 +222,7 @@ defmodule NetlinkPort.ProtocolTest do
       end
     end
 
-    test "an atom that does not exist is refused, and is not made" do
+    test "an atom that does not exist is refused, and not created" do
       # A name that has never been an atom: half of it is random.
       name = "netlink_port_#{Base.encode16(:crypto.strong_rand_bytes(16))}"
       size = byte_size(name)
@@ -237,21 +237,21 @@ defmodule NetlinkPort.ProtocolTest do
       end
     end
 
-    test "a fun, a pid and a reference of elsewhere do no harm" do
+    test "a fun, a pid and a reference are unknown" do
       for term <- [self(), make_ref(), &Protocol.decode/1, fn -> :ok end] do
         assert {:unknown, _} = Protocol.decode(:erlang.term_to_binary(term))
       end
     end
   end
 
-  test "a datagram of any bytes arrives as it is, one that looks like a frame too" do
+  test "a datagram of any bytes arrives unchanged, also if it looks like a frame" do
     for datagram <- ["", <<0>>, <<131, 104, 3>>, vector!("data"), :binary.copy(<<255>>, 100_000)],
         handle <- [0, 1, 255, 256, @max_handle] do
       assert Protocol.decode(data(handle, datagram)) == {:data, handle, datagram, nil}
     end
   end
 
-  test "metadata is told apart from what is absent" do
+  test "metadata of value 0 differs from absent metadata" do
     assert {:data, 1, "", %{group: 0, nsid: 0} = told} = Protocol.decode(data(1, 0, 0, 0, ""))
     refute is_map_key(told, :port_id)
     absent = -0x80000000
@@ -288,7 +288,7 @@ defmodule NetlinkPort.ProtocolTest do
         end)
       end
 
-      test "data frames go there and back" do
+      test "data frames are decoded as they were encoded" do
         word = :proper_types.integer(-0x80000000, 0x7FFFFFFF)
         handle = :proper_types.integer(0, @max_handle)
         sender = :proper_types.integer(0, 0xFFFFFFFF)
@@ -309,7 +309,7 @@ defmodule NetlinkPort.ProtocolTest do
         end)
       end
 
-      test "commands are terms that anything can read" do
+      test "commands are terms that binary_to_term/1 reads" do
         reference = :proper_types.integer(0, @max_handle)
 
         type = :proper_types.tuple([reference, reference, :proper_types.binary()])

@@ -15,7 +15,7 @@ defmodule NetlinkPort.RestartsTest do
     eventually!(fn -> whereis.(server) not in [nil, old] end)
   end
 
-  test "a named server counts its own" do
+  test "each named server counts its own restarts" do
     limits = [strategy: :one_for_one, max_restarts: 100]
     start = {Supervisor, :start_link, [[], limits]}
     supervisor = start_supervised!(%{id: :restarts, start: start, type: :supervisor})
@@ -36,7 +36,7 @@ defmodule NetlinkPort.RestartsTest do
     assert {restarts(one), restarts(two)} == {3, 1}
   end
 
-  test "those of a PartitionSupervisor count those of their own" do
+  test "each server of a PartitionSupervisor counts its own restarts" do
     name = :"partitions_#{System.unique_integer([:positive])}"
 
     start_supervised!(
@@ -49,7 +49,7 @@ defmodule NetlinkPort.RestartsTest do
     assert Enum.map(0..2, &restarts(server.(&1))) == [0, 4, 0]
   end
 
-  test "a name that is taken is no start of the one that has it" do
+  test "a start that fails since the name is taken does not count" do
     name = :"restarts_#{System.unique_integer([:positive])}"
     {:ok, pid} = NetlinkPort.start_link(name: name)
     assert {:error, {:already_started, ^pid}} = NetlinkPort.start_link(name: name)
@@ -59,7 +59,7 @@ defmodule NetlinkPort.RestartsTest do
     assert restarts(name) == 1
   end
 
-  describe "what is kept in the supervisor" do
+  describe "the list of starts in the supervisor" do
     defp start(name, outcome) do
       test = self()
 
@@ -87,7 +87,7 @@ defmodule NetlinkPort.RestartsTest do
       assert slots() <= 33
     end
 
-    test "are all that live, and their successors count on" do
+    test "has all servers that run, and their successors count on" do
       pids = for n <- 1..100, pid = idle_process(), do: {n, pid, start({:global, n}, {:ok, pid})}
       assert slots() == 100
       assert Enum.all?(pids, fn {_n, _pid, start} -> start.restarts == 0 end)
@@ -100,7 +100,7 @@ defmodule NetlinkPort.RestartsTest do
       assert %{restarts: 0} = start({:global, 101}, {:ok, ended()})
     end
 
-    test "tells that a loop of starts has been told of often enough, failed ones too" do
+    test "limits the log lines of repeated starts, failed ones too" do
       logs = for _ <- 1..7, do: start(:loop, {:error, :enoent}).log
       assert logs == [:more, :more, :more, :more, :last, :none, :none]
       assert start(:another, {:ok, ended()}).log == :more

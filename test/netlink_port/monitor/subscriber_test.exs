@@ -22,33 +22,33 @@ defmodule NetlinkPort.Monitor.SubscriberTest do
     credit(subscriber, bound)
   end
 
-  test "what comes before the dump begins is not sent, what comes after goes behind it" do
+  test "events from before the dump are not sent; later events follow the snapshot" do
     {_resync, subscriber} = new() |> event(1) |> sent()
     subscriber = subscriber |> event(2) |> Subscriber.attach() |> event(3)
     assert {[], subscriber} = sent(subscriber)
     assert {[@begin, {:event, 3}], _live} = subscriber |> Subscriber.snapshot([@begin]) |> sent()
   end
 
-  test "without a dump it is live with the resync" do
+  test "without a dump a subscriber is live from the resync on" do
     assert {[{:netlink_resync, :subscribed}], live} = Subscriber.advance(new(), @joined, false)
     assert {[{:event, 1}], _live} = live |> event(1) |> Subscriber.advance(@joined, false)
   end
 
-  test "nothing is sent without credit, and all in order with it" do
+  test "nothing is sent without credit; with credit everything is sent, in order" do
     subscriber = live() |> credit(0) |> events(1..3)
     assert {[], subscriber} = sent(subscriber)
     assert {[event: 1, event: 2], subscriber} = subscriber |> credit(2) |> sent()
     assert {[event: 3, event: 4], _live} = subscriber |> event(4) |> credit(9) |> sent()
   end
 
-  test "one event too many is behind: nothing older is sent, and half its room is waited for" do
+  test "one event too many means :behind: no older event is sent, and the resync waits for half of the room" do
     subscriber = live() |> credit(0) |> events(1..5)
     assert {[], subscriber} = subscriber |> credit(2) |> sent()
     assert Subscriber.waiting?(subscriber, @joined)
     assert {[{:netlink_resync, :behind}], _waiting} = subscriber |> credit(3) |> sent()
   end
 
-  test "too much while a dump is read begins it anew, and is not told" do
+  test "too many events during a dump repeat the dump, without a message" do
     subscriber = attached() |> events(1..5)
     assert {[], subscriber} = sent(subscriber)
     assert subscriber.phase == :waiting
@@ -57,14 +57,14 @@ defmodule NetlinkPort.Monitor.SubscriberTest do
     assert {[@begin, {:event, 6}], _live} = subscriber |> credit(9) |> sent()
   end
 
-  test "a dump that fails is waited for anew" do
+  test "after a failed dump the subscriber waits for the next" do
     subscriber = attached() |> event(1) |> Subscriber.detach()
     assert {[], subscriber} = sent(subscriber)
     subscriber = subscriber |> Subscriber.attach() |> Subscriber.snapshot([@begin])
     assert {[@begin], _live} = sent(subscriber)
   end
 
-  test "gaps are one until the first of them is told; a rest of a snapshot goes with one" do
+  test "several gaps are one until the resync of the first; a gap drops the rest of a snapshot" do
     subscriber = attached() |> Subscriber.snapshot([@begin]) |> event(1)
     subscriber = subscriber |> Subscriber.gap(:overrun) |> Subscriber.gap(:later) |> event(2)
     assert {[{:netlink_resync, :overrun}], subscriber} = sent(subscriber)
@@ -73,7 +73,7 @@ defmodule NetlinkPort.Monitor.SubscriberTest do
              subscriber |> Subscriber.gap(:later) |> credit(4) |> sent()
   end
 
-  test "down is told once a gap, and only to one who was not told of the gap's end" do
+  test "down is sent once a gap, and not to a subscriber that is opening" do
     subscriber = Subscriber.gap(live(8), :namespace_gone)
     down = {:down, :namespace_gone}
     assert Subscriber.waiting?(subscriber, down)
@@ -84,7 +84,7 @@ defmodule NetlinkPort.Monitor.SubscriberTest do
     assert {[], _owed} = sent(new(), :opening)
   end
 
-  test "what is beside the order takes room, too" do
+  test "messages outside the order take credit, too" do
     assert {[:aside], %{credit: 3}} = Subscriber.unordered(new(), :aside)
     assert {[], %{credit: 0}} = Subscriber.unordered(new(4, 0), :aside)
   end

@@ -25,7 +25,7 @@ defmodule NetlinkPort.AttachTest do
     server
   end
 
-  test "stats/1 works from there and to there", %{node: node} do
+  test "stats/1 works to another node and on it", %{node: node} do
     name = :"attach_#{System.unique_integer([:positive])}"
     server = start_server!(name: name)
     {:ok, socket} = NetlinkPort.open(name, :route, active: false)
@@ -39,7 +39,7 @@ defmodule NetlinkPort.AttachTest do
     assert {:ok, %{sent: 1}} = :erpc.call(node, NetlinkPort, :stats, [socket])
   end
 
-  test "an application's servers and sockets are seen from another node", %{
+  test "an application's servers and sockets are shown from another node", %{
     node: node,
     peer: peer
   } do
@@ -76,7 +76,7 @@ defmodule NetlinkPort.AttachTest do
     assert sentence =~ "#{node} cannot say"
   end
 
-  test "what cannot be reached is said in words", %{node: node} do
+  test "a node that cannot be reached is reported in a sentence", %{node: node} do
     assert {:error, sentence} = Attach.node("nowhere", nil)
     assert sentence =~ "NAME@HOST"
     assert {:error, sentence} = Attach.node("nowhere@127.0.0.1", nil)

@@ -15,7 +15,7 @@ defmodule NetlinkPort.BatchTest do
   defp failed(seq, errno),
     do: %Message{type: @error, seq: seq, payload: <<-errno::signed-32-native, 0::128>>}
 
-  test "batches: the last is acked, of nf_tables the one before the end" do
+  test "the last message of a batch is acked; in a batch of nf_tables the message before the end" do
     batch = [{16, 0, <<0::32>>}, {18, 4, "four"}, {17, 0, <<0::32>>}]
     acked = fn exchange -> Enum.map(exchange.messages, &Message.flag?(&1, :ack)) end
     assert acked.(new(:route, {:batch, batch})) == [false, true, true]
@@ -37,7 +37,7 @@ defmodule NetlinkPort.BatchTest do
     for {:error, error} <- [begun, ended], do: assert({:error, error.reason} == undone)
   end
 
-  test "a batch of nfnetlink that is none of nf_tables' is followed by a datagram of its own" do
+  test "a batch of another nfnetlink subsystem is followed by a datagram that tells when it is over" do
     exchange = new(:netfilter, {:batch, [{0xA10, 0, <<0::32>>}, {0xA10, 0, <<0::32>>}]})
     {exchange, [[_first, _second], [probe]], 12} = Exchange.number(exchange, 9)
     assert {:ok, [%Message{type: 1, seq: 11, payload: ""}]} = Message.decode(probe)

@@ -25,7 +25,7 @@ defmodule NetlinkPort.ExchangeTest do
   defp failed(seq, errno),
     do: %Message{type: @error, seq: seq, payload: <<-errno::signed-32-native, 0::128>>}
 
-  # How often a dump is sent whose answer is always `spoil`ed, and its result.
+  # How often a dump is sent if `spoil` changes every answer, and its result.
   defp tries(exchange, spoil, tries \\ 1) do
     case Exchange.outcome(spoil.(exchange)) do
       {:again, exchange} ->
@@ -37,14 +37,14 @@ defmodule NetlinkPort.ExchangeTest do
     end
   end
 
-  test "a dump that is interrupted each time is EINTR after five, with what was read" do
+  test "a dump that is interrupted five times is EINTR, with the messages that were read" do
     interrupted = link(7, [:multi, :dump_intr])
     spoil = &Exchange.add(&1, [interrupted, done(7)])
     assert {5, {:error, error}} = tries(dump(), spoil)
     assert {error.stage, error.reason, error.messages} == {:request, :eintr, [interrupted]}
   end
 
-  test "a dump of which something is lost each time is ENOBUFS after five" do
+  test "a dump that loses datagrams five times is ENOBUFS" do
     lost = Error.new(:recv, :enobufs, dropped: 3)
     spoil = &(&1 |> Exchange.lose(lost) |> Exchange.add([link(7), done(7)]))
     assert {5, {:error, error}} = tries(dump(), spoil)
@@ -52,7 +52,7 @@ defmodule NetlinkPort.ExchangeTest do
   end
 
   # RTM_GETLINK is answered by a link, RTM_NEWLINK by its ack alone.
-  test "a loss is no error of an answer that is whole" do
+  test "a loss is no error if the answer is complete" do
     lost = Error.new(:recv, :enobufs, dropped: 3)
     get = {:request, 18, <<0::128>>, @opts}
     change = {:request, 16, <<0::128>>, @opts}
@@ -91,7 +91,7 @@ defmodule NetlinkPort.ExchangeTest do
     end
   end
 
-  test "a part of the answer that could not be read is an error, whatever was lost before" do
+  test "an unreadable part of the answer is the error, also beside losses" do
     lost = Error.new(:recv, :enobufs, dropped: 3)
     unread = Error.new(:recv, :ebadmsg)
     {exchange, _, _} = Exchange.number(new(:route, {:request, 16, <<0::128>>, @opts}), 7)
@@ -99,12 +99,12 @@ defmodule NetlinkPort.ExchangeTest do
     assert {:error, ^unread} = exchange |> Exchange.add([failed(7, 0)]) |> Exchange.outcome()
   end
 
-  test "a dump that the kernel refuses is not tried again" do
+  test "a dump that the kernel refuses is not repeated" do
     spoil = &(&1 |> Exchange.lose(Error.new(:recv, :enobufs)) |> Exchange.add([failed(7, 95)]))
     assert {1, {:error, %Error{reason: :eopnotsupp}}} = tries(dump(), spoil)
   end
 
-  test "given up, it says what was lost before it says that time was up" do
+  test "at the timeout a loss is reported as ENOBUFS, and otherwise ETIMEDOUT" do
     etimedout = Error.new(:request, :etimedout)
     assert {:error, %Error{reason: :etimedout, messages: []}} = Exchange.cut(dump(), etimedout)
     lost = Exchange.lose(dump(), Error.new(:recv, :enobufs))
@@ -118,7 +118,7 @@ defmodule NetlinkPort.ExchangeTest do
     assert {:error, ^epipe} = Exchange.cut(new(:route, {:request, 18, <<0>>, @opts}), epipe)
   end
 
-  test "an answer that ends with NLMSG_DONE may be acked behind it, one that ends with its ack not" do
+  test "an ack may follow NLMSG_DONE, and nothing follows an ack" do
     {exchange, [_datagram], _next} = Exchange.number(new(:generic, {:request, 30, "", @opts}), 7)
 
     ended = Exchange.add(exchange, [link(7), done(7)])
@@ -128,14 +128,14 @@ defmodule NetlinkPort.ExchangeTest do
     assert Exchange.done?(ended) and not Exchange.more?(ended)
   end
 
-  test "a warning comes with NLMSG_DONE, too" do
+  test "a warning can come in NLMSG_DONE" do
     warning = IO.iodata_to_binary(NetlinkPort.Attr.encode([{1, "old table\0"}]))
     done = %{done(7) | flags: 0x202, payload: <<0::32, warning::binary>>}
     ended = Exchange.add(dump(), [link(7), done])
     assert {:ok, [_link], %{message: "old table"}} = Exchange.outcome(ended)
   end
 
-  test "what is gathered is bounded" do
+  test "max_bytes: bounds the collected answer" do
     exchange = dump(%{@opts | max_bytes: 2_000})
     exchange = Exchange.add(exchange, [link(7)], 1_500)
     assert Exchange.excess(exchange) == nil
@@ -146,7 +146,7 @@ defmodule NetlinkPort.ExchangeTest do
     assert Exception.message(error) =~ "max_bytes: 2000"
   end
 
-  test "a dump that is tried again counts anew" do
+  test "a repeated dump counts its bytes from 0" do
     exchange = Exchange.add(dump(), [link(7, [:multi, :dump_intr]), done(7)], 5_000)
     assert {:again, %{bytes: 0}} = Exchange.outcome(exchange)
   end

@@ -25,7 +25,7 @@ defmodule NetlinkPort.Request.ReaderTest do
   # The commands that somebody waits for.
   defp waited_for(server), do: Enum.count(board(server), &is_integer(elem(&1, 0)))
 
-  test "a send that fails is the request's error at once", context do
+  test "a failed send is the error of its request at once", context do
     for active <- [true, false, :once, 100] do
       socket = open!(context, active: active, sndbuf: 4_608)
 
@@ -44,7 +44,7 @@ defmodule NetlinkPort.Request.ReaderTest do
     end
   end
 
-  test "the error of an earlier send is not the request's", context do
+  test "the error of an earlier send goes to the owner, not to the request", context do
     for active <- [true, false] do
       socket = open!(context, active: active, sndbuf: 4_608)
       :ok = NetlinkPort.send(socket, :binary.copy(<<0>>, 200_000))
@@ -53,7 +53,7 @@ defmodule NetlinkPort.Request.ReaderTest do
     end
   end
 
-  test "a request without an answer leaves nothing behind", context do
+  test "a request that times out leaves nothing behind", context do
     for active <- [true, false] do
       socket = open!(context, active: active)
       signal!(context.helper, :STOP)
@@ -70,7 +70,7 @@ defmodule NetlinkPort.Request.ReaderTest do
     end
   end
 
-  test "of an owner killed while it asks nothing stays", context do
+  test "an owner that is killed during a request leaves nothing behind", context do
     for active <- [true, false] do
       test = self()
 
@@ -91,7 +91,7 @@ defmodule NetlinkPort.Request.ReaderTest do
     end
   end
 
-  test "the end of the helper is the request's error at once", context do
+  test "the end of the helper is the error of the request at once", context do
     for active <- [true, false] do
       server = start_server!([])
       helper = os_pid(server)

@@ -26,7 +26,7 @@ defmodule NetlinkPort.AnswerTest do
 
   defp dump, do: new(:dump, [7], 7)
 
-  test "NLMSG_DONE ends a dump, behind data, empty, and with an errno" do
+  test "NLMSG_DONE ends a dump, after data, alone, and with an errno" do
     answer = read(dump(), [message(16, 7, "a", @multi), done(7, <<0::32>>)])
     assert {answer.ended, Reply.error(answer)} == {:done, nil}
     assert [%Message{payload: "a"}] = Reply.messages(answer)
@@ -38,7 +38,7 @@ defmodule NetlinkPort.AnswerTest do
     assert %Error{stage: :request, reason: :enomem, ext_ack: nil} = Reply.error(answer)
   end
 
-  test "NLMSG_DONE may bring an extended ack" do
+  test "NLMSG_DONE can carry an extended ack" do
     attrs = IO.iodata_to_binary(Attr.encode([{1, "filter not supported\0"}, {5, Attr.u32(3)}]))
     answer = read(dump(), [done(7, <<-22::32-native, attrs::binary>>, @ack_tlvs)])
     assert %Error{reason: :einval, ext_ack: ext_ack} = error = Reply.error(answer)
@@ -46,7 +46,7 @@ defmodule NetlinkPort.AnswerTest do
     assert Exception.message(error) =~ "filter not supported; attribute 3 is missing"
   end
 
-  test "an interruption is seen wherever it is told" do
+  test "an interruption is seen in any message of the dump" do
     for messages <- [
           [message(16, 7, "", @multi ||| @dump_intr), done(7, <<0::32>>)],
           [message(16, 7, "", @multi), done(7, <<0::32>>, @dump_intr)]
@@ -62,7 +62,7 @@ defmodule NetlinkPort.AnswerTest do
     assert %Error{reason: :ebusy} = Reply.error(answer)
   end
 
-  test "a dump for whose beginning there was no room begins later" do
+  test "ENOBUFS at the start of a dump does not end it: the kernel starts it later" do
     answer = read(dump(), [error(7, 105)])
     refute Reply.done?(answer)
     answer = read(answer, [message(16, 7, "", @multi), done(7, <<0::32>>)])
@@ -72,19 +72,19 @@ defmodule NetlinkPort.AnswerTest do
     assert %{ended: :error} = read(new(:acked, [7], 7), [error(7, 105)])
   end
 
-  test "NLMSG_NOOP is nothing, NLMSG_OVERRUN a loss" do
+  test "NLMSG_NOOP is ignored, NLMSG_OVERRUN is a loss" do
     assert read(dump(), [message(1, 7)]) == dump()
     assert %Error{reason: :enobufs} = Reply.error(read(dump(), [message(4, 7)]))
   end
 
-  test "a request ends with its ack, not with its messages; or with NLMSG_DONE" do
+  test "a request with an ack ends with that or with NLMSG_DONE, not with its messages" do
     answer = read(new(:acked, [7], 7), [message(16, 7), message(16, 7, "", @multi)])
     refute Reply.done?(answer)
     assert %{ended: :ack} = read(answer, [error(7, 0)])
     assert %{ended: :done} = read(answer, [done(7, <<0::32>>), error(7, 0)])
   end
 
-  test "without an ack it ends with its first message, or NLMSG_DONE where there are many" do
+  test "a request without an ack ends with its first message, or with NLMSG_DONE if that has NLM_F_MULTI" do
     plain = new(:plain, [7], 7)
     assert %{ended: :message} = read(plain, [message(16, 7)])
     refute Reply.done?(read(plain, [message(16, 7, "", @multi)]))
@@ -92,14 +92,14 @@ defmodule NetlinkPort.AnswerTest do
     assert %{ended: :message} = read(%{plain | alone?: true}, [message(16, 7, "", @multi)])
   end
 
-  test "no message ends a dump by its flags; an ack does, of what is none" do
+  test "a dump does not end with a message without NLM_F_MULTI; it ends with an ack" do
     answer = read(dump(), [message(16, 7), message(16, 7)])
     refute Reply.done?(answer)
     assert %{ended: :ack, count: 2} = read(answer, [error(7, 0)])
     assert %{ended: :done, count: 2} = read(answer, [done(7, <<0::32>>)])
   end
 
-  test "the kernel's ack of a control message does not end what a peer in user space answers" do
+  test "the kernel's ack of a control message does not end the answer of a peer in user space" do
     control = %{dump() | control?: true}
     assert %{ended: :ack} = read(control, [error(7, 0)])
     answer = read(control, [message(16, 7, "", @multi), error(7, 0)])
@@ -107,7 +107,7 @@ defmodule NetlinkPort.AnswerTest do
     assert %{ended: :done} = read(answer, [done(7, <<0::32>>)])
   end
 
-  test "a batch ends with the ack of its last; errors of the others are kept by number" do
+  test "a batch ends with the ack of its last message; the errors of the others are kept by number" do
     batch = new(:batch, 7..9, 9)
     answer = read(batch, [error(7, 17)])
     refute Reply.done?(answer)
@@ -123,7 +123,7 @@ defmodule NetlinkPort.AnswerTest do
     refute Reply.done?(read(begun, [error(7, 0)]))
   end
 
-  test "what is cut short is no more than an errno" do
+  test "a cut extended ack leaves the errno alone" do
     cut = message(2, 7, <<-22::32-native, 1, 2, 3>>, @ack_tlvs)
     assert %Error{reason: :einval, ext_ack: nil} = Reply.error(read(dump(), [cut]))
     broken = message(2, 7, <<-22::32-native, 20::32-native, 0::96, 200, 0, 1, 0>>, @ack_tlvs)

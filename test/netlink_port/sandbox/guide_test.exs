@@ -79,7 +79,7 @@ defmodule NetlinkPort.Sandbox.GuideTest do
     """
   end
 
-  test "each block of code in docs/testing.md runs as it is written" do
+  test "each block of code in docs/testing.md runs unchanged" do
     folder = tmp_path!("guide")
     File.mkdir!(folder)
     File.chmod!(folder, 0o755)

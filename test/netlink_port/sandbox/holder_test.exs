@@ -5,7 +5,7 @@ defmodule NetlinkPort.Sandbox.HolderTest do
 
   # A command to a program without a standard input ends the port with `:epipe`, and no exit status is told. So it is
   # with a holder that has been killed, until OTP has learnt of that.
-  test "a holder that has just been killed by another ends at once, not when the time for its end is over" do
+  test "a holder that was killed a moment before ends at once" do
     test = self()
 
     spawn_link(fn ->

@@ -1,5 +1,5 @@
 defmodule NetlinkPort.Sandbox.InPlacesTest do
-  # In each place a sandbox works, with its faults, or is refused at once by one true line.
+  # In each place a sandbox and its faults work, or the start fails at once with one true line.
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.{Places, SandboxPlaces}
@@ -16,7 +16,8 @@ defmodule NetlinkPort.Sandbox.InPlacesTest do
     {told, String.replace(output, ~r/^erl_child_setup: failed with error 32 .*\r?\n/m, "")}
   end
 
-  test "a sandbox and its faults work in each place whose processes can be run and named", c do
+  test "a sandbox and its faults work in each place where the helper can run and /proc has its process id",
+       c do
     for place <- Places.places() -- [:foreign_proc, :unbounded_user] do
       works = %{unavailable: nil, plain: :ok, path: :ok, stand_in: :ok, built: :ok}
       # Nothing is printed.
@@ -24,7 +25,8 @@ defmodule NetlinkPort.Sandbox.InPlacesTest do
     end
   end
 
-  test "under another pid namespace's /proc there is no sandbox, and unavailable/0 says so", c do
+  test "with the /proc of another pid namespace there is no sandbox, and unavailable/0 says why",
+       c do
     {told, _output} = told(c, :foreign_proc)
     assert told.unavailable =~ "/proc is that of another pid namespace"
     assert told.unavailable =~ "--mount-proc"
@@ -32,7 +34,7 @@ defmodule NetlinkPort.Sandbox.InPlacesTest do
     for kind <- [:plain, :path, :stand_in, :built], do: assert(told[kind] == told.unavailable)
   end
 
-  test "a helper that cannot run is named, with a stand-in too", c do
+  test "a helper that cannot run is an error that names it, also with a stand-in", c do
     {told, _output} = told(c, :unbounded_user)
     assert {told.unavailable, told.built} == {nil, :ok}
 

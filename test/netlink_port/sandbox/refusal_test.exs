@@ -8,7 +8,7 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
 
   @eperm "unshare: unshare failed: Operation not permitted"
 
-  test "what refuses namespaces is named, with what allows them, on one line" do
+  test "one line names the cause of a refused namespace, and the remedy" do
     for {printed, files, what, remedy} <- [
           {@eperm, %{"/proc/sys/kernel/unprivileged_userns_clone" => "0"},
            "sysctl kernel.unprivileged_userns_clone is 0",
@@ -44,9 +44,9 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
     assert Refusal.line(:missing) =~ "install util-linux"
   end
 
-  # The suite of a user of the kit, in another VM without privileges. A limit refuses its user namespaces.
+  # A suite that uses NetlinkPort.Sandbox, in another VM without privileges. A limit refuses its user namespaces.
   @tag :userns
-  test "where they are refused tests are skipped, with the line once; where the setup is used alone they fail with it" do
+  test "where namespaces are refused tests are skipped, with that line once; with the setup alone they fail with it" do
     {output, 2} = suite(["setpriv", "--bounding-set", "-all"])
     # Until Elixir 1.19, and from 1.20: one of the two that ran.
     assert output =~ ~r"5 tests, 1 failure, 3 skipped|Result: 1/2 passed, 3 skipped"
@@ -56,7 +56,7 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
   end
 
   @tag :userns
-  test "root takes its own way where user namespaces are refused" do
+  test "root needs no user namespaces" do
     {output, status} = suite([])
     assert status == 0, output
     assert output =~ ~r/5 tests, 0 failures|Result: 5 passed/

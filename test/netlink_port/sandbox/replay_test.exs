@@ -78,10 +78,10 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     end
   end
 
-  describe "what this library has captured" do
+  describe "a capture of this library" do
     setup :netlink_sandbox
 
-    test "reaches an owner as it did then, without what was sent", c do
+    test "is played to an owner as it was received, without the sent datagrams", c do
       path = tmp_path!("trace.pcapng")
       {:ok, capture} = NetlinkPort.capture(c.server, path)
       {:ok, socket} = NetlinkPort.open(c.server, :route, netns: c.netns, groups: [1])
@@ -116,7 +116,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     end
   end
 
-  test "a capture of ours with a datagram that was cut: EMSGSIZE with its length" do
+  test "a cut datagram in a capture of this library is EMSGSIZE with its length" do
     blocks = [
       Pcapng.section_header(),
       Pcapng.interface("a"),
@@ -131,7 +131,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
   end
 
   # tcpdump -s 8 and the like. LINKTYPE_NETLINK has a header of 16 bytes, and the protocol is its end.
-  test "a datagram that was cut within the header of its packet counts as cut, too" do
+  test "a datagram that was cut within the header of its packet counts as cut" do
     size = byte_size(event(1))
 
     for kept <- 0..15 do
@@ -192,7 +192,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     end
   end
 
-  test "where the file tells no direction, requests are left out" do
+  test "requests are left out if the file has no directions" do
     packets = for bytes <- [question(), event(1)], do: packet(1, 0, cooked(@outgoing, 0, bytes))
     assert {:ok, %{datagrams: 1}} = replay(pcap(:little, 0xA1B2C3D4, 253, packets), to: self())
     assert received() == [event(1)]
@@ -275,7 +275,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     end
   end
 
-  test "a simple packet has no time, and is as long as its interface lets it be" do
+  test "a simple packet has no time, and at most the snap length of its interface" do
     bytes = cooked(@user, 0, event(1))
 
     blocks = fn snaplen ->
@@ -294,7 +294,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     assert [_event, %Error{reason: :emsgsize, length: ^size}] = received()
   end
 
-  test "a file that ends in the middle of a packet is played so far" do
+  test "a file that ends in the middle of a packet is played up to there" do
     whole =
       File.read!(
         pcap(
@@ -319,7 +319,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     end
   end
 
-  test "what is no capture of netlink is refused by its name, and nothing is played" do
+  test "a file that is no capture of netlink is refused with its kind, and not played" do
     for {bytes, said} <- [
           {"", "it is empty"},
           {"PK\x03\x04", "neither pcapng nor pcap"},
@@ -352,7 +352,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     assert received() == []
   end
 
-  test "messages of a machine of the other byte order are refused" do
+  test "messages from a machine of the other byte order are refused" do
     <<length::binary-4, rest::binary>> = event(1)
     swapped = length |> :binary.bin_to_list() |> Enum.reverse() |> :binary.list_to_bin()
     path = pcap(:big, 0xA1B2C3D4, 253, [packet(1, 0, cooked(@user, 0, swapped <> rest))])
@@ -379,7 +379,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
   end
 
   @tag :tshark
-  test "what Wireshark itself has written, as pcap and as pcapng" do
+  test "files that Wireshark wrote, pcap and pcapng, are played" do
     blocks = [
       Pcapng.section_header(),
       Pcapng.interface("a"),

@@ -29,7 +29,7 @@ defmodule NetlinkPort.DeliveryTest do
   end
 
   describe "to an owner on another node" do
-    test "what is delivered counts as taken when it has left, and not before" do
+    test "a datagram counts as taken only when the relay has sent it" do
       state = Delivery.new(true, 1_000, :infinity, true)
       items = [data(1, 400), data(2, 400)]
       {effects, state} = arrive(state, items)
@@ -40,7 +40,7 @@ defmodule NetlinkPort.DeliveryTest do
       assert {nil, _state} = Delivery.grant(state)
     end
 
-    test "what is handed to who waits is taken at once" do
+    test "a datagram that answers a waiting caller counts as taken at once" do
       state = Delivery.wait(Delivery.new(false, 1_000, :infinity, true), :someone)
       {[{:answer, :someone, _item}], state} = arrive(state, [data(1, 400)])
       assert {1_700, _state} = Delivery.grant(state)
@@ -56,13 +56,13 @@ defmodule NetlinkPort.DeliveryTest do
       assert Delivery.kept(state) == 0
     end
 
-    test "has nothing for who demands" do
+    test "refuses a demand" do
       assert Delivery.demand(new(true)) == :active
     end
   end
 
   describe "active: :once" do
-    test "delivers one datagram and becomes passive without a word" do
+    test "delivers one datagram and becomes passive, without a message" do
       {effects, state} = arrive(new(:once), [data(1), data(2)])
       assert effects == [{:deliver, data(1)}]
       assert state.mode == false
@@ -77,20 +77,20 @@ defmodule NetlinkPort.DeliveryTest do
       assert demand_all(state) == Enum.drop(items, 4)
     end
 
-    test "has nothing for who demands" do
+    test "refuses a demand" do
       assert Delivery.demand(new(:once)) == :active
     end
   end
 
   describe "active: a count" do
-    test "delivers so many datagrams and then tells that it is passive" do
+    test "delivers that many datagrams, then a message that the socket is passive" do
       {effects, state} = arrive(new(3), for(n <- 1..5, do: data(n)))
       assert effects == deliveries([data(1), data(2), data(3)]) ++ [:passive]
       assert state.mode == false
       assert demand_all(state) == [data(4), data(5)]
     end
 
-    test "counts down where it can be read" do
+    test "lowers the count in the mode with each datagram" do
       {_effects, state} = arrive(new(3), [data(1)])
       assert state.mode == 2
       {_effects, state} = arrive(state, [data(2)])
@@ -104,7 +104,7 @@ defmodule NetlinkPort.DeliveryTest do
       assert state.mode == false
     end
 
-    test "has nothing for who demands" do
+    test "refuses a demand" do
       assert Delivery.demand(new(1)) == :active
     end
   end
@@ -124,7 +124,7 @@ defmodule NetlinkPort.DeliveryTest do
   end
 
   describe "set_active" do
-    test "delivers what was kept before what comes" do
+    test "delivers kept items before new ones" do
       items = [data(1), error(), data(2), {:overrun, 7}, data(3)]
       {[], state} = arrive(new(false), items)
       assert {:ok, effects, state} = Delivery.set_active(state, [true])
@@ -134,7 +134,7 @@ defmodule NetlinkPort.DeliveryTest do
       assert item == data(4)
     end
 
-    test ":once takes one datagram of what was kept, and the errors before it" do
+    test ":once delivers the first kept datagram, and the errors before it" do
       items = [error(), {:overrun, 7}, data(1), error(2), data(2)]
       {[], state} = arrive(new(false), items)
       assert {:ok, effects, state} = Delivery.set_active(state, [:once])
@@ -143,14 +143,14 @@ defmodule NetlinkPort.DeliveryTest do
       assert demand_all(state) == Enum.drop(items, 3)
     end
 
-    test ":once waits where nothing was kept but errors" do
+    test ":once delivers kept errors, and waits for a datagram" do
       {[], state} = arrive(new(false), [error()])
       assert {:ok, effects, state} = Delivery.set_active(state, [:once])
       assert effects == deliveries([error()])
       assert state.mode == :once
     end
 
-    test "a count takes so many of what was kept" do
+    test "a count delivers that many kept datagrams" do
       {[], state} = arrive(new(false), for(n <- 1..3, do: data(n)))
       assert {:ok, effects, state} = Delivery.set_active(state, [2])
       assert effects == deliveries([data(1), data(2)]) ++ [:passive]
@@ -158,21 +158,21 @@ defmodule NetlinkPort.DeliveryTest do
       assert demand_all(state) == [data(3)]
     end
 
-    test "a count of more than was kept goes on with what is left" do
+    test "a count above the number of kept datagrams goes on with the rest" do
       {[], state} = arrive(new(false), [data(1), data(2)])
       assert {:ok, effects, state} = Delivery.set_active(state, [5])
       assert effects == deliveries([data(1), data(2)])
       assert state.mode == 3
     end
 
-    test "a count of exactly what was kept ends with it" do
+    test "a count equal to the number of kept datagrams ends with the last of them" do
       {[], state} = arrive(new(false), [data(1), data(2)])
       assert {:ok, effects, state} = Delivery.set_active(state, [2])
       assert effects == deliveries([data(1), data(2)]) ++ [:passive]
       assert {state.mode, Delivery.kept(state)} == {false, 0}
     end
 
-    test "false stops the deliveries without a word" do
+    test "false stops deliveries, without a message" do
       for mode <- [true, :once, 3, false] do
         assert {:ok, [], state} = Delivery.set_active(new(mode), [false])
         assert {[], state} = Delivery.arrive(state, data(1))
@@ -180,29 +180,29 @@ defmodule NetlinkPort.DeliveryTest do
       end
     end
 
-    test "counts are added" do
+    test "adds a count to the current count" do
       assert {:ok, [], %{mode: 8}} = Delivery.set_active(new(5), [3])
       assert {:ok, [], %{mode: 3}} = Delivery.set_active(new(5), [-2])
       assert {:ok, [], %{mode: 5}} = Delivery.set_active(new(4), [1])
     end
 
-    test "a count starts anew on what is no count" do
+    test "a count replaces any other mode" do
       for mode <- [true, false, :once] do
         assert {:ok, [], %{mode: 3}} = Delivery.set_active(new(mode), [3])
       end
     end
 
-    test "at 0 and below the socket is passive, and that is told" do
+    test "a count of 0 or less makes the socket passive, with a message" do
       for {mode, change} <- [{5, -5}, {5, -6}, {1, -32_768}, {false, 0}, {true, -1}, {:once, 0}] do
         assert {:ok, [:passive], %{mode: false}} = Delivery.set_active(new(mode), [change])
       end
     end
 
-    test "adding nothing to a count changes nothing" do
+    test "adding 0 to a count changes nothing" do
       assert {:ok, [], %{mode: 5}} = Delivery.set_active(new(5), [0])
     end
 
-    test "beyond 32767 is refused" do
+    test "refuses a sum above 32767" do
       assert {:ok, [], %{mode: 32_767}} = Delivery.set_active(new(false), [32_767])
       assert {:ok, [], %{mode: 32_767}} = Delivery.set_active(new(5), [32_762])
       assert Delivery.set_active(new(5), [32_763]) == :einval
@@ -211,7 +211,7 @@ defmodule NetlinkPort.DeliveryTest do
       assert Delivery.set_active(new(false), [true, 5, 32_767]) == :einval
     end
 
-    test "changes that come together are one: nothing is delivered between them" do
+    test "several changes in one call are one change: nothing is delivered between them" do
       {[], state} = Delivery.arrive(new(false), data("a"))
       {[], state} = Delivery.arrive(state, data("b"))
 
@@ -225,7 +225,7 @@ defmodule NetlinkPort.DeliveryTest do
     end
   end
 
-  describe "those who wait" do
+  describe "waiting callers" do
     defp waiting(state, names), do: Enum.reduce(names, state, &Delivery.wait(&2, &1))
 
     test "are served in the order they came, one item each" do
@@ -243,13 +243,13 @@ defmodule NetlinkPort.DeliveryTest do
       assert effects == [{:answer, :a, error()}, {:answer, :b, {:overrun, 2}}]
     end
 
-    test "leave what comes after the last of them to be kept" do
+    test "get one item each; later items are kept" do
       {effects, state} = arrive(waiting(new(false), [:a]), [data(1), data(2)])
       assert effects == [{:answer, :a, data(1)}]
       assert demand_all(state) == [data(2)]
     end
 
-    test "can be taken out of the line, whose order stays" do
+    test "can be removed; the others keep their order" do
       state = waiting(new(false), [:a, :b, :c, :d])
       assert {[:b, :d], state} = Delivery.withdraw(state, &(&1 in [:b, :d]))
       assert Delivery.waiters(state) == [:a, :c]
@@ -258,15 +258,15 @@ defmodule NetlinkPort.DeliveryTest do
       assert effects == [{:answer, :a, data(1)}, {:answer, :c, data(2)}]
     end
 
-    test "get nothing while the socket is active" do
+    test "are not served while the socket is active" do
       {:ok, [], state} = new(false) |> waiting([:a]) |> Delivery.set_active([1])
       {effects, _state} = arrive(state, [data(1), data(2)])
       assert effects == [{:deliver, data(1)}, :passive, {:answer, :a, data(2)}]
     end
   end
 
-  describe "errors that are kept" do
-    test "are 64 at most, the oldest" do
+  describe "kept errors" do
+    test "are the oldest 64" do
       errors = for n <- 1..70, do: error(n)
       {[], state} = arrive(new(false), errors)
       assert demand_all(state) == Enum.take(errors, 64)
@@ -301,12 +301,12 @@ defmodule NetlinkPort.DeliveryTest do
     # A datagram that costs this much.
     defp costing(cost), do: data("", cost - 300)
 
-    test "a datagram costs its length and 300" do
+    test "charge a datagram its length and 300 bytes" do
       assert Protocol.charge(0) == 300
       assert Protocol.charge(1_000) == 1_300
     end
 
-    test "come when half the window has been taken, and count from the beginning" do
+    test "come when half of the window has been taken, and are cumulative" do
       state = new(true)
       assert {nil, state} = Delivery.grant(state)
       {_effects, state} = arrive(state, [costing(4_999)])
@@ -320,12 +320,12 @@ defmodule NetlinkPort.DeliveryTest do
       assert {20_599, _state} = Delivery.grant(state)
     end
 
-    test "exactly half is enough" do
+    test "come at exactly half of the window" do
       {_effects, state} = arrive(new(true), [costing(5_000)])
       assert {15_000, _state} = Delivery.grant(state)
     end
 
-    test "what is kept is not taken" do
+    test "do not count kept datagrams as taken" do
       {[], state} = arrive(new(false), [costing(5_000), costing(5_000)])
       assert {nil, state} = Delivery.grant(state)
       {:item, _first, state} = Delivery.demand(state)
@@ -334,7 +334,7 @@ defmodule NetlinkPort.DeliveryTest do
       assert {20_000, _state} = Delivery.grant(state)
     end
 
-    test "every way of taking counts, once" do
+    test "count each datagram once, however it is taken" do
       item = costing(5_000)
       {[{:answer, :a, ^item}], state} = arrive(Delivery.wait(new(false), :a), [item])
       assert {15_000, _state} = Delivery.grant(state)
@@ -351,7 +351,7 @@ defmodule NetlinkPort.DeliveryTest do
       end
     end
 
-    test "every message to the owner uses up credit; without it everything is kept, in order" do
+    test "take one credit for each message to the owner; without credit all items are kept, in order" do
       state = Delivery.new(true, 20_000, 3)
 
       items = [
@@ -374,13 +374,13 @@ defmodule NetlinkPort.DeliveryTest do
       assert state.credit == 3
     end
 
-    test "errors and overruns cost nothing" do
+    test "charge nothing for errors and overruns" do
       items = for n <- 1..1_000, do: if(rem(n, 2) == 0, do: error(n), else: {:overrun, n})
       {_effects, state} = arrive(new(true, 1), items)
       assert {nil, _state} = Delivery.grant(state)
     end
 
-    test "a window of one byte lets one datagram through at a time" do
+    test "let one datagram through at a time with a window of one byte" do
       {_effects, state} = arrive(new(true, 1), [costing(300)])
       assert {301, state} = Delivery.grant(state)
       assert {nil, _state} = Delivery.grant(state)
@@ -491,7 +491,7 @@ defmodule NetlinkPort.DeliveryTest do
         end)
       end
 
-      test "every item leaves exactly once, in order, whatever is done" do
+      test "every item leaves exactly once, in order, after any operations" do
         mode = :proper_types.oneof(Enum.map([true, false, :once, 2], &:proper_types.exactly/1))
 
         check(:proper_types.tuple([mode, operations()]), 3_000, fn {mode, operations} ->
@@ -510,7 +510,7 @@ defmodule NetlinkPort.DeliveryTest do
       defp merged([item | rest]), do: [item | merged(rest)]
       defp merged([]), do: []
 
-      test "whoever waits is served first come first served, and never while something is kept" do
+      test "waiting callers are served in order, and never wait while items are kept" do
         check(operations(), 3_000, fn operations ->
           run = run(operations, false)
 
@@ -521,7 +521,7 @@ defmodule NetlinkPort.DeliveryTest do
 
       # The helper as in src/sockets.rs: it sends a datagram of any size while less was charged than granted. The
       # server asks for a grant after each operation.
-      test "what is kept costs less than the window and one datagram, and nobody gets stuck" do
+      test "kept items charge less than the window plus one datagram, and the helper may always send again" do
         window = :proper_types.integer(1, 20_000)
 
         check(:proper_types.tuple([window, operations()]), 3_000, fn {window, operations} ->

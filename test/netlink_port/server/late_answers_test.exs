@@ -12,7 +12,7 @@ defmodule NetlinkPort.LateAnswersTest do
 
   defp encode(messages), do: messages |> Message.encode() |> IO.iodata_to_binary()
 
-  test "a datagram is dropped if it holds late answers and nothing else" do
+  test "a datagram is dropped if all its messages are late answers" do
     for messages <- [[@answer], [@answer, @ack], [@ack]] do
       assert LateAnswers.only?(%{7 => :answers}, encode(messages), nil)
       refute LateAnswers.only?(%{8 => :answers}, encode(messages), nil)
@@ -24,14 +24,14 @@ defmodule NetlinkPort.LateAnswersTest do
     end
   end
 
-  test "the event of a late request is no answer" do
+  test "the event of a late request is not dropped" do
     refute LateAnswers.only?(%{7 => :changes}, encode([@answer]), nil)
     refute LateAnswers.only?(%{7 => :answers}, encode([@answer]), %{group: 1})
     assert LateAnswers.only?(%{7 => :changes}, encode([@ack]), nil)
     assert LateAnswers.only?(%{7 => :echoes}, encode([@answer]), %{group: 1})
   end
 
-  test "the numbers of many owners are bounded, and those of the last are kept" do
+  test "the sequence numbers of earlier owners are bounded; those of the last owner are kept" do
     numbers = fn first -> Map.new(first..(first + 2_999), &{&1, :answers}) end
     assert map_size(LateAnswers.merge(%{1 => :answers}, numbers.(2))) == 3_001
     assert LateAnswers.merge(numbers.(1), numbers.(5_000)) == numbers.(5_000)

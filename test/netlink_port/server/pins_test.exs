@@ -41,7 +41,7 @@ defmodule NetlinkPort.PinsTest do
   defp descriptors(server), do: "/proc/#{os_pid(server)}/fd" |> File.ls!() |> length()
 
   describe "a pin" do
-    test "of every form of a namespace is that namespace", %{server: server, socket: socket} do
+    test "holds the namespace, for every form of namespace", %{server: server, socket: socket} do
       netns = netns!()
       sleeper = sleeper!(netns)
       link = tmp_path!("link")
@@ -71,7 +71,7 @@ defmodule NetlinkPort.PinsTest do
       assert {:ok, _nsid} = nsid(socket, host)
     end
 
-    test "is refused as open/3 refuses what is no namespace", %{server: server} do
+    test "of a file that is no namespace is the error of open/3", %{server: server} do
       file = tmp_path!("file")
       File.write!(file, "")
 
@@ -104,7 +104,9 @@ defmodule NetlinkPort.PinsTest do
       assert_raise ArgumentError, fn -> NetlinkPort.unpin(server) end
     end
 
-    test "is by default of the server NetlinkPort, and inspects as what it is", %{server: server} do
+    test "belongs to the server NetlinkPort by default, and inspect shows its fields", %{
+      server: server
+    } do
       assert {:error, %Error{stage: :thread, reason: :esrch}} = NetlinkPort.pin(:host)
 
       assert {:error, %Error{stage: :thread, reason: :esrch}} =
@@ -116,7 +118,7 @@ defmodule NetlinkPort.PinsTest do
                "#NetlinkPort.Pin<host, descriptor #{pin.descriptor}, handle #{pin.handle}>"
     end
 
-    test "of a namespace that the helper may not enter is held all the same" do
+    test "can be of a namespace that the helper may not enter" do
       server = start_injected!("setns EPERM from:1")
       netns = netns!()
       assert {:error, %Error{stage: :setns}} = NetlinkPort.open(server, 0, netns: {:name, netns})
@@ -133,7 +135,7 @@ defmodule NetlinkPort.PinsTest do
       assert :ok = NetlinkPort.unpin(pin)
     end
 
-    test "has a number that no later pin has, far from small ones", %{server: server} do
+    test "has a high descriptor number, which no later pin gets", %{server: server} do
       numbers =
         for _ <- 1..200 do
           pin = pin!(server, :host)
@@ -147,8 +149,8 @@ defmodule NetlinkPort.PinsTest do
     end
   end
 
-  describe "in a message" do
-    test "it moves a link, by request, batch and send, nested or not", %{server: server} do
+  describe "a pin in a message" do
+    test "moves a link, by request, batch and send, nested or not", %{server: server} do
       {here, there} = {netns!(), netns!()}
       socket = open!(server, netns: {:name, here})
       pin = pin!(server, {:name, there})
@@ -175,7 +177,7 @@ defmodule NetlinkPort.PinsTest do
       end
     end
 
-    test "it may be anywhere in iodata, the end of an improper list too", %{
+    test "may be anywhere in iodata, also at the end of an improper list", %{
       server: server,
       socket: socket
     } do
@@ -194,7 +196,7 @@ defmodule NetlinkPort.PinsTest do
       assert length == 4 + 8 + 4 + 8
     end
 
-    test "beside what is no iodata it raises as that does", %{server: server, socket: socket} do
+    test "raises ArgumentError if the rest is not iodata", %{server: server, socket: socket} do
       pin = pin!(server, :host)
 
       for wrong <- [[pin, :atom], [pin, 256], [pin | :tail], :atom] do
@@ -205,7 +207,7 @@ defmodule NetlinkPort.PinsTest do
       assert_raise ArgumentError, fn -> Attr.encode([{1, {:net_byteorder, pin}}]) end
     end
 
-    test "of one connection for many it is checked there", %{server: server} do
+    test "is checked by a connection, for that caller only", %{server: server} do
       other = start_server!()
       {:ok, connection} = Connection.start_link(server: server, protocol: :route)
       pin = pin!(server, {:name, netns!()})
@@ -225,7 +227,7 @@ defmodule NetlinkPort.PinsTest do
     end
   end
 
-  describe "before anything is sent" do
+  describe "the check before a pin is sent" do
     # Checks that the server sends nothing: `sent` of the socket does not rise.
     defp refused(socket, pin) do
       {:ok, %{sent: before}} = NetlinkPort.stats(socket)
@@ -250,12 +252,12 @@ defmodule NetlinkPort.PinsTest do
       told
     end
 
-    test "a pin of another server is refused", %{socket: socket} do
+    test "refuses a pin of another server", %{socket: socket} do
       pin = pin!(start_server!(), {:name, netns!()})
       assert refused(socket, pin) == {:pin, :exdev}
     end
 
-    test "one of before a restart is refused", %{socket: socket, server: server} do
+    test "refuses a pin from before a restart", %{socket: socket, server: server} do
       other = start_server!()
       pin = pin!(other, {:name, netns!()})
       monitor = Process.monitor(other)
@@ -267,14 +269,17 @@ defmodule NetlinkPort.PinsTest do
       assert {:ok, %{pins: 0}} = NetlinkPort.info(server)
     end
 
-    test "one that has ended is refused", %{server: server, socket: socket} do
+    test "refuses a pin that has ended", %{server: server, socket: socket} do
       pin = pin!(server, {:name, netns!()})
       :ok = NetlinkPort.unpin(pin)
       assert refused(socket, pin) == {:pin, :ebadf}
       assert {:error, %Error{stage: :pin, reason: :ebadf}} = NetlinkPort.info(pin)
     end
 
-    test "past the check the kernel refuses its number", %{server: server, socket: socket} do
+    test "does not see a number written by hand: the kernel refuses that of an ended pin", %{
+      server: server,
+      socket: socket
+    } do
       pin = pin!(server, {:name, netns!()})
       :ok = NetlinkPort.unpin(pin)
       _next = pin!(server, :host)
@@ -287,8 +292,8 @@ defmodule NetlinkPort.PinsTest do
     end
   end
 
-  describe "it ends" do
-    test "by unpin, once and for all", %{server: server} do
+  describe "a pin ends" do
+    test "by unpin/1, which may be called again", %{server: server} do
       before = descriptors(server)
       pin = pin!(server, {:name, netns!()})
       assert descriptors(server) == before + 1
@@ -328,7 +333,7 @@ defmodule NetlinkPort.PinsTest do
       eventually!(fn -> match?({:error, _ended}, NetlinkPort.info(pin)) end)
     end
 
-    test "with its helper, and its owner is told once", %{server: server} do
+    test "with its helper, and its owner is notified once", %{server: server} do
       pin = pin!(server, {:name, netns!()})
       :ok = NetlinkPort.unpin(pin!(server, :host))
       signal!(os_pid(server), "KILL")
@@ -336,7 +341,7 @@ defmodule NetlinkPort.PinsTest do
       refute_receive {:netlink_closed, %Pin{}, _reason}, 100
     end
 
-    test "with a caller that has given up, or died, before it knew", %{server: server} do
+    test "when its caller has timed out or died before the reply", %{server: server} do
       before = descriptors(server)
       os_pid = os_pid(server)
       signal!(os_pid, "STOP")
@@ -351,7 +356,7 @@ defmodule NetlinkPort.PinsTest do
     end
   end
 
-  test "without a descriptor left it is EMFILE, and the next one works" do
+  test "a pin is EMFILE when the helper has no descriptor left; a later pin works" do
     script = script!("ulimit -n 32; exec #{helper()} \"$@\"")
     server = start_server!(executable: script)
     {pins, error} = fill(server, [])
@@ -372,7 +377,7 @@ defmodule NetlinkPort.PinsTest do
     end
   end
 
-  test "is shown beside sockets", %{server: server} do
+  test "stats/1 and info/1 show a pin with its fields", %{server: server} do
     netns = netns!()
     pin = pin!(server, {:name, netns})
     assert {:ok, %{pins: [told]}} = NetlinkPort.stats(server)

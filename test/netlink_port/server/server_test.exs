@@ -31,7 +31,7 @@ defmodule NetlinkPort.ServerTest do
   defp refute_closed_again(socket), do: refute_receive({:netlink_closed, ^socket, _}, 100)
 
   describe "a helper that is killed" do
-    test "while calls are pending and events flow: all are answered, each owner told once" do
+    test "while calls wait and events arrive: every call is answered, each owner is notified once" do
       netns = netns!()
       name = supervise!(call_timeout: 10_000)
       server = Process.whereis(name)
@@ -101,7 +101,7 @@ defmodule NetlinkPort.ServerTest do
       end
     end
 
-    test "by SEGV, too; SIGTERM and SIGINT it ignores" do
+    test "by SIGSEGV is reported with 139; SIGTERM, SIGINT and SIGHUP do not end it" do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
@@ -112,8 +112,8 @@ defmodule NetlinkPort.ServerTest do
     end
   end
 
-  describe "a helper that cannot come home" do
-    test "ends with exit code 80, so that no later socket is opened in the wrong place" do
+  describe "a helper that cannot return to its own namespace" do
+    test "ends with exit code 80, so that no later socket is in the wrong namespace" do
       netns = netns!()
 
       # setns(2) is called once at start, a second time to leave home, and a third time to come back.
@@ -126,7 +126,7 @@ defmodule NetlinkPort.ServerTest do
   end
 
   describe "a helper that is stopped" do
-    test "is killed after the deadline; callers get ETIMEDOUT, the restart serves again" do
+    test "is killed after the deadline: callers get ETIMEDOUT, and the restarted server works" do
       name = supervise!(call_timeout: within(300))
       server = Process.whereis(name)
       helper = os_pid(server)
@@ -145,7 +145,7 @@ defmodule NetlinkPort.ServerTest do
       assert {:ok, _socket} = NetlinkPort.open(name, :route, [])
     end
 
-    test "is found by the ping, with nothing asked of it" do
+    test "is found by the ping when no call is made" do
       server = start_server!(call_timeout: within(200), ping_interval: within(100))
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
@@ -156,7 +156,7 @@ defmodule NetlinkPort.ServerTest do
       eventually!(fn -> not running?(helper) end)
     end
 
-    test "and goes on in time is not killed; a late answer goes to nobody else" do
+    test "and continued in time is not killed; its late answer reaches no other caller" do
       server = start_server!(call_timeout: within(400))
       {:ok, socket} = NetlinkPort.open(server, :route, active: false)
       before = fds(server)
@@ -171,7 +171,7 @@ defmodule NetlinkPort.ServerTest do
       assert {:ok, [ext_ack: true]} = NetlinkPort.getopts(socket, [:ext_ack])
     end
 
-    test "and goes on before any deadline has lost nothing: every call, command and event is there" do
+    test "and continued before any deadline loses no call, command or event" do
       netns = netns!()
       server = start_server!(call_timeout: 60_000)
       opts = [netns: {:name, netns}, timeout: 60_000]
@@ -223,7 +223,7 @@ defmodule NetlinkPort.ServerTest do
 
     defp sequence(datagram), do: datagram |> Rtnl.messages() |> hd() |> elem(1)
 
-    test "is not suspected by a caller who waits for less than a command may take" do
+    test "is not suspected when a caller's timeout is shorter than call_timeout:" do
       server = start_server!(call_timeout: 60_000)
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
@@ -241,7 +241,7 @@ defmodule NetlinkPort.ServerTest do
 
     defp reason({:error, %Error{stage: :thread, reason: reason}}), do: {:error, reason}
 
-    test "does not suspend those who send: EAGAIN at the deadline, all is well afterwards" do
+    test "does not suspend senders: they get EAGAIN at their deadline, and later sends work" do
       server = start_server!(call_timeout: 10_000, ping_interval: :infinity)
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
@@ -265,7 +265,7 @@ defmodule NetlinkPort.ServerTest do
   end
 
   describe "a server that is suspended" do
-    test "for longer than every deadline, with a helper that lives, goes on" do
+    test "for longer than every deadline keeps its helper, and goes on" do
       server = start_server!(call_timeout: within(200), ping_interval: within(50))
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
@@ -279,7 +279,7 @@ defmodule NetlinkPort.ServerTest do
   end
 
   describe "a server that ends" do
-    test "in order loses no command that came before" do
+    test "in order carries out every earlier command" do
       netns = netns!()
       server = start_server!()
       helper = os_pid(server)
@@ -294,7 +294,7 @@ defmodule NetlinkPort.ServerTest do
       for n <- 1..200, do: assert(links =~ ~r/^b#{n} /m)
     end
 
-    test "with a stopped helper and a full queue ends all the same, and kills it" do
+    test "with a stopped helper and a full queue kills the helper" do
       server = start_server!(call_timeout: 60_000)
       helper = os_pid(server)
       {:ok, socket} = NetlinkPort.open(server, :route, [])
@@ -305,7 +305,7 @@ defmodule NetlinkPort.ServerTest do
       eventually!(fn -> not running?(helper) end)
     end
 
-    test "by a brutal kill: owners are told once, the helper is gone, stopped or not" do
+    test "by a brutal kill: owners are notified once, and the helper ends, stopped or not" do
       for stopped? <- [false, true] do
         server = start_server!()
         helper = os_pid(server)
@@ -323,7 +323,7 @@ defmodule NetlinkPort.ServerTest do
       end
     end
 
-    test "whose notifier was killed before tells its owners all the same" do
+    test "after its notifier was killed still notifies its owners" do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       notifier = :sys.get_state(server).notifier
@@ -336,7 +336,7 @@ defmodule NetlinkPort.ServerTest do
   end
 
   describe "a server" do
-    test "whose supervisor is killed ends, and its helper; owners are told" do
+    test "whose supervisor is killed ends with its helper, and notifies the owners" do
       test = self()
 
       {:ok, supervisor} =
@@ -356,7 +356,7 @@ defmodule NetlinkPort.ServerTest do
       eventually!(fn -> not running?(helper) end)
     end
 
-    test "whose port somebody closes ends, and its helper; owners are told" do
+    test "whose port is closed by another process ends with its helper, and notifies the owners" do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
@@ -366,8 +366,8 @@ defmodule NetlinkPort.ServerTest do
       eventually!(fn -> not running?(helper) end)
     end
 
-    # The one case in which no owner is left to be told. Calls report it.
-    test "killed at once with its notifier: no message, calls are EPIPE, the helper is gone" do
+    # In this case alone no process is left to notify the owners. Calls report the end.
+    test "that is killed together with its notifier sends no message; calls are EPIPE, and the helper ends" do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       helper = os_pid(server)
@@ -384,7 +384,7 @@ defmodule NetlinkPort.ServerTest do
       refute_received {:netlink_closed, ^socket, _reason}
     end
 
-    test "whose name is taken is not started, nor is a helper" do
+    test "whose name is taken is not started, and starts no helper" do
       name = supervise!([])
       marker = tmp_path!("marker")
       script = script!("touch #{marker}; exec #{helper()} \"$@\"")
@@ -396,14 +396,14 @@ defmodule NetlinkPort.ServerTest do
     end
   end
 
-  test "what is no server raises in the caller" do
+  test "a value that is no server raises in the caller" do
     for wrong <- ["NetlinkPort", 7, {:via, NoSuchRegistry, 1}, {:via, Enum, 1}, {1, node()}] do
       assert_raise ArgumentError, fn -> NetlinkPort.stats(wrong) end
       assert_raise ArgumentError, fn -> NetlinkPort.open(wrong, :route, []) end
     end
   end
 
-  test "what runs in the server is told that it cannot wait for it" do
+  test "a call from within the server is EDEADLK, and says that a server cannot wait for itself" do
     server = start_server!()
     {:ok, socket} = NetlinkPort.open(server, :route, active: false)
     test = self()
@@ -419,7 +419,7 @@ defmodule NetlinkPort.ServerTest do
     assert {:ok, [rcvbuf: _]} = NetlinkPort.getopts(socket, [:rcvbuf])
   end
 
-  describe "messages from strangers" do
+  describe "unexpected messages and calls" do
     test "do not disturb the server" do
       server = start_server!()
       send(server, :hello)
@@ -433,7 +433,7 @@ defmodule NetlinkPort.ServerTest do
     end
   end
 
-  test "status shows what matters in a few lines" do
+  test ":sys.get_status/1 shows the main fields in a few lines" do
     server = start_server!()
     status = inspect(:sys.get_status(server), limit: :infinity)
     assert status =~ "executable"
@@ -441,7 +441,7 @@ defmodule NetlinkPort.ServerTest do
   end
 
   describe "many servers" do
-    test "live side by side, named and unnamed, and under a PartitionSupervisor" do
+    test "run beside each other, named and unnamed, and under a PartitionSupervisor" do
       name = :"partitions_#{System.unique_integer([:positive])}"
 
       start_supervised!(
@@ -460,7 +460,7 @@ defmodule NetlinkPort.ServerTest do
     end
   end
 
-  test "nothing wakes the helper while nothing moves, but the ping" do
+  test "the helper does not wake up while it has no traffic and no ping" do
     netns = netns!()
     server = start_server!(ping_interval: :infinity)
     for _ <- 1..50, do: {:ok, _} = NetlinkPort.open(server, :route, netns: {:name, netns})
@@ -473,7 +473,7 @@ defmodule NetlinkPort.ServerTest do
   end
 
   # The kernel reports an error (ENOBUFS) whether or not a caller waits for it.
-  test "a socket that may not be read does not keep the helper awake, with an error pending" do
+  test "an error pending on a socket whose window is used up does not wake the helper" do
     netns = netns!()
     server = start_server!(ping_interval: :infinity)
     opts = [netns: {:name, netns}, groups: [5], active: false, window: 1, rcvbuf: 4_096]

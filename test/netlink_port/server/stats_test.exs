@@ -20,8 +20,8 @@ defmodule NetlinkPort.StatsTest do
     end
   end
 
-  describe "of a socket" do
-    test "count datagrams and bytes, both ways, exactly" do
+  describe "stats/1 of a socket" do
+    test "counts datagrams and bytes exactly, in both directions" do
       netns = netns!()
       server = start_server!()
       opts = [netns: {:name, netns}, groups: [1], active: false]
@@ -46,7 +46,7 @@ defmodule NetlinkPort.StatsTest do
       assert stats!(socket).kept == 0
     end
 
-    test "do not count what the kernel refuses" do
+    test "does not count a datagram that the kernel refuses" do
       netns = netns!()
       server = start_server!()
       opts = [netns: {:name, netns}, active: false, sndbuf: 4_608]
@@ -56,7 +56,7 @@ defmodule NetlinkPort.StatsTest do
       assert %{sent: 0, sent_bytes: 0} = stats!(socket)
     end
 
-    test "count what peers in user space are sent and send" do
+    test "counts datagrams to and from peers in user space" do
       server = start_server!()
       opts = [user_peers: true, active: false]
       {:ok, one} = NetlinkPort.open(server, :usersock, opts)
@@ -68,7 +68,7 @@ defmodule NetlinkPort.StatsTest do
       assert %{sent: 0, received: 1, received_bytes: 5} = stats!(two)
     end
 
-    test "tell where datagrams wait: in the window, then in the kernel" do
+    test "shows where datagrams wait: in the window, then in the kernel" do
       netns = netns!()
       server = start_server!()
       opts = [netns: {:name, netns}, groups: [5], active: false, window: 1_000]
@@ -84,7 +84,7 @@ defmodule NetlinkPort.StatsTest do
       assert stats.queued_bytes in 1..stats.queue_limit
     end
 
-    test "tell what was dropped, once that is told" do
+    test "counts drops once the overrun is reported" do
       netns = netns!()
       server = start_server!()
       opts = [netns: {:name, netns}, groups: [5], active: false, window: 1, rcvbuf: 4_096]
@@ -95,7 +95,7 @@ defmodule NetlinkPort.StatsTest do
       assert received + dropped == 100
     end
 
-    test "of one that is closed are EBADF" do
+    test "that is closed is EBADF" do
       server = start_server!()
       {:ok, socket} = NetlinkPort.open(server, :route, [])
       :ok = NetlinkPort.close(socket)
@@ -110,8 +110,8 @@ defmodule NetlinkPort.StatsTest do
     end
   end
 
-  describe "of a server" do
-    test "tell what its helper takes, and of each of its sockets" do
+  describe "stats/1 of a server" do
+    test "shows the resources of the helper, and each socket" do
       netns = netns!()
       name = :"stats_#{System.unique_integer([:positive])}"
       server = start_server!(name: name)
@@ -135,7 +135,7 @@ defmodule NetlinkPort.StatsTest do
       assert Map.keys(first) == Map.keys(stats!(one))
     end
 
-    test "leave out a socket that is closed meanwhile" do
+    test "leaves out a socket that is closed meanwhile" do
       server = start_server!()
 
       opener =
@@ -151,7 +151,7 @@ defmodule NetlinkPort.StatsTest do
       Process.exit(opener, :kill)
     end
 
-    test "tell of many sockets, and leave nothing in a mailbox" do
+    test "shows many sockets, and leaves no message in the caller's mailbox" do
       server = start_server!()
       for _ <- 1..100, do: {:ok, _socket} = NetlinkPort.open(server, :route, [])
       Process.flag(:trap_exit, true)
@@ -162,12 +162,12 @@ defmodule NetlinkPort.StatsTest do
       refute_receive {_tag, _pid, _reason}, 50
     end
 
-    test "without one are ESRCH" do
+    test "that does not run is ESRCH" do
       assert {:error, %Error{stage: :thread, reason: :esrch}} = NetlinkPort.stats(:no_such_server)
     end
   end
 
-  test "all servers of a node are known, for as long as they live" do
+  test "the servers of a node are listed while they run" do
     named = start_server!(name: :"servers_#{System.unique_integer([:positive])}")
     unnamed = start_server!()
     assert [] == [named, unnamed] -- NetlinkPort.Server.OwnerNotifier.servers()
