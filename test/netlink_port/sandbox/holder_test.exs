@@ -5,7 +5,7 @@ defmodule NetlinkPort.Sandbox.HolderTest do
 
   # A command to a program without a standard input ends the port with `:epipe`, without an exit status. The
   # same happens with a killed holder, until OTP has noticed its end.
-  test "the sandbox ends at once when another process has just killed the holder" do
+  test "a holder that was killed a moment before ends at once" do
     test = self()
 
     spawn_link(fn ->
