@@ -27,6 +27,7 @@ defmodule NetlinkPort.Request.Reader do
           socket: Socket.t(),
           timeout: timeout(),
           deadline: timeout() | nil,
+          started: integer(),
           total: timeout(),
           limit: timeout(),
           exchange: Exchange.t(),
@@ -38,7 +39,7 @@ defmodule NetlinkPort.Request.Reader do
           spin: Spin.t() | nil
         }
 
-  @enforce_keys [:socket, :timeout, :deadline, :total, :limit, :exchange]
+  @enforce_keys [:socket, :timeout, :deadline, :started, :total, :limit, :exchange]
   defstruct @enforce_keys ++
               [:recipient, :under_way, :spin, active?: false, overdue?: false, skipped: nil]
 
@@ -51,6 +52,7 @@ defmodule NetlinkPort.Request.Reader do
       socket: socket,
       timeout: opts.timeout,
       deadline: nil,
+      started: Deadline.at(0),
       total: opts.total_timeout,
       limit: limit,
       exchange: exchange,
@@ -76,6 +78,10 @@ defmodule NetlinkPort.Request.Reader do
         overdue?: Deadline.left(limit) == 0
     }
   end
+
+  @doc "For how many ms an answer that is overdue was awaited, since its start and since its last datagram."
+  @spec waited(t()) :: non_neg_integer()
+  def waited(%{started: started, timeout: timeout}), do: min(timeout, Deadline.at(0) - started)
 
   ## The mailbox
 
