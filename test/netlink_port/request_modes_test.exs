@@ -416,6 +416,29 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
+  test "a late answer in the mailbox of a socket that is passive by now is dropped", context do
+    helper = os_pid(context.server)
+    socket = open!(context, active: true)
+
+    for {way, ask} <- ways(socket) do
+      :ok = NetlinkPort.setopts(socket, active: true)
+      signal!(helper, :STOP)
+
+      for ack <- [true, false] do
+        opts = [timeout: 0, ack: ack]
+        assert {:error, error} = NetlinkPort.request(socket, @getlink, @lo, opts)
+        assert error.reason == :etimedout
+      end
+
+      signal!(helper, :CONT)
+      # A link and an ack, and a link.
+      eventually!(fn -> length(mailbox()) == 3 end)
+      :ok = NetlinkPort.setopts(socket, active: false)
+      assert {^way, {:ok, [_ | _]}} = {way, ask.()}
+      assert {way, mailbox()} == {way, []}
+    end
+  end
+
   # The events before the first loss.
   defp first(told), do: Enum.take_while(told, &is_integer/1)
 

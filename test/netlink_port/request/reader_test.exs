@@ -4,6 +4,7 @@ defmodule NetlinkPort.Request.ReaderTest do
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.Helper.Reference
+  alias NetlinkPort.Request.{Exchange, Reader}
   alias NetlinkPort.Server.Commands
 
   @getlink 18
@@ -226,5 +227,23 @@ defmodule NetlinkPort.Request.ReaderTest do
     signal!(os_pid(server), :STOP)
     assert {:error, _overdue} = NetlinkPort.request(socket, @getlink, @link, timeout: timeout)
     assert_receive {:netlink_closed, ^socket, :stuck}, within(10_000)
+  end
+
+  test "of a socket that is closed when its answer has come the owner is sent no error",
+       context do
+    socket = open!(context, active: true)
+
+    {:ok, exchange} = Exchange.new(:route, {:request, @getlink, @link, %{flags: 0, ack: false}})
+
+    {exchange, [datagram], _next} = Exchange.number(exchange, 1)
+    reader = Reader.new(socket, exchange, %{timeout: 5_000, total_timeout: 5_000}, :infinity)
+    :ok = NetlinkPort.send(socket, datagram)
+    eventually!(fn -> Process.info(self(), :message_queue_len) == {:message_queue_len, 1} end)
+    NetlinkPort.close(socket)
+    # As it is when the server was asked for the answer before that was in the mailbox.
+    reader = %{reader | active?: false}
+    assert {:datagram, _link, nil, reader} = Reader.read(reader)
+    refute_received _message
+    assert {:error, %{reason: :ebadf}} = Reader.read(reader)
   end
 end
