@@ -486,8 +486,10 @@ defmodule NetlinkPort.RequestModesTest do
       end
 
       signal!(helper, :CONT)
-      # A link and an ack, and a link.
-      eventually!(fn -> length(mailbox()) == 3 end)
+
+      # A link and an ack, and a link. The kernel answers under its RTNL mutex, which others may hold for seconds while
+      # they delete namespaces.
+      eventually!(fn -> length(mailbox()) == 3 end, 30_000)
       :ok = NetlinkPort.setopts(socket, active: false)
       assert {^way, {:ok, [_ | _]}} = {way, ask.()}
       assert {way, mailbox()} == {way, []}
