@@ -582,7 +582,8 @@ defmodule NetlinkPort do
   many callers on one socket there is `NetlinkPort.Connection`.
 
   A datagram that comes meanwhile and is not part of the answer goes to the owner, unread. On an active socket it
-  stays in the mailbox. On a passive socket it is sent there, as `{:netlink, socket, datagram}` or with its metadata.
+  stays in the mailbox. On a passive socket it is sent there, as `{:netlink, socket, datagram}` or with its metadata. So is
+  what `max_queue:` keeps back, up to the answer, and beyond that bound.
   The event of the request itself is such a datagram: the kernel sends it to a socket that is a member of the group,
   with the request's own number. With `NLM_F_ECHO` (`:echo`) the kernel sends the echo in place of that event, and the
   echo is the answer; only conntrack's echo has no number and goes to the owner. Some families of `:generic` (openvswitch, l2tp) send events with the number of the request: a

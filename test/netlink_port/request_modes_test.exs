@@ -420,6 +420,87 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
+  test "a request gets its answer from behind the events that max_queue holds back", context do
+    changer = open!(context, active: false)
+
+    change = fn mtus ->
+      for n <- mtus, do: {:ok, []} = NetlinkPort.request(changer, @newlink, [@lo, mtu(n)])
+    end
+
+    # How many events the server keeps back.
+    kept = fn socket ->
+      {:ok, %{kept: kept}} = NetlinkPort.info(socket)
+      kept
+    end
+
+    for {way, _ask} <- ways(nil) do
+      socket = open!(context, groups: [@link_group], max_queue: 2)
+      change.(60_001..60_005)
+      eventually!(fn -> length(mailbox()) + kept.(socket) == 5 end)
+      assert length(mailbox()) <= 3
+      assert {^way, {:ok, [_ | _]}} = {way, ways(socket)[way].()}
+      change.(60_006..60_009)
+      eventually!(fn -> length(mailbox()) + kept.(socket) == 9 end)
+      assert {:ok, active: true} = NetlinkPort.getopts(socket, [:active])
+      # The bound holds again.
+      assert length(mailbox()) < 9
+      assert mtus(for _event <- 1..9, do: event(socket)) == Enum.to_list(60_001..60_009)
+      assert mailbox() == []
+      NetlinkPort.close(socket)
+    end
+  end
+
+  test "another process receives nothing that a request holds back on an active socket",
+       context do
+    alias NetlinkPort.Server.Client
+    socket = open!(context, groups: [@link_group], max_queue: 1)
+    changer = open!(context, active: false)
+    for n <- 60_001..60_004, do: NetlinkPort.request(changer, @newlink, [@lo, mtu(n)])
+    eventually!(fn -> mailbox() != [] and match?({:ok, %{kept: 3}}, NetlinkPort.info(socket)) end)
+    assert {:ok, second} = Client.hold(socket, 0)
+    other = Task.async(fn -> NetlinkPort.recv(socket, 0) end)
+    assert {:error, %{stage: :recv, reason: :einval}} = Task.await(other)
+    first = event(socket)
+    # The owner's mailbox is empty, but the second event is not there yet.
+    assert {:ok, third} = Client.hold(socket, 0)
+    for datagram <- [second, third], do: send(self(), {:netlink, socket, datagram})
+    :ok = Client.let_go(socket)
+    told = [first | for(_event <- 1..3, do: event(socket))]
+    assert mtus(told) == [60_001, 60_002, 60_003, 60_004]
+  end
+
+  defp event(socket) do
+    assert_receive {:netlink, ^socket, datagram}, within(5_000)
+    datagram
+  end
+
+  test "a late answer in the mailbox of a socket that is now passive is dropped", context do
+    helper = os_pid(context.server)
+    socket = open!(context, active: true)
+
+    for {way, ask} <- ways(socket) do
+      :ok = NetlinkPort.setopts(socket, active: true)
+      signal!(helper, :STOP)
+      # kill(2) does not wait for that.
+      eventually!(fn -> File.read!("/proc/#{helper}/stat") =~ ") T " end)
+
+      for ack <- [true, false] do
+        opts = [timeout: 0, ack: ack]
+        assert {:error, error} = NetlinkPort.request(socket, @getlink, @lo, opts)
+        assert error.reason == :etimedout
+      end
+
+      signal!(helper, :CONT)
+
+      # A link and an ack, and a link. The kernel answers under its RTNL mutex, which others may hold for seconds while
+      # they delete namespaces.
+      eventually!(fn -> length(mailbox()) == 3 end, 30_000)
+      :ok = NetlinkPort.setopts(socket, active: false)
+      assert {^way, {:ok, [_ | _]}} = {way, ask.()}
+      assert {way, mailbox()} == {way, []}
+    end
+  end
+
   # The events before the first loss.
   defp first(told), do: Enum.take_while(told, &is_integer/1)
 

@@ -11,7 +11,8 @@ defmodule NetlinkPort.Helper.Reference do
   #     {{:socket, handle}, owner, socket, {tap, recipient, turn}}
   #                                              open sockets; only the server writes these. The owner is `nil`
   #                                              if it gets no `:netlink_closed`, the recipient on a passive socket
-  #     {{:asked, handle}, reference}            the last request, so that no row of it stays
+  #     {{:asked, handle}, reference}            the last request of the owner of an active socket: its success is not
+  #                                              told, so that the row above would stay when the owner is killed
   #     {{:gone, handle}, owner, socket, nil}    sockets that the helper has closed by itself, and whose owner the
   #                                              server has not notified yet
   #     {{:pin, handle}, owner, pin, nil}        pins
@@ -135,7 +136,10 @@ defmodule NetlinkPort.Helper.Reference do
     ArgumentError -> nil
   end
 
-  @doc "As `expect/2`, for a request on a socket. The row goes with the socket, if its caller does not `forget/2` it."
+  @doc """
+  As `expect/2`, for a command whose success the helper does not tell. The row goes with the socket, if its caller does not
+  `forget/2` it.
+  """
   @spec expect_failure(t(), NetlinkPort.Socket.handle(), term()) :: pos_integer()
   def expect_failure(%__MODULE__{board: board}, handle, waiter) do
     reference = :ets.update_counter(board, :reference, {2, 1, 0x7FFFFFFF, 1})
@@ -143,18 +147,37 @@ defmodule NetlinkPort.Helper.Reference do
     reference
   end
 
-  @doc "Leaves a failure on the board, for the `recv` that will ask for it."
-  @spec put_failure(t(), pos_integer(), term()) :: true
+  @doc "As `forget/2`, also for a request whose socket may be closed by now, so that its row does not go with it."
+  @spec forget_request(t(), NetlinkPort.Socket.handle(), pos_integer()) :: true
+  def forget_request(%__MODULE__{board: board}, handle, reference) do
+    :ets.delete(board, reference)
+    :ets.delete_object(board, {{:asked, handle}, reference})
+  rescue
+    # The board went with its server.
+    ArgumentError -> true
+  end
+
+  @doc "The waiter of a command, which stays on the board."
+  @spec waiter(t(), pos_integer()) :: term() | nil
+  def waiter(%__MODULE__{board: board}, reference) do
+    case :ets.lookup(board, reference) do
+      [{^reference, waiter}] -> waiter
+      [] -> nil
+    end
+  end
+
+  @doc "Puts a failure in the place of the waiter, for the `recv` that will ask for it. If the waiter is gone, none will."
+  @spec put_failure(t(), pos_integer(), term()) :: boolean()
   def put_failure(%__MODULE__{board: board}, reference, failure),
-    do: :ets.insert(board, {reference, {:failed, failure}})
+    do: :ets.update_element(board, reference, {2, {:failed, failure}})
 
   @doc "The failure that a command has left on the board, or `nil`."
   @spec failure(t(), pos_integer() | nil) :: term() | nil
   def failure(_reference, nil), do: nil
 
-  def failure(%__MODULE__{board: board}, reference) do
-    case :ets.lookup(board, reference) do
-      [{^reference, {:failed, failure}}] -> failure
+  def failure(helper, reference) do
+    case waiter(helper, reference) do
+      {:failed, failure} -> failure
       _sent_or_under_way -> nil
     end
   end

@@ -20,42 +20,45 @@ defmodule NetlinkPort.Request.Reader do
 
   # `deadline` is for the next datagram, and `limit` for the whole answer, `total` ms after the start. `overdue?` is
   # whether the deadline has passed: datagrams that wait then are still read, once. `skipped` is the number of an
-  # abandoned dump that went silent before its end. `recipient` is what the board says of the socket: only while it says
-  # `nil` and the same turn, no datagram is in the mailbox that came before those that the server keeps. `under_way` is the datagram whose outcome is not known: if sendmsg(2) fails, a
-  # message to its alias comes. `spin` is set until the first datagram after that.
+  # abandoned dump that went silent before its end. `searched` is what the board said of the socket when no answer, and no
+  # late one, was in the mailbox: only while it says `nil` and the same turn, none is there that came before those that the
+  # server keeps. `put_back?`: such a one may be there for certain. `under_way` is the datagram whose outcome is not known:
+  # if sendmsg(2) fails, a message to its alias comes. `spin` is set until the first datagram after that.
   @type t :: %__MODULE__{
           socket: Socket.t(),
           timeout: timeout(),
           deadline: timeout() | nil,
+          started: integer(),
           total: timeout(),
           limit: timeout(),
           exchange: Exchange.t(),
           active?: boolean(),
-          recipient: {pid() | nil, Reference.turn()} | nil,
+          searched: {pid() | nil, Reference.turn()} | nil,
+          put_back?: boolean(),
           overdue?: boolean(),
           skipped: Reply.sequence() | nil,
           under_way: Client.under_way() | {nil, reference()},
           spin: Spin.t() | nil
         }
 
-  @enforce_keys [:socket, :timeout, :deadline, :total, :limit, :exchange]
+  @enforce_keys [:socket, :timeout, :deadline, :started, :total, :limit, :exchange]
   defstruct @enforce_keys ++
-              [:recipient, :under_way, :spin, active?: false, overdue?: false, skipped: nil]
+              [:searched, :under_way, :spin, :skipped] ++
+              [active?: false, put_back?: false, overdue?: false]
 
   @doc "Returns a reader of the answer, whose `limit` is in monotonic time."
   @spec new(Socket.t(), Exchange.t(), map(), timeout()) :: t()
   def new(socket, exchange, opts, limit) do
-    recipient = recipient(socket)
-
     extend(%__MODULE__{
       socket: socket,
       timeout: opts.timeout,
       deadline: nil,
+      started: Deadline.at(0),
       total: opts.total_timeout,
       limit: limit,
       exchange: exchange,
-      active?: match?({pid, _turn} when pid == self(), recipient),
-      recipient: recipient,
+      active?: match?({pid, _turn} when pid == self(), recipient(socket)),
+      searched: SocketState.searched(socket),
       under_way: {nil, make_ref()}
     })
   end
@@ -76,6 +79,10 @@ defmodule NetlinkPort.Request.Reader do
         overdue?: Deadline.left(limit) == 0
     }
   end
+
+  @doc "For how many ms an answer that is overdue was awaited, since its start and since its last datagram."
+  @spec waited(t()) :: non_neg_integer()
+  def waited(%{started: started, timeout: timeout}), do: min(timeout, Deadline.at(0) - started)
 
   ## The mailbox
 
@@ -153,6 +160,12 @@ defmodule NetlinkPort.Request.Reader do
   # setopts/2. So each way of reading lasts for a pause at most, and then comes the other.
   defp read(reader, left), do: read(reader, left, @shortest_pause)
 
+  # What was put back comes before what the server keeps.
+  defp read(%{put_back?: true} = reader, left, pause) do
+    with :timeout <- take(reader, 0),
+         do: read(%{reader | put_back?: false}, left, pause)
+  end
+
   defp read(%{active?: true} = reader, left, pause) do
     with :timeout <- glance(reader),
          :timeout <- take(reader, min(left, pause)) do
@@ -214,31 +227,26 @@ defmodule NetlinkPort.Request.Reader do
 
   # On a socket that was active when the request was sent, or has been since, a datagram in the mailbox came before the
   # one that hold/2 returns. The server sends no newer one meanwhile.
-  # The search costs more, the longer the mailbox is. It is made only if the board has changed since the last one.
-  defp in_order(%{recipient: before} = reader, received) do
-    case recipient(reader.socket) do
-      {nil, _turn} = ^before -> received(reader, received)
-      now -> in_order(%{reader | recipient: now}, received, before)
+  # The search costs more, the longer the mailbox is. It is made only if the board has changed since the last one, be
+  # that of an earlier request.
+  defp in_order(%{searched: searched, socket: socket} = reader, received) do
+    case recipient(socket) do
+      {nil, _turn} = ^searched -> received(reader, received)
+      now -> in_order(reader, received, now)
     end
   end
 
-  defp in_order(reader, received, before) do
-    case take(reader, 0) do
+  defp in_order(%{socket: socket} = reader, received, now) do
+    case take(%{reader | put_back?: true}, 0) do
       :timeout ->
-        received(reader, received)
+        SocketState.searched(socket, now)
+        received(%{reader | searched: now}, received)
 
       earlier ->
-        put_back(reader.socket, received)
-        again(earlier, before)
+        put_back(socket, received)
+        earlier
     end
   end
-
-  # What was put back is in the mailbox.
-  defp again({:datagram, datagram, metadata, reader}, before),
-    do: {:datagram, datagram, metadata, %{reader | recipient: before}}
-
-  defp again({:lost, error, reader}, before), do: {:lost, error, %{reader | recipient: before}}
-  defp again(error, _before), do: error
 
   @doc "Whether a socket was active a moment ago, as far as is known without a call of the server."
   @spec active?(Socket.t()) :: boolean()
@@ -250,13 +258,17 @@ defmodule NetlinkPort.Request.Reader do
   defp received(reader, {:ok, datagram, metadata}), do: {:datagram, datagram, metadata, reader}
   defp received(reader, {:error, error}), do: failed(reader, error)
 
-  # What recv/2 has returned becomes the message that it would have been on an active socket.
+  # What recv/2 has returned becomes the message that it would have been on an active socket. An error of the call itself
+  # is no item of the socket, and the next call has it, too.
   defp put_back(socket, {:ok, datagram}), do: send(self(), message(socket, datagram, nil))
 
   defp put_back(socket, {:ok, bytes, metadata}),
     do: send(self(), message(socket, bytes, metadata))
 
-  defp put_back(socket, {:error, error}), do: send(self(), failure(socket, error))
+  defp put_back(socket, {:error, %{stage: stage} = error}) when stage in [:recv, :send],
+    do: send(self(), failure(socket, error))
+
+  defp put_back(_socket, {:error, _error}), do: :ok
 
   @doc "The message of an error on an active socket."
   @spec failure(Socket.t(), Error.t()) :: tuple()

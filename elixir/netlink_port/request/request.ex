@@ -217,11 +217,11 @@ defmodule NetlinkPort.Request do
 
   defp settled(%{under_way: {nil, _none}}, outcome), do: outcome
 
-  defp settled(%{socket: socket, under_way: under_way, timeout: timeout}, outcome) do
+  defp settled(%{socket: socket, under_way: under_way} = reader, outcome) do
     how =
       case outcome do
         {:ok, _reader} -> :answered
-        {:error, %{reason: :etimedout}} -> {:overdue, timeout}
+        {:error, %{reason: :etimedout}} -> {:overdue, Reader.waited(reader)}
         {:error, _error} -> :given_up
       end
 

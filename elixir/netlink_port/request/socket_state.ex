@@ -19,7 +19,8 @@ defmodule NetlinkPort.Request.SocketState do
   @no_room -105
 
   # `order` has the numbers of each exchange, the oldest first. `deferred` has messages for the owner, the newest first.
-  defstruct [:next, :dump, late: %{}, order: :queue.new(), deferred: []]
+  # `searched` is what the board said when the mailbox was last searched for answers, in vain.
+  defstruct [:next, :dump, :searched, late: %{}, order: :queue.new(), deferred: []]
 
   @type dump :: {:live | :left, Reply.sequence()} | nil
 
@@ -30,6 +31,14 @@ defmodule NetlinkPort.Request.SocketState do
   @doc "Sets the sequence number of the next request."
   @spec number(Socket.t(), Reply.sequence()) :: :ok
   def number(socket, next), do: put(socket, %{state(socket) | next: next})
+
+  @doc "Returns what the board said of the socket when no answer was in the mailbox."
+  @spec searched(Socket.t()) :: {pid() | nil, integer()} | nil
+  def searched(socket), do: state(socket).searched
+
+  @doc "Notes that no answer, and no late one, is in the mailbox."
+  @spec searched(Socket.t(), {pid() | nil, integer()} | nil) :: :ok
+  def searched(socket, recipient), do: put(socket, %{state(socket) | searched: recipient})
 
   @doc "Returns the dump under way."
   @spec dump(Socket.t()) :: dump()

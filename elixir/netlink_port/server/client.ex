@@ -92,29 +92,31 @@ defmodule NetlinkPort.Server.Client do
             # The failure comes to an alias. The end of the server comes by `:netlink_closed`.
             alias = :erlang.alias([:reply])
             frame = &Protocol.ask(&1, handle, datagram, size)
-            write_expected(socket, {:failure, alias}, alias, frame, timeout)
+            waiter = &Reference.expect_failure(&1, handle, {:failure, alias})
+            write_expected(socket, waiter, alias, frame, timeout)
 
           :passive ->
             frame = &Protocol.send(&1, handle, datagram, size)
-            write_expected(socket, {:asker, self(), handle}, make_ref(), frame, timeout)
+            waiter = &Reference.expect(&1, {:asker, self(), handle})
+            write_expected(socket, waiter, make_ref(), frame, timeout)
         end
     end
   end
 
-  defp write_expected(%{helper: helper, handle: handle}, waiter, alias, frame, timeout) do
-    reference = Reference.expect_failure(helper, handle, waiter)
+  defp write_expected(%{helper: helper} = socket, waiter, alias, frame, timeout) do
+    reference = waiter.(helper)
 
-    case write(helper, frame.(reference), timeout) do
-      :ok ->
-        {:ok, {reference, alias}}
-
-      {:error, reason} ->
-        true = Reference.forget(helper, reference)
-        {:error, Error.new(stage(reason), reason)}
+    with {:error, reason} <- write(helper, frame.(reference), timeout) do
+      :ok = settle(socket, {reference, alias}, :given_up)
+      {:error, Error.new(stage(reason), reason)}
+    else
+      :ok -> {:ok, {reference, alias}}
     end
   rescue
     # The board went with its server.
-    ArgumentError -> {:error, Error.new(:thread, :epipe)}
+    ArgumentError ->
+      _whether = :erlang.unalias(alias)
+      {:error, Error.new(:thread, :epipe)}
   end
 
   @doc "The error of a failure that has come for a datagram of `begin/4`."
@@ -125,15 +127,22 @@ defmodule NetlinkPort.Server.Client do
   end
 
   @doc """
-  Ends `begin/3`. `:answered` means that the kernel has answered the datagram. Otherwise no message of it stays in the
-  mailbox, and after a long `{:overdue, waited}` the server suspects its helper, as in `send/4`.
+  Ends `begin/4`. `:answered` means that the kernel has answered the datagram. Otherwise no message of it stays in the
+  mailbox, and after a long `{:overdue, waited}`, in ms, the server suspects its helper, as in `send/4`.
   """
-  @spec settle(Socket.t(), under_way(), :answered | :given_up | {:overdue, timeout()}) :: :ok
-  def settle(%Socket{helper: helper}, {reference, alias}, outcome) do
+  @spec settle(Socket.t(), under_way(), :answered | :given_up | {:overdue, non_neg_integer()}) ::
+          :ok
+  def settle(%Socket{helper: helper, handle: handle}, {reference, alias}, outcome) do
     _whether = :erlang.unalias(alias)
-    true = Reference.forget(helper, reference)
     with {:overdue, waited} <- outcome, do: report_overdue(helper, waited)
-    if outcome == :answered, do: :ok, else: drop(alias)
+
+    if outcome == :answered do
+      true = Reference.forget(helper, reference)
+      :ok
+    else
+      true = Reference.forget_request(helper, handle, reference)
+      drop(alias)
+    end
   end
 
   defp drop(alias) do

@@ -59,14 +59,38 @@ defmodule NetlinkPort.Server.Commands do
 
   @doc "The helper has replied to a command of the server, or of a caller that commanded the port itself."
   @spec replied(State.t(), pos_integer(), term()) :: State.t()
-  def replied(state, reference, reply) do
+  def replied(%{helper: helper} = state, reference, {:error, failure} = reply) do
+    case Reference.waiter(helper, reference) do
+      {:asker, pid, handle} -> refuse(state, reference, {pid, handle}, failure)
+      _another -> settled(state, reference, reply)
+    end
+  end
+
+  def replied(state, reference, reply), do: settled(state, reference, reply)
+
+  # The error goes to the `recv` with which the caller waits for the answer, or will.
+  defp refuse(state, reference, {pid, handle}, failure) do
+    case Recv.refuse(state.sockets, handle, pid, failure) do
+      {:ok, sockets} ->
+        true = Reference.forget(state.helper, reference)
+        State.update(state, sockets)
+
+      :none ->
+        # If the caller has given up, the row is gone, and no other may take its place: nobody would forget it.
+        _waits? = Reference.put_failure(state.helper, reference, failure)
+        if not Process.alive?(pid), do: Reference.forget(state.helper, reference)
+        state
+    end
+  end
+
+  defp settled(state, reference, reply) do
     case Reference.settle(state.helper, reference) do
       {:ok, {waits_for, alias}} when waits_for in [:caller, :failure] ->
         send(alias, {alias, reply})
         state
 
-      {:ok, {:asker, pid, handle}} ->
-        asked(state, reference, {pid, handle}, reply)
+      {:ok, {:asker, _pid, _handle}} ->
+        state
 
       {:ok, {timer, purpose}} ->
         _left = timer && Process.cancel_timer(timer, async: true, info: false)
@@ -74,20 +98,6 @@ defmodule NetlinkPort.Server.Commands do
 
       # Its caller has given up.
       :error ->
-        state
-    end
-  end
-
-  # The error goes to the `recv` with which the caller waits for the answer, or will.
-  defp asked(state, _reference, _asker, {:ok, _value}), do: state
-
-  defp asked(state, reference, {pid, handle}, {:error, failure}) do
-    case Recv.refuse(state.sockets, handle, pid, failure) do
-      {:ok, sockets} ->
-        State.update(state, sockets)
-
-      :none ->
-        Reference.put_failure(state.helper, reference, failure)
         state
     end
   end

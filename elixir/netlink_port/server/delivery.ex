@@ -189,6 +189,10 @@ defmodule NetlinkPort.Server.Delivery do
     Enum.reduce(unwanted, %{state | kept: :queue.from_list(kept)}, &take(&2, &1))
   end
 
+  @doc "Whether items are kept because the owner's mailbox is full."
+  @spec behind?(t()) :: boolean()
+  def behind?(state), do: state.mode == true and state.credit == 0 and kept?(state)
+
   @doc "Whether anything is kept."
   @spec kept?(t()) :: boolean()
   def kept?(state), do: not :queue.is_empty(state.kept)

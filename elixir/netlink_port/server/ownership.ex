@@ -72,6 +72,14 @@ defmodule NetlinkPort.Server.Ownership do
     Enum.any?(Delivery.waiters(delivery), &match?({_, _, {^owner, _}, _}, &1))
   end
 
+  @doc """
+  The mailbox of the owner is full (`max_queue:`), and the owner waits for the answer to a request, which may be among
+  what the server keeps back. So the owner takes that item by item, and is sent no message meanwhile.
+  """
+  @spec hold_back(%Sockets.Entry{}) :: %Sockets.Entry{}
+  def hold_back(%{delivery: %{mode: mode} = delivery} = entry),
+    do: %{entry | delivery: %{delivery | mode: false}, resume: mode, held?: true}
+
   @doc "The owner has nothing in hand any more: a change of the mode that came meanwhile takes effect."
   @spec let_go(Sockets.t(), Socket.handle(), pid()) :: Sockets.t()
   def let_go(sockets, handle, caller) do

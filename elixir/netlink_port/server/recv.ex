@@ -22,9 +22,25 @@ defmodule NetlinkPort.Server.Recv do
     sockets = Ownership.let_go(sockets, handle, caller)
 
     Sockets.with_entry(sockets, handle, fn
-      # A change of the mode that has just taken effect may have sent messages, which come first.
-      _entry when hold? and changed? -> {Sockets.active(), sockets}
-      entry -> next(sockets, entry, from, left, hold?)
+      %{owner: ^caller} = entry when hold? ->
+        cond do
+          Delivery.behind?(entry.delivery) ->
+            next(sockets, Ownership.hold_back(entry), from, left, hold?)
+
+          # A change of the mode that has just taken effect may have sent messages, which come first.
+          changed? ->
+            {Sockets.active(), sockets}
+
+          true ->
+            next(sockets, entry, from, left, hold?)
+        end
+
+      # The owner of an active socket has something in hand.
+      %{held?: true, resume: resume} when resume not in [nil, false, 0] ->
+        {Sockets.active(), sockets}
+
+      entry ->
+        next(sockets, entry, from, left, hold?)
     end)
   end
 

@@ -3,6 +3,10 @@ defmodule NetlinkPort.Request.ReaderTest do
   # in its place.
   use NetlinkPort.Case, async: true
 
+  alias NetlinkPort.Helper.Reference
+  alias NetlinkPort.Request.{Exchange, Reader}
+  alias NetlinkPort.Server.Commands
+
   @getlink 18
   @link <<0::32, 1::32-native, 0::64>>
   # More than the send buffer of a socket, so that sendmsg(2) is EMSGSIZE.
@@ -109,5 +113,137 @@ defmodule NetlinkPort.Request.ReaderTest do
       assert {error.stage, error.reason} == {:thread, :epipe}
       assert Task.await(killer) == :ok
     end
+  end
+
+  # Writes until the port is busy, and no frame more fits.
+  defp fill(socket) do
+    with :ok <- NetlinkPort.send(socket, [@link, :binary.copy(<<0>>, 60_000)], timeout: 0),
+         do: fill(socket)
+  end
+
+  # An alias that is left behind counts as memory of its process.
+  defp memory do
+    :erlang.garbage_collect()
+    [memory: memory, total_heap_size: words] = Process.info(self(), [:memory, :total_heap_size])
+    memory - words * :erlang.system_info(:wordsize)
+  end
+
+  test "a request that cannot be written leaves nothing behind, however often it is tried",
+       context do
+    socket = open!(context, active: true)
+    signal!(context.helper, :STOP)
+    assert {:error, %{reason: :eagain}} = fill(socket)
+
+    ask = fn ->
+      assert {:error, error} = NetlinkPort.request(socket, @getlink, @link, timeout: 0)
+      assert {error.stage, error.reason} == {:send, :eagain}
+    end
+
+    ask.()
+    before = memory()
+    for _try <- 1..200, do: ask.()
+    # Each alias is some 60 bytes.
+    assert memory() - before < 200 * 10
+    assert waited_for(context.server) == 0
+    signal!(context.helper, :CONT)
+  end
+
+  test "requests on closed sockets leave nothing behind", context do
+    for active <- [true, false] do
+      test = self()
+      before = length(board(context.server))
+      socket = open!(context, active: active)
+      NetlinkPort.close(socket)
+      assert {:error, %{reason: :ebadf}} = NetlinkPort.request(socket, @getlink, @link)
+
+      # The socket is closed by another process while its owner asks.
+      owner =
+        spawn(fn ->
+          socket = open!(context, active: active)
+          send(test, {:open, socket})
+          receive do: (:ask -> send(test, NetlinkPort.request(socket, @getlink, @link)))
+          receive do: (:stop -> :ok)
+        end)
+
+      assert_receive {:open, socket}, within(5_000)
+      signal!(context.helper, :STOP)
+      closer = Task.async(fn -> NetlinkPort.close(socket) end)
+      eventually!(fn -> NetlinkPort.recv(socket, 0) |> elem(1) |> Map.get(:reason) == :ebadf end)
+      send(owner, :ask)
+      assert_receive {:error, %{reason: :ebadf}}, within(5_000)
+      signal!(context.helper, :CONT)
+      assert Task.await(closer, within(5_000)) == :ok
+      send(owner, :stop)
+      eventually!(fn -> length(board(context.server)) == before end, 5_000)
+    end
+  end
+
+  test "a process that is killed during its request on another process's socket leaves nothing behind",
+       context do
+    socket = open!(context, active: false, sndbuf: 4_608)
+    before = length(board(context.server))
+
+    for payload <- [@link, @large] do
+      signal!(context.helper, :STOP)
+      asker = spawn(fn -> NetlinkPort.request(socket, @getlink, payload) end)
+      eventually!(fn -> waited_for(context.server) > 0 end, 5_000)
+      Process.exit(asker, :kill)
+      eventually!(fn -> not Process.alive?(asker) end)
+      signal!(context.helper, :CONT)
+      eventually!(fn -> length(board(context.server)) == before end, 5_000)
+    end
+  end
+
+  test "a failure that comes after the request was given up is not kept", context do
+    %{helper: helper} = state = :sys.get_state(context.server)
+    reference = Reference.expect(helper, {:asker, self(), 1})
+    true = Reference.forget(helper, reference)
+    Commands.replied(state, reference, {:error, {:send, 90, ""}})
+    assert waited_for(context.server) == 0
+
+    refute Reference.put_failure(helper, reference, {:send, 90, ""})
+    assert Reference.failure(helper, reference) == nil
+  end
+
+  test "an overdue answer makes the server suspect its helper only after call_timeout",
+       context do
+    server = start_server!(call_timeout: :infinity, ping_interval: :infinity)
+    helper = os_pid(server)
+
+    for active <- [true, false] do
+      socket = open!(%{context | server: server}, active: active)
+      signal!(helper, :STOP)
+      opts = [timeout: :infinity, total_timeout: 20]
+      assert {:error, error} = NetlinkPort.dump(socket, @getlink, <<0::128>>, opts)
+      assert error.reason == :etimedout
+      refute :sys.get_state(server).suspect?
+      signal!(helper, :CONT)
+    end
+
+    # The server is asked as well, where the time was that long.
+    timeout = within(500)
+    server = start_server!(call_timeout: timeout)
+    socket = open!(%{context | server: server}, active: true)
+    signal!(os_pid(server), :STOP)
+    assert {:error, _overdue} = NetlinkPort.request(socket, @getlink, @link, timeout: timeout)
+    assert_receive {:netlink_closed, ^socket, :stuck}, within(10_000)
+  end
+
+  test "the owner is sent no error for a socket that is closed when the answer has come",
+       context do
+    socket = open!(context, active: true)
+
+    {:ok, exchange} = Exchange.new(:route, {:request, @getlink, @link, %{flags: 0, ack: false}})
+
+    {exchange, [datagram], _next} = Exchange.number(exchange, 1)
+    reader = Reader.new(socket, exchange, %{timeout: 5_000, total_timeout: 5_000}, :infinity)
+    :ok = NetlinkPort.send(socket, datagram)
+    eventually!(fn -> Process.info(self(), :message_queue_len) == {:message_queue_len, 1} end)
+    NetlinkPort.close(socket)
+    # As it is when the server was asked for the answer before that was in the mailbox.
+    reader = %{reader | active?: false}
+    assert {:datagram, _link, nil, reader} = Reader.read(reader)
+    refute_received _message
+    assert {:error, %{reason: :ebadf}} = Reader.read(reader)
   end
 end
