@@ -57,9 +57,9 @@ defmodule NetlinkPort.MonitorTablesTest do
     # With little room in its mailbox, and suspended at times.
     slow = Mirror.start(monitor, max_queue: 50)
 
-    changes =
-      for round <- 1..@rounds, reduce: changes!(context, seed) do
-        changes ->
+    {_changes, largest} =
+      for round <- 1..@rounds, reduce: {changes!(context, seed), 0} do
+        {changes, largest} ->
           if rem(round, 2) == 0, do: :erlang.suspend_process(slow)
           kill_if_there(context.server)
           changes = storm(changes, context.server, div(@changes, @rounds))
@@ -69,7 +69,7 @@ defmodule NetlinkPort.MonitorTablesTest do
           assert_true([mirror, slow, late], changes)
           Process.unlink(late)
           Process.exit(late, :kill)
-          one_by_one(mirror, changes)
+          {one_by_one(mirror, changes), max(largest, map_size(changes.routes))}
       end
 
     assert_listed(Mirror.read(mirror).tables, context.netns)
@@ -82,7 +82,9 @@ defmodule NetlinkPort.MonitorTablesTest do
     assert seen.reasons.overrun <= count(causes, monitor, :netlink_overrun)
     assert seen.reasons.closed <= count(causes, monitor, :netlink_closed)
     assert seen.counts.netlink_resync == Enum.sum(Map.values(seen.reasons))
-    assert map_size(changes.routes) > 500
+
+    # The snapshots were of several datagrams. In the end there may be fewer routes: those of an interface go with it.
+    assert largest > 500
   end
 
   # A process that counts the messages which make a monitor resync.

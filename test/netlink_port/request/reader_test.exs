@@ -233,10 +233,11 @@ defmodule NetlinkPort.Request.ReaderTest do
        context do
     socket = open!(context, active: true)
 
+    opts = %{timeout: within(5_000), total_timeout: within(5_000)}
     {:ok, exchange} = Exchange.new(:route, {:request, @getlink, @link, %{flags: 0, ack: false}})
 
     {exchange, [datagram], _next} = Exchange.number(exchange, 1)
-    reader = Reader.new(socket, exchange, %{timeout: 5_000, total_timeout: 5_000}, :infinity)
+    reader = Reader.new(socket, exchange, opts, :infinity)
     :ok = NetlinkPort.send(socket, datagram)
     eventually!(fn -> Process.info(self(), :message_queue_len) == {:message_queue_len, 1} end)
     NetlinkPort.close(socket)
