@@ -22,10 +22,10 @@ defmodule NetlinkPort.FlowControlTest do
   defp open!(context, mode, opts) do
     {active, opts} =
       case mode do
-        {true, bound} -> {true, [max_queue: bound] ++ Keyword.put_new(opts, :rcvbuf, 16_384)}
+        {true, bound} -> {true, [max_queue: bound] ++ Keyword.put_new(opts, :rcvbuf, 32_768)}
         # The mailbox has room for all events, and so has the receive buffer on the way.
         true -> {true, opts ++ [rcvbuf: 32_000_000]}
-        active -> {active, Keyword.put_new(opts, :rcvbuf, 16_384)}
+        active -> {active, Keyword.put_new(opts, :rcvbuf, 32_768)}
       end
 
     opts = [netns: {:name, context.netns}, groups: [@route_group], active: active] ++ opts
@@ -185,10 +185,10 @@ defmodule NetlinkPort.FlowControlTest do
 
   describe "max_queue" do
     test "counts what others send as well", context do
-      {pid, socket} = staller!(context, {true, 100})
+      {pid, socket} = staller!(context, {true, 100}, window: @window, rcvbuf: 32_000_000)
       for n <- 1..90, do: send(pid, {:other, n})
       # It has credit left from before. After that its whole mailbox is counted.
-      storm!(context.netns, 1..1_000)
+      storm!(context.netns, 1..context.count)
       eventually!(fn -> kept(socket) > 0 end)
       assert queue_length(pid) <= 190
     end
