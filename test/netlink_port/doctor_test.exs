@@ -249,7 +249,9 @@ defmodule NetlinkPort.DoctorTest do
                "it takes CAP_NET_ADMIN in the user namespace that owns the network namespace"
     end
 
-    refute output =~ "upgrade to Linux"
+    # The cookie alone takes a newer kernel, before Linux 5.14.
+    told = if linux?(5, 14), do: output, else: String.replace(output, "Linux 5.14", "")
+    refute told =~ "upgrade to Linux"
     refute output =~ "would have to be root"
   end
 
@@ -563,7 +565,7 @@ defmodule NetlinkPort.DoctorTest do
   end
 
   test "a server whose helper does not answer is a warning, and delays nothing" do
-    server = start_server!()
+    server = start_server!(call_timeout: within(15_000), ping_interval: :infinity)
     helper = os_pid(server)
     signal!(helper, :STOP)
     report = report([])
