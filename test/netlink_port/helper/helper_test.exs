@@ -354,7 +354,7 @@ defmodule NetlinkPort.HelperTest do
 
     test "and answers nothing is killed after the deadline" do
       path = helper!([hello(), "\n", @deaf])
-      server = started!(path, call_timeout: 200)
+      server = started!(path, call_timeout: within(200))
       # During execve(2) a process has no command line.
       eventually!(fn -> processes(path) != [] end)
 
@@ -367,7 +367,7 @@ defmodule NetlinkPort.HelperTest do
 
     test "and answers nothing is found by the ping" do
       path = helper!([hello(), "\n", @ignore_input])
-      server = started!(path, call_timeout: 200, ping_interval: 50)
+      server = started!(path, call_timeout: within(200), ping_interval: within(50))
       assert_receive {:EXIT, ^server, :stuck}, @end_timeout
       assert_gone(path)
     end
