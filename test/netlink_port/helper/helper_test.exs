@@ -355,7 +355,7 @@ defmodule NetlinkPort.HelperTest do
 
     test "and does not answer is killed after the deadline" do
       path = helper!([hello(), "\n", @deaf])
-      server = started!(path, call_timeout: 200)
+      server = started!(path, call_timeout: within(200))
       assert helper_runs?(server)
 
       assert {:error, %Error{stage: :thread, reason: :etimedout}} =
@@ -367,7 +367,7 @@ defmodule NetlinkPort.HelperTest do
 
     test "and does not answer is found by the ping" do
       path = helper!([hello(), "\n", @ignore_input])
-      server = started!(path, call_timeout: 200, ping_interval: 50)
+      server = started!(path, call_timeout: within(200), ping_interval: within(50))
       assert_receive {:EXIT, ^server, :stuck}, @end_timeout
       assert_gone(path)
     end
