@@ -165,7 +165,8 @@ defmodule NetlinkPort.ActiveTest do
        context do
     for finish <- [:timeout, :kill] do
       socket = open!(context, active: false)
-      timeout = if finish == :timeout, do: 100, else: :infinity
+      # Long enough to be seen waiting, also on a busy machine.
+      timeout = if finish == :timeout, do: within(1_000), else: :infinity
       pid = spawn(fn -> NetlinkPort.recv(socket, timeout) end)
       eventually!(fn -> waiting(context.server, socket) == 1 end)
       :sys.suspend(context.server)
