@@ -8,13 +8,6 @@ defmodule NetlinkPort.ActiveTest do
     %{server: start_server!(), netns: netns!()}
   end
 
-  defp open!(context, opts) do
-    {:ok, socket} =
-      NetlinkPort.open(context.server, :route, [netns: {:name, context.netns}] ++ opts)
-
-    socket
-  end
-
   # Sends one request. Its answer carries this sequence number.
   defp ask(socket, sequence),
     do: :ok = NetlinkPort.send(socket, Rtnl.getlink(1, sequence), wait: true)
@@ -28,7 +21,7 @@ defmodule NetlinkPort.ActiveTest do
   defp settle(socket), do: {:ok, _} = NetlinkPort.info(socket)
 
   test "active: true sends every datagram as a message", context do
-    socket = open!(context, active: true)
+    socket = socket!(context, active: true)
     for n <- 1..10, do: ask(socket, n)
 
     for n <- 1..10 do
@@ -40,7 +33,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "active: false sends none; recv returns them in order", context do
-    socket = open!(context, active: false)
+    socket = socket!(context, active: false)
     for n <- 1..3, do: ask(socket, n)
 
     for n <- 1..3 do
@@ -54,7 +47,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "active: :once sends one datagram, and no :netlink_passive", context do
-    socket = open!(context, active: :once)
+    socket = socket!(context, active: :once)
     ask(socket, 1)
     ask(socket, 2)
     assert_receive {:netlink, ^socket, _datagram}
@@ -68,7 +61,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "a count sends that many datagrams, then :netlink_passive", context do
-    socket = open!(context, active: 2)
+    socket = socket!(context, active: 2)
     for n <- 1..3, do: ask(socket, n)
     assert_receive {:netlink, ^socket, _}
     assert_receive {:netlink, ^socket, _}
@@ -80,7 +73,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "counts are added, as with gen_udp", context do
-    socket = open!(context, active: 5)
+    socket = socket!(context, active: 5)
     {:ok, udp} = :gen_udp.open(0, active: 5)
     on_exit(fn -> :gen_udp.close(udp) end)
 
@@ -106,7 +99,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "recv with a timeout of 0 returns a kept datagram, however late the server is", context do
-    socket = open!(context, active: false)
+    socket = socket!(context, active: false)
     ask(socket, 1)
     settle(socket)
     :sys.suspend(context.server)
@@ -118,7 +111,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "kept datagrams come first when the socket becomes active", context do
-    socket = open!(context, active: false)
+    socket = socket!(context, active: false)
     for n <- 1..3, do: ask(socket, n)
     settle(socket)
     assert NetlinkPort.setopts(socket, active: true) == :ok
@@ -131,7 +124,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "callers of recv are served in order", context do
-    socket = open!(context, active: false)
+    socket = socket!(context, active: false)
 
     waiters =
       for n <- 1..5 do
@@ -149,7 +142,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "a recv that has timed out, or whose caller has died, takes no datagram", context do
-    socket = open!(context, active: false)
+    socket = socket!(context, active: false)
     assert {:error, %Error{reason: :etimedout}} = NetlinkPort.recv(socket, 10)
     pid = spawn(fn -> NetlinkPort.recv(socket, :infinity) end)
     eventually!(fn -> waiting(context.server, socket) == 1 end)
@@ -164,7 +157,7 @@ defmodule NetlinkPort.ActiveTest do
   test "a recv that times out, or whose caller dies, while the server is suspended loses nothing",
        context do
     for finish <- [:timeout, :kill] do
-      socket = open!(context, active: false)
+      socket = socket!(context, active: false)
       # Long enough to be seen waiting, also on a busy machine.
       timeout = if finish == :timeout, do: within(1_000), else: :infinity
       pid = spawn(fn -> NetlinkPort.recv(socket, timeout) end)
@@ -194,7 +187,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "a waiting recv returns EINVAL when the socket becomes active", context do
-    socket = open!(context, active: false)
+    socket = socket!(context, active: false)
     pid = spawn_reporting(fn -> NetlinkPort.recv(socket) end)
     eventually!(fn -> waiting(context.server, socket) == 1 end)
     assert NetlinkPort.setopts(socket, active: true) == :ok
@@ -204,7 +197,7 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "wrong arguments raise in the caller, and the server goes on", context do
-    socket = open!(context, [])
+    socket = socket!(context, [])
 
     for wrong <- [
           fn -> NetlinkPort.send(socket, "x", wait: "yes") end,
@@ -239,7 +232,7 @@ defmodule NetlinkPort.ActiveTest do
 
   test "a send that fails later is a message to the owner, or the error of the next recv",
        context do
-    active = open!(context, [])
+    active = socket!(context, [])
     # A datagram larger than the send buffer.
     large = :binary.copy(<<0>>, 1_000_000)
     assert NetlinkPort.send(active, large) == :ok
@@ -248,7 +241,7 @@ defmodule NetlinkPort.ActiveTest do
     assert {:error, %Error{stage: :send, reason: :emsgsize}} =
              NetlinkPort.send(active, large, wait: true)
 
-    passive = open!(context, active: false)
+    passive = socket!(context, active: false)
     assert NetlinkPort.send(passive, large) == :ok
 
     assert {:error, %Error{stage: :send, reason: :emsgsize}} =
@@ -262,8 +255,8 @@ defmodule NetlinkPort.ActiveTest do
   end
 
   test "close sends no message, and later calls are EBADF", context do
-    socket = open!(context, groups: [1])
-    waiting = open!(context, active: false)
+    socket = socket!(context, groups: [1])
+    waiting = socket!(context, active: false)
     pid = spawn_reporting(fn -> NetlinkPort.recv(waiting) end)
     eventually!(fn -> waiting(context.server, waiting) == 1 end)
 
@@ -298,16 +291,16 @@ defmodule NetlinkPort.ActiveTest do
     test "can belong to another process from the start", context do
       test = self()
       owner = spawn(fn -> receive do: (message -> send(test, {:owner_got, message})) end)
-      socket = open!(context, owner: owner)
+      socket = socket!(context, owner: owner)
       ask(socket, 1)
       assert_receive {:owner_got, {:netlink, ^socket, _datagram}}
     end
 
     test "is closed when its owner ends, and no other socket is", context do
-      mine = open!(context, [])
+      mine = socket!(context, [])
       before = fds(context.server)
       owner = idle_process()
-      sockets = for _ <- 1..20, do: open!(context, owner: owner)
+      sockets = for _ <- 1..20, do: socket!(context, owner: owner)
       assert fds(context.server) == before + 20
       Process.exit(owner, :kill)
       eventually!(fn -> fds(context.server) == before end)
@@ -329,7 +322,7 @@ defmodule NetlinkPort.ActiveTest do
     end
 
     test "can be given away only by the owner", context do
-      socket = open!(context, [])
+      socket = socket!(context, [])
       other = idle_process()
       pid = spawn_reporting(fn -> NetlinkPort.controlling_process(socket, other) end)
       assert_receive {:result, ^pid, {:error, %Error{reason: :eperm}}}
@@ -350,7 +343,7 @@ defmodule NetlinkPort.ActiveTest do
     test "in a change of owner keeps its datagrams for the new owner, which may set active: already",
          context do
       for mode <- [true, :once, 5] do
-        socket = open!(context, active: false)
+        socket = socket!(context, active: false)
         server = socket.helper.server
         new = relaying_process(self())
         assert {:ok, nil} = GenServer.call(server, {:pause, Socket.handle(socket)})
@@ -367,7 +360,7 @@ defmodule NetlinkPort.ActiveTest do
 
     test "that is active ends a waiting recv with EINVAL when it changes owners", context do
       for mode <- [true, :once, 5] do
-        socket = open!(context, active: mode)
+        socket = socket!(context, active: mode)
         server = socket.helper.server
         new = relaying_process(self())
         assert {:ok, nil} = GenServer.call(server, {:pause, Socket.handle(socket)})
@@ -382,7 +375,7 @@ defmodule NetlinkPort.ActiveTest do
     end
 
     test "goes on with its owner if that gives up the change and sets active: again", context do
-      socket = open!(context, active: true)
+      socket = socket!(context, active: true)
       assert {:ok, nil} = GenServer.call(socket.helper.server, {:pause, Socket.handle(socket)})
       ask(socket, 1)
       assert NetlinkPort.setopts(socket, active: true) == :ok
@@ -414,7 +407,7 @@ defmodule NetlinkPort.ActiveTest do
 
       # A window for all of them: on a busy machine more datagrams come in one change of owner than the usual
       # window and the kernel's buffer hold.
-      socket = open!(context, owner: first, window: 16_000_000)
+      socket = socket!(context, owner: first, window: 16_000_000)
       sender = Task.async(fn -> for n <- 1..total, do: ask(socket, n) end)
       send(first, {:socket, socket})
       Task.await(sender, within(20_000))
@@ -466,7 +459,7 @@ defmodule NetlinkPort.ActiveTest do
       tasks =
         for n <- 1..64 do
           Task.async(fn ->
-            socket = open!(context, active: false)
+            socket = socket!(context, active: false)
 
             for round <- 1..50 do
               sequence = n * 1_000 + round

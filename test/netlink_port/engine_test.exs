@@ -19,12 +19,6 @@ defmodule NetlinkPort.EngineTest do
     %{server: server, netns: netns!()}
   end
 
-  defp open!(context, opts \\ []) do
-    opts = [netns: {:name, context.netns}] ++ opts
-    {:ok, socket} = NetlinkPort.open(context.server, :route, opts)
-    socket
-  end
-
   # RTM_NEWROUTE or RTM_DELROUTE of 10.x.y.z/32 over loopback.
   defp route(n) do
     [
@@ -45,7 +39,7 @@ defmodule NetlinkPort.EngineTest do
   end
 
   defp fill!(context, count) do
-    socket = open!(context, sndbuf: 2_000_000)
+    socket = socket!(context, sndbuf: 2_000_000)
 
     for first <- 1..count//1_000 do
       requests = for n <- first..min(first + 999, count), do: add(n)
@@ -63,7 +57,7 @@ defmodule NetlinkPort.EngineTest do
       @describetag active: active
 
       test "a request returns its messages, or none with an ack alone", context do
-        socket = open!(context, active: context.active)
+        socket = socket!(context, active: context.active)
         assert {:ok, [%Message{type: @newlink}]} = NetlinkPort.request(socket, @getlink, @lo)
 
         assert {:ok, [%Message{type: @newlink}]} =
@@ -75,7 +69,7 @@ defmodule NetlinkPort.EngineTest do
       end
 
       test "a kernel error has its errno and the whole extended ack", context do
-        socket = open!(context, active: context.active)
+        socket = socket!(context, active: context.active)
 
         assert {:error, %Error{stage: :request, reason: :enodev, ext_ack: nil}} =
                  NetlinkPort.request(socket, @getlink, <<0::32, 99::32-native, 0::64>>)
@@ -92,7 +86,7 @@ defmodule NetlinkPort.EngineTest do
 
       test "an error is decoded with an echoed and with a capped request", context do
         for cap <- [true, false] do
-          socket = open!(context, active: context.active, cap_ack: cap)
+          socket = socket!(context, active: context.active, cap_ack: cap)
           attrs = Attr.encode([{13, <<1, 2>>}])
           assert {:error, error} = NetlinkPort.request(socket, @newlink, [@lo, attrs])
           assert {error.ext_ack.offset, error.ext_ack.attribute} == {32, {13, <<1, 2>>}}
@@ -100,7 +94,7 @@ defmodule NetlinkPort.EngineTest do
       end
 
       test "a batch returns an outcome for each of its requests", context do
-        socket = open!(context, active: context.active)
+        socket = socket!(context, active: context.active)
         requests = [add(1), add(1), add(2), {@getlink, [], @lo}, add(2), add(3)]
         assert {:ok, outcomes} = NetlinkPort.batch(socket, requests)
 
@@ -119,14 +113,14 @@ defmodule NetlinkPort.EngineTest do
       end
 
       test "hundreds of failures in one batch are all returned", context do
-        socket = open!(context, active: context.active, rcvbuf: 4_000_000)
+        socket = socket!(context, active: context.active, rcvbuf: 4_000_000)
         requests = for n <- 1..500, do: add(rem(n, 250))
         assert {:ok, outcomes} = NetlinkPort.batch(socket, requests)
         assert {true, true} = {length(outcomes) == 500, Enum.count(outcomes, &failed?/1) == 250}
       end
 
       test "a batch whose errors exceed the receive buffer is ENOBUFS", context do
-        socket = open!(context, active: context.active, rcvbuf: 2_304)
+        socket = socket!(context, active: context.active, rcvbuf: 2_304)
         {:ok, [ok: []]} = NetlinkPort.batch(socket, [add(1)])
         requests = for _ <- 1..200, do: add(1)
 
@@ -138,7 +132,7 @@ defmodule NetlinkPort.EngineTest do
 
       test "a dump is complete", context do
         fill!(context, 3_000)
-        socket = open!(context, active: context.active)
+        socket = socket!(context, active: context.active)
         assert {:ok, routes} = NetlinkPort.dump(socket, @getroute, @all_routes)
         found = for route <- routes, n = destination(route), do: n
         assert Enum.sort(found) == Enum.to_list(1..3_000)
@@ -147,7 +141,7 @@ defmodule NetlinkPort.EngineTest do
 
       test "a stream is lazy, and its unread rest delays nothing", context do
         fill!(context, 3_000)
-        socket = open!(context, active: context.active)
+        socket = socket!(context, active: context.active)
         stream = NetlinkPort.stream(socket, @getroute, @all_routes)
         assert mailbox() == []
         assert length(Enum.take(stream, 2)) == 2
@@ -159,7 +153,7 @@ defmodule NetlinkPort.EngineTest do
       test "another request ends a stream with an error that says so; the kernel never answers EBUSY",
            context do
         fill!(context, 3_000)
-        socket = open!(context, active: context.active)
+        socket = socket!(context, active: context.active)
 
         error =
           assert_raise Error, fn ->
@@ -180,7 +174,7 @@ defmodule NetlinkPort.EngineTest do
       end
 
       test "the late answer to an abandoned request is dropped", context do
-        socket = open!(context, active: context.active)
+        socket = socket!(context, active: context.active)
         helper = os_pid(context.server)
         signal!(helper, "STOP")
 
@@ -197,7 +191,7 @@ defmodule NetlinkPort.EngineTest do
       end
 
       test "events during requests are not lost", context do
-        socket = open!(context, active: context.active, groups: [@link_group])
+        socket = socket!(context, active: context.active, groups: [@link_group])
         ip!(["-n", context.netns, "link", "add", "br0", "type", "bridge"])
         assert {:ok, [%Message{}]} = NetlinkPort.request(socket, @getlink, @lo)
         assert {:ok, [%Message{}, %Message{}]} = NetlinkPort.dump(socket, @getlink, @all_links)
@@ -208,7 +202,7 @@ defmodule NetlinkPort.EngineTest do
         fill!(context, 3_000)
 
         opts = [active: context.active, groups: [@link_group, 7], rcvbuf: 20_000, window: 40_000]
-        socket = open!(context, opts)
+        socket = socket!(context, opts)
         changes = for n <- 1..200, do: "route add 192.168.0.#{n}/32 dev lo"
         ip_batch!(context.netns, changes)
         assert {:ok, routes} = NetlinkPort.dump(socket, @getroute, @all_routes)
@@ -222,7 +216,7 @@ defmodule NetlinkPort.EngineTest do
 
         # Unread events take some of the 40,000 bytes, about 800 each.
         for waiting <- [15, 25, 35] do
-          socket = open!(context, opts)
+          socket = socket!(context, opts)
           :ok = NetlinkPort.setopts(socket, active: false)
           changes = for n <- 1..waiting, do: "route add 192.168.#{waiting}.#{n}/32 dev lo"
           ip_batch!(context.netns, changes)
@@ -235,7 +229,7 @@ defmodule NetlinkPort.EngineTest do
 
       test "a helper that is killed in mid-request is an error, not a hang", context do
         Process.flag(:trap_exit, true)
-        socket = open!(context, active: context.active)
+        socket = socket!(context, active: context.active)
         helper = os_pid(context.server)
         signal!(helper, "STOP")
         request = fn -> NetlinkPort.request(socket, @getlink, @lo, timeout: 60_000) end
@@ -249,7 +243,7 @@ defmodule NetlinkPort.EngineTest do
       end
 
       test "a socket that is closed is an error", context do
-        socket = open!(context, active: context.active)
+        socket = socket!(context, active: context.active)
         NetlinkPort.close(socket)
         assert {:error, %Error{reason: :ebadf}} = NetlinkPort.request(socket, @getlink, @lo)
         assert {:error, %Error{reason: :ebadf}} = NetlinkPort.dump(socket, @getlink, @all_links)
@@ -273,7 +267,7 @@ defmodule NetlinkPort.EngineTest do
   test "a stream of an interrupted dump has all messages, and raises EINTR at its end",
        context do
     for n <- 1..40, do: ip!(["-n", context.netns, "link", "add", "br#{n}", "type", "bridge"])
-    socket = open!(context, active: false, window: 1)
+    socket = socket!(context, active: false, window: 1)
     counter = :counters.new(1, [])
 
     error =
@@ -296,7 +290,7 @@ defmodule NetlinkPort.EngineTest do
 
   test "a stream of 200,000 routes takes no more memory than a short one", context do
     fill!(context, 200_000)
-    socket = open!(context, active: false)
+    socket = socket!(context, active: false)
     :erlang.garbage_collect()
     {:memory, before} = Process.info(self(), :memory)
 
@@ -346,7 +340,7 @@ defmodule NetlinkPort.EngineTest do
   end
 
   test "wrong arguments raise", context do
-    socket = open!(context)
+    socket = socket!(context, [])
 
     for type <- [-1, 65_536, :getlink],
         do: raises(fn -> NetlinkPort.request(socket, type, "") end)

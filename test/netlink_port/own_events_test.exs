@@ -22,12 +22,6 @@ defmodule NetlinkPort.OwnEventsTest do
     %{server: server, netns: netns!()}
   end
 
-  defp open!(context, protocol, opts) do
-    opts = [netns: {:name, context.netns}] ++ opts
-    {:ok, socket} = NetlinkPort.open(context.server, protocol, opts)
-    socket
-  end
-
   defp route(n) do
     attrs = Attr.encode([{1, <<10, 0, 0, n>>}, {4, Attr.u32(1)}])
     [<<2, 32, 0, 0, 254, 3, 253, 1, 0::32>> | attrs]
@@ -79,7 +73,7 @@ defmodule NetlinkPort.OwnEventsTest do
   test "the event of the owner's own change goes to the owner, and is no answer", context do
     for context <- ways(context) do
       groups = [@address_group, @route_group]
-      socket = open!(context, :route, [groups: groups] ++ context.opts)
+      socket = socket!(context, :route, [groups: groups] ++ context.opts)
       new = [flags: [:create, :excl]]
       assert {:ok, []} = NetlinkPort.request(socket, @newaddr, address(1), new)
       assert {:ok, []} = NetlinkPort.request(socket, @newroute, route(1), new)
@@ -102,7 +96,7 @@ defmodule NetlinkPort.OwnEventsTest do
   test "the event of the owner's own change keeps its order among other events", context do
     for context <- ways(context) do
       groups = [@link_group, @route_group]
-      socket = open!(context, :route, [groups: groups] ++ context.opts)
+      socket = socket!(context, :route, [groups: groups] ++ context.opts)
       ip!(["-n", context.netns, "link", "add", "br0", "type", "bridge"])
 
       assert {:ok, []} = NetlinkPort.request(socket, @newroute, route(1), flags: [:create, :excl])
@@ -116,7 +110,7 @@ defmodule NetlinkPort.OwnEventsTest do
   test "nf_tables: the events of a batch go to the owner", context do
     for context <- ways(context) do
       # NFNLGRP_NFTABLES
-      socket = open!(context, :netfilter, [groups: [7]] ++ context.opts)
+      socket = socket!(context, :netfilter, [groups: [7]] ++ context.opts)
       new = fn name -> {0xA00, [:create], table(name)} end
 
       assert {:ok, [ok: [], ok: [], ok: [], ok: []]} =
@@ -131,7 +125,7 @@ defmodule NetlinkPort.OwnEventsTest do
   test "an echo is the answer, for members of the group and for others", context do
     for context <- ways(context) do
       for groups <- [[], [@link_group, @address_group, @route_group]] do
-        socket = open!(context, :route, [groups: groups] ++ context.opts)
+        socket = socket!(context, :route, [groups: groups] ++ context.opts)
         new = [flags: [:create, :excl, :echo]]
         name = "br#{length(groups)}"
 
@@ -164,7 +158,7 @@ defmodule NetlinkPort.OwnEventsTest do
 
   test "a dump is complete beside events", context do
     for context <- ways(context) do
-      socket = open!(context, :route, [groups: [@route_group]] ++ context.opts)
+      socket = socket!(context, :route, [groups: [@route_group]] ++ context.opts)
       assert {:ok, []} = NetlinkPort.request(socket, @newroute, route(1), flags: [:create])
       assert {:ok, [_lo]} = NetlinkPort.dump(socket, @getlink, <<0::128>>)
       assert events(socket) == [@newroute]
@@ -175,9 +169,9 @@ defmodule NetlinkPort.OwnEventsTest do
        context do
     for context <- ways(context) do
       opts = [active: context.opts[:active], pktinfo: context.opts[:pktinfo]]
-      socket = open!(context, :route, [user_peers: true] ++ opts)
+      socket = socket!(context, :route, [user_peers: true] ++ opts)
       {:ok, %{port_id: port_id}} = NetlinkPort.info(socket)
-      peer = open!(context, :route, user_peers: true, active: false)
+      peer = socket!(context, :route, user_peers: true, active: false)
       whole = IO.iodata_to_binary(Message.encode(%Message{type: 1300, payload: "abcd"}))
       # Like records of audit, whose length does not include the header.
       record = <<24::32-native, 1300::16-native, 0::80, 0::192>>
@@ -197,7 +191,7 @@ defmodule NetlinkPort.OwnEventsTest do
 
   test "a datagram of a passive socket that goes to the owner keeps its metadata", context do
     opts = [active: false, pktinfo: true, groups: [@link_group]]
-    socket = open!(context, :route, opts)
+    socket = socket!(context, :route, opts)
     ip!(["-n", context.netns, "link", "add", "br0", "type", "bridge"])
     assert {:ok, [_lo]} = NetlinkPort.request(socket, @getlink, @lo)
     assert_received {:netlink, ^socket, _datagram, %{group: @link_group, nsid: nil}}

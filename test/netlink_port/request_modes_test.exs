@@ -21,12 +21,6 @@ defmodule NetlinkPort.RequestModesTest do
     %{server: server, netns: netns!()}
   end
 
-  defp open!(context, opts) do
-    opts = [netns: {:name, context.netns}] ++ opts
-    {:ok, socket} = NetlinkPort.open(context.server, :route, opts)
-    socket
-  end
-
   defp mailbox, do: Process.info(self(), :messages) |> elem(1)
 
   # Each kind of request, with at least one message as its answer.
@@ -47,7 +41,7 @@ defmodule NetlinkPort.RequestModesTest do
 
   test "the error of an earlier send goes to the owner, and is not that of a request", context do
     for active <- [true, false],
-        socket = open!(context, active: active),
+        socket = socket!(context, active: active),
         {way, ask} <- ways(socket) do
       :ok = NetlinkPort.send(socket, @too_big)
       assert {^way, {:ok, [_ | _]}} = {way, ask.()}
@@ -60,7 +54,7 @@ defmodule NetlinkPort.RequestModesTest do
        context do
     long = [timeout: within(60_000)]
 
-    for active <- [true, false], socket = open!(context, active: active) do
+    for active <- [true, false], socket = socket!(context, active: active) do
       assert {:error, %{stage: :send}} = NetlinkPort.request(socket, @getlink, @too_big, long)
 
       assert {:error, %{stage: :send, messages: []}} =
@@ -72,14 +66,14 @@ defmodule NetlinkPort.RequestModesTest do
   end
 
   test "an answer is complete when :once or a count ends in the middle of it", context do
-    for active <- [:once, 1, 2, 3], {way, ask} <- ways(open!(context, active: active)) do
+    for active <- [:once, 1, 2, 3], {way, ask} <- ways(socket!(context, active: active)) do
       assert {^way, {:ok, [_ | _]}} = {way, ask.()}
     end
 
     flush()
 
     for count <- [1, 2, 3], way <- [:request, :batch, :dump, :stream, :drain] do
-      socket = open!(context, active: count)
+      socket = socket!(context, active: count)
       assert {^way, {:ok, [_ | _]}} = {way, ways(socket)[way].()}
       if count == 1, do: assert(mailbox() == [{:netlink_passive, socket}])
       flush()
@@ -88,7 +82,7 @@ defmodule NetlinkPort.RequestModesTest do
 
   test "a request gets its answer when an event uses up :once or a count", context do
     for {active, told} <- [{:once, 1}, {1, 2}] do
-      socket = open!(context, active: active, groups: [@link_group])
+      socket = socket!(context, active: active, groups: [@link_group])
       assert {:ok, []} = NetlinkPort.request(socket, @newlink, [@lo, mtu(60_000 + told)])
       assert [{:netlink, ^socket, _event} | passive] = mailbox()
       assert length(passive) == told - 1
@@ -98,7 +92,7 @@ defmodule NetlinkPort.RequestModesTest do
 
   test "a request gets its answer when another process makes its active socket passive",
        context do
-    socket = open!(context, active: true)
+    socket = socket!(context, active: true)
 
     for _round <- 1..40, {way, ask} <- ways(socket) do
       :ok = NetlinkPort.setopts(socket, active: true)
@@ -113,8 +107,8 @@ defmodule NetlinkPort.RequestModesTest do
   test "a datagram that a request has taken keeps its order when other processes change the mode",
        context do
     alias NetlinkPort.Server.Client
-    socket = open!(context, active: false, groups: [@link_group])
-    changer = open!(context, [])
+    socket = socket!(context, active: false, groups: [@link_group])
+    changer = socket!(context, [])
     for n <- 1..3, do: NetlinkPort.request(changer, @newlink, [@lo, mtu(60_000 + n)])
 
     set = fn active ->
@@ -141,7 +135,7 @@ defmodule NetlinkPort.RequestModesTest do
   test "a datagram that a request waits for keeps its order when other processes set the same mode",
        context do
     alias NetlinkPort.Server.{Client, Delivery}
-    socket = open!(context, active: false, groups: [@link_group])
+    socket = socket!(context, active: false, groups: [@link_group])
     owner = self()
 
     waits? = fn ->
@@ -153,7 +147,7 @@ defmodule NetlinkPort.RequestModesTest do
       Task.async(fn ->
         eventually!(waits?)
         :ok = NetlinkPort.setopts(socket, active: false)
-        changer = open!(context, [])
+        changer = socket!(context, [])
 
         # The answer to the owner, which has not received it yet, is followed by an event and a change of the mode.
         true = :erlang.suspend_process(owner)
@@ -171,7 +165,7 @@ defmodule NetlinkPort.RequestModesTest do
   end
 
   test "events keep their order while other processes change the mode during requests", context do
-    socket = open!(context, active: false, groups: [@link_group], rcvbuf: 1_000_000)
+    socket = socket!(context, active: false, groups: [@link_group], rcvbuf: 1_000_000)
     # The events of links are larger.
     {test, count} = {self(), room!(context.server, 400, 4_352)}
 
@@ -233,8 +227,8 @@ defmodule NetlinkPort.RequestModesTest do
 
   # Opens a passive socket whose events fill the window and overrun the kernel's queue.
   defp lossy!(context) do
-    socket = open!(context, active: false, groups: [@link_group], window: 2_000, rcvbuf: 4_000)
-    changer = open!(context, sndbuf: 1_000_000)
+    socket = socket!(context, active: false, groups: [@link_group], window: 2_000, rcvbuf: 4_000)
+    changer = socket!(context, sndbuf: 1_000_000)
     changes = for n <- 1..@changes, do: {@newlink, [], [@lo, mtu(60_000 + n)]}
     {:ok, _outcomes} = NetlinkPort.batch(changer, changes)
     NetlinkPort.close(changer)
@@ -306,8 +300,8 @@ defmodule NetlinkPort.RequestModesTest do
 
   # Opens a passive socket. The server keeps some events, and a loss after them.
   defp kept_loss!(context) do
-    socket = open!(context, active: false, groups: [@link_group], rcvbuf: 4_000)
-    changer = open!(%{context | server: start_server!()}, sndbuf: 1_000_000)
+    socket = socket!(context, active: false, groups: [@link_group], rcvbuf: 4_000)
+    changer = socket!(%{context | server: start_server!()}, sndbuf: 1_000_000)
     helper = os_pid(context.server)
     signal!(helper, "STOP")
     changes = for n <- 1..@changes, do: {@newlink, [], [@lo, mtu(60_000 + n)]}
@@ -350,8 +344,8 @@ defmodule NetlinkPort.RequestModesTest do
 
   test "a new owner gets every event, and no late answers to the old owner", context do
     for active <- [true, false], arrives <- [:before, :after] do
-      socket = open!(context, active: active, groups: [@link_group])
-      changer = open!(%{context | server: start_server!()}, [])
+      socket = socket!(context, active: active, groups: [@link_group])
+      changer = socket!(%{context | server: start_server!()}, [])
       helper = os_pid(context.server)
       signal!(helper, "STOP")
       assert {:error, %{reason: :etimedout}} = request_twice(socket)
@@ -406,7 +400,7 @@ defmodule NetlinkPort.RequestModesTest do
 
   test "a new owner's dump is complete after the old owner left one unfinished", context do
     for active <- [true, false, :once] do
-      socket = open!(context, active: active)
+      socket = socket!(context, active: active)
       stream = NetlinkPort.stream(socket, @getlink, @all_links)
       reduce = &Enumerable.reduce(stream, {:cont, nil}, fn message, _none -> &1.(message) end)
       assert {:suspended, _message, continue} = reduce.(&{:suspend, &1})
@@ -425,7 +419,7 @@ defmodule NetlinkPort.RequestModesTest do
   end
 
   test "a request gets its answer from behind the events that max_queue holds back", context do
-    changer = open!(context, active: false)
+    changer = socket!(context, active: false)
 
     change = fn mtus ->
       for n <- mtus, do: {:ok, []} = NetlinkPort.request(changer, @newlink, [@lo, mtu(n)])
@@ -438,7 +432,7 @@ defmodule NetlinkPort.RequestModesTest do
     end
 
     for {way, _ask} <- ways(nil) do
-      socket = open!(context, groups: [@link_group], max_queue: 2)
+      socket = socket!(context, groups: [@link_group], max_queue: 2)
       change.(60_001..60_005)
       eventually!(fn -> length(mailbox()) + kept.(socket) == 5 end)
       assert length(mailbox()) <= 3
@@ -457,8 +451,8 @@ defmodule NetlinkPort.RequestModesTest do
   test "another process receives nothing that a request holds back on an active socket",
        context do
     alias NetlinkPort.Server.Client
-    socket = open!(context, groups: [@link_group], max_queue: 1)
-    changer = open!(context, active: false)
+    socket = socket!(context, groups: [@link_group], max_queue: 1)
+    changer = socket!(context, active: false)
     for n <- 60_001..60_004, do: NetlinkPort.request(changer, @newlink, [@lo, mtu(n)])
     eventually!(fn -> mailbox() != [] and match?({:ok, %{kept: 3}}, NetlinkPort.info(socket)) end)
     assert {:ok, second} = Client.hold(socket, 0)
@@ -480,7 +474,7 @@ defmodule NetlinkPort.RequestModesTest do
 
   test "a late answer in the mailbox of a socket that is now passive is dropped", context do
     helper = os_pid(context.server)
-    socket = open!(context, active: true)
+    socket = socket!(context, active: true)
 
     for {way, ask} <- ways(socket) do
       :ok = NetlinkPort.setopts(socket, active: true)

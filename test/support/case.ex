@@ -147,6 +147,12 @@ defmodule NetlinkPort.Case do
     min(wanted, div(bytes, size))
   end
 
+  @doc "Opens a socket in the test's namespace, by the test's server."
+  def socket!(%{server: server, netns: netns}, protocol \\ :route, opts) do
+    {:ok, socket} = NetlinkPort.open(server, protocol, [netns: {:name, netns}] ++ opts)
+    socket
+  end
+
   ## Servers and helpers
 
   @doc """

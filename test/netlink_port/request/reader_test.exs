@@ -17,13 +17,6 @@ defmodule NetlinkPort.Request.ReaderTest do
     %{server: server, helper: os_pid(server), netns: netns!()}
   end
 
-  defp open!(context, opts) do
-    {:ok, socket} =
-      NetlinkPort.open(context.server, :route, [netns: {:name, context.netns}] ++ opts)
-
-    socket
-  end
-
   defp board(server), do: :ets.tab2list(:sys.get_state(server).helper.board)
 
   # The commands that somebody waits for.
@@ -31,7 +24,7 @@ defmodule NetlinkPort.Request.ReaderTest do
 
   test "a failed send is the error of its request at once", context do
     for active <- [true, false, :once, 100] do
-      socket = open!(context, active: active, sndbuf: 4_608)
+      socket = socket!(context, active: active, sndbuf: 4_608)
 
       for ack <- [true, false] do
         opts = [ack: ack, timeout: :infinity]
@@ -50,7 +43,7 @@ defmodule NetlinkPort.Request.ReaderTest do
 
   test "the error of an earlier send goes to the owner, not to the request", context do
     for active <- [true, false] do
-      socket = open!(context, active: active, sndbuf: 4_608)
+      socket = socket!(context, active: active, sndbuf: 4_608)
       :ok = NetlinkPort.send(socket, :binary.copy(<<0>>, 200_000))
       assert {:ok, [_lo]} = NetlinkPort.request(socket, @getlink, @link)
       assert_receive {:netlink_error, ^socket, %{stage: :send, reason: :emsgsize}}, within(5_000)
@@ -59,7 +52,7 @@ defmodule NetlinkPort.Request.ReaderTest do
 
   test "a request that times out leaves nothing behind", context do
     for active <- [true, false] do
-      socket = open!(context, active: active)
+      socket = socket!(context, active: active)
       signal!(context.helper, :STOP)
 
       for ack <- [true, false] do
@@ -80,7 +73,7 @@ defmodule NetlinkPort.Request.ReaderTest do
 
       owner =
         spawn(fn ->
-          socket = open!(context, active: active)
+          socket = socket!(context, active: active)
           send(test, :open)
           receive do: (:ask -> NetlinkPort.request(socket, @getlink, @link))
         end)
@@ -99,7 +92,7 @@ defmodule NetlinkPort.Request.ReaderTest do
     for active <- [true, false] do
       server = start_server!([])
       helper = os_pid(server)
-      socket = open!(%{context | server: server}, active: active)
+      socket = socket!(%{context | server: server}, active: active)
       signal!(helper, :STOP)
 
       killer =
@@ -130,7 +123,7 @@ defmodule NetlinkPort.Request.ReaderTest do
 
   test "a request that cannot be written leaves nothing behind, however often it is tried",
        context do
-    socket = open!(context, active: true)
+    socket = socket!(context, active: true)
     signal!(context.helper, :STOP)
     assert {:error, %{reason: :eagain}} = fill(socket)
 
@@ -152,14 +145,14 @@ defmodule NetlinkPort.Request.ReaderTest do
     for active <- [true, false] do
       test = self()
       before = length(board(context.server))
-      socket = open!(context, active: active)
+      socket = socket!(context, active: active)
       NetlinkPort.close(socket)
       assert {:error, %{reason: :ebadf}} = NetlinkPort.request(socket, @getlink, @link)
 
       # The socket is closed by another process while its owner asks.
       owner =
         spawn(fn ->
-          socket = open!(context, active: active)
+          socket = socket!(context, active: active)
           send(test, {:open, socket})
           receive do: (:ask -> send(test, NetlinkPort.request(socket, @getlink, @link)))
           receive do: (:stop -> :ok)
@@ -180,7 +173,7 @@ defmodule NetlinkPort.Request.ReaderTest do
 
   test "a process that is killed during its request on another process's socket leaves nothing behind",
        context do
-    socket = open!(context, active: false, sndbuf: 4_608)
+    socket = socket!(context, active: false, sndbuf: 4_608)
     before = length(board(context.server))
 
     for payload <- [@link, @large] do
@@ -211,7 +204,7 @@ defmodule NetlinkPort.Request.ReaderTest do
     helper = os_pid(server)
 
     for active <- [true, false] do
-      socket = open!(%{context | server: server}, active: active)
+      socket = socket!(%{context | server: server}, active: active)
       signal!(helper, :STOP)
       opts = [timeout: :infinity, total_timeout: 20]
       assert {:error, error} = NetlinkPort.dump(socket, @getlink, <<0::128>>, opts)
@@ -223,7 +216,7 @@ defmodule NetlinkPort.Request.ReaderTest do
     # The server is asked as well, where the time was that long.
     timeout = within(500)
     server = start_server!(call_timeout: timeout)
-    socket = open!(%{context | server: server}, active: true)
+    socket = socket!(%{context | server: server}, active: true)
     signal!(os_pid(server), :STOP)
     assert {:error, _overdue} = NetlinkPort.request(socket, @getlink, @link, timeout: timeout)
     assert_receive {:netlink_closed, ^socket, :stuck}, within(10_000)
@@ -231,7 +224,7 @@ defmodule NetlinkPort.Request.ReaderTest do
 
   test "the owner is sent no error for a socket that is closed when the answer has come",
        context do
-    socket = open!(context, active: true)
+    socket = socket!(context, active: true)
 
     opts = %{timeout: within(5_000), total_timeout: within(5_000)}
     {:ok, exchange} = Exchange.new(:route, {:request, @getlink, @link, %{flags: 0, ack: false}})
