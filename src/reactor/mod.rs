@@ -105,12 +105,12 @@ impl Reactor {
             None if ready.input && !self.stalled => Some(self.inbox.fill(&self.wire.input)),
             read => read.map(Ok),
         };
-        let commanded = matches!(read, Some(Ok(count)) if count > 0);
-        match read {
-            None | Some(Ok(1..) | Err(Errno::EAGAIN)) => {}
+        let commanded = match read {
             Some(Ok(0)) => return Err(Exit::Done),
+            Some(Ok(_)) => true,
+            None | Some(Err(Errno::EAGAIN)) => false,
             Some(Err(_)) => return Err(Exit::System),
-        }
+        };
         if commanded {
             self.poller.commanded();
         }

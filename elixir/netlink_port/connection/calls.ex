@@ -196,22 +196,24 @@ defmodule NetlinkPort.Connection.Calls do
     {overdue, quiet, %{state | calls: calls}}
   end
 
-  @doc "When the first call will be due, in monotonic time."
+  @doc "When the first call will be due, in monotonic time; `:infinity` without calls."
   @spec next_due(t()) :: integer() | :infinity
   def next_due(%{calls: calls}) do
-    for {_id, %{deadline: deadline, quiet: quiet}} <- calls, reduce: :infinity do
-      first -> min(first, min(deadline, quiet))
+    for {_id, call} <- calls, reduce: :infinity do
+      first -> min(first, due_at(call))
     end
   end
 
   @doc "When a call is due, in monotonic time; `:infinity` if it is over."
-  @spec due(t(), id()) :: integer() | :infinity
-  def due(%{calls: calls}, id) do
+  @spec next_due(t(), id()) :: integer() | :infinity
+  def next_due(%{calls: calls}, id) do
     case calls do
-      %{^id => %{deadline: deadline, quiet: quiet}} -> min(deadline, quiet)
+      %{^id => call} -> due_at(call)
       _over -> :infinity
     end
   end
+
+  defp due_at(%{deadline: deadline, quiet: quiet}), do: min(deadline, quiet)
 
   @doc """
   Takes a datagram that was sent to `group`. Messages that belong to no call are dropped. A malformed message is an error

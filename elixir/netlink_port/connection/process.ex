@@ -351,7 +351,7 @@ defmodule NetlinkPort.Connection.Process do
       else: state
   end
 
-  defp arm(state, id), do: arm_at(state, Calls.due(state.calls, id))
+  defp arm(state, id), do: arm_at(state, Calls.next_due(state.calls, id))
 
   # A timer that fires too early, since its call is over or its deadline has moved, sets the next.
   defp arm_at(state, :infinity), do: state

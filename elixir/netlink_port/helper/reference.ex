@@ -84,10 +84,12 @@ defmodule NetlinkPort.Helper.Reference do
   @doc "A reference for a command, 1 to 2^31 - 1 and then 1 again. Puts the waiter on the board."
   @spec expect(t(), term()) :: pos_integer()
   def expect(%__MODULE__{board: board}, waiter) do
-    reference = :ets.update_counter(board, :reference, {2, 1, 0x7FFFFFFF, 1})
+    reference = next(board)
     :ets.insert(board, {reference, waiter})
     reference
   end
+
+  defp next(board), do: :ets.update_counter(board, :reference, {2, 1, 0x7FFFFFFF, 1})
 
   @doc "Takes the waiter of a command off the board."
   @spec settle(t(), pos_integer()) :: {:ok, term()} | :error
@@ -142,7 +144,7 @@ defmodule NetlinkPort.Helper.Reference do
   """
   @spec expect_failure(t(), NetlinkPort.Socket.handle(), term()) :: pos_integer()
   def expect_failure(%__MODULE__{board: board}, handle, waiter) do
-    reference = :ets.update_counter(board, :reference, {2, 1, 0x7FFFFFFF, 1})
+    reference = next(board)
     :ets.insert(board, [{reference, waiter}, {{:asked, handle}, reference}])
     reference
   end
