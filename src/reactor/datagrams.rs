@@ -68,13 +68,19 @@ impl State {
                     }
                     return;
                 }
+                // A failure costs as an empty datagram does: without a bound a receive that fails again and again would
+                // fill the VM's memory.
                 Arrival::Truncated(length) => {
+                    entry.window.charge(0);
+                    self.window.charge(0);
                     let failure = Failure::new(Stage::Recv, Errno::EMSGSIZE);
                     self.outbox.push(&event::failed(handle, &failure, length));
                     self.outbox
                         .grow(length.next_power_of_two().min(MAX_DATAGRAM));
                 }
                 Arrival::Failed(errno) => {
+                    entry.window.charge(0);
+                    self.window.charge(0);
                     let failure = Failure::new(Stage::Recv, errno);
                     self.outbox.push(&event::failed(handle, &failure, 0));
                     if entry.leaving {

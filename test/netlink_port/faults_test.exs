@@ -7,6 +7,7 @@ defmodule NetlinkPort.FaultsTest do
 
   # A fault that is active while this file exists.
   defp switch!, do: tmp_path!("fault")
+  defp queue_length(pid), do: pid |> Process.info(:message_queue_len) |> elem(1)
 
   defp closed!(socket) do
     assert_receive {:netlink_closed, ^socket, reason}, within(5_000)
@@ -208,6 +209,26 @@ defmodule NetlinkPort.FaultsTest do
       assert :ok = NetlinkPort.close(socket)
       File.rm!(switch)
       works!(other)
+    end
+
+    test "that fails for ever fills no more of the VM than the window allows" do
+      netns = netns!()
+      switch = switch!()
+      server = start_injected!("recvmsg EIO file:#{switch}")
+      # A failure costs 300 bytes.
+      opts = [netns: {:name, netns}, window: 30_000]
+      {:ok, socket} = NetlinkPort.open(server, :route, opts)
+      File.write!(switch, "")
+      :sys.suspend(server)
+      assert :ok = NetlinkPort.send(socket, Rtnl.getlink(1, 1))
+      eventually!(fn -> queue_length(server) >= 100 end)
+      assert queue_length(server) < 110
+      :sys.resume(server)
+
+      # The owner takes them, which opens the window again.
+      for _ <- 1..300 do
+        assert_receive {:netlink_error, ^socket, %Error{stage: :recv, reason: :eio}}
+      end
     end
 
     test "that a signal interrupts has no effect" do

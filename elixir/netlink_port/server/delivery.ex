@@ -11,11 +11,12 @@ defmodule NetlinkPort.Server.Delivery do
   # when it is delivered.
   #
   # Invariants: items leave in the order in which they came. While an item is kept, no `recv` waits. The kept items
-  # never cost more than the window plus one datagram. (Errors cost nothing, and are few.)
+  # never cost more than the window plus one datagram. The error of a receive costs as an empty datagram does; that of a
+  # send costs nothing.
 
   alias NetlinkPort.Helper.Protocol
 
-  # At most this many errors of sends are kept for a passive owner. Later ones are dropped.
+  # At most this many errors are kept for a passive owner. Later ones are dropped.
   @max_errors 64
 
   @type item ::
@@ -77,11 +78,11 @@ defmodule NetlinkPort.Server.Delivery do
 
   @doc "An item was handed on: its bytes count as taken, and open the window again."
   @spec take(t(), item()) :: t()
-  def take(state, {:data, datagram, _metadata}) do
-    %{state | taken: state.taken + Protocol.charge(byte_size(datagram))}
-  end
+  def take(state, item), do: %{state | taken: state.taken + cost(item)}
 
-  def take(state, _item), do: state
+  defp cost({:data, datagram, _metadata}), do: Protocol.charge(byte_size(datagram))
+  defp cost({:error, %{stage: :recv}}), do: Protocol.charge(0)
+  defp cost(_item), do: 0
 
   @doc "A datagram of `cost`, delivered to another node, has left this node."
   @spec relayed(t(), pos_integer()) :: t()
@@ -227,13 +228,14 @@ defmodule NetlinkPort.Server.Delivery do
     end
   end
 
-  defp deliver(state, item), do: {[{:deliver, item}], spend(state)}
+  defp deliver(state, item), do: {[{:deliver, item}], state |> take(item) |> spend()}
 
   # `:once` and a count limit deliveries by themselves: they use credit up, and never wait for it.
   defp spend(%{credit: credit} = state) when credit in [:infinity, 0], do: state
   defp spend(%{credit: credit} = state), do: %{state | credit: credit - 1}
 
-  defp keep(%{errors: errors} = state, {:error, _error}) when errors >= @max_errors, do: state
+  defp keep(%{errors: errors} = state, {:error, _error} = item) when errors >= @max_errors,
+    do: take(state, item)
 
   defp keep(state, {:error, _error} = item) do
     %{state | kept: :queue.in(item, state.kept), errors: state.errors + 1}

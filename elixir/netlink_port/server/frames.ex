@@ -26,7 +26,9 @@ defmodule NetlinkPort.Server.Frames do
         {:noreply, arrive(state, handle, {:overrun, dropped})}
 
       {:failed, handle, stage, errno, length} ->
-        {:noreply, arrive(state, handle, {:error, failure(state, stage, errno, length)})}
+        state = if stage == :recv, do: taken(state, 0), else: state
+        item = {:error, failure(state, stage, errno, length)}
+        {:noreply, state |> arrive(handle, item) |> State.grant_all()}
 
       {:gone, handle} ->
         {:noreply, State.update(state, Sockets.gone(state.sockets, handle))}
@@ -40,12 +42,13 @@ defmodule NetlinkPort.Server.Frames do
   end
 
   defp datagram(state, handle, datagram, metadata) do
-    taken = state.taken + Protocol.charge(byte_size(datagram))
-
-    %{state | taken: taken}
+    state
+    |> taken(byte_size(datagram))
     |> arrive(handle, {:data, datagram, metadata})
     |> State.grant_all()
   end
+
+  defp taken(state, size), do: %{state | taken: state.taken + Protocol.charge(size)}
 
   defp arrive(state, handle, item),
     do: State.update(state, Sockets.arrive(state.sockets, handle, item))

@@ -47,6 +47,34 @@ defmodule NetlinkPort.DeliveryTest do
     end
   end
 
+  describe "the error of a receive" do
+    defp failed_receive, do: {:error, Error.new(:recv, 5)}
+
+    test "costs as an empty datagram does, delivered or received, and that of a send costs nothing" do
+      for relayed? <- [false, true] do
+        state = Delivery.new(true, 1_000, :infinity, relayed?)
+        {_delivered, state} = arrive(state, [error(), failed_receive(), failed_receive()])
+        assert {1_600, _state} = Delivery.grant(state)
+      end
+
+      {[], state} =
+        arrive(Delivery.new(false, 1_000), [error(), failed_receive(), failed_receive()])
+
+      assert {nil, state} = Delivery.grant(state)
+      assert {:item, {:error, %{stage: :send}}, state} = Delivery.demand(state)
+      assert {:item, {:error, %{stage: :recv}}, state} = Delivery.demand(state)
+      assert {:item, {:error, %{stage: :recv}}, state} = Delivery.demand(state)
+      assert {1_600, _state} = Delivery.grant(state)
+    end
+
+    test "that is not kept counts as taken" do
+      {[], state} = arrive(Delivery.new(false, 1_000), List.duplicate(failed_receive(), 64))
+      assert {nil, state} = Delivery.grant(state)
+      {[], state} = arrive(state, [failed_receive(), failed_receive()])
+      assert {1_600, _state} = Delivery.grant(state)
+    end
+  end
+
   describe "active: true" do
     test "delivers everything at once, in order" do
       items = [data(1), {:overrun, 3}, error(), data(2)]
