@@ -88,6 +88,7 @@ exclude = Keyword.keys(missing) ++ without
 NetlinkPort.Pace.set()
 
 ExUnit.start(
+  formatters: [ExUnit.CLIFormatter, NetlinkPort.FailedTests],
   capture_log: true,
   assert_receive_timeout: NetlinkPort.Pace.within(5_000),
   timeout: NetlinkPort.Pace.within(60_000),
