@@ -6,10 +6,13 @@ defmodule NetlinkPort.ExamplesTest do
 
   # In another VM, with this build.
   defp run(example, arguments) do
+    {program, arguments} = command(example, arguments)
+    System.cmd(program, arguments, stderr_to_stdout: true, env: [{"LC_ALL", "C.UTF-8"}])
+  end
+
+  defp command(example, arguments) do
     paths = for path <- :code.get_path(), do: ["-pa", List.to_string(path)]
-    script = Path.join(@examples, example)
-    arguments = List.flatten(paths) ++ [script | arguments]
-    System.cmd("elixir", arguments, stderr_to_stdout: true, env: [{"LC_ALL", "C.UTF-8"}])
+    {"elixir", List.flatten(paths) ++ [Path.join(@examples, example) | arguments]}
   end
 
   test "links.exs lists the links of the namespace" do
@@ -22,20 +25,37 @@ defmodule NetlinkPort.ExamplesTest do
     assert output =~ "there is no such file"
   end
 
-  test "monitor.exs shows the changes" do
+  test "monitor.exs shows the changes, until it is ended" do
     netns = netns!()
-    task = Task.async(fn -> run("monitor.exs", ["--netns", netns, "--for", "3"]) end)
-    {output, 0} = change_until_done(task, netns, 1)
-    assert output =~ ~r/^address 10\.9\.0\.\d+/m
+    {program, arguments} = command("monitor.exs", ["--netns", netns])
+    opts = [:binary, :stderr_to_stdout, args: arguments, env: [{~c"LC_ALL", ~c"C.UTF-8"}]]
+    port = Port.open({:spawn_executable, System.find_executable(program)}, opts)
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    on_exit(fn -> as_root("kill", ["-KILL", "#{os_pid}"]) end)
+    assert change_until_shown(port, netns, 1, "") =~ ~r/^-- \d+ links; what follows are changes$/m
   end
 
-  defp change_until_done(task, netns, n) do
+  test "monitor.exs ends when its time is over" do
+    assert {_output, 0} = run("monitor.exs", ["--netns", netns!(), "--for", "0"])
+  end
+
+  # The example sees only the changes that are made after it has subscribed.
+  defp change_until_shown(port, netns, n, output) do
     ip!(["-n", netns, "addr", "add", "10.9.0.#{n}/32", "dev", "lo"])
-    Task.yield(task, 100) |> done(task, netns, n)
+    output = output <> read(port)
+
+    if output =~ ~r/^address 10\.9\.0\.\d+/m,
+      do: output,
+      else: change_until_shown(port, netns, n + 1, output)
   end
 
-  defp done({:ok, outcome}, _task, _netns, _n), do: outcome
-  defp done(nil, task, netns, n), do: change_until_done(task, netns, n + 1)
+  defp read(port) do
+    receive do
+      {^port, {:data, data}} -> data
+    after
+      100 -> ""
+    end
+  end
 
   test "ext_ack.exs shows the kernel's extended ack" do
     assert {output, 0} = run("ext_ack.exs", ["--netns", netns!()])
