@@ -54,9 +54,8 @@ SUITES ?= bookworm trixie sid
 matrix: setup
 	@PACKAGES="$(PACKAGES) $(COUNTERPARTS)" test/matrix/run.sh $(SUITES)
 
-# Chroot, kernels, images and logs are kept in KERNELS_DIR (.kernels). test/kernels/run.sh lists the other variables.
-KERNELS ?= bullseye-security bookworm trixie trixie-backports
-
+# KERNELS names Debian suites. UML=1 takes their user-mode Linux, which is faster than emulation. Chroot, kernels, images
+# and logs are kept in KERNELS_DIR (.kernels). test/kernels/run.sh lists the other variables.
 kernels: setup
 	@$(call install,qemu-system-x86 e2fsprogs cpio kmod xz-utils zstd)
 	@PACKAGES="$(PACKAGES) $(filter-out tshark,$(COUNTERPARTS))" test/kernels/run.sh $(KERNELS)

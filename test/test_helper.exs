@@ -11,6 +11,19 @@ link? = fn type ->
   match?({_, 0}, System.cmd("unshare", arguments, stderr_to_stdout: true))
 end
 
+# These tests write a table of IPv4, of which every chain in them is.
+nftables? =
+  match?({_, 0}, System.cmd("unshare", ~w(-n nft add table ip t), stderr_to_stdout: true))
+
+# Before Linux 6.2 such a warning goes to the kernel's log.
+warning? = fn ->
+  script =
+    "tc qdisc add dev lo root handle 1: htb && tc class add dev lo parent 1: classid 1:1 htb rate 10gbit"
+
+  {output, _status} = System.cmd("unshare", ["-n", "sh", "-c", script], stderr_to_stdout: true)
+  output =~ "quantum of class"
+end
+
 # Set by test/kernels/guest.sh.
 own_machine? = System.get_env("NETLINK_PORT_TEST_OWN_MACHINE") != nil
 
@@ -24,6 +37,15 @@ requirements = [
     own_machine? and loadable?.("mac80211_hwsim"),
     "Not in a machine of the suite's own with the module `mac80211_hwsim` (make kernels): no radios are simulated."
   },
+  nftables: {
+    nftables?,
+    "No tables of nftables for IPv4 here: conntrack, nflog and sets are not followed."
+  },
+  proc_events: {
+    match?({:ok, "Name" <> _}, File.read("/proc/net/connector")) and
+      File.read!("/proc/net/connector") =~ "cn_proc",
+    "No process events in this kernel or namespace: the connector is not listened to."
+  },
   root: {
     System.cmd("id", ["-u"]) == {"0\n", 0} or System.get_env("NETLINK_PORT_TEST_SU") != nil,
     "Not root: tests that make network namespaces are skipped."
@@ -31,6 +53,14 @@ requirements = [
   init_user_namespace: {
     not NetlinkPort.Rootless.inside?(),
     "Not root of the machine: tests that take other users, or capabilities of files, are skipped."
+  },
+  ns_last_pid: {
+    File.exists?("/proc/sys/kernel/ns_last_pid"),
+    "No /proc/sys/kernel/ns_last_pid in this kernel: no process id is given to a second process."
+  },
+  warnings: {
+    warning?.(),
+    "No sch_htb that warns in extended acks in this kernel (6.2 or later): the warnings of successes are not read."
   },
   pipes: {
     System.find_executable("perl") != nil and

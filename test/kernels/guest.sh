@@ -4,7 +4,8 @@
 # first.
 set -u
 
-# Arguments of the kernel are in the environment of this script: SOAK_SECONDS, KERNELS_STEPS and KERNELS_FILES.
+# Arguments of the kernel are in the environment of this script: SOAK_SECONDS, KERNELS_STEPS and KERNELS_FILES, and for
+# user-mode Linux MODULES, the folder of its modules on the machine.
 # The machine is the suite's own: it may simulate radios.
 export NETLINK_PORT_TEST_OWN_MACHINE=1 HOME=/root LC_ALL=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin MIX_ENV=test
 # Idle schedulers do not spin: each spin is emulated, too.
@@ -12,6 +13,7 @@ export ERL_FLAGS="+sbwt none +sbwtdcpu none +sbwtdio none"
 cd "$(dirname "$0")/../.." || exit
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
+[ -z "${MODULES:-}" ] || { mkdir -p /usr/lib/modules; mount -t hostfs -o "$MODULES" none /usr/lib/modules; }
 mount -t devtmpfs dev /dev 2>/dev/null
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
@@ -59,5 +61,6 @@ for each in ${KERNELS_STEPS:-facts doctor rust suite soak}; do
 done
 echo "== end" >"$out"
 sync
-echo b >/proc/sysrq-trigger
+# qemu ends when the machine is reset. User-mode Linux would boot again.
+if [ -n "${MODULES:-}" ]; then echo o; else echo b; fi >/proc/sysrq-trigger
 sleep 60

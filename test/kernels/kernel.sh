@@ -9,26 +9,9 @@ set -eu
 
 suite=${1:?usage: kernel.sh SUITE}
 dir=${KERNELS_DIR:?}
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org}
 busybox=$dir/bookworm/bin/busybox
 apt=$dir/apt/$suite
-mkdir -p "$apt/lists/partial" "$apt/archives/partial"
-
-case $suite in
-  *-security) place=debian-security ;;
-  *) place=debian ;;
-esac
-echo "deb $mirror/$place $suite main" >"$apt/sources.list"
-
-with_apt() { # COMMAND ARGUMENT...: with lists of its own.
-  command=$1
-  shift
-  "$command" -qq -o Dir::State::lists="$apt/lists" -o Dir::Cache::archives="$apt/archives" \
-    -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o Dir::Etc::SourceList="$apt/sources.list" \
-    -o Dir::Etc::SourceParts=/dev/null -o Dir::State::status=/dev/null -o APT::Architecture=amd64 \
-    -o APT::Architectures=amd64 -o Acquire::Languages=none -o Acquire::Check-Valid-Until=false \
-    -o APT::Sandbox::User=root "$@"
-}
+. "$(dirname "$0")/apt.sh"
 
 depends() { # PACKAGE: what it depends on of the kernel's own packages.
   with_apt apt-cache show --no-all-versions "$1" | sed -n 's/^Depends: //p' | tr ',' '\n' |

@@ -5,7 +5,7 @@ defmodule NetlinkPort.BroadcastErrorTest do
 
   alias NetlinkPort.{Doctor, Message}
 
-  @moduletag :root
+  @moduletag root: true, nftables: true
 
   # NFNLGRP_CONNTRACK_NEW and NFNLGRP_CONNTRACK_DESTROY; IPCTNL_MSG_CT_GET
   @groups [1, 3]

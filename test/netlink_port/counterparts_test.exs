@@ -171,6 +171,8 @@ defmodule NetlinkPort.CounterpartsTest do
   end
 
   describe "netfilter" do
+    @describetag :nftables
+
     test "a table and its chain from a batch are listed by nft", %{
       netns: netns,
       open: open

@@ -116,6 +116,7 @@ defmodule NetlinkPort.MonitorSilentChangesTest do
     refute Enum.any?(told(monitor, last?), &(&1.payload =~ <<10, 3, 0, 7>>))
   end
 
+  @tag :nftables
   test "elements of nftables sets time out", context do
     %{netns: netns} = context
     nft = fn line -> in_it!(netns, "nft", [line]) end
@@ -130,6 +131,8 @@ defmodule NetlinkPort.MonitorSilentChangesTest do
   end
 
   describe "conntrack" do
+    @describetag :nftables
+
     setup %{netns: netns} do
       rules = "add table ip t; add chain ip t c { type filter hook output priority 0; }"
       in_it!(netns, "nft", [rules <> "; add rule ip t c ct state new accept"])

@@ -75,6 +75,8 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
   defp kill_helper!(server), do: server |> os_pid() |> signal!("KILL")
 
   describe "the subscription of nflog" do
+    @describetag :nftables
+
     test "is sent before the first resync, and again after each open", context do
       log!(context.netns, @group)
       monitor = subscribe!(monitor!(context, protocol: :netfilter, subscription: [bind(@group)]))
@@ -161,7 +163,7 @@ defmodule NetlinkPort.MonitorSubscriptionTest do
 
   describe "the subscription of the connector" do
     # The kernel answers this family only in the initial namespaces.
-    @describetag :init_user_namespace
+    @describetag init_user_namespace: true, proc_events: true
 
     # The kernel sends its answer to all listeners of the machine, with this `ack` plus 1, which no other listener has.
     defp proc(operation, seq \\ 0) do

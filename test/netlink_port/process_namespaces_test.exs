@@ -89,6 +89,7 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     assert fds(held.server) == held.before
   end
 
+  @tag :ns_last_pid
   test "an open is ESRCH when another process has taken the process id meanwhile" do
     [one, other] = [netns!(), netns!()]
     held = start_held!()
@@ -111,6 +112,8 @@ defmodule NetlinkPort.ProcessNamespacesTest do
   end
 
   describe "when another process has the id of the process that was opened," do
+    @describetag :ns_last_pid
+
     test "a connection gets ESRCH, by every path to it, also with a new helper" do
       [one, other] = [netns!(), netns!()]
       inside = start_inside!()

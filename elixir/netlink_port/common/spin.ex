@@ -39,9 +39,14 @@ defmodule NetlinkPort.Spin do
   @enforce_keys [:limit]
   defstruct [:limit, last: nil, misses: @patience, skip: 0, pause: @shortest, until: nil]
 
-  @doc "The state of a process that spins for up to `limit` microseconds at a time. 0 turns spinning off."
-  @spec new(non_neg_integer()) :: t()
-  def new(limit), do: %__MODULE__{limit: if(alone?(), do: 0, else: native(limit))}
+  @doc """
+  The state of a process that spins for up to `limit` microseconds at a time, in a VM with so many schedulers. 0 turns
+  spinning off.
+  """
+  @spec new(non_neg_integer(), pos_integer()) :: t()
+  def new(limit, schedulers \\ :erlang.system_info(:schedulers_online))
+  def new(_limit, 1), do: %__MODULE__{limit: 0}
+  def new(limit, _several), do: %__MODULE__{limit: native(limit)}
 
   @doc "A command was written at the time `now`."
   @spec asked(t(), integer()) :: t()
@@ -94,6 +99,5 @@ defmodule NetlinkPort.Spin do
   def on?(%{until: nil}, _now), do: false
   def on?(%{until: until}, now), do: now < until
 
-  defp alone?, do: :erlang.system_info(:schedulers_online) == 1
   defp native(microseconds), do: System.convert_time_unit(microseconds, :microsecond, :native)
 end

@@ -6,14 +6,14 @@ defmodule NetlinkPort.SpinTest do
   @limit System.convert_time_unit(50, :microsecond, :native)
 
   # A state after answers with these gaps between them, and the time of the last.
-  defp after_gaps(gaps, spin \\ Spin.new(50)) do
+  defp after_gaps(gaps, spin \\ Spin.new(50, 2)) do
     Enum.reduce(gaps, {Spin.answered(spin, 0), 0}, fn gap, {spin, now} ->
       {Spin.answered(spin, now + gap), now + gap}
     end)
   end
 
   test "spinning starts only after answers in quick succession" do
-    refute Spin.on?(Spin.new(50), 0)
+    refute Spin.on?(Spin.new(50, 2), 0)
     {spin, now} = after_gaps([])
     refute Spin.on?(spin, now)
     {spin, now} = after_gaps([4 * @limit])
@@ -59,14 +59,19 @@ defmodule NetlinkPort.SpinTest do
   end
 
   test "a command starts spinning, unless its last answer came late" do
-    spin = Spin.asked(Spin.new(50), 0)
+    spin = Spin.asked(Spin.new(50, 2), 0)
     assert Spin.on?(spin, @limit - 1)
     spin = spin |> Spin.answered(@limit + 1) |> Spin.asked(@limit + 2)
     refute Spin.on?(spin, @limit + 3)
   end
 
   test "a limit of 0 means no spinning" do
-    {spin, now} = after_gaps([0, 0, 0], Spin.new(0))
+    {spin, now} = after_gaps([0, 0, 0], Spin.new(0, 2))
+    refute Spin.on?(spin, now)
+  end
+
+  test "with a single scheduler nothing spins" do
+    {spin, now} = after_gaps([0, 0, 0], Spin.new(50, 1))
     refute Spin.on?(spin, now)
   end
 
