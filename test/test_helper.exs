@@ -58,6 +58,10 @@ requirements = [
     File.exists?("/proc/sys/kernel/ns_last_pid"),
     "No /proc/sys/kernel/ns_last_pid in this kernel: no process id is given to a second process."
   },
+  proc_syscall: {
+    File.exists?("/proc/self/syscall"),
+    "No /proc/<pid>/syscall in this kernel: whether an idle helper sleeps is not seen."
+  },
   warnings: {
     warning?.(),
     "No sch_htb that warns in extended acks in this kernel (6.2 or later): the warnings of successes are not read."

@@ -295,6 +295,7 @@ defmodule NetlinkPort.NamespacesTest do
              end)
     end
 
+    @tag :nftables
     test "netfilter: events of a table, and a dump", %{server: server, netns: netns} do
       # NFNLGRP_NFTABLES
       {:ok, socket} =

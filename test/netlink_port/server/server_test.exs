@@ -461,6 +461,7 @@ defmodule NetlinkPort.ServerTest do
     end
   end
 
+  @tag :proc_syscall
   test "the helper does not wake up while it has no traffic and no ping" do
     netns = netns!()
     server = start_server!(ping_interval: :infinity)
@@ -474,6 +475,7 @@ defmodule NetlinkPort.ServerTest do
   end
 
   # The kernel reports an error (ENOBUFS) whether or not a caller waits for it.
+  @tag :proc_syscall
   test "an error pending on a socket whose window is used up does not wake the helper" do
     netns = netns!()
     server = start_server!(ping_interval: :infinity)
