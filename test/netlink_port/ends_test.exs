@@ -322,6 +322,7 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
+  @tag :nftables
   test "an ack after the end of an answer is part of the answer", context do
     for context <- ways(context) do
       socket = open!(context, :netfilter, active: context.active)

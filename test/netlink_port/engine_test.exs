@@ -308,6 +308,7 @@ defmodule NetlinkPort.EngineTest do
     assert most < 20_000_000
   end
 
+  @tag :nftables
   test "a batch of nf_tables is acked at its last request, and fails as a whole", context do
     {:ok, socket} = NetlinkPort.open(context.server, :netfilter, netns: {:name, context.netns})
 

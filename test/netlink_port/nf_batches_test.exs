@@ -5,7 +5,7 @@ defmodule NetlinkPort.NfBatchesTest do
 
   alias NetlinkPort.{Attr, Connection}
 
-  @moduletag :root
+  @moduletag root: true, nftables: true
 
   @minute within(60_000)
   @nfgenmsg <<0::32>>

@@ -107,6 +107,7 @@ defmodule NetlinkPort.OwnEventsTest do
     end
   end
 
+  @tag :nftables
   test "nf_tables: the events of a batch go to the owner", context do
     for context <- ways(context) do
       # NFNLGRP_NFTABLES
