@@ -54,6 +54,10 @@ requirements = [
     not NetlinkPort.Rootless.inside?(),
     "Not root of the machine: tests that take other users, or capabilities of files, are skipped."
   },
+  link_echo: {
+    :os.version() >= {6, 2, 0},
+    "A kernel before Linux 6.2 does not echo RTM_NEWLINK: echoes of links are not read."
+  },
   ns_last_pid: {
     File.exists?("/proc/sys/kernel/ns_last_pid"),
     "No /proc/sys/kernel/ns_last_pid in this kernel: no process id is given to a second process."

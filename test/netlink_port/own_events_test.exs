@@ -123,6 +123,7 @@ defmodule NetlinkPort.OwnEventsTest do
     end
   end
 
+  @tag :link_echo
   test "an echo is the answer, for members of the group and for others", context do
     for context <- ways(context) do
       for groups <- [[], [@link_group, @address_group, @route_group]] do
@@ -198,6 +199,7 @@ defmodule NetlinkPort.OwnEventsTest do
     assert_received {:netlink, ^socket, _datagram, %{group: @link_group, nsid: nil}}
   end
 
+  @tag :link_echo
   test "a connection returns echoes, also with pktinfo", context do
     for pktinfo <- [true, false] do
       opts = [server: context.server, protocol: :route, netns: {:name, context.netns}]
