@@ -413,6 +413,10 @@ mod tests {
             (None, End::File, false)
         );
         assert_eq!(seen, ["hostname"]);
+        assert_eq!(way("/../etc/./hostname").1, ["hostname"]);
+        // The first step is the last, or a link where /usr is merged.
+        assert_eq!(way("/etc").1, ["etc"]);
+        assert_eq!(way("/bin/sh").0.lost, None);
         assert_eq!(way("/proc/self/fd/0").0.end, End::Proc);
         assert_eq!(way("/proc/uptime").0.end, End::Proc);
     }
