@@ -146,7 +146,7 @@ defmodule NetlinkPort.SocketTest do
     defp words(owner, send) do
       {:memory, before} = taken(owner, send, :memory)
       {:memory, grown} = taken(owner, send, :memory)
-      div(grown - before, 100 * :erlang.system_info(:wordsize))
+      round((grown - before) / 100 / :erlang.system_info(:wordsize))
     end
 
     defp taken(owner, send, item) do
