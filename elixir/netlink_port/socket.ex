@@ -35,6 +35,15 @@ defmodule NetlinkPort.Socket do
   @spec handle(t()) :: handle()
   def handle(%__MODULE__{handle: handle}), do: handle
 
+  # Each message about a socket holds a copy of it. In OTP 25 a struct that is made field by field has a tuple of its
+  # keys of its own, which is copied too. The update of a constant has the constant's keys, which are not copied.
+  @doc false
+  @spec new(handle(), NetlinkPort.protocol(), NetlinkPort.netns(), struct()) :: t()
+  def new(handle, protocol, netns, helper),
+    do: %{blank() | handle: handle, protocol: protocol, netns: netns, helper: helper}
+
+  defp blank, do: %__MODULE__{handle: 0, protocol: 0, netns: :host, helper: nil}
+
   @doc false
   @spec place(NetlinkPort.netns()) :: String.t()
   def place(:host), do: "host"

@@ -116,9 +116,48 @@ defmodule NetlinkPort.SocketTest do
       refute_received {:netlink, ^other, _datagram}
     end
 
-    test "is small enough to be in every message", context do
-      {:ok, socket} = NetlinkPort.open(context.server, :route, netns: {:name, context.netns})
-      assert :erts_debug.flat_size(socket) < 100
+    test "is 21 words of each message: no message holds the names of its fields", context do
+      owner = hoarder()
+      {:ok, socket} = NetlinkPort.open(context.server, :route, owner: owner)
+      ack = Rtnl.message(1, 5, 1, "")
+      ask = fn -> :ok = NetlinkPort.send(socket, ack) end
+
+      {:messages, [{:netlink, ^socket, <<_::binary-36>> = datagram} | _]} =
+        taken(owner, ask, :messages)
+
+      alone = words(owner, fn -> send(owner, {:netlink, nil, datagram}) end)
+      # A word more for a reference, and two for the capabilities, on a machine of 32 bits.
+      largest = if :erlang.system_info(:wordsize) == 8, do: 21, else: 26
+      assert (words(owner, ask) - alone) in 1..largest
+
+      # The metadata: a word of the tuple, and a map of two values.
+      :ok = NetlinkPort.setopts(socket, pktinfo: true)
+      assert (words(owner, ask) - alone) in 1..(largest + 6)
+      {:messages, messages} = Process.info(owner, :messages)
+      assert {:netlink, ^socket, ^datagram, %{group: _, nsid: _}} = List.last(messages)
+    end
+
+    # Takes no message. Off the heap, each has a fragment of exactly its size.
+    defp hoarder do
+      idle = fn -> Process.sleep(:infinity) end
+      :erlang.spawn_opt(idle, [:link, message_queue_data: :off_heap])
+    end
+
+    defp words(owner, send) do
+      {:memory, before} = taken(owner, send, :memory)
+      {:memory, grown} = taken(owner, send, :memory)
+      round((grown - before) / 100 / :erlang.system_info(:wordsize))
+    end
+
+    defp taken(owner, send, item) do
+      {:message_queue_len, length} = Process.info(owner, :message_queue_len)
+      for _ <- 1..100, do: send.()
+
+      eventually!(fn ->
+        Process.info(owner, :message_queue_len) == {:message_queue_len, length + 100}
+      end)
+
+      Process.info(owner, item)
     end
 
     test "does not equal a socket of another server", context do

@@ -33,6 +33,32 @@ defmodule NetlinkPort.Helper.Reference do
   @enforce_keys [:server, :port, :board, :max_frame, :call_timeout, :capabilities]
   defstruct @enforce_keys
 
+  @doc "How to reach the helper of the calling server."
+  @spec new(port(), :ets.tid(), timeout(), map()) :: t()
+  def new(port, board, call_timeout, %{max_frame: max_frame, capabilities: capabilities}) do
+    # The update of a constant, as in `NetlinkPort.Socket.new/4`.
+    %{
+      blank()
+      | server: self(),
+        port: port,
+        board: board,
+        max_frame: max_frame,
+        call_timeout: call_timeout,
+        capabilities: capabilities
+    }
+  end
+
+  defp blank do
+    %__MODULE__{
+      server: nil,
+      port: nil,
+      board: nil,
+      max_frame: 1,
+      call_timeout: 0,
+      capabilities: 0
+    }
+  end
+
   @doc "A new board of the calling server. The process `heir` inherits it when the server ends, however it ends."
   @spec board(pid(), non_neg_integer()) :: :ets.tid()
   def board(heir, spin) do

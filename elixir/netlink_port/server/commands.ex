@@ -158,7 +158,7 @@ defmodule NetlinkPort.Server.Commands do
 
   defp opened(state, from, handle, options, place) do
     %{protocol: protocol, netns: netns} = options
-    socket = %Socket{handle: handle, protocol: protocol, netns: netns, helper: state.helper}
+    socket = Socket.new(handle, protocol, netns, state.helper)
     sockets = Sockets.add(state.sockets, socket, options)
     Relay.reply(from, {:ok, Opening.opened(socket, options, place)})
     State.update(state, sockets)

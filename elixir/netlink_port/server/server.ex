@@ -98,14 +98,8 @@ defmodule NetlinkPort.Server do
     process = process && %{process | executable: executable}
     OwnerNotifier.helper(notifier, process)
 
-    helper = %Reference{
-      server: self(),
-      port: port,
-      board: Reference.board(notifier, opts[:spin]),
-      max_frame: hello.max_frame,
-      call_timeout: opts[:call_timeout],
-      capabilities: hello.capabilities
-    }
+    board = Reference.board(notifier, opts[:spin])
+    helper = Reference.new(port, board, opts[:call_timeout], hello)
 
     state = %State{
       helper: helper,

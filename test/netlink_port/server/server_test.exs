@@ -255,6 +255,56 @@ defmodule NetlinkPort.ServerTest do
       assert {:ok, _info} = NetlinkPort.info(server)
     end
 
+    test "while a socket is closed: its owner is sent no message, also when the helper is killed" do
+      server = start_server!(call_timeout: 60_000, ping_interval: :infinity)
+      {:ok, socket} = NetlinkPort.open(server, :route, [])
+      {:ok, other} = NetlinkPort.open(server, :route, [])
+      helper = os_pid(server)
+      signal!(helper, :STOP)
+      closer = spawn_reporting(fn -> NetlinkPort.close(socket) end)
+      # From the command on it is closed for everybody.
+      eventually!(fn -> match?({:error, %{reason: :ebadf}}, NetlinkPort.send(socket, "x")) end)
+      refute_received {:result, ^closer, _early}
+      signal!(helper, :KILL)
+      assert closed!(other) == {:helper_exit, 137}
+      assert_receive {:result, ^closer, :ok}
+      refute_received {:netlink_closed, ^socket, _reason}
+    end
+
+    test "and continued: a socket is closed, though the process that closed it has ended or given up" do
+      server = start_server!(call_timeout: within(100), ping_interval: :infinity)
+      before = fds(server)
+      opts = [owner: server, timeout: 60_000]
+      sockets = for _ <- 1..2, do: elem(NetlinkPort.open(server, :route, opts), 1)
+      [killed, given_up] = sockets
+      helper = os_pid(server)
+      signal!(helper, :STOP)
+      closer = spawn(fn -> NetlinkPort.close(killed) end)
+      eventually!(fn -> match?({:error, %{reason: :ebadf}}, NetlinkPort.send(killed, "x")) end)
+      Process.exit(closer, :kill)
+      assert :ok = NetlinkPort.close(given_up)
+      signal!(helper, :CONT)
+      eventually!(fn -> fds(server) == before end)
+      assert %{entries: none, monitors: none} = :sys.get_state(server).sockets
+      assert none == %{}
+      eventually!(fn -> not awaited?(server) end)
+    end
+
+    test "and its port is busy: a close is not lost with the process that closes" do
+      server = start_server!(call_timeout: 60_000, ping_interval: :infinity)
+      before = fds(server)
+      {:ok, socket} = NetlinkPort.open(server, :route, owner: server)
+      helper = os_pid(server)
+      signal!(helper, :STOP)
+      refused = send_until_refused(socket, :binary.copy(<<0>>, 1_000_000), 100)
+      assert {:error, %Error{stage: :send, reason: :eagain}} = refused
+      closer = spawn(fn -> NetlinkPort.close(socket) end)
+      eventually!(fn -> :sys.get_state(server).sockets.entries == %{} end)
+      Process.exit(closer, :kill)
+      signal!(helper, :CONT)
+      eventually!(fn -> fds(server) == before end)
+    end
+
     defp send_until_refused(_socket, _datagram, 0), do: :never
 
     defp send_until_refused(socket, datagram, tries) do
