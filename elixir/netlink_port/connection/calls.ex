@@ -163,6 +163,14 @@ defmodule NetlinkPort.Connection.Calls do
     {id, datagrams, %{state | seqs: seqs, next: next, calls: calls}}
   end
 
+  @doc "Whether no call is under way."
+  @spec none_sent?(t()) :: boolean()
+  def none_sent?(%{seqs: seqs}), do: seqs == %{}
+
+  @doc "Whether a call may share its datagram with others."
+  @spec shares?(t(), id()) :: boolean()
+  def shares?(%{calls: calls}, id), do: Exchange.shares?(Map.fetch!(calls, id).exchange)
+
   @doc """
   Frees the room of a request that was sent a while ago and is not answered. Some requests never are, and the kernel has
   answered all others by then.
