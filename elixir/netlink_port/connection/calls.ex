@@ -163,6 +163,13 @@ defmodule NetlinkPort.Connection.Calls do
     {id, datagrams, %{state | seqs: seqs, next: next, calls: calls}}
   end
 
+  @doc "Whether `next/1` may have a call. If not, it has none."
+  @spec more?(t()) :: boolean()
+  def more?(%{room: room, requests: requests, dumps: dumps, dump: dump, unsure: unsure}) do
+    (room > 0 and not :queue.is_empty(requests)) or not :queue.is_empty(dumps) or dump != nil or
+      unsure != []
+  end
+
   @doc "Whether no call is under way."
   @spec none_sent?(t()) :: boolean()
   def none_sent?(%{seqs: seqs}), do: seqs == %{}
@@ -474,23 +481,14 @@ defmodule NetlinkPort.Connection.Calls do
 
   defp forget(state, id) do
     {%{exchange: exchange} = call, calls} = Map.pop!(state.calls, id)
-    seqs = without(state.seqs, exchange)
+    state = %{state | calls: calls, seqs: without(state.seqs, exchange)}
 
     cond do
-      state.probe == id ->
-        %{state | calls: calls, seqs: seqs, probe: nil, before: []}
-
-      state.dump == id ->
-        %{state | calls: calls, seqs: seqs, dump: nil}
-
-      exchange.dump? ->
-        %{state | calls: calls, dumps: :queue.delete(id, state.dumps)}
-
-      exchange.answer == nil ->
-        %{state | calls: calls, requests: :queue.delete(id, state.requests)}
-
-      true ->
-        %{state | calls: calls, seqs: seqs, room: state.room + call.weight}
+      state.probe == id -> %{state | probe: nil, before: []}
+      state.dump == id -> %{state | dump: nil}
+      exchange.dump? -> %{state | dumps: :queue.delete(id, state.dumps)}
+      exchange.answer == nil -> %{state | requests: :queue.delete(id, state.requests)}
+      true -> %{state | room: state.room + call.weight}
     end
   end
 

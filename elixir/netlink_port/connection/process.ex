@@ -227,8 +227,12 @@ defmodule NetlinkPort.Connection.Process do
 
   # While others are under way, calls that may be sent wait until the mailbox is empty. What has come together then shares
   # a datagram, a command to the helper, and a sendmsg(2).
-  defp send_soon(%{held: 0} = state) do
-    if Calls.none_sent?(state.calls), do: send_next(state), else: %{state | held: 1}
+  defp send_soon(%{held: 0, calls: calls} = state) do
+    cond do
+      not Calls.more?(calls) -> state
+      Calls.none_sent?(calls) -> send_next(state)
+      true -> %{state | held: 1}
+    end
   end
 
   defp send_soon(state), do: state
