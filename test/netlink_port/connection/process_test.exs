@@ -123,6 +123,18 @@ defmodule NetlinkPort.Connection.ProcessTest do
     assert length(outcomes) == 6
   end
 
+  test "the kernel looks up only the first message of a datagram of fib_lookup, and sends back the others: no two share one",
+       context do
+    connection = connect!(context, protocol: :fib_lookup)
+    ip!(["-n", context.netns, "link", "set", "lo", "up"])
+
+    # struct fib_result_nl of 127.0.0.1. The type of the route that is found is at its byte 14: RTN_LOCAL, 2.
+    lookup = fn -> Connection.request(connection, 0, <<127, 0, 0, 1, 0::128>>) end
+    outcomes = together(connection, List.duplicate(lookup, 4))
+    for {:ok, [found]} <- outcomes, do: assert(<<_::112, 2, _::binary>> = found.payload)
+    assert length(outcomes) == 4
+  end
+
   test "requests that wait at the same time for a busy port are all sent when it has room",
        context do
     connection = connect!(context)
