@@ -21,7 +21,7 @@ defmodule NetlinkPort.Connection do
   alone. A request that has no answer after five seconds stops counting.
 
   Requests that wait at the same time share a datagram of up to 4 kB, where the kernel reads all messages of a datagram,
-  each for itself: with `:route`, `:generic`, `:xfrm`, `:sock_diag` and `:crypto`. A capture shows them so.
+  each for itself: with `:route`, `:generic`, `:xfrm` and `:sock_diag`. A capture shows them so.
 
   Dumps wait for one another, and for nothing else. A request that is answered by a dump, with `:dump` in its flags or
   LIST of ipset, is a dump in this. The kernel runs one dump on a socket, so the connection sends the

@@ -131,7 +131,7 @@ defmodule NetlinkPort.Request.Family do
   @doc "Whether the kernel reads all messages of a datagram, each on its own (`netlink_rcv_skb`), and for any sender."
   @spec reads_all?(NetlinkPort.protocol()) :: boolean()
   def reads_all?(protocol),
-    do: Arguments.protocol!(protocol) in [@route, @sock_diag, @xfrm, @generic, @crypto]
+    do: Arguments.protocol!(protocol) in [@route, @sock_diag, @xfrm, @generic]
 
   @doc "Returns what a message with the number of such a request may be."
   @spec class(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: LateAnswers.class()

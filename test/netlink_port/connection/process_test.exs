@@ -84,6 +84,43 @@ defmodule NetlinkPort.Connection.ProcessTest do
     assert {calls, seqs} == {%{}, %{}}
   end
 
+  # A protocol, two requests, and what each is answered with.
+  defp others do
+    family = &[<<3, 1, 0::16>>, Attr.encode([{2, &1 <> <<0>>}])]
+
+    [
+      # CTRL_CMD_GETFAMILY
+      {:generic, {16, family.("nlctrl")}, :ok, {16, family.("none")}, :enoent},
+      # XFRM_MSG_GETSPDINFO, and XFRM_MSG_GETSA without a protocol
+      {:xfrm, {0x25, <<0::32>>}, :ok, {0x12, <<0::192>>}, :einval},
+      # SOCK_DIAG_BY_FAMILY of a connection of TCP that is not there, and of no family
+      {:sock_diag, {20, <<2, 6, 0::432>>}, :enoent, {20, <<255, 0::440>>}, :einval}
+    ]
+  end
+
+  test "requests share a datagram in each protocol where the kernel reads every message of it",
+       context do
+    for {protocol, one, answer, other, refusal} <- others() do
+      connection = connect!(context, protocol: protocol, netns: :host)
+
+      # Kernels without the protocol have no such socket.
+      if state(connection).socket do
+        before = sent(connection)
+
+        calls =
+          for {type, payload} <- [one, other, one, other],
+              do: fn -> Connection.request(connection, type, payload) end
+
+        outcomes = for outcome <- together(connection, calls), do: reason(outcome)
+        assert {protocol, outcomes} == {protocol, [answer, refusal, answer, refusal]}
+        assert sent(connection) - before == 2
+      end
+    end
+  end
+
+  defp reason({:ok, [_answer]}), do: :ok
+  defp reason({:error, error}), do: error.reason
+
   test "dumps and batches do not share a datagram with requests around them", context do
     connection = connect!(context)
     before = sent(connection)
