@@ -92,15 +92,15 @@ defmodule NetlinkPort.Connection.Calls do
       weight: weight(exchange)
     }
 
-    state = put_in(state.calls[id], call)
+    calls = Map.put(state.calls, id, call)
 
     if exchange.dump?,
-      do: %{state | dumps: :queue.in(id, state.dumps)},
-      else: %{state | requests: :queue.in(id, state.requests)}
+      do: %{state | calls: calls, dumps: :queue.in(id, state.dumps)},
+      else: %{state | calls: calls, requests: :queue.in(id, state.requests)}
   end
 
   defp weight(%{messages: messages}) do
-    bytes = messages |> Enum.map(&IO.iodata_length(&1.payload)) |> Enum.sum()
+    bytes = Enum.reduce(messages, 0, &(IO.iodata_length(&1.payload) + &2))
     min(max(length(messages), div(bytes, @bytes_per_request) + 1), @max_under_way)
   end
 
@@ -122,7 +122,7 @@ defmodule NetlinkPort.Connection.Calls do
       probe = make_ref()
       times = %{timeout: :infinity, total: :infinity, deadline: :infinity, limit: :infinity}
       call = Map.merge(times, %{exchange: exchange, from: nil, weight: 0, quiet: :infinity})
-      number(put_in(%{state | probe: probe, before: before}.calls[probe], call), probe)
+      number(%{state | probe: probe, before: before}, probe, call)
     else
       # All are answered, or nothing is acked (fib_lookup).
       _no_probe -> next_call(state)
@@ -131,30 +131,52 @@ defmodule NetlinkPort.Connection.Calls do
 
   defp next_call(%{dump: nil} = state) do
     case :queue.out(state.dumps) do
-      {{:value, id}, dumps} -> number(%{state | dump: id, dumps: dumps}, id)
+      {{:value, id}, dumps} -> number(%{state | dump: id, dumps: dumps}, id, state.calls[id])
       {:empty, _dumps} -> next_request(state)
     end
   end
 
   # A dump without an answer is to be sent again. It has kept its place.
   defp next_call(%{dump: id} = state) do
-    if state.calls[id].exchange.answer == nil, do: number(state, id), else: next_request(state)
+    case state.calls[id] do
+      %{exchange: %{answer: nil}} = call -> number(state, id, call)
+      _under_way -> next_request(state)
+    end
   end
 
-  defp next_request(%{room: room} = state) do
+  # No request weighs nothing.
+  defp next_request(%{room: 0}), do: nil
+
+  defp next_request(%{room: room, calls: calls} = state) do
     with {{:value, id}, requests} <- :queue.out(state.requests),
-         %{weight: weight} when weight <= room <- state.calls[id] do
-      number(%{state | requests: requests, room: room - weight}, id)
+         %{^id => %{weight: weight} = call} when weight <= room <- calls do
+      number(%{state | requests: requests, room: room - weight}, id, call)
     else
       _nothing_or_no_room -> nil
     end
   end
 
-  defp number(state, id) do
-    {exchange, datagrams, next} = Exchange.number(state.calls[id].exchange, state.next)
-    seqs = for {seq, _bytes} <- exchange.answer.requests, into: state.seqs, do: {seq, id}
-    {id, datagrams, put_in(%{state | seqs: seqs, next: next}.calls[id].exchange, exchange)}
+  defp number(state, id, call) do
+    {exchange, datagrams, next} = Exchange.number(call.exchange, state.next)
+    seqs = Enum.reduce(Map.keys(exchange.answer.requests), state.seqs, &Map.put(&2, &1, id))
+    calls = Map.put(state.calls, id, %{call | exchange: exchange})
+    {id, datagrams, %{state | seqs: seqs, next: next, calls: calls}}
   end
+
+  @doc "Whether `next/1` may have a call. If not, it has none."
+  @spec more?(t()) :: boolean()
+  def more?(%{room: room, requests: requests, dumps: dumps, dump: dump, unsure: unsure}) do
+    (room > 0 and not :queue.is_empty(requests)) or not :queue.is_empty(dumps) or dump != nil or
+      unsure != []
+  end
+
+  @doc "Whether no call is under way."
+  @spec none_sent?(t()) :: boolean()
+  def none_sent?(%{seqs: seqs}), do: seqs == %{}
+
+  @doc "Whether a call may share its datagram with others."
+  @spec shares?(t(), id()) :: boolean()
+  def shares?(%{calls: calls}, id), do: Exchange.shares?(Map.fetch!(calls, id).exchange)
 
   @doc """
   Frees the room of a request that was sent a while ago and is not answered. Some requests never are, and the kernel has
@@ -221,13 +243,21 @@ defmodule NetlinkPort.Connection.Calls do
   """
   @spec received(t(), binary(), non_neg_integer() | nil) :: {[reply()], t()}
   def received(state, datagram, group) do
-    {messages, broken} =
-      case Message.read(datagram) do
-        {:ok, messages} -> {messages, nil}
-        {:error, messages, number, error} -> {messages, {state.seqs[number], error}}
-      end
-
     size = byte_size(datagram)
+
+    case Message.read(datagram) do
+      {:ok, [_one] = messages} ->
+        answered(state, messages, group, size)
+
+      {:ok, messages} ->
+        received(state, messages, nil, group, size)
+
+      {:error, messages, number, error} ->
+        received(state, messages, {state.seqs[number], error}, group, size)
+    end
+  end
+
+  defp received(state, messages, broken, group, size) do
     last = if messages != [], do: state.seqs[List.last(messages).seq]
 
     {replies, state} =
@@ -244,15 +274,16 @@ defmodule NetlinkPort.Connection.Calls do
 
   defp answered(state, [%{seq: seq} | _] = messages, group, size) do
     with %{^seq => id} <- state.seqs,
-         call = state.calls[id],
+         %{^id => call} = calls = state.calls,
          [_ | _] = mine <- Enum.filter(messages, &Reply.mine?(call.exchange.answer, &1, group)) do
       call = take(call, mine, size)
-      state = put_in(state.calls[id], call)
 
-      cond do
-        Exchange.done?(call.exchange) -> conclude(state, id, call)
-        error = Exchange.excess(call.exchange) -> excess(state, id, error)
-        true -> {[], state}
+      if Exchange.done?(call.exchange) do
+        conclude(state, id, call)
+      else
+        state = %{state | calls: %{calls | id => call}}
+        error = Exchange.excess(call.exchange)
+        if error, do: excess(state, id, error), else: {[], state}
       end
     else
       _late_or_an_event -> {[], state}
@@ -299,11 +330,11 @@ defmodule NetlinkPort.Connection.Calls do
 
   defp conclude(state, id, %{from: nil}), do: finish(state, id, :unwanted)
 
-  defp conclude(state, id, %{exchange: exchange}) do
+  defp conclude(state, id, %{exchange: exchange} = call) do
     case Exchange.outcome(exchange) do
       {:again, again} ->
-        state = put_in(state.calls[id].exchange, again)
-        {[], %{state | seqs: without(state.seqs, exchange)}}
+        calls = %{state.calls | id => %{call | exchange: again}}
+        {[], %{state | calls: calls, seqs: without(state.seqs, exchange)}}
 
       outcome ->
         finish(state, id, outcome)

@@ -17,12 +17,14 @@ defmodule NetlinkPort.Connection.Process do
   @max_backoff 1_000
   # How long calls that are under way may keep others waiting, in ms. The kernel answers at once.
   @answer_timeout 5_000
+  # How many messages the connection handles at most before it sends what may be sent.
+  @together 32
 
   # When there is no `socket`, `error` says why. `replacement` replaces `socket` as soon as no call is under way on
   # `socket`. A call is known by the monitor of its caller. `senders` maps the monitor of each process that waits
   # for sendmsg(2) to its call. `opener` monitors the process that opens a socket. `monitor` monitors the server,
   # if it is on this node. `known` are the processes that led to the namespace. `timer` fires when the first call is due:
-  # a timer for each call would cost more than the call.
+  # a timer for each call would cost more than the call. `held` counts the messages since a call may be sent.
   @enforce_keys [:server, :protocol, :opts, :calls]
   defstruct [
     :server,
@@ -37,7 +39,8 @@ defmodule NetlinkPort.Connection.Process do
     :timer,
     backoff: @min_backoff,
     known: [],
-    senders: %{}
+    senders: %{},
+    held: 0
   ]
 
   ## The socket
@@ -180,7 +183,7 @@ defmodule NetlinkPort.Connection.Process do
         answer(from, Exchange.cut(exchange, Exchange.overdue(:silent)), state)
 
       {:ok, exchange} ->
-        {:noreply, begin(state, exchange, from, timeouts, left)}
+        noreply(begin(state, exchange, from, timeouts, left))
 
       {:error, error} ->
         answer(from, {:error, error}, state)
@@ -196,16 +199,16 @@ defmodule NetlinkPort.Connection.Process do
 
   defp answer(from, answer, state) do
     Relay.reply(from, answer)
-    {:noreply, state}
+    noreply(state)
   end
 
   @impl true
-  def handle_cast(_unknown, state), do: {:noreply, state}
+  def handle_cast(_unknown, state), do: noreply(state)
 
   defp begin(state, exchange, {caller, _tag} = from, timeouts, left) do
     id = Relay.monitor(caller)
     calls = Calls.add(state.calls, id, exchange, from, timeouts, left)
-    send_next(arm(%{state | calls: calls}, id))
+    send_soon(arm(%{state | calls: calls}, id))
   end
 
   # Replies to the callers, then sends the calls that may be sent now.
@@ -219,27 +222,81 @@ defmodule NetlinkPort.Connection.Process do
           arm(state, id)
       end
 
-    replace(send_next(state))
+    replace(send_soon(state))
   end
 
-  defp send_next(state) do
-    case Calls.next(state.calls) do
-      {id, datagrams, calls} -> send_next(transmit(%{state | calls: calls}, id, datagrams))
-      nil -> state
+  # While others are under way, calls that may be sent wait until the mailbox is empty. What has come together then shares
+  # a datagram, a command to the helper, and a sendmsg(2).
+  defp send_soon(%{held: 0, calls: calls} = state) do
+    cond do
+      not Calls.more?(calls) -> state
+      Calls.none_sent?(calls) -> send_next(state)
+      true -> %{state | held: 1}
     end
   end
 
-  defp transmit(state, id, datagrams) do
-    state =
-      if Calls.left(state.calls, id) > @answer_timeout,
-        do: arm(%{state | calls: Calls.sent(state.calls, id, @answer_timeout)}, id),
-        else: state
+  defp send_soon(state), do: state
 
+  # Every callback returns by this: a return without the timeout would leave the calls that are held back.
+  defp noreply(%{held: 0} = state), do: {:noreply, state}
+
+  defp noreply(%{held: held} = state) when held < @together,
+    do: {:noreply, %{state | held: held + 1}, 0}
+
+  defp noreply(state), do: noreply(send_next(state))
+
+  defp send_next(state), do: gather(%{state | held: 0}, [], 0)
+
+  # `together` are the calls of the next datagram, the last first, and `size` is its size.
+  defp gather(state, together, size) do
+    case Calls.next(state.calls) do
+      nil -> send_together(state, together)
+      {id, datagrams, calls} -> gather(%{state | calls: calls}, together, size, {id, datagrams})
+    end
+  end
+
+  defp gather(state, together, size, {id, datagrams} = call) do
+    more = if Calls.shares?(state.calls, id), do: IO.iodata_length(datagrams)
+
+    cond do
+      more == nil -> state |> send_together(together) |> transmit(call) |> gather([], 0)
+      Transmit.small?(size + more) -> gather(state, [call | together], size + more)
+      true -> state |> send_together(together) |> gather([call], more)
+    end
+  end
+
+  defp send_together(state, []), do: state
+  defp send_together(state, [call]), do: transmit(state, call)
+
+  defp send_together(state, together) do
+    calls = Enum.reverse(together)
+
+    case Transmit.at_once(state.socket, Enum.map(calls, &elem(&1, 1))) do
+      :ok -> Enum.reduce(calls, state, &expect(&2, elem(&1, 0)))
+      # One by one, so that an error is only that of its call.
+      _not_sent -> Enum.reduce(calls, state, &transmit(&2, &1))
+    end
+  end
+
+  defp transmit(state, {id, datagrams}) do
+    # The call before this may have found that the socket is closed, which has ended all calls.
+    if Calls.member?(state.calls, id),
+      do: state |> expect(id) |> transmit(id, datagrams),
+      else: state
+  end
+
+  defp transmit(state, id, datagrams) do
     case Transmit.send(state.socket, datagrams) do
       :ok -> state
       {:later, monitor} -> put_in(state.senders[monitor], id)
       {:error, error} -> unsent(state, id, error)
     end
+  end
+
+  defp expect(state, id) do
+    if Calls.left(state.calls, id) > @answer_timeout,
+      do: arm(%{state | calls: Calls.sent(state.calls, id, @answer_timeout)}, id),
+      else: state
   end
 
   defp unsent(state, id, %{stage: :send, reason: reason} = error) when reason != :ebadf do
@@ -253,54 +310,54 @@ defmodule NetlinkPort.Connection.Process do
 
   @impl true
   def handle_info({:netlink, socket, datagram}, %{socket: socket} = state) do
-    {:noreply, settle(state, Calls.received(state.calls, datagram, nil))}
+    noreply(settle(state, Calls.received(state.calls, datagram, nil)))
   end
 
   # With metadata, as pktinfo gives it.
   def handle_info({:netlink, socket, datagram, %{group: group}}, %{socket: socket} = state) do
-    {:noreply, settle(state, Calls.received(state.calls, datagram, group))}
+    noreply(settle(state, Calls.received(state.calls, datagram, group)))
   end
 
   def handle_info({:netlink_overrun, socket, dropped}, %{socket: socket} = state) do
-    {:noreply, lost(state, Error.new(:recv, :enobufs, dropped: dropped))}
+    noreply(lost(state, Error.new(:recv, :enobufs, dropped: dropped)))
   end
 
   def handle_info({:netlink_error, socket, %{stage: :recv} = error}, %{socket: socket} = state) do
-    {:noreply, lost(state, error)}
+    noreply(lost(state, error))
   end
 
   def handle_info({:netlink_error, socket, error}, %{socket: socket} = state) do
-    {:noreply, reset(state, error)}
+    noreply(reset(state, error))
   end
 
   def handle_info({:netlink_closed, socket, _reason}, %{socket: socket} = state) do
-    {:noreply, closed(state, epipe())}
+    noreply(closed(state, epipe()))
   end
 
   def handle_info({:DOWN, monitor, :process, _server, _reason}, %{monitor: monitor} = state) do
-    {:noreply, closed(state, epipe())}
+    noreply(closed(state, epipe()))
   end
 
   def handle_info({:DOWN, monitor, :process, _pid, reason}, %{opener: monitor} = state) do
     case reason do
-      {:opened, result} -> {:noreply, opened(state, result)}
-      _killed -> {:noreply, opened(state, {:error, epipe()})}
+      {:opened, result} -> noreply(opened(state, result))
+      _killed -> noreply(opened(state, {:error, epipe()}))
     end
   end
 
   def handle_info({:DOWN, monitor, :process, _pid, reason}, %{senders: senders} = state)
       when is_map_key(senders, monitor) do
     {id, senders} = Map.pop!(senders, monitor)
-    {:noreply, sent(%{state | senders: senders}, id, reason)}
+    noreply(sent(%{state | senders: senders}, id, reason))
   end
 
   def handle_info({:DOWN, id, :process, caller, _reason}, state) do
     if Calls.member?(state.calls, id) do
       calls = Calls.give_up(state.calls, id)
       Relay.demonitor(id, caller)
-      {:noreply, settle(arm(%{state | calls: calls}, id), {[], calls})}
+      noreply(settle(arm(%{state | calls: calls}, id), {[], calls}))
     else
-      {:noreply, state}
+      noreply(state)
     end
   end
 
@@ -309,23 +366,26 @@ defmodule NetlinkPort.Connection.Process do
     calls = Enum.reduce(quiet, calls, &Calls.unanswered(&2, &1))
     state = settle(%{state | timer: nil}, {[], calls})
     state = Enum.reduce(overdue, state, &expire(&2, &1))
-    {:noreply, arm_at(state, Calls.next_due(state.calls))}
+    noreply(arm_at(state, Calls.next_due(state.calls)))
   end
 
   # The calls on a socket that a dump has made unusable have had their time.
   def handle_info({:replace, socket}, %{socket: socket} = state) do
-    {:noreply, reset(state, Exchange.overdue(:silent))}
+    noreply(reset(state, Exchange.overdue(:silent)))
   end
 
-  def handle_info(:open, %{socket: nil, opener: nil} = state), do: {:noreply, open(state)}
+  # The mailbox is empty.
+  def handle_info(:timeout, state), do: noreply(send_next(state))
+
+  def handle_info(:open, %{socket: nil, opener: nil} = state), do: noreply(open(state))
 
   def handle_info({:relay_idle, node, relay, handled}, state) do
     Relay.idle(node, relay, handled)
-    {:noreply, state}
+    noreply(state)
   end
 
   # Messages of a closed socket, of a finished call, and of strangers.
-  def handle_info(_message, state), do: {:noreply, state}
+  def handle_info(_message, state), do: noreply(state)
 
   defp lost(state, error) do
     {ids, calls} = Calls.lose(state.calls, error, Map.values(state.senders))

@@ -18,15 +18,21 @@ defmodule NetlinkPort.Connection.Transmit do
   def send(_socket, []), do: :ok
 
   def send(socket, [datagram | rest] = datagrams) do
-    case now(socket, datagram) do
+    case at_once(socket, datagram) do
       :ok -> send(socket, rest)
       :later -> {:later, later(socket, datagrams)}
       {:error, error} -> {:error, error}
     end
   end
 
-  defp now(socket, datagram) do
-    if Reference.local?(socket.helper) and IO.iodata_length(datagram) <= @small do
+  @doc "Whether any socket has room for a datagram of this size, so that sendmsg(2) does not block."
+  @spec small?(non_neg_integer()) :: boolean()
+  def small?(size), do: size <= @small
+
+  @doc "Sends a datagram if that does not block, and returns `:later` if it may."
+  @spec at_once(Socket.t(), iodata()) :: :ok | :later | {:error, Error.t()}
+  def at_once(socket, datagram) do
+    if Reference.local?(socket.helper) and small?(IO.iodata_length(datagram)) do
       with {:error, %{reason: :eagain}} <- NetlinkPort.send(socket, datagram, timeout: 0),
            do: :later
     else

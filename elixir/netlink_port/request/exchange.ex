@@ -170,6 +170,13 @@ defmodule NetlinkPort.Request.Exchange do
     {%{exchange | answer: answer}, datagrams(exchange, Enum.map(requests, &elem(&1, 1))), next}
   end
 
+  @doc "Whether the kernel reads such a message also where others are before and behind it in the datagram."
+  @spec shares?(t()) :: boolean()
+  def shares?(%{kind: :request, dump?: false, protocol: protocol}),
+    do: Family.reads_all?(protocol)
+
+  def shares?(_batch_or_dump), do: false
+
   defp datagrams(%{probe?: true}, requests) do
     {requests, probe} = Enum.split(requests, -1)
     [requests, probe]

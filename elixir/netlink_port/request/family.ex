@@ -128,6 +128,11 @@ defmodule NetlinkPort.Request.Family do
   @spec first_only?(NetlinkPort.protocol()) :: boolean()
   def first_only?(protocol), do: Arguments.protocol!(protocol) == @netfilter
 
+  @doc "Whether the kernel reads all messages of a datagram, each on its own (`netlink_rcv_skb`), and for any sender."
+  @spec reads_all?(NetlinkPort.protocol()) :: boolean()
+  def reads_all?(protocol),
+    do: Arguments.protocol!(protocol) in [@route, @sock_diag, @xfrm, @generic]
+
   @doc "Returns what a message with the number of such a request may be."
   @spec class(NetlinkPort.protocol(), 0..0xFFFF, 0..0xFFFF) :: LateAnswers.class()
   def class(protocol, type, flags) do
