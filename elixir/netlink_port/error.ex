@@ -117,7 +117,9 @@ defmodule NetlinkPort.Error do
   defp action(%{stage: :setns, subject: nil}), do: "setns"
   defp action(%{stage: :setns, subject: subject}), do: "setns into #{subject}"
   defp action(%{stage: :thread, subject: nil}), do: "helper"
-  defp action(%{stage: :thread, subject: subject}), do: "helper #{subject}"
+  defp action(%{stage: :thread, subject: "/" <> _ = executable}), do: "helper #{executable}"
+  # A pin, or a process other than a server.
+  defp action(%{stage: :thread, subject: subject}), do: subject
   defp action(%{stage: stage, subject: nil}), do: Atom.to_string(stage)
   defp action(%{stage: stage, subject: subject}), do: "#{stage} of #{subject}"
 
@@ -237,6 +239,10 @@ defmodule NetlinkPort.Error do
   defp explanation(%{stage: :thread, reason: :esrch}) do
     "no such server is running, or its node cannot be reached; start one under a supervisor: " <>
       "{NetlinkPort, name: NetlinkPort}"
+  end
+
+  defp explanation(%{stage: :thread, reason: :epipe, subject: "#NetlinkPort.Pin" <> _}) do
+    "the helper that held it has ended; pin the namespace again"
   end
 
   defp explanation(%{stage: :thread, reason: :epipe}) do
