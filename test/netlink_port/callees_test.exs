@@ -36,7 +36,7 @@ defmodule NetlinkPort.CalleesTest do
     for {kind, call} <- calls(:no_such_process) do
       assert {:error, %Error{stage: :thread, reason: :esrch} = error} = call.()
       message = Exception.message(error)
-      assert message =~ "no #{kind} :no_such_process is running"
+      assert message =~ "no such #{kind} is running, :no_such_process,"
 
       module =
         %{server: "NetlinkPort", connection: "NetlinkPort.Connection"}[kind] ||

@@ -318,7 +318,7 @@ defmodule NetlinkPort.Server.Client do
     do: "the #{kind} #{inspect(pid)} has ended, or its node cannot be reached"
 
   defp hint({:thread, :esrch}, kind, name) do
-    "no #{kind} #{inspect(name)} is running, or its node cannot be reached; start it under a supervisor: " <>
+    "no such #{kind} is running, #{inspect(name)}, or its node cannot be reached; start it under a supervisor: " <>
       child(kind, name)
   end
 
