@@ -35,7 +35,7 @@ defmodule NetlinkPort.Error do
   The fields from `:subject` on are `nil` when they do not apply. `inspect/1` leaves out fields that are `nil`.
   """
 
-  alias NetlinkPort.Errno
+  alias NetlinkPort.{Errno, Redaction}
 
   @typedoc """
   The step that failed.
@@ -109,7 +109,8 @@ defmodule NetlinkPort.Error do
 
   @impl true
   def message(%__MODULE__{} = error) do
-    "#{action(error)}: #{name(error)}: #{explanation(error)}"
+    # Paths, and what programs and the kernel say, may hold any bytes.
+    Redaction.legible("#{action(error)}: #{name(error)}: #{explanation(error)}")
   end
 
   defp action(%{stage: :open, subject: nil}), do: "open"
