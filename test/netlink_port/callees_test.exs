@@ -57,6 +57,30 @@ defmodule NetlinkPort.CalleesTest do
     end
   end
 
+  test "a name in a registry that is not running is ESRCH, and starts monitors and connections" do
+    name = {:via, Registry, {__MODULE__.Nowhere, :server}}
+
+    for {_kind, call} <- calls(name),
+        do: assert({:error, %Error{stage: :thread, reason: :esrch}} = call.())
+
+    connection = connection!(name)
+    assert {:error, %Error{reason: :esrch} = error} = Connection.request(connection, @getlink)
+    assert Exception.message(error) =~ inspect(name)
+    monitor = monitor!(name)
+    {:ok, ^monitor} = Monitor.subscribe(monitor)
+    assert_receive {:netlink_down, ^monitor, {:error, %Error{reason: :esrch}}}
+    start_supervised!({Registry, keys: :unique, name: __MODULE__.Nowhere})
+    start_server!(name: name)
+    assert_receive {:netlink_resync, ^monitor, :subscribed}, 20_000
+
+    eventually!(fn ->
+      match?(
+        {:ok, [_lo]},
+        Connection.request(connection, @getlink, <<0::32, 1::32-native, 0::64>>)
+      )
+    end)
+  end
+
   test "a call of another kind of process of this library is EINVAL, which says so; all go on" do
     server = start_server!()
     {:ok, capture} = NetlinkPort.capture(server, tmp_path!("other.pcapng"))

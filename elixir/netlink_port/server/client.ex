@@ -278,9 +278,11 @@ defmodule NetlinkPort.Server.Client do
     :exit, {reason, {:gen_server, :call, _arguments}} -> failed_call(reason, noproc)
   end
 
-  # A registry that is not running raises. Only PartitionSupervisor exits.
+  # Registry raises while it is not running, as between its end and its restart. PartitionSupervisor exits.
   defp whereis(registry, name) do
     registry.whereis_name(name)
+  rescue
+    _not_running in ArgumentError -> :undefined
   catch
     :exit, _noproc -> :undefined
   end
