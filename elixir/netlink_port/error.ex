@@ -118,9 +118,13 @@ defmodule NetlinkPort.Error do
   defp action(%{stage: :setns, subject: nil}), do: "setns"
   defp action(%{stage: :setns, subject: subject}), do: "setns into #{subject}"
   defp action(%{stage: :thread, subject: nil}), do: "helper"
-  defp action(%{stage: :thread, subject: "/" <> _ = executable}), do: "helper #{executable}"
-  # A pin, or a process other than a server.
-  defp action(%{stage: :thread, subject: subject}), do: subject
+  # Not a helper's executable.
+  defp action(%{stage: :thread, subject: "#NetlinkPort.Pin" <> _ = pin}), do: pin
+
+  defp action(%{stage: :thread, subject: other}) when other in ["connection", "monitor"],
+    do: other
+
+  defp action(%{stage: :thread, subject: executable}), do: "helper #{executable}"
   defp action(%{stage: stage, subject: nil}), do: Atom.to_string(stage)
   defp action(%{stage: stage, subject: subject}), do: "#{stage} of #{subject}"
 

@@ -134,7 +134,7 @@ defmodule NetlinkPort.Options do
   def from_here({:path, <<first, _rest::binary>> = path}) when first != ?/ do
     case File.cwd() do
       {:ok, folder} -> {:ok, {:path, folder <> "/" <> path}}
-      {:error, reason} -> {:error, Error.new(:open, reason, subject: Redaction.plain(path))}
+      {:error, reason} -> {:error, homeless(path, reason)}
     end
   end
 
@@ -146,6 +146,15 @@ defmodule NetlinkPort.Options do
   end
 
   def from_here(netns), do: {:ok, netns}
+
+  defp homeless(path, reason) do
+    Error.new(:open, reason,
+      subject: Redaction.plain(path),
+      hint:
+        "the path is relative, and the VM's working directory cannot be told, as when it was deleted; " <>
+          "name an absolute path"
+    )
+  end
 
   @doc "The target of a namespace, as the helper takes it."
   @spec target(NetlinkPort.netns()) ::
