@@ -163,7 +163,7 @@ defmodule NetlinkPort.Options do
 
   def target({:path, path}) when is_binary(path) do
     cond do
-      String.contains?(path, <<0>>) -> {:error, Error.new(:open, :einval, subject: inspect(path))}
+      String.contains?(path, <<0>>) -> {:error, unterminated(path)}
       byte_size(path) >= @max_path -> {:error, Error.new(:open, :enametoolong)}
       true -> {:ok, {:path, path}}
     end
@@ -185,6 +185,11 @@ defmodule NetlinkPort.Options do
     raise ArgumentError,
           "expected netns: to be :host, {:path, path}, {:name, name} or {:pid, os_pid}, " <>
             "got: #{inspect(other)}"
+  end
+
+  defp unterminated(path) do
+    hint = "a path ends at its first NUL byte, so that no file has such a name"
+    Error.new(:open, :einval, subject: Redaction.plain(path), hint: hint)
   end
 
   # The helper's own namespace lasts as long as the helper, so it need not be watched.

@@ -59,6 +59,8 @@ defmodule NetlinkPort.Redaction do
   `String.printable?/1` accepts some of these bytes, so it is not used.
   """
   @spec plain(String.t()) :: String.t()
+  def plain(""), do: inspect("")
+
   def plain(text) do
     term = inspect(text, binaries: :as_strings, printable_limit: :infinity)
     if term == "\"" <> text <> "\"", do: text, else: term
