@@ -252,7 +252,7 @@ pub fn open(
     privileges: &Privileges,
 ) -> Result<Namespace, Failure> {
     let namespace = match target {
-        Target::Host => open_path(b"/proc/self/ns/net", privileges),
+        Target::Host => open_host(),
         Target::Path(path) => open_path(path, privileges),
         Target::Pid(pid) => open_pid(*pid, privileges),
     }?;
@@ -267,6 +267,15 @@ pub fn open(
         }
         None => Ok(namespace),
     }
+}
+
+fn open_host() -> Result<Namespace, Failure> {
+    let file = open_file(c"/proc/self/ns/net")?;
+    Ok(Namespace {
+        identity: Identity::of(&file).at(Stage::Setns)?,
+        file,
+        processes: Vec::new(),
+    })
 }
 
 fn open_path(path: &[u8], privileges: &Privileges) -> Result<Namespace, Failure> {
