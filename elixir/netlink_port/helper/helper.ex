@@ -110,6 +110,15 @@ defmodule NetlinkPort.Helper do
     "this user may not run it#{named_by}: #{found}; #{remedy}"
   end
 
+  # fork(2), cgroups(7)
+  defp hint(:eagain, _executable) do
+    "the VM can start no more processes: raise the limit of its user's processes (RLIMIT_NPROC, LimitNPROC= of a " <>
+      "systemd unit), that of its cgroup (pids.max, TasksMax= of a unit, --pids-limit of a container), or " <>
+      "kernel.pid_max and kernel.threads-max"
+  end
+
+  defp hint(:enomem, _executable), do: "the system has no memory to start a process"
+
   defp hint(:einval, executable), do: "that is no path; #{named_by(executable)} has to name one"
   defp hint(_reason, _executable), do: nil
 
