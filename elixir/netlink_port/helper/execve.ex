@@ -186,7 +186,9 @@ defmodule NetlinkPort.Helper.Execve do
   end
 
   defp first_line(path) do
-    with {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
+    # Danger: the open of a FIFO waits for a writer.
+    with {:ok, %{type: :regular}} <- File.stat(path),
+         {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
       # As many bytes as the kernel reads. `:file.read_line/1` would take a carriage return away.
       start = :file.read(file, 256)
       _closed = :file.close(file)

@@ -173,6 +173,18 @@ defmodule NetlinkPort.ExecveTest do
     assert Exception.message(error) =~ "EPROTO: it says: non trouv?: biblioth?que?[31m"
   end
 
+  test "a FIFO as the executable is named as such, and is not opened" do
+    path = tmp_path!("fifo")
+    {_output, 0} = System.cmd("mkfifo", ["-m", "755", path])
+    opts = [name: nil, executable: path]
+
+    assert {:error, %Error{stage: :thread, reason: :eproto} = error} =
+             NetlinkPort.start_link(opts)
+
+    assert Exception.message(error) =~
+             "EACCES: it is no file but a FIFO or a socket; name the file"
+  end
+
   test "the error is legible for a path of any bytes" do
     path = script!("exit 3") <> "\xFF\e[31m"
     opts = [name: nil, executable: path]
