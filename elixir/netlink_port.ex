@@ -402,8 +402,7 @@ defmodule NetlinkPort do
 
     case Client.call(server, {:open, options, deadline}, options.timeout) do
       {:ok, %Pin{} = pin} -> {:ok, pin}
-      {:error, %Error{} = error} -> {:error, error}
-      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+      {:error, reason} -> Client.failed(reason, {:server, server})
     end
   end
 
@@ -469,9 +468,9 @@ defmodule NetlinkPort do
   """
   @spec socket(GenServer.server(), Socket.handle()) :: Socket.t() | error()
   def socket(server \\ __MODULE__, handle) do
-    case Client.call(server, {:vm_info, handle}, 15_000) do
+    case Client.call(server, {:vm_info, Arguments.handle!(handle)}, 15_000) do
       {:ok, %{socket: socket}} -> socket
-      {:error, reason} -> Client.failed(reason)
+      {:error, reason} -> Client.failed(reason, {:server, server})
     end
   end
 
@@ -1069,7 +1068,7 @@ defmodule NetlinkPort do
         {:ok, Map.merge(told, %{home_device: device, home_inode: inode})}
 
       {:error, reason} ->
-        Client.failed(reason)
+        Client.failed(reason, {:server, server})
     end
   end
 
@@ -1178,7 +1177,7 @@ defmodule NetlinkPort do
   def stats(server) do
     case Client.call(server, :stats, 15_000) do
       {:ok, told} -> {:ok, %{told | sockets: Stats.all(told.sockets)}}
-      {:error, reason} -> Client.failed(reason)
+      {:error, reason} -> Client.failed(reason, {:server, server})
     end
   end
 
@@ -1234,8 +1233,8 @@ defmodule NetlinkPort do
     options = Map.merge(options, %{owner: self(), deadline: Deadline.new(15_000)})
 
     case Client.call(server, {:capture, options}, 15_000) do
-      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
-      answer -> answer
+      {:error, reason} -> Client.failed(reason, {:server, server})
+      {:ok, capture} -> {:ok, capture}
     end
   end
 
@@ -1252,7 +1251,8 @@ defmodule NetlinkPort do
   def stop_capture(capture) do
     case Client.call(Arguments.pid!(:capture, capture), :stop, 15_000) do
       {:ok, counts} -> {:ok, counts}
-      {:error, %Error{} = error} -> {:error, error}
+      {:error, %Error{} = error} -> Client.failed(error, {:capture, capture})
+      {:error, {:protocol, _errno, _detail} = raw} -> Client.failed(raw, {:capture, capture})
       {:error, {_stage, 110, _detail}} -> {:error, Error.new(:capture, :etimedout)}
       {:error, _ended} -> {:error, Error.new(:capture, :esrch)}
     end

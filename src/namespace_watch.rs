@@ -268,6 +268,7 @@ impl Watches {
         if let Some(failure) = way.lost {
             return Err(failure);
         }
+        way.trust().at(Stage::Watch)?;
         if way.unknown {
             let untold = Failure::new(Stage::Watch, Errno::EOPNOTSUPP);
             return Err(untold.because("unknown"));

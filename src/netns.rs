@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{self, OFlag};
 use nix::sched::{setns, CloneFlags};
 use nix::sys::stat::{fstat, FileStat, Mode};
-use nix::sys::statfs::{fstatfs, FsType};
+use nix::sys::statfs::{fstatfs, FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -252,7 +252,7 @@ pub fn open(
     privileges: &Privileges,
 ) -> Result<Namespace, Failure> {
     let namespace = match target {
-        Target::Host => open_path(b"/proc/self/ns/net", privileges),
+        Target::Host => open_host(),
         Target::Path(path) => open_path(path, privileges),
         Target::Pid(pid) => open_pid(*pid, privileges),
     }?;
@@ -269,12 +269,22 @@ pub fn open(
     }
 }
 
+fn open_host() -> Result<Namespace, Failure> {
+    let file = open_file(c"/proc/self/ns/net")?;
+    Ok(Namespace {
+        identity: Identity::of(&file).at(Stage::Setns)?,
+        file,
+        processes: Vec::new(),
+    })
+}
+
 fn open_path(path: &[u8], privileges: &Privileges) -> Result<Namespace, Failure> {
     if path.len() >= PATH_MAX {
         return Err(Failure::new(Stage::Open, Errno::ENAMETOOLONG));
     }
     let name = CString::new(path).map_err(|_| Failure::new(Stage::Open, Errno::EINVAL))?;
     let way = resolve::follow(path, privileges, &mut |_folder, _name| Ok(()));
+    way.trust().at(Stage::Open)?;
     let opened = match way.procfs {
         true => privileges.with_ptrace(|| open_file(&name)),
         false => open_file(&name),
@@ -308,9 +318,12 @@ fn open_file(path: &CStr) -> Result<OwnedFd, Failure> {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let place = sys::retry(|| fcntl::open(path, flags, Mode::empty())).at(Stage::Open)?;
     let no_namespace = Failure::new(Stage::Setns, Errno::EINVAL);
-    if fstatfs(&place).at(Stage::Open)?.filesystem_type() != NSFS {
+    let kind = fstatfs(&place).at(Stage::Open)?.filesystem_type();
+    if kind != NSFS {
         let stat = fstat(&place).at(Stage::Open)?;
         let empty = stat.st_size == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+        // Files of procfs and sysfs have no size.
+        let empty = empty && kind != PROC_SUPER_MAGIC && kind != SYSFS_MAGIC;
         return Err(no_namespace.because(if empty { "empty" } else { "" }));
     }
     let again = format!("/proc/self/fd/{}", place.as_raw_fd());

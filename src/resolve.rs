@@ -18,6 +18,8 @@ use std::os::unix::ffi::OsStringExt;
 
 /// How many symbolic links are followed, path_resolution(7).
 const LINKS: usize = 40;
+/// More descriptors than a walk ever has open.
+const SPARE: usize = 16;
 /// The flags of a step into a folder.
 const STEP: OFlag = OFlag::O_PATH
     .union(OFlag::O_DIRECTORY)
@@ -37,6 +39,8 @@ pub struct Way {
     number: Option<i32>,
     /// Whether that process is hidden: it is alive, and its folder cannot be read (hidepid, proc(5)).
     hidden: bool,
+    /// Whether its last name is a symbolic link.
+    linked: bool,
     /// The kind of its last step.
     pub end: End,
     /// The failure of a step, if the path does not lead to its end.
@@ -62,7 +66,12 @@ pub type Visit<'a> = dyn FnMut(&OwnedFd, &[u8]) -> Result<(), Failure> + 'a;
 /// Follows a path.
 pub fn follow(path: &[u8], privileges: &Privileges, visit: &mut Visit<'_>) -> Way {
     let mut way = Way::default();
-    way.lost = way.walk(path, privileges, visit).err();
+    let lost = way.walk(path, privileges, visit).err();
+    let missing = Failure::new(Stage::Open, Errno::ENOENT);
+    way.lost = lost.map(|lost| match way.linked && lost == missing {
+        true => lost.because("dangling"),
+        false => lost,
+    });
     way
 }
 
@@ -84,6 +93,26 @@ struct Proc {
 }
 
 impl Way {
+    /// Whether the walk can be trusted. Without free descriptors the helper cannot tell which processes it has led
+    /// through, and a later process with the number of an earlier one would be taken for it.
+    pub fn trust(&self) -> Result<(), Errno> {
+        match &self.lost {
+            Some(lost) if is_shortage(lost.errno) => return Err(lost.errno),
+            _ => {}
+        }
+        let blind = self.processes.iter().any(|held| held.pidfd.is_err());
+        if !self.procfs || !(self.unknown || self.lost.is_some() || blind) {
+            return Ok(());
+        }
+        let spare: Result<Vec<OwnedFd>, Errno> = (0..SPARE)
+            .map(|_| sys::retry(|| open("/", STEP, Mode::empty())))
+            .collect();
+        match spare {
+            Err(errno) if is_shortage(errno) => Err(errno),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds to the failure of an open which process in the path it failed at.
     pub fn explain(&self, failure: Failure) -> Failure {
         match &self.lost {
@@ -156,6 +185,7 @@ impl Way {
                 }
                 Step::Link(target) => {
                     links += 1;
+                    self.linked |= last;
                     rest.append(&mut names(&target));
                     match target.starts_with(b"/") {
                         true => self.begin(&target, &mut rest, privileges)?,
@@ -327,6 +357,10 @@ impl Way {
             self.processes.push(held);
         }
     }
+}
+
+fn is_shortage(errno: Errno) -> bool {
+    matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
 }
 
 /// The result of a step.

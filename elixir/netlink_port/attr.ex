@@ -78,7 +78,11 @@ defmodule NetlinkPort.Attr do
   checks that the pin has not ended, or that it belongs to the helper that sends the message.
   """
   @spec encode([input()]) :: Pin.payload()
-  def encode(attrs) when is_list(attrs), do: Enum.map(attrs, &encode_one/1)
+  def encode([attr | attrs]), do: [encode_one(attr) | encode(attrs)]
+  def encode([]), do: []
+
+  def encode(other),
+    do: raise(ArgumentError, "expected a list of attributes, got: #{inspect(other)}")
 
   defp encode_one({type, true}) when type in 0..@type_mask, do: put(type, <<>>)
   defp encode_one({type, v}) when type in 0..@type_mask and is_binary(v), do: put(type, v)

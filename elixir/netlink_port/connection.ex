@@ -78,7 +78,6 @@ defmodule NetlinkPort.Connection do
   alias NetlinkPort.{
     Arguments,
     Deadline,
-    Error,
     ExtAck,
     Message,
     Options,
@@ -264,7 +263,7 @@ defmodule NetlinkPort.Connection do
 
     case Client.call(connection, message, patience) do
       {:error, {:wrong, sentence}} -> raise ArgumentError, sentence
-      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+      {:error, reason} -> Client.failed(reason, {:connection, connection})
       outcome -> outcome
     end
   end

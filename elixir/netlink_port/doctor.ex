@@ -37,7 +37,7 @@ defmodule NetlinkPort.Doctor do
   that opens one.
   """
 
-  alias NetlinkPort.{Arguments, Error, FileName, Helper, Options, Server}
+  alias NetlinkPort.{Arguments, Error, FileName, Helper, Options, Redaction, Server}
   alias NetlinkPort.Doctor.{Capabilities, Executable, Kernel, Limits, Namespaces, Pinned}
   alias NetlinkPort.Doctor.{RoundTrip, Servers}
 
@@ -220,10 +220,12 @@ defmodule NetlinkPort.Doctor do
     |> IO.iodata_to_binary()
   end
 
-  defp line({mark, line, nil}, marks, _arrow), do: ["  ", marks[mark], " ", line, "\n"]
+  # Paths in a line may hold any bytes.
+  defp line({mark, line, nil}, marks, _arrow),
+    do: ["  ", marks[mark], " ", Redaction.legible(line), "\n"]
 
   defp line({mark, line, remedy}, marks, arrow) do
-    [line({mark, line, nil}, marks, arrow), "      ", arrow, " ", remedy, "\n"]
+    [line({mark, line, nil}, marks, arrow), "      ", arrow, " ", Redaction.legible(remedy), "\n"]
   end
 
   defp summary(report) do

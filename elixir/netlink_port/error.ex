@@ -35,7 +35,7 @@ defmodule NetlinkPort.Error do
   The fields from `:subject` on are `nil` when they do not apply. `inspect/1` leaves out fields that are `nil`.
   """
 
-  alias NetlinkPort.Errno
+  alias NetlinkPort.{Errno, Redaction}
 
   @typedoc """
   The step that failed.
@@ -109,7 +109,8 @@ defmodule NetlinkPort.Error do
 
   @impl true
   def message(%__MODULE__{} = error) do
-    "#{action(error)}: #{name(error)}: #{explanation(error)}"
+    # Paths, and what programs and the kernel say, may hold any bytes.
+    Redaction.legible("#{action(error)}: #{name(error)}: #{explanation(error)}")
   end
 
   defp action(%{stage: :open, subject: nil}), do: "open"
@@ -117,7 +118,13 @@ defmodule NetlinkPort.Error do
   defp action(%{stage: :setns, subject: nil}), do: "setns"
   defp action(%{stage: :setns, subject: subject}), do: "setns into #{subject}"
   defp action(%{stage: :thread, subject: nil}), do: "helper"
-  defp action(%{stage: :thread, subject: subject}), do: "helper #{subject}"
+  # Not a helper's executable.
+  defp action(%{stage: :thread, subject: "#NetlinkPort.Pin" <> _ = pin}), do: pin
+
+  defp action(%{stage: :thread, subject: other}) when other in ["connection", "monitor"],
+    do: other
+
+  defp action(%{stage: :thread, subject: executable}), do: "helper #{executable}"
   defp action(%{stage: stage, subject: nil}), do: Atom.to_string(stage)
   defp action(%{stage: stage, subject: subject}), do: "#{stage} of #{subject}"
 
@@ -237,6 +244,10 @@ defmodule NetlinkPort.Error do
   defp explanation(%{stage: :thread, reason: :esrch}) do
     "no such server is running, or its node cannot be reached; start one under a supervisor: " <>
       "{NetlinkPort, name: NetlinkPort}"
+  end
+
+  defp explanation(%{stage: :thread, reason: :epipe, subject: "#NetlinkPort.Pin" <> _}) do
+    "the helper that held it has ended; pin the namespace again"
   end
 
   defp explanation(%{stage: :thread, reason: :epipe}) do

@@ -40,7 +40,17 @@ defmodule NetlinkPort.Generic do
   uses one again, so that a number stands for another family only after a thousand have been registered.
   """
 
-  alias NetlinkPort.{Connection, DecodeError, Error, ExtAck, Message, Socket}
+  alias NetlinkPort.{
+    Arguments,
+    Connection,
+    DecodeError,
+    Error,
+    ExtAck,
+    Message,
+    Redaction,
+    Socket
+  }
+
   alias NetlinkPort.Generic.{Cache, Follow, Header, Nlctrl}
 
   @typedoc "A socket that the calling process owns, or a connection. Its protocol is `:generic`."
@@ -161,6 +171,7 @@ defmodule NetlinkPort.Generic do
   end
 
   defp ask(how, via, family, command, payload, opts) do
+    Arguments.keyword!(opts)
     {version, opts} = Keyword.pop(opts, :version, 1)
     payload = [Header.encode(command, version) | payload]
 
@@ -189,6 +200,9 @@ defmodule NetlinkPort.Generic do
           {:ok, {command :: 0..255, version :: 0..255, binary()}} | {:error, DecodeError.t()}
   def decode(%Message{} = message), do: Header.decode(message)
 
+  def decode(other),
+    do: raise(ArgumentError, "expected a NetlinkPort.Message, got: #{inspect(other)}")
+
   @doc """
   Joins a multicast group of a family by its name, with `NetlinkPort.join/2`.
 
@@ -200,12 +214,22 @@ defmodule NetlinkPort.Generic do
   Errors: `ENOENT` for a group that the family does not have, and those of `family/3` and `NetlinkPort.join/2`.
   """
   @spec join(Socket.t(), String.t() | t(), String.t()) :: :ok | NetlinkPort.error()
-  def join(%Socket{} = socket, family, group) when is_binary(group) do
+  def join(socket, family, group) do
+    socket = generic!(socket)
+
+    if not is_binary(group) do
+      raise ArgumentError, "expected the name of a group, got: #{inspect(group)}"
+    end
+
     # A family from the cache will not do: a stale number may be another family's group by now.
     with {:ok, %{name: name, groups: groups}} <- uncached(socket, family) do
       case groups do
-        %{^group => number} -> NetlinkPort.join(socket, number)
-        _none -> {:error, Error.new(:request, :enoent, subject: "group #{group} of #{name}")}
+        %{^group => number} ->
+          NetlinkPort.join(socket, number)
+
+        _none ->
+          {:error,
+           Error.new(:request, :enoent, subject: "group #{Redaction.plain(group)} of #{name}")}
       end
     end
   end
@@ -236,7 +260,7 @@ defmodule NetlinkPort.Generic do
   Errors are those of `families/2` and `NetlinkPort.join/2`.
   """
   @spec follow(Socket.t(), [{String.t(), String.t()}]) :: {:ok, follow()} | NetlinkPort.error()
-  def follow(%Socket{} = socket, groups) do
+  def follow(socket, groups) do
     follow_families(socket, Follow.groups!(groups))
   end
 
@@ -272,6 +296,11 @@ defmodule NetlinkPort.Generic do
     with :ok <- join_all(socket, Follow.numbers(follow, names)) do
       {:ok, Enum.uniq(names), follow}
     end
+  end
+
+  def rejoin(follow, datagram) do
+    raise ArgumentError,
+          "expected what follow/2 returned, and a datagram, got: #{inspect(follow)} and #{inspect(datagram)}"
   end
 
   defp join_all(socket, numbers) do

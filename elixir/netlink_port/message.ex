@@ -105,8 +105,14 @@ defmodule NetlinkPort.Message do
   """
   @spec flags([flag()] | 0..0xFFFF) :: 0..0xFFFF
   def flags(number) when number in 0..0xFFFF, do: number
-  def flags(names) when is_list(names), do: Enum.reduce(names, 0, &(&2 ||| bits(&1)))
-  def flags(other), do: raise(ArgumentError, "expected flags, got: #{inspect(other)}")
+
+  def flags(names) do
+    if not is_list(names) or List.improper?(names) do
+      raise ArgumentError, "expected flags, a list of names or a number, got: #{inspect(names)}"
+    end
+
+    Enum.reduce(names, 0, &(&2 ||| bits(&1)))
+  end
 
   for {name, bits} <- @flags do
     defp bits(unquote(name)), do: unquote(bits)
@@ -149,7 +155,8 @@ defmodule NetlinkPort.Message do
 
   @doc """
   Encodes a message, or a list of messages in their order, as one datagram. Each message is padded to 4 bytes, and its
-  length is written into its header. Raises `ArgumentError` when a payload is no iodata.
+  length is written into its header. Raises `ArgumentError` when a payload is no iodata, or a number has no room in the
+  header.
 
       iex> datagram = NetlinkPort.Message.encode(%NetlinkPort.Message{type: 18, flags: 1, payload: "abcde"})
       iex> <<21::32-native, 18::16-native, 1::16-native, 0::64, "abcde", 0::24>> = IO.iodata_to_binary(datagram)
@@ -157,16 +164,24 @@ defmodule NetlinkPort.Message do
       24
   """
   @spec encode(t() | [t()]) :: Pin.payload()
-  def encode(messages) when is_list(messages), do: Enum.map(messages, &encode/1)
+  def encode([message | messages]), do: [encode(message) | encode(messages)]
+  def encode([]), do: []
 
-  def encode(%__MODULE__{} = message) do
-    %{type: type, flags: flags, seq: seq, pid: pid, payload: payload} = message
+  def encode(%__MODULE__{type: type, flags: flags, seq: seq, pid: pid, payload: payload})
+      when type in 0..0xFFFF and flags in 0..0xFFFF and seq in 0..0xFFFFFFFF and
+             pid in 0..0xFFFFFFFF do
     length = @header + Payload.size(payload)
 
     header =
       <<length::32-native, type::16-native, flags::16-native, seq::32-native, pid::32-native>>
 
     [header, payload | padding(length)]
+  end
+
+  def encode(other) do
+    raise ArgumentError,
+          "expected a NetlinkPort.Message with a type and flags of 16 bits, and a seq and a pid of 32, or a list " <>
+            "of such, got: #{inspect(other)}"
   end
 
   defp padding(length), do: binary_part(<<0, 0, 0>>, 0, -length &&& 3)

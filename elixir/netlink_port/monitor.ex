@@ -352,8 +352,7 @@ defmodule NetlinkPort.Monitor do
   def unsubscribe(monitor), do: call(monitor, {:unsubscribe, self()})
 
   defp call(monitor, message) do
-    with {:error, {stage, errno, _detail}} <- Client.call(monitor, message, 15_000) do
-      {:error, Error.new(stage, errno)}
-    end
+    with {:error, reason} <- Client.call(monitor, message, 15_000),
+         do: Client.failed(reason, {:monitor, monitor})
   end
 end

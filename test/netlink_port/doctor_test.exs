@@ -323,6 +323,13 @@ defmodule NetlinkPort.DoctorTest do
       refute log =~ "/nowhere"
     end
 
+    test "whose path has bytes that a terminal obeys, or of no character, is shown legibly" do
+      text = Doctor.format(report(executable: "/nowhere/\xFF\e[31m"))
+      assert String.valid?(text)
+      assert text =~ "/nowhere/\\xFF\\e[31m: no such file or directory"
+      refute text =~ "\e"
+    end
+
     @tag :init_user_namespace
     test "without capabilities: the advice is to install it, or to check the installed helper" do
       missing = tmp_path!("missing/netlink_port")

@@ -158,6 +158,22 @@ defmodule NetlinkPort.ErrorTest do
       end
     end
 
+    test "is legible, whatever bytes a path or a program brings into it" do
+      for {bytes, shown} <- [
+            {"/a\xFFb", "/a\\xFFb"},
+            {"/a\e[2Jb", "/a\\e[2Jb"},
+            {"/a\0\r\tb", "/a\\0\\r\\tb"},
+            {"/ä \"b\" \\c \#{d}", "/ä \"b\" \\c \#{d}"}
+          ] do
+        error = Error.new(:capture, :enoent, subject: bytes)
+
+        assert Exception.message(error) ==
+                 "capture of #{shown}: ENOENT: no such file or directory"
+
+        assert Exception.message(%{error | hint: bytes}) =~ ": ENOENT: #{shown}"
+      end
+    end
+
     test "is the text of strerror(3) by default" do
       assert message(:connect, :econnrefused) == "connect: ECONNREFUSED: connection refused"
       assert message(:getsockopt, 92) == "getsockopt: ENOPROTOOPT: protocol not available"

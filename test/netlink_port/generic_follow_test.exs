@@ -164,6 +164,57 @@ defmodule NetlinkPort.GenericFollowTest do
       assert {"netdev", :event} == event(monitor, context)
     end
 
+    # Datagrams that come during a request on a passive socket are in the mailbox. `report` is called when the families
+    # have been read.
+    test "finds a family that is registered while it reads the families", context do
+      %{server: server, numbers: numbers} = context
+      opts = [server: server, netns: {:name, context.netns}, protocol: :generic]
+      {:ok, config} = NetlinkPort.Monitor.Config.new([groups: [{@family, "events"}]] ++ opts)
+      notice = Nlctrl.datagram(1, @family, @id, %{"events" => numbers["monitor"]})
+      reading = self()
+
+      for message <- [&{:netlink, &1, notice}, &{:netlink, &1, notice, %{group: 16, nsid: nil}}] do
+        report = fn %Error{reason: :enoent} ->
+          {:ok, %{sockets: sockets}} = NetlinkPort.stats(server)
+
+          [socket] =
+            for %{owner: ^reading, protocol: :generic, handle: handle} = stats <- sockets,
+                handle not in [Socket.handle(context.asking), Socket.handle(context.peer)],
+                do: stats.socket
+
+          send(reading, message.(socket))
+        end
+
+        assert {:ok, socket, [], %{families: %{@family => %{id: @id}}}} =
+                 NetlinkPort.Monitor.Opening.run(config, idle_process(), nil, [], report)
+
+        assert NetlinkPort.memberships(socket) == {:ok, Enum.sort([16, numbers["monitor"]])}
+        NetlinkPort.close(socket)
+      end
+    end
+
+    # The task that opens the socket passes on what came during its requests, before its result.
+    test "is down again for a family that is unregistered while it opens its socket", context do
+      %{server: server, peer: peer, numbers: numbers} = context
+      monitor = monitor!(context, groups: [{@family, "events"}], user_peers: true)
+      assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)
+      %{opening: %{pid: opening}} = :sys.get_state(monitor)
+      {:ok, %{sockets: sockets}} = NetlinkPort.stats(server)
+      [socket] = for %{owner: ^opening} = stats <- sockets, do: stats.socket
+      send(monitor, {:netlink, socket, Nlctrl.datagram(2, @family, @id, %{})})
+      Nlctrl.registered(peer, @family, @id, %{"events" => numbers["monitor"]})
+
+      # Another task waits for the family.
+      eventually!(fn ->
+        case :sys.get_state(monitor) do
+          %{opening: %{pid: pid}, place: {:down, {:error, %{reason: :enoent}}}} -> pid != opening
+          _not_yet -> false
+        end
+      end)
+
+      refute_received {:netlink_resync, ^monitor, _reason}
+    end
+
     test "waits for a family with the next helper, and in the next namespace", context do
       monitor = monitor!(context, groups: [{@family, "events"}], user_peers: true)
       assert {:netlink_down, ^monitor, {:error, %{reason: :enoent}}} = next(monitor)

@@ -249,6 +249,53 @@ defmodule NetlinkPort.GenericTest do
     assert_raise ArgumentError, fn -> Generic.request(socket, "nlctrl", 3, "", color: 1) end
   end
 
+  test "wrong arguments of any type raise ArgumentError, which names the argument", context do
+    %{socket: socket} = context
+    {:ok, follow} = Generic.follow(socket, [{"nlctrl", "notify"}])
+
+    for wrong <- [nil, :foo, 1.5, "x", %{}, [1 | 2], self(), [{"version", 1}]] do
+      for how <- [&Generic.request/5, &Generic.dump/5] do
+        assert_raise ArgumentError, ~r/keyword list/, fn ->
+          how.(socket, "nlctrl", 3, "", wrong)
+        end
+      end
+
+      assert_raise ArgumentError, ~r/socket/, fn -> Generic.join(wrong, "nlctrl", "notify") end
+      assert_raise ArgumentError, ~r/socket/, fn -> Generic.follow(wrong, [{"a", "b"}]) end
+      assert_raise ArgumentError, ~r/follow/, fn -> Generic.rejoin(wrong, "") end
+      assert_raise ArgumentError, ~r/Message/, fn -> Generic.decode(wrong) end
+
+      if not is_binary(wrong) do
+        assert_raise ArgumentError, ~r/group/, fn -> Generic.join(socket, "nlctrl", wrong) end
+        assert_raise ArgumentError, ~r/datagram/, fn -> Generic.rejoin(follow, wrong) end
+      end
+    end
+  end
+
+  test "the error of a group that does not exist is printable, whatever its name", context do
+    for name <- [<<255, 0, 1>>, "a\e[2J", ""] do
+      assert {:error, %Error{reason: :enoent} = error} =
+               Generic.join(context.socket, "nlctrl", name)
+
+      assert String.printable?(Exception.message(error))
+      assert Exception.message(error) =~ "of nlctrl"
+    end
+  end
+
+  test "an operation whose flags are malformed is left out of its family" do
+    family = fn flags ->
+      operation = [{1, NetlinkPort.Attr.u32(3)}, {2, flags}]
+      attrs = [{1, NetlinkPort.Attr.u16(16)}, {2, "nlctrl\0"}, {6, [{1, operation}]}]
+      payload = [<<1, 2, 0::16>>, NetlinkPort.Attr.encode(attrs)]
+      message = %Message{type: 16, payload: IO.iodata_to_binary(payload)}
+      {:ok, %{operations: operations}} = NetlinkPort.Generic.Nlctrl.family([message])
+      operations
+    end
+
+    assert Map.keys(family.(NetlinkPort.Attr.u32(0))) == [3]
+    assert family.(<<1>>) == %{}
+  end
+
   test "a payload that is shorter than the header is an error" do
     assert {:error, %DecodeError{}} = Generic.decode(%Message{type: 16, payload: <<1, 2, 3>>})
   end

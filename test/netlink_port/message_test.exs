@@ -72,8 +72,28 @@ defmodule NetlinkPort.MessageTest do
     refute Message.flag?(%Message{type: 1, flags: 0x100}, :dump)
     assert Message.flag?(%Message{type: 1, flags: 0x300}, :dump)
 
-    for wrong <- [[:dmup], 65_536, -1, nil],
+    for wrong <- [[:dmup], 65_536, -1, nil, [:ack | :dump], [:ack | 1], [4]],
         do: assert_raise(ArgumentError, fn -> Message.flags(wrong) end)
+  end
+
+  test "a number that has no room in the header raises, and is not cut" do
+    for {field, bits} <- [type: 16, flags: 16, seq: 32, pid: 32],
+        wrong <- [Bitwise.bsl(1, bits), -1, 1.5, nil, :ack, "1"] do
+      message = struct!(%Message{type: 18}, [{field, wrong}])
+      assert_raise ArgumentError, ~r/#{field}/, fn -> Message.encode(message) end
+      assert_raise ArgumentError, ~r/#{field}/, fn -> Message.encode([message]) end
+    end
+
+    for wrong <- [nil, "x", [%Message{type: 1} | :rest], %{type: 1}],
+        do: assert_raise(ArgumentError, ~r/Message/, fn -> Message.encode(wrong) end)
+  end
+
+  test "a payload that is no iodata raises, and is named as such" do
+    for wrong <- [nil, :foo, 256, [256], [1 | 2], {1}, ["a" | :b], ["a", [nil]]] do
+      assert_raise ArgumentError, ~r/payload.*got: /, fn ->
+        Message.encode(%Message{type: 18, payload: wrong})
+      end
+    end
   end
 
   if Properties.available?() do

@@ -388,6 +388,15 @@ defmodule NetlinkPort.MonitorTest do
       end
     end
 
+    test "raises for a message of dump: or subscription: that NetlinkPort.dump/4 raises for" do
+      for type <- [16, 17],
+          {option, entry} <- [dump: {type, <<0, 0, 0, 10>>}, subscription: {type, [], <<10::32>>}] do
+        assert_raise ArgumentError, ~r/expected #{option}: .*type #{type} .*nf_tables/, fn ->
+          Monitor.start_link([{option, [entry]}, protocol: :netfilter])
+        end
+      end
+    end
+
     test "raises for wrong options" do
       for opts <- [
             [active: true],

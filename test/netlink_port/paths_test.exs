@@ -346,6 +346,56 @@ defmodule NetlinkPort.PathsTest do
     end
   end
 
+  test "a link whose target does not exist is not called missing itself" do
+    folder = folder!()
+
+    for {name, target} <- [first: "/nowhere/blue", chain: "first"],
+        do: File.ln_s!(target, Path.join(folder, "#{name}"))
+
+    server = start_server!()
+
+    for {name, said} <- [
+          {"first", "it is a symbolic link, and the file that it leads to is not there"},
+          {"chain", "it is a symbolic link, and the file that it leads to is not there"},
+          {"none", "there is no such file"},
+          {"first/blue", "there is no such file"}
+        ],
+        close_on <- [nil, :namespace_gone] do
+      opts = [netns: {:path, Path.join(folder, name)}, close_on: close_on]
+      assert {:error, error} = NetlinkPort.open(server, :route, opts)
+      assert {error.stage, error.reason} == {:open, :enoent}
+      assert Exception.message(error) =~ "ENOENT: " <> said
+    end
+  end
+
+  test "a file of /proc or /sys without a size is not taken for one of `ip netns add`" do
+    server = start_server!()
+
+    for path <- [
+          "/proc/sys/kernel/ostype",
+          "/proc/uptime",
+          "/sys/kernel/mm/transparent_hugepage/enabled"
+        ],
+        File.exists?(path) do
+      assert {:error, error} = NetlinkPort.open(server, :route, netns: {:path, path})
+
+      assert Exception.message(error) ==
+               "setns into #{path}: EINVAL: it is not a network namespace"
+    end
+  end
+
+  test "an empty path, and one with a NUL byte, are named as such" do
+    server = start_server!()
+
+    message = fn path ->
+      assert {:error, error} = NetlinkPort.open(server, :route, netns: {:path, path})
+      Exception.message(error)
+    end
+
+    assert message.("") =~ ~s(open of "": ENOENT)
+    assert message.("/a\0b") =~ ~s(open of "/a\\0b": EINVAL: a path ends at its first NUL byte)
+  end
+
   test "a file of `ip netns add` without a mount on it yet is named as such" do
     path = Path.join(folder!(), "blue")
     File.touch!(path)

@@ -228,4 +228,37 @@ defmodule NetlinkPort.ProcessNamespacesTest do
     assert {:ok, socket} = NetlinkPort.open(server, :route, netns: {:pid, pid})
     assert {:ok, %{inode: ^inode}} = NetlinkPort.info(socket)
   end
+
+  # Without a free descriptor the helper cannot tell through which process a path leads.
+  test "near the limit of descriptors an open is EMFILE, and never that of a process with the number of another" do
+    pid = sleeper!(netns!())
+    limited = script!("ulimit -n 40; exec #{helper()} \"$@\"")
+    server = start_server!(executable: limited)
+    open = fn -> NetlinkPort.open(server, :route, []) end
+    sockets = open |> Stream.repeatedly() |> Enum.take_while(&match?({:ok, _socket}, &1))
+
+    for {:ok, socket} <- [{:ok, nil} | Enum.take(sockets, 12)] do
+      if socket, do: NetlinkPort.close(socket)
+
+      for netns <- [{:pid, pid}, {:path, "/proc/#{pid}/ns/net"}],
+          close_on <- [nil, :namespace_gone] do
+        opts = [netns: netns, close_on: close_on, active: false]
+
+        case Opening.again(server, :route, opts, []) do
+          {:ok, opened, known} ->
+            assert [{^pid, _started, _inode}] = known
+            NetlinkPort.close(opened)
+
+          {:error, error} ->
+            assert error.reason == :emfile
+        end
+
+        # Another process had this number.
+        assert {:error, error} = Opening.again(server, :route, opts, [{pid, 1, 1}])
+        assert error.reason in [:emfile, :esrch]
+      end
+    end
+
+    assert {:ok, _socket, [_process]} = Opening.again(server, :route, [netns: {:pid, pid}], [])
+  end
 end

@@ -239,6 +239,32 @@ defmodule NetlinkPort.VMTest do
     eventually!(fn -> not running?(helper) end, 5_000)
   end
 
+  test "the VM's user may start no more processes: the error names the limits, and running servers go on" do
+    # A user without other processes. The port program that starts the VM's programs is the one that forks.
+    script = tmp_path!("nproc.exs")
+    public = public!(helper())
+
+    File.write!(script, """
+    Process.flag(:trap_exit, true)
+    opts = [name: nil, executable: "#{public}"]
+    {:ok, server} = NetlinkPort.start_link(opts)
+    limit = "prlimit --nproc=1:1 --pid $(pgrep -P #{"\#{System.pid()}"} erl_child_setup)"
+    {_output, 0} = System.cmd("sh", ["-c", limit])
+    {:error, error} = NetlinkPort.start_link(opts)
+    IO.puts(Exception.message(error))
+    {:ok, _socket} = NetlinkPort.open(server, :route, [])
+    IO.puts("open")
+    """)
+
+    user = ["--reuid", "61234", "--regid", "61234", "--clear-groups"]
+    elixir = ["elixir", "-pa", public_ebin!(), public!(script)]
+    opts = [env: [{"HOME", "/"}], stderr_to_stdout: true]
+    {output, status} = System.cmd("setpriv", user ++ elixir, opts)
+    assert {output, status} == {output, 0}
+    assert output =~ "EAGAIN: the VM can start no more processes: raise the limit of its user's"
+    assert output =~ ~r/^open$/m
+  end
+
   test "the VM has no port left: no server starts, and running servers go on" do
     {port, _vm} =
       vm!(

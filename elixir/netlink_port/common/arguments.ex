@@ -89,6 +89,14 @@ defmodule NetlinkPort.Arguments do
     raise ArgumentError, "expected a NetlinkPort.Socket, got: #{inspect(other)}"
   end
 
+  @doc "The number of a socket. No socket has a negative one, which is EBADF."
+  @spec handle!(term()) :: integer()
+  def handle!(handle) when is_integer(handle), do: handle
+
+  def handle!(other) do
+    raise ArgumentError, "expected the handle of a socket, an integer, got: #{inspect(other)}"
+  end
+
   @doc "A pin."
   @spec pin!(term()) :: Pin.t()
   def pin!(%Pin{} = pin), do: pin

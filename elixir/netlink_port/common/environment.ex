@@ -105,7 +105,7 @@ defmodule NetlinkPort.Environment do
 
   @doc "A path without symbolic links, `.` and `..`, as realpath(3)."
   @spec real_path(Path.t()) :: {:ok, Path.t()} | {:error, File.posix()}
-  def real_path(path), do: path |> Path.absname() |> Path.split() |> tl() |> walk("/", 0)
+  def real_path(path), do: path |> FileName.absolute() |> Path.split() |> tl() |> walk("/", 0)
 
   # The kernel follows as many links, path_resolution(7).
   @links 40

@@ -23,11 +23,23 @@ defmodule NetlinkPort.FileName do
 
   def chardata(_other), do: :error
 
-  @doc "An absolute path. A relative one is taken from the working directory."
+  @doc """
+  An absolute path. A relative one is taken from the working directory. If that cannot be told, as when it was deleted,
+  the path stays as it is.
+  """
   @spec expand(Path.t()) :: Path.t()
-  def expand(path) do
-    {:ok, directory} = :file.get_cwd()
-    Path.expand(path, bytes(directory))
+  def expand(path), do: from_here(path, &Path.expand/2)
+
+  @doc "As `expand/1`, but `..` stays."
+  @spec absolute(Path.t()) :: Path.t()
+  def absolute(path), do: from_here(path, &Path.absname/2)
+
+  # Danger: without a working directory Path.expand/1 and Path.absname/1 raise, for absolute paths too.
+  defp from_here(path, make) do
+    case :file.get_cwd() do
+      {:ok, directory} -> make.(path, bytes(directory))
+      {:error, _reason} -> path
+    end
   end
 
   @doc """

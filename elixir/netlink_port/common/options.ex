@@ -134,7 +134,7 @@ defmodule NetlinkPort.Options do
   def from_here({:path, <<first, _rest::binary>> = path}) when first != ?/ do
     case File.cwd() do
       {:ok, folder} -> {:ok, {:path, folder <> "/" <> path}}
-      {:error, reason} -> {:error, Error.new(:open, reason, subject: Redaction.plain(path))}
+      {:error, reason} -> {:error, homeless(path, reason)}
     end
   end
 
@@ -147,6 +147,15 @@ defmodule NetlinkPort.Options do
 
   def from_here(netns), do: {:ok, netns}
 
+  defp homeless(path, reason) do
+    Error.new(:open, reason,
+      subject: Redaction.plain(path),
+      hint:
+        "the path is relative, and the VM's working directory cannot be told, as when it was deleted; " <>
+          "name an absolute path"
+    )
+  end
+
   @doc "The target of a namespace, as the helper takes it."
   @spec target(NetlinkPort.netns()) ::
           {:ok, NetlinkPort.Helper.Protocol.target()} | {:error, Error.t()}
@@ -154,7 +163,7 @@ defmodule NetlinkPort.Options do
 
   def target({:path, path}) when is_binary(path) do
     cond do
-      String.contains?(path, <<0>>) -> {:error, Error.new(:open, :einval, subject: inspect(path))}
+      String.contains?(path, <<0>>) -> {:error, unterminated(path)}
       byte_size(path) >= @max_path -> {:error, Error.new(:open, :enametoolong)}
       true -> {:ok, {:path, path}}
     end
@@ -176,6 +185,11 @@ defmodule NetlinkPort.Options do
     raise ArgumentError,
           "expected netns: to be :host, {:path, path}, {:name, name} or {:pid, os_pid}, " <>
             "got: #{inspect(other)}"
+  end
+
+  defp unterminated(path) do
+    hint = "a path ends at its first NUL byte, so that no file has such a name"
+    Error.new(:open, :einval, subject: Redaction.plain(path), hint: hint)
   end
 
   # The helper's own namespace lasts as long as the helper, so it need not be watched.

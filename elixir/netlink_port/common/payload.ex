@@ -8,7 +8,16 @@ defmodule NetlinkPort.Payload do
 
   @doc "The length in bytes. A pin takes four. Raises `ArgumentError` if the payload is not iodata with pins."
   @spec size(Pin.payload()) :: non_neg_integer()
-  def size(payload), do: iodata_size(payload) || IO.iodata_length(replace(payload, &number/1))
+  def size(payload) do
+    iodata_size(payload) || iodata_size(replace(payload, &number/1)) || wrong!(payload)
+  end
+
+  @doc "Raises for a payload that is not iodata, also when its pins are replaced."
+  @spec wrong!(term()) :: no_return()
+  def wrong!(payload) do
+    raise ArgumentError,
+          "expected a payload of bytes, iodata that may hold pins, got: #{inspect(payload)}"
+  end
 
   @doc "The length in bytes, or `nil` if the payload holds pins or is not iodata."
   @spec iodata_size(Pin.payload()) :: non_neg_integer() | nil
@@ -41,7 +50,7 @@ defmodule NetlinkPort.Payload do
     end
   end
 
-  @doc "Replaces each pin by the result of `fun`. Terms that are not iodata stay, and the encoder refuses them."
+  @doc "Replaces each pin by the result of `fun`. Terms that are not iodata stay."
   @spec replace(Pin.payload(), (Pin.t() -> iodata())) :: iodata()
   def replace([head | tail], fun), do: [replace(head, fun) | replace(tail, fun)]
   def replace(%Pin{} = pin, fun), do: fun.(pin)

@@ -59,10 +59,24 @@ defmodule NetlinkPort.Redaction do
   `String.printable?/1` accepts some of these bytes, so it is not used.
   """
   @spec plain(String.t()) :: String.t()
+  def plain(""), do: inspect("")
+
   def plain(text) do
-    term = inspect(text, printable_limit: :infinity)
+    term = inspect(text, binaries: :as_strings, printable_limit: :infinity)
     if term == "\"" <> text <> "\"", do: text, else: term
   end
+
+  @doc """
+  A text in which the bytes that a terminal would obey, and those of no character, are escaped as in an Elixir string.
+  Line ends, quotes and backslashes stay.
+  """
+  @spec legible(String.t()) :: String.t()
+  def legible(text), do: for(one <- String.codepoints(text), into: "", do: character(one))
+
+  defp character(as_it_is) when as_it_is in ["\n", "\"", "\\"], do: as_it_is
+
+  defp character(one),
+    do: one |> inspect(binaries: :as_strings) |> String.slice(1..-2//1)
 
   @doc "A term whose large parts are replaced by `{:cut, size, beginning}`."
   @spec brief(term()) :: term()

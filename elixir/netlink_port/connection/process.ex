@@ -5,11 +5,11 @@ defmodule NetlinkPort.Connection.Process do
 
   use GenServer
 
-  alias NetlinkPort.{Arguments, Deadline, Error, Redaction, Socket, Telemetry}
+  alias NetlinkPort.{Arguments, Deadline, Errno, Error, Redaction, Socket, Telemetry}
   alias NetlinkPort.Nodes.Relay
   alias NetlinkPort.Helper.Reference
   alias NetlinkPort.Request.Exchange
-  alias NetlinkPort.Server.{Opening, PinNumbers}
+  alias NetlinkPort.Server.{Client, Opening, PinNumbers}
   alias NetlinkPort.Connection.{Calls, Transmit}
 
   # The shortest and the longest pause before another attempt to open the socket, in ms.
@@ -51,8 +51,13 @@ defmodule NetlinkPort.Connection.Process do
     state = %__MODULE__{server: server, protocol: protocol, opts: opts, calls: Calls.new()}
 
     if remote?(server),
-      do: {:ok, open(%{state | error: Error.new(:thread, :esrch)})},
+      do: {:ok, open(%{state | error: unreached(server)})},
       else: {:ok, opened(state, Opening.again(server, protocol, opts, []))}
+  end
+
+  defp unreached(server) do
+    {:error, error} = Client.failed({:thread, Errno.number(:esrch), ""}, {:server, server})
+    error
   end
 
   defp remote?({_name, node}) when is_atom(node), do: node != node()
@@ -148,7 +153,18 @@ defmodule NetlinkPort.Connection.Process do
 
   defp swap_when_idle(state), do: state
 
-  defp epipe, do: Error.new(:thread, :epipe)
+  # Of the stage and errno of a helper that has ended, whatever closed the socket.
+  defp epipe(reason \\ nil) do
+    hint = "its socket was closed#{because(reason)}; the connection opens another: call again"
+    Error.new(:thread, :epipe, subject: "connection", hint: hint)
+  end
+
+  defp because(nil), do: ""
+  defp because(:namespace_gone), do: ", since its namespace is gone"
+  defp because(:noconnection), do: ", since the node of its server, or the way to it, was lost"
+  defp because(:stuck), do: ", since the helper did not answer, and was killed"
+  defp because({:helper_exit, _status}), do: ", since the helper has ended"
+  defp because(_reason), do: ", since the helper or its server has ended"
 
   ## A call begins
 
@@ -330,12 +346,12 @@ defmodule NetlinkPort.Connection.Process do
     noreply(reset(state, error))
   end
 
-  def handle_info({:netlink_closed, socket, _reason}, %{socket: socket} = state) do
-    noreply(closed(state, epipe()))
+  def handle_info({:netlink_closed, socket, reason}, %{socket: socket} = state) do
+    noreply(closed(state, epipe(reason)))
   end
 
-  def handle_info({:DOWN, monitor, :process, _server, _reason}, %{monitor: monitor} = state) do
-    noreply(closed(state, epipe()))
+  def handle_info({:DOWN, monitor, :process, _server, reason}, %{monitor: monitor} = state) do
+    noreply(closed(state, epipe(reason)))
   end
 
   def handle_info({:DOWN, monitor, :process, _pid, reason}, %{opener: monitor} = state) do

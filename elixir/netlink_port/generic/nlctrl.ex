@@ -127,8 +127,10 @@ defmodule NetlinkPort.Generic.Nlctrl do
   defp or_else(got, _default), do: got
 
   defp operations(operations) do
-    for attrs <- operations, {:ok, id} <- [Attr.u32(attrs, @operation_id)], into: %{} do
-      {:ok, flags} = or_else(Attr.u32(attrs, @operation_flags), 0)
+    for attrs <- operations,
+        {:ok, id} <- [Attr.u32(attrs, @operation_id)],
+        {:ok, flags} <- [or_else(Attr.u32(attrs, @operation_flags), 0)],
+        into: %{} do
       {id, for({name, bit} <- @flags, Bitwise.band(flags, bit) != 0, do: name)}
     end
   end
@@ -153,6 +155,6 @@ defmodule NetlinkPort.Generic.Nlctrl do
 
   defp wrong_name!(name) do
     raise ArgumentError,
-          "expected the name of a family, at most #{@name_size - 1} bytes, got: #{inspect(name)}"
+          "expected the name of a family, 1 to #{@name_size - 1} bytes, none of them 0, got: #{inspect(name)}"
   end
 end

@@ -30,7 +30,9 @@ defmodule NetlinkPort.Helper.Elf do
   end
 
   defp head(path) do
-    with {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
+    # Danger: the open of a FIFO waits for a writer.
+    with {:ok, %{type: :regular}} <- File.stat(path),
+         {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
       head = :file.read(file, @head)
       _closed = :file.close(file)
       head

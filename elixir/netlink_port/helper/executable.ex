@@ -32,7 +32,7 @@ defmodule NetlinkPort.Helper.Executable do
     with folder when is_list(folder) <- :code.lib_dir(:netlink_port),
          library = FileName.bytes(folder),
          true <- File.dir?(library) do
-      library |> Path.join("priv/netlink_port") |> Path.expand()
+      library |> Path.join("priv/netlink_port") |> FileName.expand()
     else
       _none -> nil
     end

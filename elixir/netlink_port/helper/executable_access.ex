@@ -34,7 +34,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
         {"it is #{owner(stat)} #{octal(stat.mode)}#{found}", remedy}
 
       {:ok, %{type: type}} ->
-        {"it is no file but a #{type}", "name the file"}
+        {"it is no file but a #{kind(type)}", "name the file"}
 
       {:error, :eacces} ->
         {"one of its folders is closed to this user",
@@ -44,6 +44,11 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
         {"this user may not run it", "look again: it is not there any more"}
     end
   end
+
+  @doc "What a file that is no regular file is, by its type in `File.Stat`."
+  @spec kind(atom()) :: String.t()
+  def kind(:other), do: "FIFO or a socket"
+  def kind(type), do: Atom.to_string(type)
 
   defp refused(path, %{uid: uid, gid: gid, mode: mode}, user) do
     cond do

@@ -66,8 +66,15 @@ defmodule NetlinkPort.Helper.Execve do
     output
     |> String.split(~r/[\r\n]+/, trim: true)
     |> Enum.map_join("; ", &String.trim/1)
-    |> String.replace(~r/[^[:print:]]/u, "?")
+    |> legible()
     |> String.slice(0, @words)
+  end
+
+  # Bytes of no character make a regular expression with `u` raise. A program in another locale may write such.
+  defp legible(text) do
+    for character <- String.codepoints(text), into: "" do
+      if String.valid?(character) and character =~ ~r/^[[:print:]]$/u, do: character, else: "?"
+    end
   end
 
   ## Why it was not run
@@ -179,7 +186,9 @@ defmodule NetlinkPort.Helper.Execve do
   end
 
   defp first_line(path) do
-    with {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
+    # Danger: the open of a FIFO waits for a writer.
+    with {:ok, %{type: :regular}} <- File.stat(path),
+         {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
       # As many bytes as the kernel reads. `:file.read_line/1` would take a carriage return away.
       start = :file.read(file, 256)
       _closed = :file.close(file)

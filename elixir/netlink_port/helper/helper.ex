@@ -87,10 +87,17 @@ defmodule NetlinkPort.Helper do
   end
 
   defp hint(reason, executable) when reason in [:enoent, :enotdir] do
-    if executable == Executable.built() do
-      "the build has not made it; run `mix compile`, and see that a release holds priv/netlink_port"
-    else
-      "there is no such file, which #{named_by(executable)} names; `mix netlink_port.install` installs one"
+    cond do
+      # OTP's open_port/2 is ENOENT then, whatever the program.
+      match?({:error, _reason}, :file.get_cwd()) ->
+        "the VM's working directory is not there any more, and without one the VM starts no program; " <>
+          "`File.cd!(\"/\")` in the VM, or start the VM in a directory that stays"
+
+      executable == Executable.built() ->
+        "the build has not made it; run `mix compile`, and see that a release holds priv/netlink_port"
+
+      true ->
+        "there is no such file, which #{named_by(executable)} names; `mix netlink_port.install` installs one"
     end
   end
 
@@ -102,6 +109,15 @@ defmodule NetlinkPort.Helper do
 
     "this user may not run it#{named_by}: #{found}; #{remedy}"
   end
+
+  # fork(2), cgroups(7)
+  defp hint(:eagain, _executable) do
+    "the VM can start no more processes: raise the limit of its user's processes (RLIMIT_NPROC, LimitNPROC= of a " <>
+      "systemd unit), that of its cgroup (pids.max, TasksMax= of a unit, --pids-limit of a container), or " <>
+      "kernel.pid_max and kernel.threads-max"
+  end
+
+  defp hint(:enomem, _executable), do: "the system has no memory to start a process"
 
   defp hint(:einval, executable), do: "that is no path; #{named_by(executable)} has to name one"
   defp hint(_reason, _executable), do: nil

@@ -5,6 +5,7 @@ defmodule NetlinkPort.Monitor.Config do
   alias NetlinkPort.{Arguments, Error, Options, Payload}
   alias NetlinkPort.Generic.{Follow, Nlctrl}
   alias NetlinkPort.Monitor.Subscription
+  alias NetlinkPort.Request.Exchange
 
   # The bound of the monitor's own mailbox. Beyond it the socket's window fills, and then the kernel's queue.
   @max_queue 1_000
@@ -61,6 +62,14 @@ defmodule NetlinkPort.Monitor.Config do
       # An absolute path: the working directory may be another when the socket is opened again.
       opts = Keyword.put(opts, :netns, netns)
 
+      for {type, payload} <- dumps,
+          is_integer(type),
+          do: sendable!(:dump, protocol, type, payload)
+
+      for {type, _flags, payload} <- subscription,
+          is_integer(type),
+          do: sendable!(:request, protocol, type, payload)
+
       {:ok,
        %__MODULE__{
          server: Arguments.server!(Keyword.get(opts, :server, NetlinkPort)),
@@ -103,6 +112,17 @@ defmodule NetlinkPort.Monitor.Config do
   def max_queue!(other) do
     raise ArgumentError,
           "expected max_queue: a number of messages up to #{@largest}, got: #{inspect(other)}"
+  end
+
+  # Raises for what NetlinkPort.dump/4 and NetlinkPort.request/4 would raise for, later and in the monitor.
+  defp sendable!(kind, protocol, type, payload) do
+    with {:wrong, sentence} <-
+           Exchange.new(protocol, {kind, type, payload, Options.request!([], [])}) do
+      option = if kind == :dump, do: :dump, else: :subscription
+
+      raise ArgumentError,
+            "expected #{option}: messages that can be sent by themselves; #{sentence}"
+    end
   end
 
   defp dumps!(dumps, generic?) do

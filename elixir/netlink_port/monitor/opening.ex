@@ -69,19 +69,41 @@ defmodule NetlinkPort.Monitor.Opening do
     with {:ok, follow} <- Generic.follow_families(socket, wanted), do: await(follow, report)
   end
 
-  defp await(follow, report) do
-    case Follow.missing(follow) do
-      [] ->
+  defp await(%{socket: socket} = follow, report) do
+    case {arrived(socket), Follow.missing(follow)} do
+      {nil, []} ->
         {:ok, follow}
 
-      [missing | _] ->
+      {nil, [missing | _]} ->
         report.(absent(missing))
-        await_next(follow)
+        take(follow, arrived(socket) || NetlinkPort.recv(socket))
+
+      {item, _missing} ->
+        take(follow, item)
     end
   end
 
-  defp await_next(%{socket: socket} = follow) do
-    case NetlinkPort.recv(socket) do
+  # What came while the families were read is in the mailbox, as of any request on a passive socket.
+  defp arrived(socket) do
+    receive do
+      {:netlink, ^socket, datagram} ->
+        {:ok, datagram}
+
+      {:netlink, ^socket, datagram, _metadata} ->
+        {:ok, datagram}
+
+      {:netlink_overrun, ^socket, dropped} ->
+        {:error, Error.new(:recv, :enobufs, dropped: dropped)}
+
+      {:netlink_error, ^socket, error} ->
+        {:error, error}
+    after
+      0 -> nil
+    end
+  end
+
+  defp take(%{socket: socket} = follow, item) do
+    case item do
       {:error, %{reason: :enobufs}} -> follow(socket, follow.wanted, &ignore/1)
       {:error, error} -> {:error, error}
       received -> rejoin(follow, elem(received, 1))

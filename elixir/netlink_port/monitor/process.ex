@@ -14,10 +14,10 @@ defmodule NetlinkPort.Monitor.Process do
   @min_backoff 20
   @max_backoff 1_000
 
-  # `opening` and `dumping` are the tasks that open the socket and read the dumps. `closed` and `refusal` keep a
-  # close and a refusal that arrive before the result of the task `opening`. `known` are the processes that
-  # led to the namespace. `open_wait` and `dump_wait` are the pauses before the next attempt, in ms. `follow`
-  # are the generic families that the socket follows by name.
+  # `opening` and `dumping` are the tasks that open the socket and read the dumps. `closed`, `refusal` and `notices` keep
+  # a close, a refusal and notices of nlctrl that arrive before the result of the task `opening`. `known` are the
+  # processes that led to the namespace. `open_wait` and `dump_wait` are the pauses before the next attempt, in ms.
+  # `follow` are the generic families that the socket follows by name.
   @enforce_keys [:config, :open_wait, :dump_wait]
   defstruct [
     :config,
@@ -29,6 +29,7 @@ defmodule NetlinkPort.Monitor.Process do
     :closed,
     :refusal,
     :follow,
+    notices: [],
     place: :opening,
     known: [],
     subscribers: %{}
@@ -90,12 +91,16 @@ defmodule NetlinkPort.Monitor.Process do
     {:noreply, %{state | closed: {socket, reason}}}
   end
 
-  # A datagram, too, can overtake the result. An event may be dropped, since a resync follows. A refusal may not:
-  # the kernel sends it only once.
-  def handle_info(message, %{opening: %{}, refusal: nil} = state)
+  # A datagram, too, can overtake the result. An event may be dropped, since a resync follows. A refusal may not, nor a
+  # notice of nlctrl: the kernel sends it only once.
+  def handle_info(message, %{opening: %{}} = state)
       when elem(message, 0) == :netlink and tuple_size(message) in [3, 4] do
-    error = Subscription.refusal(state.config.subscription, elem(message, 2))
-    {:noreply, if(error, do: %{state | refusal: {elem(message, 1), error}}, else: state)}
+    {:noreply, early(state, elem(message, 1), elem(message, 2))}
+  end
+
+  # The dropped datagrams may include a notice.
+  def handle_info({:netlink_overrun, socket, _dropped}, %{opening: %{}} = state) do
+    {:noreply, %{state | notices: [{socket, :overrun} | state.notices]}}
   end
 
   def handle_info({ref, result}, %{opening: %{ref: ref}} = state) do
@@ -149,7 +154,36 @@ defmodule NetlinkPort.Monitor.Process do
     known = state.known
     report = &send(monitor, {:enoent, self(), &1})
     task = Task.async(fn -> Opening.run(config, monitor, old, known, report) end)
-    %{state | opening: task, closed: nil, refusal: nil}
+    %{state | opening: task, closed: nil, refusal: nil, notices: []}
+  end
+
+  defp early(%{config: config} = state, socket, datagram) do
+    error = Subscription.refusal(config.subscription, datagram)
+
+    cond do
+      error != nil -> %{state | refusal: state.refusal || {socket, error}}
+      config.follow == [] or not Nlctrl.notice?(datagram) -> state
+      true -> %{state | notices: [{socket, datagram} | state.notices]}
+    end
+  end
+
+  # Why the socket has to be opened once more, from what overtook the result of the task that opened it.
+  defp outdated(%{follow: nil}, _socket), do: nil
+
+  defp outdated(%{follow: follow, notices: notices}, socket) do
+    mine = for {^socket, notice} <- Enum.reverse(notices), do: notice
+
+    Enum.reduce_while(mine, {nil, follow}, fn
+      :overrun, _unchanged ->
+        {:halt, {:overrun, follow}}
+
+      datagram, {nil, follow} ->
+        case Follow.update(follow, datagram) do
+          {[], follow} -> {:cont, {nil, follow}}
+          {[family | _], follow} -> {:halt, {{:family, family}, follow}}
+        end
+    end)
+    |> elem(0)
   end
 
   defp opened(%{closed: {socket, reason}} = state, {:ok, socket, known, _follow}),
@@ -161,9 +195,10 @@ defmodule NetlinkPort.Monitor.Process do
     Telemetry.execute([:monitor, :up], %{count: 1}, %{monitor: self(), socket: socket})
     state = %{state | place: {:joined, socket}, follow: follow, open_wait: @min_backoff}
 
-    case state.refusal do
-      {^socket, error} -> refused(state, error)
-      _none -> state |> advance() |> dump()
+    case {state.refusal, outdated(state, socket)} do
+      {{^socket, error}, _reason} -> refused(state, error)
+      {_none, nil} -> state |> advance() |> dump()
+      {_none, reason} -> reopen(state, reason)
     end
   end
 

@@ -14,6 +14,8 @@ defmodule NetlinkPort.Monitor.Subscription do
 
   # How long an answer to a datagram may take, in ms.
   @answer_timeout 5_000
+  # include/uapi/linux/netlink.h
+  @nlmsg_error 2
   # CN_IDX_PROC and CN_VAL_PROC, include/uapi/linux/connector.h
   @proc 1
 
@@ -64,16 +66,23 @@ defmodule NetlinkPort.Monitor.Subscription do
     end)
   end
 
-  # A refusal that came while a request was answered is in the mailbox.
+  # A refusal that came while a request was answered is in the mailbox. Events stay there for the monitor.
   defp check_mailbox(socket, entries) do
     receive do
-      message when elem(message, 0) == :netlink and elem(message, 1) == socket ->
-        case refusal(entries, elem(message, 2)) do
-          nil -> check_mailbox(socket, entries)
-          error -> {:error, error}
-        end
+      {:netlink, ^socket, <<_::32, @nlmsg_error::16-native, _::binary>> = datagram} ->
+        refused_in(datagram, socket, entries)
+
+      {:netlink, ^socket, <<_::32, @nlmsg_error::16-native, _::binary>> = datagram, _metadata} ->
+        refused_in(datagram, socket, entries)
     after
       0 -> :ok
+    end
+  end
+
+  defp refused_in(datagram, socket, entries) do
+    case refusal(entries, datagram) do
+      nil -> check_mailbox(socket, entries)
+      error -> {:error, error}
     end
   end
 
@@ -159,8 +168,7 @@ defmodule NetlinkPort.Monitor.Subscription do
   @spec refusal(t(), binary()) :: Error.t() | nil
   def refusal([], _datagram), do: nil
 
-  # NLMSG_ERROR
-  def refusal(entries, <<_length::32, 2::16-native, _::binary>> = datagram) do
+  def refusal(entries, <<_length::32, @nlmsg_error::16-native, _::binary>> = datagram) do
     sent = for entry <- entries, is_binary(entry), message <- messages(entry), do: message.seq
 
     Enum.find_value(messages(datagram), fn message ->

@@ -313,9 +313,9 @@ defmodule NetlinkPort.Request.Reader do
         failed(reader, error)
 
       # The owner must get this message, too.
-      {:netlink_closed, ^socket, _reason} = message ->
+      {:netlink_closed, ^socket, reason} = message ->
         SocketState.deliver(socket, message)
-        {:error, Error.new(:thread, :epipe)}
+        {:error, closed(reason)}
 
       {^alias, failed} ->
         {:unsent, Client.failure(socket, failed)}
@@ -323,4 +323,16 @@ defmodule NetlinkPort.Request.Reader do
       timeout -> :timeout
     end
   end
+
+  # As a call on a passive socket fails. The helper has not ended.
+  defp closed(:namespace_gone),
+    do: Error.new(:info, :ebadf, hint: "the socket is closed, since its namespace is gone")
+
+  defp closed(:noconnection) do
+    Error.new(:thread, :epipe,
+      hint: "the node of the server, or the connection to it, was lost, and with it the socket"
+    )
+  end
+
+  defp closed(_reason), do: Error.new(:thread, :epipe)
 end

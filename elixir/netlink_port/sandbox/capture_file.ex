@@ -32,7 +32,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
   }
 
   @type packet :: %{
-          time: non_neg_integer() | nil,
+          time: integer() | nil,
           direction: :in | :out | nil,
           protocol: non_neg_integer() | nil,
           interface: String.t() | nil,
@@ -188,6 +188,9 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
 
   defp blocks(bytes, offset, state), do: block(bytes, offset, state)
 
+  # The first block, cut before the magic.
+  defp block(_cut, _offset, %{order: nil} = state), do: done(state, true)
+
   defp block(<<head::binary-8, rest::binary>> = bytes, offset, %{order: order} = state) do
     [type, length] = words(order, head)
 
@@ -316,8 +319,8 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
   defp unit(<<0::1, power::7>>), do: Integer.pow(10, power)
   defp unit(_microseconds), do: 1_000_000
 
-  defp tsoffset(<<_::64>> = value, :big), do: :binary.decode_unsigned(value, :big)
-  defp tsoffset(<<_::64>> = value, :little), do: :binary.decode_unsigned(value, :little)
+  defp tsoffset(<<seconds::64-signed-big>>, :big), do: seconds
+  defp tsoffset(<<seconds::64-signed-little>>, :little), do: seconds
   defp tsoffset(_none, _order), do: 0
 
   defp nanoseconds({high, low}, interface) do

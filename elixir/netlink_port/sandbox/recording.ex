@@ -6,6 +6,8 @@ defmodule NetlinkPort.Sandbox.Recording do
   alias NetlinkPort.Sandbox.CaptureFile
 
   @request Message.flags([:request])
+  # Years, as after a clock was set, are more than a timer takes.
+  @longest_sleep 86_400_000
   @options [:to, :socket, :tag, :timed, :protocol, :interface]
 
   @spec replay(Path.t(), keyword()) :: {:ok, map()} | {:error, Error.t() | DecodeError.t()}
@@ -79,7 +81,8 @@ defmodule NetlinkPort.Sandbox.Recording do
 
   defp play(packets, send, timed?) do
     start = System.monotonic_time(:nanosecond)
-    first = with [packet | _] <- packets, do: packet.time
+    # Simple packets have no time.
+    first = Enum.find_value(packets, & &1.time)
 
     Enum.each(packets, fn packet ->
       if timed? and packet.time != nil, do: sleep_until(start + max(packet.time - first, 0))
@@ -88,8 +91,12 @@ defmodule NetlinkPort.Sandbox.Recording do
   end
 
   defp sleep_until(time) do
-    left = time - System.monotonic_time(:nanosecond)
-    if left > 0, do: Process.sleep(div(left + 999_999, 1_000_000))
+    left = div(time - System.monotonic_time(:nanosecond) + 999_999, 1_000_000)
+
+    if left > 0 do
+      Process.sleep(min(left, @longest_sleep))
+      sleep_until(time)
+    end
   end
 
   defp cut?(packet), do: packet.protocol == nil or byte_size(packet.bytes) < packet.length

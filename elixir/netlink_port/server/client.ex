@@ -258,7 +258,8 @@ defmodule NetlinkPort.Server.Client do
 
   defp deadlock, do: {:error, {:thread, Errno.number(:edeadlk), ""}}
 
-  # A telemetry handler runs in the server, and may call a function of this library.
+  # A telemetry handler runs in the server, and may call a function of this library. `gen_server:call/3` finds out the
+  # same of the other forms of names.
   defp self?(name) when is_atom(name), do: name != nil and Process.whereis(name) == self()
   defp self?(server), do: server == self()
 
@@ -277,13 +278,16 @@ defmodule NetlinkPort.Server.Client do
     :exit, {reason, {:gen_server, :call, _arguments}} -> failed_call(reason, noproc)
   end
 
-  # A registry that is not running raises. Only PartitionSupervisor exits.
+  # Registry raises while it is not running, as between its end and its restart. PartitionSupervisor exits.
   defp whereis(registry, name) do
     registry.whereis_name(name)
+  rescue
+    _not_running in ArgumentError -> :undefined
   catch
     :exit, _noproc -> :undefined
   end
 
+  defp failed_call(:calling_self, _noproc), do: deadlock()
   defp failed_call(:timeout, _noproc), do: {:error, {:thread, Errno.number(:etimedout), ""}}
   defp failed_call(:noproc, noproc), do: {:error, {:thread, Errno.number(noproc), ""}}
   defp failed_call(reason, _noproc), do: {:error, {:thread, Errno.number(gone(reason)), ""}}
@@ -295,10 +299,47 @@ defmodule NetlinkPort.Server.Client do
   defp gone(:stuck), do: :etimedout
   defp gone(_reason), do: :epipe
 
-  @doc "The error of a failure that belongs to no socket. `%Error{}`, sent by a process that is no server, passes."
-  @spec failed({Error.stage(), integer(), binary()} | Error.t()) :: {:error, Error.t()}
-  def failed({stage, errno, _detail}), do: {:error, Error.new(stage, errno)}
-  def failed(%Error{} = error), do: {:error, error}
+  @typedoc "What was called, and by which name or pid."
+  @type callee :: {:server | :connection | :monitor | :capture, GenServer.server()}
+
+  @doc "The error of a call that failed, which belongs to no socket. `%Error{}`, the callee's own answer, passes."
+  @spec failed({Error.stage(), integer(), binary()} | Error.t(), callee()) :: {:error, Error.t()}
+  # Without a subject, which the helper's own errors of this stage have.
+  def failed(%Error{stage: :protocol, subject: nil, errno: errno}, callee),
+    do: failed({:protocol, errno, ""}, callee)
+
+  def failed(%Error{} = error, _callee), do: {:error, error}
+
+  def failed({stage, errno, _detail}, {kind, process}) do
+    subject = if stage == :thread and kind != :server, do: Atom.to_string(kind)
+    hint = hint({stage, Errno.atom(errno)}, kind, process)
+    {:error, Error.new(stage, errno, subject: subject, hint: hint)}
+  end
+
+  defp hint({:thread, :esrch}, kind, pid) when is_pid(pid),
+    do: "the #{kind} #{inspect(pid)} has ended, or its node cannot be reached"
+
+  defp hint({:thread, :esrch}, kind, name) do
+    "no such #{kind} is running, #{inspect(name)}, or its node cannot be reached; start it under a supervisor: " <>
+      child(kind, name)
+  end
+
+  defp hint({:thread, :epipe}, kind, _process) when kind != :server,
+    do: "it has ended; call again when its supervisor has started it again"
+
+  # The processes of this library answer so to calls that they do not know.
+  defp hint({:protocol, :einval}, kind, process) do
+    "#{inspect(process)} is no #{kind} of this library, but another process of it, or one of another version"
+  end
+
+  defp hint(_failure, _kind, _process), do: nil
+
+  defp child(:server, name), do: "{NetlinkPort, name: #{inspect(local(name))}}"
+  defp child(:connection, name), do: "{NetlinkPort.Connection, name: #{inspect(local(name))}, …}"
+  defp child(:monitor, name), do: "{NetlinkPort.Monitor, name: #{inspect(local(name))}, …}"
+
+  defp local({name, _node}) when name not in [:global, :via], do: name
+  defp local(name), do: name
 
   @doc "Turns a raw failure into an error with the socket's protocol and namespace in its sentence."
   @spec explain(raw(), Socket.t()) :: {:ok, term()} | {:error, Error.t()}

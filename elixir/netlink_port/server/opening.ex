@@ -42,8 +42,7 @@ defmodule NetlinkPort.Server.Opening do
       {:ok, {%Socket{} = socket, known}} -> {:ok, socket, known}
       # Only again/4 asks for the processes. A server of an older version does not report them.
       {:ok, %Socket{} = socket} -> {:ok, socket, []}
-      {:error, %Error{} = error} -> {:error, error}
-      {:error, {stage, errno, _detail}} -> {:error, Error.new(stage, errno)}
+      {:error, reason} -> Client.failed(reason, {:server, server})
     end
   end
 

@@ -12,7 +12,8 @@ defmodule NetlinkPort.Server.PinNumbers do
     if Payload.iodata_size(payload) do
       {:ok, payload}
     else
-      {:ok, Payload.replace(payload, &number_on!(&1, socket.helper))}
+      resolved = Payload.replace(payload, &number_on!(&1, socket.helper))
+      if Payload.iodata_size(resolved), do: {:ok, resolved}, else: Payload.wrong!(payload)
     end
   catch
     {__MODULE__, reason, pin} -> {:error, Error.new(:pin, reason, subject: inspect(pin))}

@@ -101,6 +101,9 @@ defmodule NetlinkPort.Server.Refusal do
       "name the namespace of a thread, {:path, \"/proc/#{thread}/ns/net\"}"
   end
 
+  defp hint(:open, :enoent, "dangling", _c),
+    do: "it is a symbolic link, and the file that it leads to is not there"
+
   defp hint(:open, :enoent, {"process", id}, _c) do
     "there is no process #{id} in that /proc, or it has no such file"
   end

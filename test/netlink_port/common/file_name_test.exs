@@ -96,6 +96,41 @@ defmodule NetlinkPort.FileNameTest do
     assert executable!(vm(ebin, code, [], cd: library)) == path
   end
 
+  # open_port/2 of OTP is ENOENT then, also for an absolute path.
+  test "a VM whose working directory was deleted: servers go on, and a start names the cause" do
+    folder = tmp_path!("deleted")
+
+    output =
+      vm(folder!(), """
+      {:ok, server} = NetlinkPort.start_link(name: nil)
+      File.mkdir_p!("#{folder}")
+      File.cd!("#{folder}")
+      File.rmdir!("#{folder}")
+      {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:path, "/proc/self/ns/net"})
+      {:error, error} = NetlinkPort.open(server, :route, netns: {:path, "blue"})
+      IO.puts(Exception.message(error))
+      for opts <- [[], [executable: "#{helper()}"], [executable: "relative"]] do
+        {:error, error} = NetlinkPort.start_link([name: nil] ++ opts)
+        IO.puts(Exception.message(error))
+      end
+      [_ | _] = NetlinkPort.Doctor.report()
+      File.cd!("/")
+      {:ok, _server} = NetlinkPort.start_link(name: nil)
+      """)
+
+    assert output =~
+             "open of blue: ENOENT: the path is relative, and the VM's working directory cannot be told"
+
+    starts =
+      Regex.scan(
+        ~r/^helper .*: ENOENT: the VM's working directory is not there any more/m,
+        output
+      )
+
+    assert length(starts) == 3
+    refute output =~ "mix compile"
+  end
+
   test "the doctor finds and shows an executable with non-ASCII letters" do
     library = folder!()
 

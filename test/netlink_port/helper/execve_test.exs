@@ -166,6 +166,35 @@ defmodule NetlinkPort.ExecveTest do
                "netlink_port: the system; refused it"
   end
 
+  test "bytes that are no UTF-8 on standard error, as in another locale, are shown as ?" do
+    path = script!("printf 'non trouv\\351: biblioth\\350que\\033[31m\\n' >&2; exit 3")
+    assert {:error, %Error{} = error} = NetlinkPort.start_link(name: nil, executable: path)
+
+    assert Exception.message(error) =~ "EPROTO: it says: non trouv?: biblioth?que?[31m"
+  end
+
+  test "a FIFO as the executable is named as such, and is not opened" do
+    path = tmp_path!("fifo")
+    {_output, 0} = System.cmd("mkfifo", ["-m", "755", path])
+    opts = [name: nil, executable: path]
+
+    assert {:error, %Error{stage: :thread, reason: :eproto} = error} =
+             NetlinkPort.start_link(opts)
+
+    assert Exception.message(error) =~
+             "EACCES: it is no file but a FIFO or a socket; name the file"
+  end
+
+  test "the error is legible for a path of any bytes" do
+    path = script!("exit 3") <> "\xFF\e[31m"
+    opts = [name: nil, executable: path]
+    assert {:error, %Error{reason: :enoent} = error} = NetlinkPort.start_link(opts)
+    text = Exception.message(error)
+    assert String.valid?(text)
+    assert text =~ "\\xFF\\e[31m"
+    refute text =~ "\e"
+  end
+
   @tag :root
   test "a kernel without network namespaces is named" do
     # Like a kernel without CONFIG_NET_NS: that folder of the process is empty.

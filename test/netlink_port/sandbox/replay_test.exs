@@ -3,7 +3,7 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
   use ExUnit.Case, async: true
   use NetlinkPort.Sandbox
 
-  import NetlinkPort.Case, only: [tmp_path!: 1]
+  import NetlinkPort.Case, only: [eventually!: 1, tmp_path!: 1]
 
   alias NetlinkPort.{DecodeError, Error, Message, Rtnl, Sandbox}
   alias NetlinkPort.Capture.Pcapng
@@ -292,6 +292,63 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
     assert {:ok, %{datagrams: 0, cut: 1}} = replay(pcapng(:little, blocks.(32)), to: self())
     size = byte_size(event(1))
     assert [_event, %Error{reason: :emsgsize, length: ^size}] = received()
+  end
+
+  # Blocks of a little-endian file: an interface with options `{code, value}`, and packets with and without a time.
+  defp interface(options) do
+    options =
+      for {code, value} <- options,
+          do: [n(:little, 16, code), n(:little, 16, byte_size(value)), value]
+
+    {1, [n(:little, 16, 253), <<0::48>>, options, <<0::32>>]}
+  end
+
+  defp timed(number, time, bytes) do
+    <<high::32, low::32>> = <<time::64>>
+    numbers = [number, high, low, byte_size(bytes), byte_size(bytes)]
+    {6, [Enum.map(numbers, &n(:little, 32, &1)), bytes]}
+  end
+
+  defp timeless(bytes), do: {3, [n(:little, 32, byte_size(bytes)), bytes]}
+
+  test "packets without a time are played at once, in their place between others" do
+    [first, second, third] = for n <- 1..3, do: cooked(@user, 0, event(n))
+    blocks = [timeless(first), timed(0, 7_000_000, second), timeless(third)]
+    path = pcapng(:little, [interface([]) | blocks])
+    assert {:ok, %{datagrams: 3}} = replay(path, to: self(), timed: true)
+    assert received() == [event(1), event(2), event(3)]
+  end
+
+  test "the offset of an interface's times can be negative" do
+    # Both are 5 s after the epoch.
+    offset = <<-2::64-little>>
+    [first, second] = for n <- 1..2, do: cooked(@user, 0, event(n))
+    interfaces = [interface([]), interface([{14, offset}])]
+    blocks = [timed(0, 5_000_000, first), timed(1, 7_000_000, second)]
+    path = pcapng(:little, interfaces ++ blocks)
+    assert {:ok, %{datagrams: 2}} = replay(path, to: self(), timed: true)
+    assert received() == [event(1), event(2)]
+  end
+
+  test "a gap of years, as when a clock is set, is waited for, and raises nothing" do
+    [first, second] = for n <- 1..2, do: cooked(@user, 0, event(n))
+    year = 31_536_000 * 1_000_000
+    path = pcapng(:little, [interface([]), timed(0, 0, first), timed(0, 50 * year, second)])
+    test = self()
+    {player, monitor} = spawn_monitor(fn -> replay(path, to: test, timed: true) end)
+    assert_receive {:netlink, :replay, _first}
+    sleeps = {:current_function, {Process, :sleep, 1}}
+    eventually!(fn -> Process.info(player, :current_function) == sleeps end)
+    Process.exit(player, :kill)
+    assert_receive {:DOWN, ^monitor, :process, ^player, :killed}
+  end
+
+  test "a file that ends within its first block is played up to there" do
+    for bytes <- 4..27 do
+      whole = File.read!(pcapng(:little, []))
+      path = file!(binary_part(whole, 0, bytes))
+      assert {:ok, %{datagrams: 0, truncated: true}} = replay(path, to: self())
+    end
   end
 
   test "a file that ends in the middle of a packet is played up to there" do

@@ -470,6 +470,42 @@ defmodule NetlinkPort.ServerTest do
     assert {:ok, [rcvbuf: _]} = NetlinkPort.getopts(socket, [:rcvbuf])
   end
 
+  test "a call from within the server is EDEADLK by every form of its name" do
+    registry = start_supervised!({Registry, keys: :unique, name: __MODULE__.Registry})
+    assert is_pid(registry)
+    local = :"server-#{System.unique_integer([:positive])}"
+
+    for {name, call} <- [
+          {local, local},
+          {local, {local, node()}},
+          {{:global, local}, {:global, local}},
+          {{:via, Registry, {__MODULE__.Registry, 1}}, {:via, Registry, {__MODULE__.Registry, 1}}}
+        ] do
+      server = start_server!(name: name)
+      test = self()
+
+      :sys.replace_state(server, fn state ->
+        send(test, {:told, NetlinkPort.stats(call), NetlinkPort.open(call, :route, [])})
+        state
+      end)
+
+      assert_receive {:told, {:error, error}, {:error, same}}
+      assert {error.stage, error.reason} == {:thread, :edeadlk}
+      assert {same.stage, same.reason} == {:thread, :edeadlk}
+      GenServer.stop(server)
+    end
+  end
+
+  test "a handle that is no integer raises in the caller; one that no socket has is EBADF" do
+    server = start_server!()
+
+    for wrong <- [nil, :foo, 1.5, "1", [1 | 2], self()],
+        do: assert_raise(ArgumentError, ~r/handle/, fn -> NetlinkPort.socket(server, wrong) end)
+
+    for unknown <- [-1, 0, 1, Bitwise.bsl(1, 80)],
+        do: assert({:error, %Error{reason: :ebadf}} = NetlinkPort.socket(server, unknown))
+  end
+
   describe "unexpected messages and calls" do
     test "do not disturb the server" do
       server = start_server!()

@@ -32,7 +32,7 @@ defmodule NetlinkPort.Doctor.Executable do
         [version(path) | mode(path, stat, Execve.file_capabilities(path))]
 
       {:ok, %{type: type}} ->
-        [{:fail, "#{path} is no file but a #{type}", Remedy.missing(path)}]
+        [{:fail, "#{path} is no file but a #{ExecutableAccess.kind(type)}", Remedy.missing(path)}]
 
       {:error, :eacces} ->
         [unreached(path)]
