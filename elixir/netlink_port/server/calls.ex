@@ -96,7 +96,7 @@ defmodule NetlinkPort.Server.Calls do
 
       true ->
         case Recv.recv(state.sockets, handle, from, left, way == :hold) do
-          {:wait, sockets} -> State.spin(State.update(state, sockets))
+          {:wait, sockets} -> state |> State.update(sockets) |> State.await_datagram(way == :hold)
           {reply, sockets} -> state |> State.update(sockets) |> State.reply(from, reply)
         end
     end

@@ -96,6 +96,17 @@ defmodule NetlinkPort.Server.State do
     spin(%{state | spin: Spin.asked(state.spin, System.monotonic_time())})
   end
 
+  @doc """
+  A caller waits for a datagram. It is an answer, and comes soon, if the caller makes a request, or if an answer came a
+  moment ago: the caller itself has written the command. Without this a helper that slept stays a miss for ever.
+  """
+  @spec await_datagram(t(), request? :: boolean()) :: {:noreply, t()} | {:noreply, t(), timeout()}
+  def await_datagram(state, request?) do
+    if request? or Spin.on?(state.spin, System.monotonic_time()),
+      do: await_reply(state),
+      else: {:noreply, state}
+  end
+
   @doc "The helper has replied, or the kernel to a request: spins until the next one."
   @spec answered(t()) :: {:noreply, t()} | {:noreply, t(), timeout()}
   def answered(state) do

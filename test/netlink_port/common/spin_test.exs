@@ -75,6 +75,32 @@ defmodule NetlinkPort.SpinTest do
     refute Spin.on?(spin, now)
   end
 
+  # The caller has written the command itself. When the answer is late all the same, that is a miss.
+  test "the server knows that the answer to a request on a passive socket is awaited" do
+    server = start_server!()
+    netns = netns!()
+    helper = os_pid(server)
+
+    owner =
+      Task.async(fn ->
+        {:ok, socket} = NetlinkPort.open(server, :route, netns: {:name, netns}, active: false)
+        assert_receive :go, within(5_000)
+        NetlinkPort.request(socket, 18, <<0::32, 1::32-native, 0::64>>)
+      end)
+
+    eventually!(fn -> match?({:ok, %{sockets: 1}}, NetlinkPort.info(server)) end)
+    last = fn -> :sys.get_state(server).spin.last end
+    before = last.()
+    signal!(helper, "STOP")
+    on_exit(fn -> as_root("kill", ["-CONT", "#{helper}"]) end)
+    send(owner.pid, :go)
+
+    # With a single scheduler nothing spins.
+    if :erlang.system_info(:schedulers_online) > 1, do: eventually!(fn -> last.() > before end)
+    signal!(helper, "CONT")
+    assert {:ok, [_lo]} = Task.await(owner, within(5_000))
+  end
+
   # Invariant: a server without traffic does not wake up.
   test "the server sleeps soon after the last answer" do
     server = start_server!(ping_interval: :infinity)
