@@ -62,13 +62,16 @@ defmodule NetlinkPort.Monitor.Config do
       # An absolute path: the working directory may be another when the socket is opened again.
       opts = Keyword.put(opts, :netns, netns)
 
-      for {type, payload} <- dumps,
-          is_integer(type),
-          do: sendable!(:dump, protocol, type, payload)
+      dumped = for {type, payload} <- dumps, is_integer(type), do: {:dump, type, payload}
 
-      for {type, _flags, payload} <- subscription,
-          is_integer(type),
-          do: sendable!(:request, protocol, type, payload)
+      requested =
+        for {type, _flags, payload} <- subscription,
+            is_integer(type),
+            do: {:request, type, payload}
+
+      Enum.each(dumped ++ requested, fn {kind, type, payload} ->
+        sendable!(kind, protocol, type, payload)
+      end)
 
       {:ok,
        %__MODULE__{
