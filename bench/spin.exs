@@ -10,7 +10,7 @@ defmodule Bench.Spin do
           {"in series", fn -> :ok end, 5_000},
           {"100 a second", fn -> Process.sleep(10) end, 200}
         ],
-        spin <- [50, 0] do
+        spin <- [100, 0] do
       {wall, cpu} = Measure.alone(fn -> run(spin, wait, count) end)
       {name, spin, wall, cpu}
     end

@@ -268,7 +268,7 @@ defmodule NetlinkPort do
       to 30_000.
     * `:spin` - for how many microseconds the helper and the server look for more work, right after traffic and while
       that pays, before they sleep. 0 is never. It makes the next request two to four times as fast, and costs up to
-      that much processor time after each. Defaults to 50.
+      that much processor time after each. Defaults to 100.
     * `:keep` - capabilities that the helper does not give up at its start. It always keeps `CAP_SYS_ADMIN`,
       `CAP_NET_ADMIN` and, in reserve, `CAP_SYS_PTRACE`. Add `:net_broadcast` for `listen_all_nsid`, `:audit_read` and
       `:audit_control` for `NETLINK_AUDIT`, `:dac_read_search` for namespace files in directories that are closed to

@@ -30,7 +30,7 @@ defmodule NetlinkPort.Server do
   }
 
   @timeouts [call_timeout: 15_000, hello_timeout: 5_000, ping_interval: 30_000]
-  @defaults @timeouts ++ [keep: [], spin: 50, user_namespaces: false]
+  @defaults @timeouts ++ [keep: [], spin: 100, user_namespaces: false]
 
   @doc "See `NetlinkPort.start_link/1`. With `log: :none` the server logs nothing: its caller reports the failure."
   @spec start_link(keyword(), Restarts.log()) :: GenServer.on_start()
