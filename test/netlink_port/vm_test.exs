@@ -239,6 +239,7 @@ defmodule NetlinkPort.VMTest do
     eventually!(fn -> not running?(helper) end, 5_000)
   end
 
+  @tag root: true, init_user_namespace: true
   test "the VM's user may start no more processes: the error names the limits, and running servers go on" do
     # A user without other processes. The port program that starts the VM's programs is the one that forks.
     script = tmp_path!("nproc.exs")
