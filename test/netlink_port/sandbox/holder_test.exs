@@ -12,6 +12,9 @@ defmodule NetlinkPort.Sandbox.HolderTest do
       Process.flag(:trap_exit, true)
       {:ok, port} = Holder.spawn_program("sh", ["-c", "exec <&-; echo ready; exec sleep 600"])
       {:ok, {_port, os_pid} = holder} = Holder.await(port)
+
+      # OTP's program that forks holds the pipe a moment longer, and forks one program after the other.
+      {"", 0} = System.cmd("true", [])
       send(test, {:started, os_pid})
       send(test, {:stopped, Holder.stop(holder)})
     end)
