@@ -330,7 +330,24 @@ defmodule NetlinkPort.CaptureTest do
 
       signal!(vm, :KILL)
       eventually!(fn -> not running?(vm) end)
+      # The signal may end write(2) within a block, of which the last is then a part.
+      bytes = File.read!(path)
+      whole = whole(bytes)
+      assert byte_size(bytes) - whole < 10_000
+      File.write!(path, binary_part(bytes, 0, whole))
       assert length(packets!(path)) > 100
+    end
+
+    # The size of all whole blocks: each has its type and its size at its beginning.
+    defp whole(bytes, from \\ 0) do
+      case bytes do
+        <<_before::binary-size(from), _type::32, size::32-native, _rest::binary>>
+        when from + size <= byte_size(bytes) ->
+          whole(bytes, from + size)
+
+        _part ->
+          from
+      end
     end
   end
 
