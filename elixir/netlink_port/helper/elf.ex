@@ -26,19 +26,22 @@ defmodule NetlinkPort.Helper.Elf do
   @doc "Reads the header of a file. `:error` if the file cannot be read, or is no ELF file."
   @spec read(Path.t()) :: {:ok, t()} | :error
   def read(path) do
-    with {:ok, head} <- head(path), do: parse(head)
+    with {:ok, head} <- beginning(path, @head), do: parse(head)
   end
 
-  defp head(path) do
+  @doc "The first bytes of a regular file, so many at most."
+  @spec beginning(Path.t(), pos_integer()) :: {:ok, binary()} | :error
+  def beginning(path, size) do
     # Danger: the open of a FIFO waits for a writer.
     with {:ok, %{type: :regular}} <- File.stat(path),
          {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
-      head = :file.read(file, @head)
+      head = :file.read(file, size)
       _closed = :file.close(file)
       head
     end
     |> case do
-      {:ok, head} -> {:ok, head}
+      # And not what stat(2) says of another kind of file.
+      {:ok, head} when is_binary(head) -> {:ok, head}
       _not_read -> :error
     end
   end

@@ -186,14 +186,9 @@ defmodule NetlinkPort.Helper.Execve do
   end
 
   defp first_line(path) do
-    # Danger: the open of a FIFO waits for a writer.
-    with {:ok, %{type: :regular}} <- File.stat(path),
-         {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
-      # As many bytes as the kernel reads. `:file.read_line/1` would take a carriage return away.
-      start = :file.read(file, 256)
-      _closed = :file.close(file)
-      with {:ok, bytes} <- start, do: {:ok, bytes |> String.split("\n", parts: 2) |> hd()}
-    end
+    # As many bytes as the kernel reads. `:file.read_line/1` would take a carriage return away.
+    with {:ok, bytes} <- Elf.beginning(path, 256),
+         do: {:ok, bytes |> String.split("\n", parts: 2) |> hd()}
   end
 
   defp built_elsewhere do
