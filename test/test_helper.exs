@@ -42,8 +42,7 @@ requirements = [
     "No tables of nftables for IPv4 here: conntrack, nflog and sets are not followed."
   },
   proc_events: {
-    match?({:ok, "Name" <> _}, File.read("/proc/net/connector")) and
-      File.read!("/proc/net/connector") =~ "cn_proc",
+    with({:ok, text} <- File.read("/proc/net/connector"), do: text =~ "cn_proc") == true,
     "No process events in this kernel or namespace: the connector is not listened to."
   },
   root: {

@@ -18,3 +18,26 @@ with_apt() { # COMMAND ARGUMENT...
     -o APT::Architectures=amd64 -o Acquire::Languages=none -o Acquire::Check-Valid-Until=false \
     -o APT::Sandbox::User=root "$@"
 }
+
+# Without the network an earlier download is used: this prints its folder, and ends the script.
+update() {
+  with_apt apt-get update >"$apt/log" 2>&1 || {
+    [ -e "$apt/current" ] || { cat "$apt/log" >&2; exit 1; }
+    cat "$apt/current"
+    exit
+  }
+}
+
+# Unpacks packages into the new folder ROOT.
+unpack() { # ROOT PACKAGE...
+  root=$1
+  shift
+  mkdir -p "$root" "$apt/debs"
+  rm -f "$apt"/debs/*
+  (cd "$apt/debs" && with_apt apt-get download "$@") >>"$apt/log" 2>&1 || {
+    cat "$apt/log" >&2
+    exit 1
+  }
+  for deb in "$apt"/debs/*.deb; do dpkg-deb -x "$deb" "$root"; done
+  rm -rf "$apt/debs"
+}

@@ -18,12 +18,7 @@ depends() { # PACKAGE: what it depends on of the kernel's own packages.
     sed -n 's/^ *\(linux-\(image\|binary\|modules\)-[0-9][^ ]*\).*/\1/p'
 }
 
-# Without the network an earlier download is used.
-with_apt apt-get update >"$apt/log" 2>&1 || {
-  [ -e "$apt/current" ] || { cat "$apt/log" >&2; exit 1; }
-  cat "$apt/current"
-  exit
-}
+update
 image=$(depends linux-image-amd64 | head -1)
 [ -n "$image" ] || { echo "kernel.sh: $suite has no linux-image-amd64" >&2; exit 1; }
 version=$(with_apt apt-cache show --no-all-versions "$image" | sed -n 's/^Version: //p')
@@ -33,12 +28,7 @@ echo "$kernel" >"$apt/current"
 if [ ! -d "$kernel" ]; then
   new=$kernel.new
   rm -rf "$new"
-  mkdir -p "$new/tree" "$new/debs"
-  (cd "$new/debs" && with_apt apt-get download "$image" $(depends "$image")) >>"$apt/log" 2>&1 || {
-    cat "$apt/log" >&2
-    exit 1
-  }
-  for deb in "$new"/debs/*.deb; do dpkg-deb -x "$deb" "$new/tree"; done
+  unpack "$new/tree" "$image" $(depends "$image")
   [ -d "$new/tree/usr/lib/modules" ] || { mkdir -p "$new/tree/usr"; mv "$new/tree/lib" "$new/tree/usr/lib"; }
   ln -sfn usr/lib "$new/tree/lib" 2>/dev/null || true
   release=$(ls "$new/tree/usr/lib/modules")
@@ -84,7 +74,7 @@ END
   (cd "$init" && find . | cpio -o -H newc --quiet | gzip -1) >"$new/initrd"
   mke2fs -q -t ext4 -d "$new/tree/usr/lib/modules" "$new/modules.img" 1500M >/dev/null
   echo "$release ($version)" >"$new/version"
-  rm -rf "$new/tree" "$new/debs" "$init"
+  rm -rf "$new/tree" "$init"
   mv "$new" "$kernel"
 fi
 echo "$kernel"

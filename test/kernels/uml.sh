@@ -9,12 +9,7 @@ dir=${KERNELS_DIR:?}
 apt=$dir/apt/uml-$suite
 . "$(dirname "$0")/apt.sh"
 
-# Without the network an earlier download is used.
-with_apt apt-get update >"$apt/log" 2>&1 || {
-  [ -e "$apt/current" ] || { cat "$apt/log" >&2; exit 1; }
-  cat "$apt/current"
-  exit
-}
+update
 version=$(with_apt apt-cache show --no-all-versions user-mode-linux | sed -n 's/^Version: //p')
 [ -n "$version" ] || { echo "uml.sh: $suite has no user-mode-linux" >&2; exit 1; }
 kernel=$dir/uml-$version
@@ -23,17 +18,11 @@ echo "$kernel" >"$apt/current"
 if [ ! -d "$kernel" ]; then
   new=$kernel.new
   rm -rf "$new"
-  mkdir -p "$new/root" "$new/debs"
-  (cd "$new/debs" && with_apt apt-get download user-mode-linux libc6) >>"$apt/log" 2>&1 || {
-    cat "$apt/log" >&2
-    exit 1
-  }
-  for deb in "$new"/debs/*.deb; do dpkg-deb -x "$deb" "$new/root"; done
+  unpack "$new/root" user-mode-linux libc6
   # Debian's newer packages have all of it in /usr. The links are those of a merged /usr.
   for folder in lib lib64; do [ -e "$new/root/$folder" ] || ln -s "usr/$folder" "$new/root/$folder"; done
   mkdir -p "$new/root/dev" "$new/root/proc" "$new/root/tmp" "$new/root/root" "$new/root/kernels"
   echo "$(ls "$new/root/usr/lib/uml/modules") (user-mode-linux $version)" >"$new/version"
-  rm -rf "$new/debs"
   mv "$new" "$kernel"
 fi
 echo "$kernel"

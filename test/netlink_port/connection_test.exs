@@ -66,13 +66,6 @@ defmodule NetlinkPort.ConnectionTest do
     os_pid
   end
 
-  defp results(pids) do
-    for pid <- pids do
-      assert_receive {:result, ^pid, result}, within(15_000)
-      result
-    end
-  end
-
   defp whole?({:ok, messages}) do
     Enum.count(messages, &(&1.type == @newaddr)) == @addresses + 1
   end

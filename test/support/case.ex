@@ -246,6 +246,14 @@ defmodule NetlinkPort.Case do
     spawn(fn -> send(test, {:result, self(), fun.()}) end)
   end
 
+  @doc "The results of processes of `spawn_reporting/1`, in their order."
+  def results(pids) do
+    for pid <- pids do
+      assert_receive {:result, ^pid, result}, within(15_000)
+      result
+    end
+  end
+
   @doc "A process that does nothing until it is sent `:stop`."
   def idle_process do
     pid = spawn(fn -> receive do: (:stop -> :ok) end)

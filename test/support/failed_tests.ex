@@ -25,7 +25,8 @@ defmodule NetlinkPort.FailedTests do
   def handle_cast(_event, failed), do: {:noreply, failed}
 
   defp line(test, failures) do
-    text = Exception.format_banner(kind(failures), reason(failures), stack(failures))
+    [{kind, reason, stack} | _more] = failures
+    text = Exception.format_banner(kind, reason, stack)
 
     first =
       text
@@ -39,8 +40,4 @@ defmodule NetlinkPort.FailedTests do
     "#{inspect(test.module)}, #{test.name} (#{Path.relative_to_cwd(test.tags.file)}:#{test.tags.line}), " <>
       "after #{seconds} s, at #{at} UTC:\n  #{first}"
   end
-
-  defp kind([{kind, _reason, _stack} | _more]), do: kind
-  defp reason([{_kind, reason, _stack} | _more]), do: reason
-  defp stack([{_kind, _reason, stack} | _more]), do: stack
 end

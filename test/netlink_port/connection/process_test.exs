@@ -50,13 +50,6 @@ defmodule NetlinkPort.Connection.ProcessTest do
     pid
   end
 
-  defp results(pids) do
-    for pid <- pids do
-      assert_receive {:result, ^pid, result}, within(15_000)
-      result
-    end
-  end
-
   test "requests that wait at the same time share a datagram, and each gets its own answer",
        context do
     connection = connect!(context)
