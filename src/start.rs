@@ -30,9 +30,9 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-/// The size that the pipe to the VM is given, in bytes: a larger pipe has no measurable effect. The pipe from
-/// the VM keeps its size.
-const PIPE: i32 = 256 << 10;
+/// The size that the pipe to the VM is given, in bytes: a larger pipe makes dumps no faster, and a smaller one makes
+/// them slower (docs/decisions.md). The pipe from the VM keeps its size.
+const PIPE: i32 = 512 << 10;
 /// How many bytes of pipes the user must have left before the pipe is widened: a user beyond
 /// pipe-user-pages-soft gets pipes of 8 KiB everywhere. pipe(7).
 const PIPE_SPARE: i32 = 1 << 20;

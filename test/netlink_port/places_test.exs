@@ -214,7 +214,7 @@ defmodule NetlinkPort.PlacesTest do
   test "new pipes keep the usual size while helpers run", c do
     prefix = ["perl", "-e", @spend <> " exit(system(@ARGV) >> 8)"]
     {sizes, _output} = Places.call(c.places, :user, PlaceFaults, :pipe_size, [8], prefix)
-    assert sizes == {65_536, 262_144}
+    assert sizes == {65_536, 524_288}
   end
 
   describe "without a shell" do

@@ -203,8 +203,11 @@ defmodule NetlinkPort.Request.Exchange do
   @doc "Adds the messages of a datagram of `size` bytes that belong to the exchange, in their order."
   @spec add(t(), [Message.t()], non_neg_integer()) :: t()
   def add(exchange, messages, size \\ 0) do
-    answer = Enum.reduce(messages, exchange.answer, &Reply.add(&2, &1))
-    %{exchange | answer: answer, bytes: exchange.bytes + size + @datagram}
+    %{
+      exchange
+      | answer: Reply.add(exchange.answer, messages),
+        bytes: exchange.bytes + size + @datagram
+    }
   end
 
   @doc "Notes a loss, which may have hit the answer, or a malformed part of the answer, which counts before any loss."

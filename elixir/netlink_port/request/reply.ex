@@ -103,27 +103,54 @@ defmodule NetlinkPort.Request.Reply do
   def mine?(%{classes: classes}, message, group),
     do: LateAnswers.answers?(classes, message, group)
 
-  @doc "Adds a message that belongs to the answer."
-  @spec add(t(), Message.t()) :: t()
-  def add(answer, message) do
-    answer = %{
-      answer
-      | interrupted?: answer.interrupted? or (multi?(message) and intr?(message))
-    }
+  @doc "Returns the messages that belong to the answer, and the others."
+  @spec split(t(), [Message.t()], non_neg_integer() | nil) :: {[Message.t()], [Message.t()]}
+  def split(answer, messages, group) do
+    if Enum.all?(messages, &mine?(answer, &1, group)),
+      do: {messages, []},
+      else: Enum.split_with(messages, &mine?(answer, &1, group))
+  end
+
+  @doc "Adds messages that belong to the answer, in their order."
+  @spec add(t(), [Message.t()]) :: t()
+  def add(answer, messages), do: add(messages, answer, answer.messages, answer.count)
+
+  # A dump may have millions of messages, so that most of them must not change the struct.
+  defp add([message | messages], answer, gathered, count) do
+    answer = interrupted(answer, message)
 
     case Message.control(message.type) do
-      :noop -> answer
-      :error -> judged(answer, message, :ack)
-      :done -> judged(answer, message, :done)
-      :overrun -> failed(answer, message.seq, Error.new(:recv, :enobufs))
-      nil -> replied(answer, message)
+      nil ->
+        add(messages, replied(answer, message), [message | gathered], count + 1)
+
+      control ->
+        add(messages, judged(%{answer | count: count}, control, message), gathered, count)
     end
   end
+
+  defp add([], answer, gathered, count), do: %{answer | messages: gathered, count: count}
+
+  defp interrupted(answer, message) do
+    if multi?(message) and intr?(message), do: %{answer | interrupted?: true}, else: answer
+  end
+
+  defp replied(%{kind: :plain} = answer, message) do
+    if answer.alone? or not multi?(message), do: ended(answer, :message), else: answer
+  end
+
+  defp replied(answer, _message), do: answer
+
+  defp judged(answer, :noop, _message), do: answer
+  defp judged(answer, :error, message), do: judge(answer, message, :ack)
+  defp judged(answer, :done, message), do: judge(answer, message, :done)
+
+  defp judged(answer, :overrun, message),
+    do: failed(answer, message.seq, Error.new(:recv, :enobufs))
 
   defp multi?(message), do: Message.flag?(message, :multi)
   defp intr?(message), do: Message.flag?(message, :dump_intr)
 
-  defp judged(answer, %{seq: seq} = message, how) do
+  defp judge(answer, %{seq: seq} = message, how) do
     case ExtAck.read(message, Map.fetch!(answer.requests, seq)) do
       # The kernel only acks a control message. A peer in user space has answered this one, and its NLMSG_DONE follows.
       {0, _ext_ack} when answer.control? and answer.count > 0 and how == :ack ->
@@ -148,14 +175,6 @@ defmodule NetlinkPort.Request.Reply do
 
   defp failed(answer, seq, error) do
     %{answer | errors: Map.put_new(answer.errors, seq, error)}
-  end
-
-  defp replied(answer, message) do
-    answer = %{answer | messages: [message | answer.messages], count: answer.count + 1}
-
-    if answer.kind == :plain and (answer.alone? or not multi?(message)),
-      do: ended(answer, :message),
-      else: answer
   end
 
   @doc "Returns the messages that were read, in their order."

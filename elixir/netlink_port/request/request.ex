@@ -283,7 +283,7 @@ defmodule NetlinkPort.Request do
 
     case Message.read(datagram) do
       {:ok, messages} ->
-        {mine, others} = Enum.split_with(messages, &Reply.mine?(answer, &1, group))
+        {mine, others} = Reply.split(answer, messages, group)
         SocketState.note_end(reader.socket, messages)
         pass_on(reader.socket, if(mine == [], do: datagram, else: others), others, metadata)
         add(reader, mine, byte_size(datagram))

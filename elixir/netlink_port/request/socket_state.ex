@@ -82,7 +82,7 @@ defmodule NetlinkPort.Request.SocketState do
   def note_end(socket, messages) do
     case state(socket).dump do
       {_live_or_left, seq} ->
-        if Enum.any?(messages, &(&1.seq == seq and end?(&1))), do: over(socket), else: :ok
+        if Enum.any?(messages, &(end?(&1) and &1.seq == seq)), do: over(socket), else: :ok
 
       nil ->
         :ok

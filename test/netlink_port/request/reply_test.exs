@@ -18,7 +18,7 @@ defmodule NetlinkPort.AnswerTest do
   defp done(seq, payload, flags \\ 0), do: message(3, seq, payload, @multi ||| flags)
   defp error(seq, errno), do: message(2, seq, <<-errno::32-native, 0::128>>)
 
-  defp read(answer, messages), do: Enum.reduce(messages, answer, &Reply.add(&2, &1))
+  defp read(answer, messages), do: Reply.add(answer, messages)
 
   defp new(kind, numbers, last) do
     Reply.new(kind, Map.new(numbers, &{&1, ""}), Map.new(numbers, &{&1, :answers}), last)
