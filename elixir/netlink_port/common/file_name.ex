@@ -28,7 +28,13 @@ defmodule NetlinkPort.FileName do
   the path stays as it is.
   """
   @spec expand(Path.t()) :: Path.t()
-  def expand(path), do: from_here(path, &Path.expand/2)
+  def expand(path), do: if(expanded?(path), do: path, else: from_here(path, &Path.expand/2))
+
+  # Each start of a server asks, and the working directory costs it a call of OTP's file server.
+  defp expanded?("/" <> _ = path),
+    do: :binary.match(path <> "/", ["//", "/./", "/../"]) == :nomatch
+
+  defp expanded?(_path), do: false
 
   @doc "As `expand/1`, but `..` stays."
   @spec absolute(Path.t()) :: Path.t()

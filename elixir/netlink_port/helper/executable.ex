@@ -31,7 +31,7 @@ defmodule NetlinkPort.Helper.Executable do
   def built do
     with folder when is_list(folder) <- :code.lib_dir(:netlink_port),
          library = FileName.bytes(folder),
-         true <- File.dir?(library) do
+         true <- File.dir?(library, [:raw]) do
       library |> Path.join("priv/netlink_port") |> FileName.expand()
     else
       _none -> nil
@@ -45,7 +45,14 @@ defmodule NetlinkPort.Helper.Executable do
   # Danger: these variables load libraries and audit modules, or tune the C library, sanitizers or Rust's runtime. The
   # helper would then make system calls that its seccomp filter does not allow. Those of the C library are the ones
   # that ld.so(8) itself removes from set-user-ID programs.
-  @foreign ~r/^(LD_|GLIBC_|MALLOC_|RUST_|[A-Z]+SAN_OPTIONS$|GCONV_PATH$|LOCPATH$|NLSPATH$|GETCONF_DIR$|LLVM_PROFILE_FILE$)/
+  @prefixes [~c"LD_", ~c"GLIBC_", ~c"MALLOC_", ~c"RUST_"]
+  @names [
+    ~c"GCONV_PATH",
+    ~c"LOCPATH",
+    ~c"NLSPATH",
+    ~c"GETCONF_DIR",
+    ~c"LLVM_PROFILE_FILE"
+  ]
 
   @doc """
   The variables to remove from the environment that a helper inherits, as `open_port/2` takes them. To run the helper
@@ -53,6 +60,11 @@ defmodule NetlinkPort.Helper.Executable do
   """
   @spec environment() :: [{charlist(), false}]
   def environment do
-    for {name, _value} <- :os.env(), List.to_string(name) =~ @foreign, do: {name, false}
+    for {name, _value} <- :os.env(), foreign?(name), do: {name, false}
   end
+
+  for prefix <- @prefixes, do: defp(foreign?(unquote(prefix) ++ _rest), do: true)
+
+  # ASAN_OPTIONS, UBSAN_OPTIONS and the like end so.
+  defp foreign?(name), do: name in @names or :lists.suffix(~c"SAN_OPTIONS", name)
 end

@@ -46,7 +46,7 @@ defmodule NetlinkPort.Helper do
 
   def start(executable, arguments, _linux) do
     # execve(2) of a directory would fail in the child, where the reason is lost.
-    if File.dir?(executable) do
+    if File.dir?(executable, [:raw]) do
       {:error, refused(:eacces, executable)}
     else
       spawn_executable(executable, arguments)

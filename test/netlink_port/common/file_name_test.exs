@@ -24,6 +24,15 @@ defmodule NetlinkPort.FileNameTest do
     output
   end
 
+  test "an expanded path is that of Path.expand/1" do
+    names = ["", ".", "..", "a", ".a", "..a", "a.", "a..", "...", "~", "ü"]
+
+    for root <- ["/", ""], first <- names, second <- names, end_ <- ["", "/", "/b"] do
+      path = root <> first <> "/" <> second <> end_
+      assert {path, NetlinkPort.FileName.expand(path)} == {path, Path.expand(path)}
+    end
+  end
+
   describe "a path as a charlist or chardata" do
     @describetag :root
 

@@ -262,6 +262,9 @@ defmodule NetlinkPort.ExecveTest do
         {"LD_LIBRARY_PATH", "/nowhere"},
         {"MALLOC_ARENA_MAX", "1"},
         {"GLIBC_TUNABLES", "glibc.malloc.check=0"},
+        {"RUST_MIN_STACK", "1"},
+        {"UBSAN_OPTIONS", "halt_on_error=1"},
+        {"NLSPATH", "/nowhere"},
         {"CLOCK_OFFSET", offset},
         {"SOMETHING", "else"}
       ]
@@ -269,7 +272,7 @@ defmodule NetlinkPort.ExecveTest do
       ebin = Application.app_dir(:netlink_port, "ebin")
       {output, 0} = System.cmd("elixir", ["-pa", ebin, "-e", code], env: env)
       assert output =~ "SOMETHING=else"
-      refute output =~ ~r/LD_|MALLOC_|GLIBC_|libclock/
+      refute output =~ ~r/LD_|MALLOC_|GLIBC_|RUST_|SAN_OPTIONS|NLSPATH|libclock/
     end
   end
 end
