@@ -312,7 +312,7 @@ defmodule NetlinkPort.DoctorTest do
         capture_log(fn ->
           report = report(executable: "/nowhere")
 
-          assert [{:fail, "/nowhere: no such file or directory", _}] =
+          assert [{:fail, "/nowhere: there is no such file", _}] =
                    section(report, "executable")
 
           assert [{:warn, line, _remedy}] = section(report, "helper")
@@ -326,7 +326,7 @@ defmodule NetlinkPort.DoctorTest do
     test "whose path has bytes that a terminal obeys, or of no character, is shown legibly" do
       text = Doctor.format(report(executable: "/nowhere/\xFF\e[31m"))
       assert String.valid?(text)
-      assert text =~ "/nowhere/\\xFF\\e[31m: no such file or directory"
+      assert text =~ "/nowhere/\\xFF\\e[31m: there is no such file"
       refute text =~ "\e"
     end
 
@@ -651,7 +651,7 @@ defmodule NetlinkPort.DoctorTest do
       assert {text, 1} = task(["--netns", "nlp-nowhere"])
       assert text =~ "1 failing"
       assert {text, 1} = task(["--executable", "/nowhere"])
-      assert text =~ "/nowhere: no such file"
+      assert text =~ "/nowhere: there is no such file"
     end
 
     test "ends with 2 for unknown arguments" do

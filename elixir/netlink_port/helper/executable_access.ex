@@ -45,6 +45,22 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
     end
   end
 
+  @doc "What a path leads to that open(2) says is ENOENT or ENOTDIR: a symbolic link on the way may be to blame."
+  @spec missing(Path.t()) :: String.t()
+  def missing(path) do
+    case Enum.find(ways(path), &dangling?/1) do
+      nil -> "there is no such file"
+      ^path -> "it is a symbolic link, and the file that it leads to is not there"
+      folder -> "#{folder} is a symbolic link, and the folder that it leads to is not there"
+    end
+  end
+
+  # The folders on the way to a file, and the file.
+  defp ways(path), do: path |> Path.split() |> Enum.scan(&Path.join(&2, &1))
+
+  defp dangling?(path),
+    do: match?({:ok, _target}, :file.read_link_all(path)) and not File.exists?(path)
+
   @doc "What a file that is no regular file is, by its type in `File.Stat`."
   @spec kind(atom()) :: String.t()
   def kind(:other), do: "FIFO or a socket"

@@ -97,7 +97,8 @@ defmodule NetlinkPort.Helper do
         "the build has not made it; run `mix compile`, and see that a release holds priv/netlink_port"
 
       true ->
-        "there is no such file, which #{named_by(executable)} names; `mix netlink_port.install` installs one"
+        "#{ExecutableAccess.missing(executable)}; #{named_by(executable)} names it, and " <>
+          "`mix netlink_port.install` installs one"
     end
   end
 

@@ -110,8 +110,26 @@ defmodule NetlinkPort.HelperTest do
       assert {%Error{reason: :enoent, subject: ^path}, message} = refused(path)
 
       assert message ==
-               "helper #{path}: ENOENT: there is no such file, which `executable:` names; " <>
+               "helper #{path}: ENOENT: there is no such file; `executable:` names it, and " <>
                  "`mix netlink_port.install` installs one"
+    end
+
+    test "behind a symbolic link that leads nowhere is not called missing itself" do
+      folder = tmp_path!("links")
+      File.mkdir!(folder)
+      link = Path.join(folder, "link")
+      File.ln_s!("/nowhere/netlink_port", link)
+
+      for {path, said} <- [
+            {link, "it is a symbolic link, and the file that it leads to is not there"},
+            {"#{link}/netlink_port",
+             "#{link} is a symbolic link, and the folder that it leads to is not there"}
+          ] do
+        assert {%Error{reason: :enoent, subject: ^path}, message} = refused(path)
+        assert message =~ "ENOENT: #{said}; `executable:` names it, and "
+        assert [{:fail, line, _remedy}] = NetlinkPort.Doctor.Executable.checks(path)
+        assert line == "#{path}: #{said}"
+      end
     end
 
     test "whose directory is a file is ENOTDIR" do

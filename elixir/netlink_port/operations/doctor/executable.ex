@@ -37,6 +37,9 @@ defmodule NetlinkPort.Doctor.Executable do
       {:error, :eacces} ->
         [unreached(path)]
 
+      {:error, reason} when reason in [:enoent, :enotdir] ->
+        [{:fail, "#{path}: #{ExecutableAccess.missing(path)}", Remedy.missing(path)}]
+
       {:error, reason} ->
         [{:fail, "#{path}: #{Errno.text(Errno.number(reason))}", Remedy.missing(path)}]
     end
