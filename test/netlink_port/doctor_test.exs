@@ -312,8 +312,7 @@ defmodule NetlinkPort.DoctorTest do
         capture_log(fn ->
           report = report(executable: "/nowhere")
 
-          assert [{:fail, "/nowhere: there is no such file", _}] =
-                   section(report, "executable")
+          assert [{:fail, "/nowhere: there is no such file", _}] = section(report, "executable")
 
           assert [{:warn, line, _remedy}] = section(report, "helper")
           assert line =~ "kernel, namespaces, limits and round trip are not looked at"

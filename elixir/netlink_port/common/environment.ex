@@ -97,6 +97,29 @@ defmodule NetlinkPort.Environment do
     end
   end
 
+  @doc """
+  Why the VM can start no program at all, given the error of `open_port/2`, with what to do. `nil` if the error is about
+  the program. fork(2), cgroups(7).
+  """
+  @spec no_program(File.posix()) :: String.t() | nil
+  def no_program(:eagain) do
+    "the VM can start no more processes: raise the limit of its user's processes (RLIMIT_NPROC, LimitNPROC= of a " <>
+      "systemd unit), that of its cgroup (pids.max, TasksMax= of a unit, --pids-limit of a container), or " <>
+      "kernel.pid_max and kernel.threads-max"
+  end
+
+  def no_program(:enomem), do: "the system has no memory to start a process"
+
+  # OTP's open_port/2 is ENOENT then, whatever the program.
+  def no_program(:enoent) do
+    if match?({:error, _reason}, :file.get_cwd()) do
+      "the VM's working directory is not there any more, and without one the VM starts no program; " <>
+        "`File.cd!(\"/\")` in the VM, or start the VM in a directory that stays"
+    end
+  end
+
+  def no_program(_about_the_program), do: nil
+
   @doc "The mount that a path lies on, links followed; `nil` if it is unknown, or there is no such file."
   @spec mount(t(), Path.t()) :: Mount.t() | nil
   def mount(environment, path) do

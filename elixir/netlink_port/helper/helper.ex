@@ -2,7 +2,7 @@ defmodule NetlinkPort.Helper do
   @moduledoc false
   # Starts the helper, and waits for its first frame.
 
-  alias NetlinkPort.{Capability, Error, FileName}
+  alias NetlinkPort.{Capability, Environment, Error, FileName}
   alias NetlinkPort.Helper.{Executable, ExecutableAccess, Execve, OsProcess, Protocol}
 
   # By default 73 kB in its queue make a port busy. A batch of routes is larger.
@@ -83,16 +83,12 @@ defmodule NetlinkPort.Helper do
   end
 
   defp refused(reason, executable) do
-    Error.new(:thread, reason, subject: executable, hint: hint(reason, executable))
+    hint = Environment.no_program(reason) || hint(reason, executable)
+    Error.new(:thread, reason, subject: executable, hint: hint)
   end
 
   defp hint(reason, executable) when reason in [:enoent, :enotdir] do
     cond do
-      # OTP's open_port/2 is ENOENT then, whatever the program.
-      match?({:error, _reason}, :file.get_cwd()) ->
-        "the VM's working directory is not there any more, and without one the VM starts no program; " <>
-          "`File.cd!(\"/\")` in the VM, or start the VM in a directory that stays"
-
       executable == Executable.built() ->
         "the build has not made it; run `mix compile`, and see that a release holds priv/netlink_port"
 
@@ -110,15 +106,6 @@ defmodule NetlinkPort.Helper do
 
     "this user may not run it#{named_by}: #{found}; #{remedy}"
   end
-
-  # fork(2), cgroups(7)
-  defp hint(:eagain, _executable) do
-    "the VM can start no more processes: raise the limit of its user's processes (RLIMIT_NPROC, LimitNPROC= of a " <>
-      "systemd unit), that of its cgroup (pids.max, TasksMax= of a unit, --pids-limit of a container), or " <>
-      "kernel.pid_max and kernel.threads-max"
-  end
-
-  defp hint(:enomem, _executable), do: "the system has no memory to start a process"
 
   defp hint(:einval, executable), do: "that is no path; #{named_by(executable)} has to name one"
   defp hint(_reason, _executable), do: nil

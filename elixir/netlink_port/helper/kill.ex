@@ -4,7 +4,7 @@ defmodule NetlinkPort.Helper.Kill do
   # even in an image without the others. They are tried in this order until one runs. Danger: any program may lie in
   # the place of a shell, so only output that reports success counts.
 
-  alias NetlinkPort.Helper
+  alias NetlinkPort.{Environment, Helper}
   alias NetlinkPort.Helper.OsProcess
 
   # How long such a program may take, in ms.
@@ -20,12 +20,16 @@ defmodule NetlinkPort.Helper.Kill do
   def signal(process, signal) do
     means = [&shell/2, &kill/2, &helper(process, &1, &2)]
 
-    Enum.reduce_while(means, {:error, "nothing that can kill could be run"}, fn by, _failed ->
+    Enum.reduce_while(means, nil, fn by, _unable ->
       case by.(process.os_pid, signal) do
-        {:unable, why} -> {:cont, {:error, why}}
+        {:unable, why} -> {:cont, {:unable, why}}
         outcome -> {:halt, outcome}
       end
     end)
+    |> case do
+      {:unable, why} -> {:error, Environment.no_program(:enoent) || why}
+      outcome -> outcome
+    end
   end
 
   defp shell(os_pid, signal) do

@@ -6,6 +6,7 @@ defmodule NetlinkPort.Sandbox.Holder do
   # Invariant: the shell reads its standard input, a pipe from the VM, and ends at the end of file. So the namespace
   # ends with the VM, however the VM ends.
 
+  alias NetlinkPort.Environment
   alias NetlinkPort.Sandbox.UserNamespace
 
   # How long a start or an end may take, in ms. If many namespaces start and end at once, the kernel makes them wait
@@ -53,6 +54,10 @@ defmodule NetlinkPort.Sandbox.Holder do
       nil -> {:error, "there is no #{program}(1)"}
       path -> {:ok, Port.open({:spawn_executable, path}, opts)}
     end
+  rescue
+    error in ErlangError ->
+      reason = error.original
+      {:error, Environment.no_program(reason) || "#{program}(1) cannot be run (#{reason})"}
   end
 
   # The path is kept, since the search reads every folder of PATH.

@@ -1,7 +1,7 @@
 defmodule NetlinkPort.Sandbox.Refusal do
   @moduledoc false
-  # How this machine allows namespaces to be made, found out once for each VM. If it allows none, a line that says
-  # what refuses them, and how to allow them. user_namespaces(7).
+  # How this machine allows namespaces to be made. If it allows none, a line that says what refuses them, and how to
+  # allow them. user_namespaces(7).
 
   # Sysctls that refuse namespaces to an ordinary user: the file, the value that refuses, the remedy.
   @sysctls [
@@ -17,11 +17,14 @@ defmodule NetlinkPort.Sandbox.Refusal do
 
   @type way :: :user | :root
 
-  @doc "The way to make a namespace, or the line that says why there is none."
+  @doc """
+  The way to make a namespace, which is remembered, or the line that says why there is none. What refuses them may end
+  while the VM runs.
+  """
   @spec way() :: {:ok, way()} | {:error, String.t()}
   def way do
-    with nil <- :persistent_term.get(__MODULE__, nil) do
-      found = find()
+    with nil <- :persistent_term.get(__MODULE__, nil),
+         {:ok, _way} = found <- find() do
       :persistent_term.put(__MODULE__, found)
       found
     end
@@ -51,13 +54,21 @@ defmodule NetlinkPort.Sandbox.Refusal do
       {printed, _status} -> {:error, printed |> String.trim() |> String.replace("\n", "; ")}
     end
   rescue
-    # There is no such program.
-    ErlangError -> {:error, :missing}
+    error in ErlangError -> {:error, {:not_run, error.original}}
   end
 
-  @doc "The line for what unshare(1) has printed."
-  @spec line(String.t() | :missing, (String.t() -> String.t() | nil)) :: String.t()
+  @doc "The line for what unshare(1) has printed, or for the error of `open_port/2`."
+  @spec line(String.t() | :missing | {:not_run, File.posix()}, (String.t() -> String.t() | nil)) ::
+          String.t()
   def line(printed, read \\ &read/1)
+
+  def line({:not_run, reason}, read) do
+    case Environment.no_program(reason) do
+      nil when reason == :enoent -> line(:missing, read)
+      nil -> sentence("unshare(1) cannot be run (#{reason})", "see that this user may run it")
+      why -> "no network namespaces for NetlinkPort.Sandbox: #{why}"
+    end
+  end
 
   def line(:missing, _read) do
     sentence("unshare(1) and nsenter(1) are missing", "install util-linux")

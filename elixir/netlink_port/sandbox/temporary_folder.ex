@@ -30,12 +30,17 @@ defmodule NetlinkPort.Sandbox.TemporaryFolder do
     user = if way == :user, do: ["--user", "--map-root-user"], else: []
     arguments = user ++ ["--mount", "sh", "-c", @init, "sh", System.tmp_dir() || "/proc"]
 
-    with {:ok, port} <- Holder.spawn_program("unshare", arguments),
-         {:ok, {_port, os_pid} = holder} <- Holder.await(port) do
-      {:ok, %__MODULE__{holder: holder, path: "/proc/#{os_pid}/cwd"}}
-    else
-      {:late, reason} -> {:error, reason}
-      {:error, printed} -> {:error, Refusal.mount(printed)}
+    with {:ok, port} <- Holder.spawn_program("unshare", arguments) do
+      case Holder.await(port) do
+        {:ok, {_port, os_pid} = holder} ->
+          {:ok, %__MODULE__{holder: holder, path: "/proc/#{os_pid}/cwd"}}
+
+        {:late, reason} ->
+          {:error, reason}
+
+        {:error, printed} ->
+          {:error, Refusal.mount(printed)}
+      end
     end
   end
 

@@ -140,6 +140,35 @@ defmodule NetlinkPort.FileNameTest do
     refute output =~ "mix compile"
   end
 
+  @tag :userns
+  test "a sandbox without a working directory names it; with one again, it starts" do
+    folder = tmp_path!("deleted")
+
+    output =
+      vm(folder!(), """
+      {:ok, sandbox} = NetlinkPort.Sandbox.start_link()
+      :ok = GenServer.stop(sandbox)
+      :persistent_term.erase(NetlinkPort.Sandbox.Refusal)
+      File.mkdir_p!("#{folder}")
+      File.cd!("#{folder}")
+      File.rmdir!("#{folder}")
+      {:error, line} = NetlinkPort.Sandbox.start_link()
+      IO.puts(line)
+      File.cd!("/")
+      {:ok, _sandbox} = NetlinkPort.Sandbox.start_link()
+      File.mkdir_p!("#{folder}")
+      File.cd!("#{folder}")
+      File.rmdir!("#{folder}")
+      {:error, line} = NetlinkPort.Sandbox.start_link(path: true)
+      IO.puts(line)
+      """)
+
+    why = "the VM's working directory is not there any more"
+    assert output =~ "no network namespaces for NetlinkPort.Sandbox: #{why}"
+    assert output =~ ~r/^#{why}/m
+    refute output =~ ~r/unshare|util-linux|tmpfs/
+  end
+
   test "the doctor finds and shows an executable with non-ASCII letters" do
     library = folder!()
 
