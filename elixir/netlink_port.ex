@@ -799,8 +799,10 @@ defmodule NetlinkPort do
       `net.core.rmem_max` defaults to 212992 before Linux 6.18, and to 4194304 since. `getopts/2` returns the size in
       force, which the kernel counts double, socket(7). The doctor shows what a helper gets.
     * `:filter` - a classic BPF program (`SO_ATTACH_FILTER`), a list of at most 4,096 `{code, jt, jf, k}`. `nil` detaches
-      it. A program for which `net.core.optmem_max` has no room is `ENOMEM`: before Linux 6.8, by default, a program
-      of more than some 2,540 instructions.
+      it. The program returns how many bytes of a datagram to let through: 0 drops it, and `0xFFFFFFFF` keeps all of it. A
+      number below its length cuts it, and its last message may then be malformed. A program for which
+      `net.core.optmem_max` has no room is `ENOMEM`: before Linux 6.8, by default, a program of more than some 2,540
+      instructions.
 
   For example:
 
