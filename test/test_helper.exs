@@ -57,6 +57,10 @@ requirements = [
     :os.version() >= {6, 2, 0},
     "A kernel before Linux 6.2 does not echo RTM_NEWLINK: echoes of links are not read."
   },
+  netdev: {
+    :os.version() >= {6, 3, 0},
+    "A kernel before Linux 6.3 has no family netdev: groups by name are not changed for another."
+  },
   ns_last_pid: {
     File.exists?("/proc/sys/kernel/ns_last_pid"),
     "No /proc/sys/kernel/ns_last_pid in this kernel: no process id is given to a second process."

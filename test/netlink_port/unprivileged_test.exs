@@ -41,7 +41,7 @@ defmodule NetlinkPort.UnprivilegedTest do
     [_ | passed] = Regex.run(~r"(\d+) tests, 0 failures|Result: (\d+) passed", output)
     passed = List.last(passed)
     assert String.to_integer(passed) > 60
-    refute output =~ "skipped"
+    refute output =~ ~r/\d skipped/
   end
 
   test "the suite passes as an ordinary user, with a helper that has file capabilities", %{

@@ -196,6 +196,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "a user who runs the task by sudo, and is not in the group, is warned", c do
     # No other user may read it.
     before = System.get_env("SUDO_USER", "")
