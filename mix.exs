@@ -44,7 +44,9 @@ defmodule NetlinkPort.MixProject do
       licenses: ["Apache-2.0"],
       links: %{},
       files: ~w(Cargo.toml Cargo.lock src test/fixtures mix.exs build.exs elixir priv/.gitkeep
-                README.md CHANGELOG.md LICENSE docs examples)
+                README.md CHANGELOG.md LICENSE docs
+                examples/*.ex* examples/systemd examples/sample/mix.exs examples/sample/.formatter.exs
+                examples/sample/lib examples/sample/test)
     ]
   end
 end

@@ -135,7 +135,10 @@ defmodule NetlinkPort.DoctorTest do
 
   describe "an executable that" do
     test "is missing fails, with the path" do
-      assert executable_fails!("/nowhere/netlink_port", "/nowhere/netlink_port: no such file") =~
+      assert executable_fails!(
+               "/nowhere/netlink_port",
+               "/nowhere/netlink_port: there is no such file"
+             ) =~
                "--executable"
     end
 

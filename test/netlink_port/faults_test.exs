@@ -294,7 +294,7 @@ defmodule NetlinkPort.FaultsTest do
   end
 
   describe "a helper that was taken over" do
-    @tag :preload
+    @tag :dynamic
     test "is ended by its first system call that its work does not need" do
       marker = tmp_path!("marker")
       preload = "LD_PRELOAD=#{fixture!("libtakeover.so")} TAKEOVER=#{marker}"

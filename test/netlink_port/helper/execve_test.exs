@@ -66,6 +66,7 @@ defmodule NetlinkPort.ExecveTest do
              "helper #{path} ended with exit status 8 before its first frame: EPROTO: it was not run, execve(2) says"
   end
 
+  @tag :dynamic
   test "a helper without its dynamic loader" do
     {:ok, %{loader: loader}} = Elf.read(helper())
 
@@ -82,6 +83,7 @@ defmodule NetlinkPort.ExecveTest do
     )
   end
 
+  @tag :dynamic
   test "a helper without a library: the whole sentence of the dynamic loader" do
     path = changed!("libgcc_s.so.1", "libgcc_x.so.1")
 
@@ -93,6 +95,7 @@ defmodule NetlinkPort.ExecveTest do
     )
   end
 
+  @tag :dynamic
   test "a helper for a newer C library: the whole sentence of the dynamic loader" do
     path = changed!("GLIBC_2.34", "GLIBC_9.34")
 
