@@ -96,7 +96,7 @@ defmodule NetlinkPort.MonitorDocsTest do
         {"nflog", "    # NFNL_SUBSYS_ULOG and NFULNL_MSG_CONFIG; struct", "What cannot be sent"}
       ] do
     # The kernel sends process events only in the initial namespaces.
-    if title == "process events", do: @tag(:init_user_namespace)
+    if title == "process events", do: @tag(init_user_namespace: true, proc_events: true)
 
     test "the subscription to #{title} is accepted", %{netns: netns} do
       code = code(unquote(from), unquote(to), netns)

@@ -209,6 +209,7 @@ defmodule NetlinkPort.TelemetryTest do
     end
 
     @tag :root
+    @tag :warnings
     test "the kernel's warnings with a success" do
       netns = netns!()
       server = start_server!()
