@@ -12,7 +12,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cat >"$folder/send.py" <<'PYTHON'
-import ctypes, os, re, socket, struct, subprocess
+import ctypes, os, re, select, socket, struct, subprocess
 
 CLONE_NEWNET = 0x40000000
 libc = ctypes.CDLL(None, use_errno=True)
@@ -36,10 +36,7 @@ def read(sock):
 
 def drained(sock):
     """Whether there was one more."""
-    try:
-        return bool(sock.recv(65536, socket.MSG_DONTWAIT))
-    except BlockingIOError:
-        return False
+    return bool(select.select([sock], [], [], 0)[0] and sock.recv(65536))
 
 
 def expect(what, seen, expected):
