@@ -5,17 +5,16 @@
 # - SO_NETNS_COOKIE, SIOCGSKNS and the requests of netdevice(7) on the accepted socket are about the client's network;
 # - the connection keeps that namespace as long as the daemon does not close its end, also when all processes in it, and
 #   their ends, are gone;
-# - unix_diag, ss(8) -x and /proc/net/unix show the daemon's end in the client's namespace and not in its own.
-# Datagram sockets and socketpair(2) make no socket for others. TCP has no such case.
-# Seen on Linux 6.18. Needs root (for network namespaces), and python3.
+# - ss(8) -x and /proc/net/unix show the daemon's end in the client's namespace and not in its own.
+# Seen on Linux 6.18. Needs root (for network namespaces), python3, ip(8) and ss(8).
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cat >"$folder/accept.py" <<'PYTHON'
-import array, ctypes, fcntl, os, socket, struct, sys, time
+import ctypes, fcntl, os, socket, struct, subprocess, sys
 
 CLONE_NEWNET = 0x40000000
-SO_NETNS_COOKIE, SIOCGIFCONF, SIOCGSKNS = 71, 0x8912, 0x894C
+SO_NETNS_COOKIE, SIOCGIFFLAGS, SIOCGSKNS = 71, 0x8913, 0x894C
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -24,9 +23,14 @@ def cookie(sock):
 
 
 def listed(sock):
-    """Whether /proc/net/unix of this process has the socket."""
+    """Whether /proc/net/unix and ss(8) have the socket, in the namespace of this process."""
     inode = str(os.fstat(sock.fileno()).st_ino)
-    return inode in [line.split()[6] for line in open("/proc/self/net/unix")]
+    known = subprocess.run(["ss", "-Hxa"], capture_output=True, text=True, check=True).stdout
+    return inode in [line.split()[6] for line in open("/proc/self/net/unix")], inode in known.split()
+
+
+def loopback_is_up(sock):
+    return struct.unpack_from("=H", fcntl.ioctl(sock, SIOCGIFFLAGS, struct.pack("=16s24x", b"lo")), 16)[0] & 1 == 1
 
 
 def ends(number):
@@ -46,6 +50,8 @@ def expect(what, seen, expected):
     assert seen == expected, f"the behaviour has changed, expected {expected}"
 
 
+subprocess.run("ip link set lo up".split(), check=True)
+home = os.open("/proc/self/ns/net", os.O_RDONLY)
 path = sys.argv[1] + "/socket"
 listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 listener.bind(path)
@@ -68,7 +74,12 @@ expect("the accepted socket is of", {own: "the listener's", client: "the client'
        os.environ.get("EXPECTED", "the client's"))
 namespace = fcntl.ioctl(accepted, SIOCGSKNS)
 expect("SIOCGSKNS is the client's", os.readlink(f"/proc/self/fd/{namespace}") == os.readlink(f"/proc/{child}/ns/net"), True)
-expect("listed in the listener's namespace: listener, accepted", (listed(listener), listed(accepted)), (True, False))
+expect("SIOCGIFFLAGS: the loopback is up: listener, accepted", (loopback_is_up(listener), loopback_is_up(accepted)), (True, False))
+expect("listed in the listener's namespace: listener", listed(listener), (True, True))
+expect("listed in the listener's namespace: accepted", listed(accepted), (False, False))
+libc.setns(namespace, CLONE_NEWNET)
+expect("listed in the client's namespace: accepted", listed(accepted), (True, True))
+libc.setns(home, CLONE_NEWNET)
 
 # The namespace gets a number here, so that its end is told.
 told = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
