@@ -34,7 +34,7 @@ def loopback_is_up(sock):
 
 
 def ends(number):
-    """Whether the namespace of a number ends: RTM_DELNSID. A second is enough for the kernel's worker, as below."""
+    """Whether a namespace ends: RTM_DELNSID of its number. Without a number, whether any does within a second."""
     told.settimeout(1 if number is None else 20)
     try:
         while True:
