@@ -3,8 +3,8 @@
 #   podman (runc), its default profile   socket(2) is EINVAL, as for a socket type that does not exist
 #   systemd-nspawn                       socket(2) is EAFNOSUPPORT, although AF_NETLINK is supported
 #   another user namespace (bubblewrap, rootless engines)
-#                                        socket(2) works; the request's error is ECONNREFUSED, which is also what send(2)
-#                                        gives if nobody listens on the protocol
+#                                        socket(2) works; the request's error is ECONNREFUSED, which send(2) gives, too,
+#                                        if nobody listens on the protocol
 #   another pid namespace                the request's error is EPERM, with all capabilities
 #   another network namespace            works
 # The first two are filters of seccomp(2), which see the protocol, and the kernel gives ECONNREFUSED for the sake of

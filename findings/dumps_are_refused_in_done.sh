@@ -3,7 +3,7 @@
 # reader that ends at NLMSG_DONE without a look at it takes a refusal for an empty list. And what is asked for and is
 # not there is an error or an empty list depending on the kind:
 #   sockets of a protocol that the kernel lacks         ENOENT in NLMSG_DONE
-#   routes of a table that does not exist               ENOENT in NLMSG_DONE with NETLINK_GET_STRICT_CHK; without, all routes
+#   routes of a table that does not exist               ENOENT in NLMSG_DONE with NETLINK_GET_STRICT_CHK; without, all
 #   addresses of an interface that does not exist       ENODEV in NLMSG_DONE with it; without, all addresses
 #   neighbours, links, nexthops of such an interface    none
 #   nf_tables: rules of a table that does not exist     none

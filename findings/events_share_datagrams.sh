@@ -1,8 +1,8 @@
 #!/bin/sh
 # A datagram of a multicast group can hold several events, without NLM_F_MULTI and without NLMSG_DONE behind them: that
 # flag is the only sign of a multipart message in netlink(7).
-# - the qdisc of a link is replaced: RTM_DELQDISC and RTM_NEWQDISC are one datagram. A reader that takes the first message
-#   for the datagram sees a qdisc go and none come;
+# - the qdisc of a link is replaced: RTM_DELQDISC and RTM_NEWQDISC are one datagram. A reader that takes its first
+#   message for the datagram sees a qdisc go and none come;
 # - a transaction of nf_tables: one datagram of all its events, up to a size, and NFT_MSG_NEWGEN in one of its own.
 # Links and addresses come alone, so tests with these do not show it.
 # Seen with iproute2 6.1.0 and nftables 1.0.6 on Linux 6.18. Needs root (for a network namespace), python3, ip(8), tc(8)

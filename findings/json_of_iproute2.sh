@@ -1,5 +1,5 @@
 #!/bin/sh
-# `ip -j` and `tc -j` print a list in JSON, but "nothing there" has five forms, with exit status 0 if not said otherwise:
+# `ip -j` and `tc -j` print a list in JSON, but "nothing there" has five forms, with exit status 0 except one:
 #   []                 most: ip -j link show type bridge, route, neigh, rule
 #   no byte at all     ip -j netns list, tc -j class show, ip -j xfrm policy; a JSON parser fails at the end of input
 #   an empty object    ip -j link show up, ip -j addr show up: {} in the place of each link that is left out, so the

@@ -2,8 +2,8 @@
 # A namespace has a file handle (new in Linux 6.18): name_to_handle_at(2) of /proc/PID/ns/net gives 16 bytes,
 # struct nsfs_file_handle of <linux/nsfs.h>, and open_by_handle_at(2) with FD_NSFS_ROOT as its directory opens the
 # namespace by them. Neither /proc nor a mount of nsfs is asked. So
-# - the handle does not keep the namespace, but finds it as long as anything keeps it: also one that only a socket keeps,
-#   which /proc, ip-netns(8) and lsns(8) do not have any more;
+# - the handle does not keep the namespace, but finds it as long as anything keeps it: also one that a socket
+#   alone keeps, which /proc, ip-netns(8) and lsns(8) do not have any more;
 # - its first 8 bytes are SO_NETNS_COOKIE of any socket in it, which needs no capability, and are never used again. So
 #   handles can be compared, where the inode number of a namespace can come back;
 # - after the end it is ESTALE. So it is, too, for a process that may not enter the namespace: a missing CAP_SYS_ADMIN

@@ -1,9 +1,9 @@
 #!/bin/sh
 # OTP's `socket` gives a netlink socket the name of an IP protocol, if /etc/protocols has one of that number:
 # socket:info/1 and getopt(Socket, socket, protocol) say tcp for NETLINK_XFRM (6), igp for NETLINK_AUDIT (9), pup for
-# NETLINK_NETFILTER (12). Numbers without a name stay numbers, such as NETLINK_GENERIC (16). An image without the package
-# netbase has fewer names: it gives 12 where a machine with it gives pup. So code that compares the protocol with a
-# number, or with a name, works on one of them. socket:open/3 takes the names too: socket:open(16, raw, tcp) is a socket
+# NETLINK_NETFILTER (12). Numbers without a name stay numbers, such as NETLINK_GENERIC (16). An image without the
+# package netbase has fewer names: it gives 12 where a machine with it gives pup. So code that compares the protocol
+# with a number, or with a name, works on one of them. socket:open/3 takes the names too: socket:open(16, raw, tcp) is a socket
 # of NETLINK_XFRM.
 # Seen with Erlang/OTP 25.2.3 (erts 13.1.5) and netbase 6.4 of Debian 12. Needs root (for a mount namespace), and erl.
 set -eu

@@ -1,7 +1,7 @@
 #!/bin/sh
-# The generic netlink family TASKSTATS takes a registration for the statistics of processes that end, and acks it, in any
-# network namespace. But it sends them to the port id of the registration in the first network namespace. So a program
-# in another one (`ip netns exec`, a service with PrivateNetwork=, a container with the host's user and pid namespaces)
+# The generic netlink family TASKSTATS takes a registration for the statistics of processes that end, and acks it, in
+# any network namespace. But it sends them to the port id of the registration in the first network namespace. So a
+# program in another one (`ip netns exec`, a service with PrivateNetwork=, a container with the host's user and pid namespaces)
 # is acked, and hears nothing. A socket of the first namespace that has the same port id gets the statistics instead:
 # port ids are process ids as a rule. In another user namespace the request is EPERM, in another pid namespace EINVAL.
 # The family's other command, which asks about a process, works in each network namespace.

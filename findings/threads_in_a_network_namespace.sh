@@ -1,7 +1,7 @@
 #!/bin/sh
-# A thread that enters a network namespace by itself (setns(2), unshare(2)), as those of a NIF, of Go or of a helper with
-# workers do, finds two namespaces in its files:
-#   the thread's        sockets, and so the links of rtnetlink; /proc/sys/net; /proc/thread-self/net, /proc/thread-self/ns
+# A thread that enters a network namespace by itself (setns(2), unshare(2)), as those of a NIF, of Go or of a helper
+# with workers do, finds two namespaces in its files:
+#   the thread's        sockets, and so the links of rtnetlink; /proc/sys/net; /proc/thread-self/net and ns
 #   the first thread's  /proc/net, which is /proc/self/net; /proc/self/ns; /proc/PID/net and ns for all others
 #   of the mount        /sys/class/net: of the process that has mounted /sys
 # So the thread writes ip_forward of the new namespace, and reads routes, sockets and statistics of the old one, both

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A uevent whose sender is the kernel (port id 0) need not be the kernel's. Since Linux 4.18 the kernel takes messages on
-# NETLINK_KOBJECT_UEVENT, and sends their payload, unchecked, to the members of the group in that network namespace,
+# A uevent whose sender is the kernel (port id 0) need not be the kernel's. Since Linux 4.18 the kernel takes messages
+# on NETLINK_KOBJECT_UEVENT, and sends their payload, unchecked, to the members of the group in that network namespace,
 # with a SEQNUM behind it. The sender needs CAP_SYS_ADMIN in the user namespace that owns the network namespace, so the
 # first process of `unshare -Urn` may do it. It is how a container manager hands devices on. A reader sees:
 # - port id 0 and the group, as from the kernel. Only the process id in the credentials (SO_PASSCRED) differs: those of
