@@ -1,5 +1,5 @@
 #!/bin/sh
-# NETLINK_AUDIT of the kernel has no container of its own, and a program in one meets five refusals of it:
+# NETLINK_AUDIT of the kernel has no container of its own, and what a program in one gets depends on the container:
 #   podman (runc), its default profile   socket(2) is EINVAL, as for a socket type that does not exist
 #   systemd-nspawn                       socket(2) is EAFNOSUPPORT, although AF_NETLINK is supported
 #   another user namespace (bubblewrap, rootless engines)
