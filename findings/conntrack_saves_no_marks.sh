@@ -5,8 +5,8 @@
 # - `conntrack -L -o xml` has no type, code or id of ICMP flows: <layer4> is empty. Only <id>, the kernel's number for
 #   the flow, tells two of them apart.
 # And `conntrack -U -p udp -m 9` is "Operation not supported" whatever the flows are, where -L and -D with the same
-# filter work: without -f conntrack asks for both families (AF_UNSPEC), for which the kernel dumps flows, but looks none up. It takes
-# -f, or an address in the filter.
+# filter work. Without -f conntrack asks for both families (AF_UNSPEC), for which the kernel dumps flows, but looks none
+# up. An update takes -f, or an address in the filter.
 # Seen with conntrack 1.4.7 on Linux 6.18. Needs root (for a network namespace) and conntrack(8).
 set -eu
 command -v conntrack >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends conntrack >/dev/null; }
