@@ -5,7 +5,7 @@
 #                  ipset add -exist                      nft add element
 #   comment        is that of the new one, or gone       stays; a new one is dropped
 #   mark, queue    are those of the new ones, or gone    the value of a map: "File exists"
-#   counters       stay, unless new ones are given       -
+#   counters       stay                                  -
 #   timeout        is the new one, or that of the set    is the new one, or that of the set
 #
 # So `ipset add -exist` without a comment and a mark is not "add if absent": it takes them from the element. And
