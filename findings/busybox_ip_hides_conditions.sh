@@ -1,12 +1,12 @@
 #!/bin/sh
-# ip of BusyBox prints rules and routes in the form of iproute2, and leaves out what it does not know, without a mark. What
-# is left reads as a rule or a route, and as another one:
+# ip of BusyBox prints rules and routes in the form of iproute2, and leaves out what it does not know, without a mark.
+# What is left reads as a rule or a route, and as another one:
 # - a rule "not from 10.0.0.0/8" is listed as "from 10.0.0.0/8", its opposite. Protocol, ports and user ids of a rule are
 #   left out, so a rule for the port 22 is listed as one for all. A rule "goto" is listed as "lookup unspec local";
 # - the next hops of a multipath route, a gateway of the other family (via inet6), and metrics such as mtu are left out.
 #   The first is a line without a gateway or a device, the second reads as a route on the link.
-# So a script that reads `ip rule` or `ip route` sees other rules where ip is BusyBox's, as in Alpine or an initramfs, and
-# adds them back wrong. Tables above 255, marks with masks and alternative names are right.
+# So a script that reads `ip rule` or `ip route` sees other rules where ip is BusyBox's, as in Alpine or an initramfs,
+# and adds them back wrong.
 # Seen with BusyBox 1.35.0 and iproute2 6.1.0 on Linux 6.18. Needs root (for a network namespace), ip(8) and busybox.
 set -eu
 command -v busybox >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends busybox >/dev/null; }

@@ -14,8 +14,9 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
-python3 -m venv venv
-venv/bin/pip install --quiet --disable-pip-version-check --no-deps erlang-py==2.0.7 elixir-py==1.0.0 earl-etf==2.1.2
+pip="python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps"
+$pip --target "$folder/python" erlang-py==2.0.7 elixir-py==1.0.0 earl-etf==2.1.2
+export PYTHONPATH="$folder/python"
 npm install --silent --no-audit --no-fund --ignore-scripts erlang_js@2.0.7 etf.js@1.0.1 >/dev/null
 erl -noshell -eval '
   [io:format("~s~n", [base64:encode(term_to_binary(list_to_atom(Name), [{minor_version, Version}]))])
@@ -58,8 +59,8 @@ setImmediate(() => {
 })
 JS
 node --version
-venv/bin/python --version
-seen=$(venv/bin/python atoms.py; node atoms.js)
+python3 --version
+seen=$(python3 atoms.py; node atoms.js)
 echo "$seen"
 expected="tags: 100, 119, 100, 119, 100, 119
 erlang, ok: OtpErlangAtom(b'ok'), OtpErlangAtom('ok'), equal: ${EXPECTED:-False}

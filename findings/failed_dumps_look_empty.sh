@@ -18,8 +18,9 @@ if [ -n "${missing:-}" ]; then
 fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps pyroute2==0.9.5
+pip="python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps"
+$pip --target "$folder/python" pyroute2==0.9.5
+export PYTHONPATH="$folder/python"
 dpkg-query -W -f='${Package} ${Version}\n' libmnl-dev libnl-3-dev
 uname -sr
 
@@ -113,7 +114,7 @@ seen=$(unshare --net sh -c '
   ip link set va up
   ip addr add 192.0.2.1/24 dev va
   "$0/dump"
-  "$0/venv/bin/python" "$0/dump.py"
+  python3 "$0/dump.py"
   ip route show table 99 2>&1 | head -1' "$folder")
 echo "$seen"
 expected="libmnl, table 254: 0, errno 0, routes 1

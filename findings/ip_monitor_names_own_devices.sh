@@ -36,7 +36,7 @@ sed -nE '/(203.0.113.0|198.51.100.0|192.0.2.9|inet 192.0.2.1|inet6 2001:db8::1)/
 SHELL
 ip -V
 uname -sr
-seen=$(unshare --net --mount sh "$folder/monitor.sh" "$folder")
+seen=$(timeout 60 unshare --net --mount sh "$folder/monitor.sh" "$folder")
 echo "$seen"
 expected="[nsid 7]203.0.113.0/24 dev ${EXPECTED:-own2} scope link
 [nsid 7]198.51.100.0/24 dev if9 scope link

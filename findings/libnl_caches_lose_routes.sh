@@ -1,7 +1,7 @@
 #!/bin/sh
-# A cache of routes in libnl differs from the table of the kernel, although no message is lost. libnl takes two routes for
-# the same if family, destination, tos, table and priority are equal, whatever their next hops are. So with routes that
-# were appended or prepended (ip route append):
+# A cache of routes in libnl differs from the table of the kernel, although no message is lost. libnl takes two routes
+# for the same if family, destination, tos, table and priority are equal, whatever their next hops are. So with routes
+# that were appended (ip route append):
 # - a dump (rtnl_route_alloc_cache) keeps the first one of several IPv4 routes, and drops the others without an error;
 # - a cache that its manager keeps up to date (nl_cache_mngr_add) keeps the last one. The deletion of one of them leaves
 #   none in the cache;

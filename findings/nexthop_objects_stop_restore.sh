@@ -1,7 +1,7 @@
 #!/bin/sh
-# The kernel does not take a route with a nexthop object back in the form in which it dumps it. The dump has the number of
-# the object (RTA_NH_ID) and its gateway and device as well, for readers that do not know such objects. A request with
-# both is EINVAL, "Nexthop specification and nexthop id are mutually exclusive", to RTM_DELROUTE as to RTM_NEWROUTE. So
+# The kernel does not take a route with a nexthop object back in the form in which it dumps it. The dump has the number
+# of the object (RTA_NH_ID) and its gateway and device as well, for readers that do not know such objects. A request
+# with both is EINVAL, "Nexthop specification and nexthop id are mutually exclusive", to RTM_DELROUTE as to RTM_NEWROUTE. So
 # - `ip route flush` removes all routes but those, and fails with status 2;
 # - `ip route restore` of what `ip route save` wrote ends at the first of them. The routes behind it are not restored;
 # - any program that deletes or moves routes by the message of the dump fails with these.

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A routing policy rule of priority 0 that is listed, deleted and added again as it was listed is no longer the first. The
-# kernel leaves FRA_PRIORITY out of such a rule, and takes a rule without the attribute for one whose priority it may
+# A routing policy rule of priority 0 that is listed, deleted and added again as it was listed is no longer the first.
+# The kernel leaves FRA_PRIORITY out of such a rule, and takes a rule without the attribute for one whose priority it may
 # choose: one less than that of the second rule in the list, as a rule 32765. No call fails. This is so with
 # - libnl: an object of a cache of rules, whose rtnl_rule_get_prio() is 0, given to rtnl_rule_add() as it is;
 # - pyroute2: the priority of the listed rule is None, and rule("add", priority=None) is accepted.
@@ -16,8 +16,9 @@ if [ -n "${missing:-}" ]; then
 fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps pyroute2==0.9.5
+pip="python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps"
+$pip --target "$folder/python" pyroute2==0.9.5
+export PYTHONPATH="$folder/python"
 dpkg-query -W -f='${Package} ${Version}\n' libnl-route-3-dev
 uname -sr
 
@@ -63,7 +64,7 @@ set -eu
 cd "$1"
 again libnl ./again 10
 again "libnl, with the priority set" ./again 10 set
-again pyroute2 venv/bin/python again.py
+again pyroute2 python3 again.py
 ./again 255
 ip rule | sed -n 's/.*lookup //p' | xargs echo the order after libnl:
 SHELL
