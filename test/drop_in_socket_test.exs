@@ -178,7 +178,7 @@ defmodule NetlinkPort.DropInSocketTest do
         |> Enum.map(fn _ ->
           Task.async(fn -> for _ <- 1..50, do: DropInSocket.next_seq(socket) end)
         end)
-        |> Task.await_many()
+        |> Task.await_many(within(5_000))
         |> Enum.concat()
 
       assert Enum.sort(numbers) == Enum.to_list(1..1_000)
@@ -216,8 +216,8 @@ defmodule NetlinkPort.DropInSocketTest do
       {:ok, other} = DropInSocket.open(:route)
       waiting = Task.async(fn -> DropInSocket.recv_datagram(other) end)
       for closed <- [socket, other], do: :ok = DropInSocket.close(closed)
-      assert Task.await(polling) == :closed
-      assert Task.await(waiting) == {:error, :closed}
+      assert Task.await(polling, within(5_000)) == :closed
+      assert Task.await(waiting, within(5_000)) == {:error, :closed}
     end
 
     test "is closed when the helper ends, and ends no process" do
@@ -229,7 +229,7 @@ defmodule NetlinkPort.DropInSocketTest do
       monitor = Process.monitor(server)
       signal!(os_pid(server), "KILL")
       assert_receive {:DOWN, ^monitor, :process, ^server, _reason}
-      assert Task.await(waiting) == {:error, :closed}
+      assert Task.await(waiting, within(5_000)) == {:error, :closed}
       assert Holder.links(holder) == {:error, {:send, :closed}}
 
       for use <- [
@@ -246,19 +246,20 @@ defmodule NetlinkPort.DropInSocketTest do
       netns = netns!()
       owner = start_supervised!({Agent, fn -> nil end})
       opening = Task.async(fn -> open_in!(netns, owner: owner) end)
-      socket = Task.await(opening)
+      socket = Task.await(opening, within(5_000))
       refute Process.alive?(opening.pid)
 
       # One process asks at a time, as with any socket that several processes share.
       for _ <- 1..5 do
-        assert {:ok, [_link | _]} = Task.await(Task.async(fn -> Codec.links(socket) end))
+        assert {:ok, [_link | _]} =
+                 Task.await(Task.async(fn -> Codec.links(socket) end), within(5_000))
       end
 
       :ok = stop_supervised(Agent)
       eventually!(fn -> Codec.links(socket) == {:error, {:send, :closed}} end)
       # Without `owner:` the socket belongs to the opener.
       opening = Task.async(fn -> open_in!(netns) end)
-      lost = Task.await(opening)
+      lost = Task.await(opening, within(5_000))
       eventually!(fn -> Codec.links(lost) == {:error, {:send, :closed}} end)
     end
   end

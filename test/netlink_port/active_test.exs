@@ -106,7 +106,7 @@ defmodule NetlinkPort.ActiveTest do
     reader = Task.async(fn -> NetlinkPort.recv(socket, 0) end)
     Process.sleep(50)
     :sys.resume(context.server)
-    assert {:ok, datagram} = Task.await(reader)
+    assert {:ok, datagram} = Task.await(reader, within(5_000))
     assert sequence(datagram) == 1
   end
 
@@ -349,7 +349,7 @@ defmodule NetlinkPort.ActiveTest do
         assert {:ok, nil} = GenServer.call(server, {:pause, Socket.handle(socket)})
         ask(socket, 1)
         task = Task.async(fn -> NetlinkPort.setopts(socket, active: mode) end)
-        assert Task.await(task) == :ok
+        assert Task.await(task, within(5_000)) == :ok
         eventually!(fn -> match?({:ok, %{kept: 1}}, NetlinkPort.info(socket)) end)
         refute_received {:netlink, ^socket, _datagram}
         assert {:ok, nil} = GenServer.call(server, {:give, Socket.handle(socket), new, %{}})

@@ -217,7 +217,7 @@ defmodule NetlinkPort.DistributionTest do
 
           if rem(round, 2) == 0, do: Node.disconnect(context.node), else: disconnect!(context)
           true = Node.connect(context.node)
-          Task.await(storm)
+          Task.await(storm, within(5_000))
           eventually!(fn -> fds(server) == before end)
           {:netlink_closed, socket, :noconnection}
         end

@@ -150,7 +150,7 @@ defmodule NetlinkPort.NativeTest do
 
       eventually!(fn -> awaited?(server) end)
       signal!(os_pid, :KILL)
-      assert Task.await(opening) == {:error, {:thread, 32}}
+      assert Task.await(opening, within(5_000)) == {:error, {:thread, 32}}
       eventually!(fn -> not Process.alive?(server) end)
       assert Native.open_in_netns(:dying, "/proc/self/ns/net", 0) == {:error, {:thread, 3}}
       assert Native.bind_netlink(:dying, 1, 1) == {:error, 3}

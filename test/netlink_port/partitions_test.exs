@@ -82,7 +82,12 @@ defmodule NetlinkPort.PartitionsTest do
     assert for(key <- keys, do: os_pid(via(name, key))) == helpers
     assert helpers |> Enum.uniq() |> length() == @partitions
     # However many processes ask.
-    elsewhere = Task.await(Task.async(fn -> for(key <- keys, do: os_pid(via(name, key))) end))
+    elsewhere =
+      Task.await(
+        Task.async(fn -> for(key <- keys, do: os_pid(via(name, key))) end),
+        within(5_000)
+      )
+
     assert elsewhere == helpers
   end
 

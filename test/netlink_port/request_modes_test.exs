@@ -98,7 +98,7 @@ defmodule NetlinkPort.RequestModesTest do
       :ok = NetlinkPort.setopts(socket, active: true)
       change = Task.async(fn -> NetlinkPort.setopts(socket, active: false) end)
       assert {^way, {:ok, [_ | _]}} = {way, ask.()}
-      assert :ok = Task.await(change)
+      assert :ok = Task.await(change, within(5_000))
     end
 
     assert mailbox() == []
@@ -112,7 +112,7 @@ defmodule NetlinkPort.RequestModesTest do
     for n <- 1..3, do: NetlinkPort.request(changer, @newlink, [@lo, mtu(60_000 + n)])
 
     set = fn active ->
-      Task.await(Task.async(fn -> NetlinkPort.setopts(socket, active: active) end))
+      Task.await(Task.async(fn -> NetlinkPort.setopts(socket, active: active) end), within(5_000))
     end
 
     datagrams = fn -> for {:netlink, ^socket, datagram} <- mailbox(), do: datagram end
@@ -157,7 +157,7 @@ defmodule NetlinkPort.RequestModesTest do
       end)
 
     assert {:ok, first} = Client.hold(socket, within(5_000))
-    assert Task.await(others)
+    assert Task.await(others, within(5_000))
     refute_received {:netlink, ^socket, _second}
     assert :ok = Client.let_go(socket)
     assert_receive {:netlink, ^socket, second}
@@ -180,7 +180,7 @@ defmodule NetlinkPort.RequestModesTest do
     until_changed(socket)
     send(toggles.pid, :stop)
     _turns = Task.await(toggles, :infinity)
-    :changed = Task.await(changes)
+    :changed = Task.await(changes, within(5_000))
     :ok = NetlinkPort.setopts(socket, active: true)
     # All that the kernel had to send comes before this.
     assert {:ok, [_lo]} = NetlinkPort.request(socket, @getlink, @lo)
@@ -413,7 +413,7 @@ defmodule NetlinkPort.RequestModesTest do
 
       assert :ok = NetlinkPort.controlling_process(socket, task.pid)
       send(task.pid, :go)
-      assert {{:ok, [_ | _]}, []} = Task.await(task)
+      assert {{:ok, [_ | _]}, []} = Task.await(task, within(5_000))
       assert_raise NetlinkPort.Error, ~r/a change of its owner/, fn -> continue.({:cont, nil}) end
     end
   end
@@ -457,7 +457,7 @@ defmodule NetlinkPort.RequestModesTest do
     eventually!(fn -> mailbox() != [] and match?({:ok, %{kept: 3}}, NetlinkPort.info(socket)) end)
     assert {:ok, second} = Client.hold(socket, 0)
     other = Task.async(fn -> NetlinkPort.recv(socket, 0) end)
-    assert {:error, %{stage: :recv, reason: :einval}} = Task.await(other)
+    assert {:error, %{stage: :recv, reason: :einval}} = Task.await(other, within(5_000))
     first = event(socket)
     # The owner's mailbox is empty, but the second event is not there yet.
     assert {:ok, third} = Client.hold(socket, 0)

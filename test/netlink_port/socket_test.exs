@@ -104,7 +104,7 @@ defmodule NetlinkPort.SocketTest do
       {:ok, other} = NetlinkPort.open(context.server, :route, opts)
       assert NetlinkPort.socket(context.server, Socket.handle(socket)) == socket
       assert :erlang.binary_to_term(:erlang.term_to_binary(socket)) == socket
-      assert Task.await(Task.async(fn -> socket end)) == socket
+      assert Task.await(Task.async(fn -> socket end), within(5_000)) == socket
       assert other != socket
       assert Socket.handle(other) > Socket.handle(socket)
 

@@ -78,7 +78,10 @@ defmodule NetlinkPort.Agents do
 
     {:ok, peer, node} = :peer.start(options)
     true = node == place.node
-    {:ok, _started} = :peer.call(peer, :application, :ensure_all_started, [:elixir])
+
+    {:ok, _started} =
+      :peer.call(peer, :application, :ensure_all_started, [:elixir], within(5_000))
+
     %{place | peer: peer, os_pid: peer |> :peer.call(:os, :getpid, []) |> List.to_integer()}
   end
 

@@ -25,9 +25,10 @@ defmodule NetlinkPort.Nodes do
 
   def peer!(:no_node) do
     paths = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
-    {:ok, peer, node} = :peer.start(%{connection: :standard_io, args: paths})
+    options = %{connection: :standard_io, args: paths, wait_boot: within(15_000)}
+    {:ok, peer, node} = :peer.start(options)
     ends_with_test!(peer)
-    {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:elixir])
+    {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:elixir], within(5_000))
     {peer, node}
   end
 
@@ -38,9 +39,13 @@ defmodule NetlinkPort.Nodes do
     name = :peer.random_name()
     # Controlled over standard input and output, so that a lost connection does not end it.
     options = %{name: name, host: @host, args: args, longnames: true, connection: :standard_io}
+    options = Map.put(options, :wait_boot, within(15_000))
     {:ok, peer, node} = :peer.start(options)
     ends_with_test!(peer)
-    if library?, do: {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:elixir])
+
+    if library?,
+      do: {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:elixir], within(5_000))
+
     true = Node.connect(node)
     {peer, node}
   end
@@ -56,5 +61,5 @@ defmodule NetlinkPort.Nodes do
   end
 
   @doc "The process id of a node's VM."
-  def vm_pid(peer), do: peer |> :peer.call(:os, :getpid, []) |> List.to_integer()
+  def vm_pid(peer), do: peer |> :peer.call(:os, :getpid, [], within(5_000)) |> List.to_integer()
 end

@@ -24,7 +24,7 @@ defmodule NetlinkPort.HandleTest do
   end
 
   test "a handle is not used again when its process ends" do
-    handle = Task.await(Task.async(&draw/0))
+    handle = Task.await(Task.async(&draw/0), within(5_000))
     assert draw() > handle
   end
 

@@ -104,7 +104,7 @@ defmodule NetlinkPort.Request.ReaderTest do
       opts = [timeout: :infinity]
       assert {:error, error} = NetlinkPort.request(socket, @getlink, @link, opts)
       assert {error.stage, error.reason} == {:thread, :epipe}
-      assert Task.await(killer) == :ok
+      assert Task.await(killer, within(5_000)) == :ok
     end
   end
 
