@@ -270,8 +270,9 @@ defmodule NetlinkPort do
       that pays, before they sleep. 0 is never. It makes the next request two to four times as fast, and costs up to
       that much processor time after each. Defaults to 100.
     * `:keep` - capabilities that the helper does not give up at its start. It always keeps `CAP_SYS_ADMIN`,
-      `CAP_NET_ADMIN` and, in reserve, `CAP_SYS_PTRACE`. Add `:net_broadcast` for `listen_all_nsid`, `:audit_read` and
-      `:audit_control` for `NETLINK_AUDIT`, `:dac_read_search` for namespace files in directories that are closed to
+      `CAP_NET_ADMIN` and, in reserve, `CAP_SYS_PTRACE`. Add `:net_broadcast` for `listen_all_nsid`; for
+      `NETLINK_AUDIT` `:audit_read` (its group), `:audit_control` (its commands) and `:audit_write` (`AUDIT_USER` and
+      other records of user space); `:dac_read_search` for namespace files in directories that are closed to
       the helper's user. Defaults to `[]`.
     * `:user_namespaces` - whether the helper may enter a namespace that belongs to another user namespace, such as
       that of a rootless container. A child of the helper joins the user namespace first (user_namespaces(7)), so the
