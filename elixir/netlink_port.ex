@@ -506,8 +506,10 @@ defmodule NetlinkPort do
 
     * `:wait` - `true` waits until sendmsg(2) is done, and returns its error. Defaults to `false`.
     * `:timeout` - ms. Defaults to 5_000.
-    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`. The call then waits
-      as with `:wait`.
+    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`. `groups` is a mask:
+      bit 0 is group 1. The call then waits as with `:wait`. The kernel sends the datagram to the members of the groups,
+      then to the port id. `{0, groups}` is for the groups, and the kernel gets it, too. Where no part of the kernel
+      listens, as with `:usersock`, the result is `ECONNREFUSED`, and the members have got the datagram all the same.
   """
   @spec send(Socket.t(), Pin.payload(),
           wait: boolean(),
@@ -541,9 +543,28 @@ defmodule NetlinkPort do
       {:error, Error.new(:send, :emsgsize)}
     else
       command = {:send_to, socket.handle, port_id, groups, datagram}
-      done(Client.request(socket, command, timeout))
+      refused(done(Client.request(socket, command, timeout)), port_id, groups)
     end
   end
+
+  defp refused({:error, %{stage: :send, reason: :econnrefused} = error}, 0, groups)
+       when groups != 0 do
+    hint =
+      "members of the groups have got it; the kernel itself has not, since it does not listen to this protocol here"
+
+    {:error, %{error | hint: hint}}
+  end
+
+  defp refused({:error, %{stage: :send, reason: :econnrefused} = error}, port_id, _groups)
+       when port_id != 0 do
+    hint =
+      "no socket in this namespace has port id #{port_id}, or it receives from the kernel alone: one of this library " <>
+        "needs user_peers: true"
+
+    {:error, %{error | hint: hint}}
+  end
+
+  defp refused(outcome, _port_id, _groups), do: outcome
 
   @doc """
   Receives one datagram from a passive socket, within `timeout` ms.

@@ -286,6 +286,11 @@ defmodule NetlinkPort.Error do
     "longer than the socket's sndbuf or the helper's frame limit"
   end
 
+  defp explanation(%{stage: :send, reason: :econnrefused}) do
+    "no part of the kernel listens to this protocol in this namespace: to the connector and SELinux it listens in " <>
+      "the first namespace alone, and to usersock nowhere"
+  end
+
   defp explanation(%{stage: stage, reason: :ebadf}) when stage not in [:open, :setns, :capture] do
     "the socket is closed"
   end
