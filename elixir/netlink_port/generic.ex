@@ -44,10 +44,8 @@ defmodule NetlinkPort.Generic do
     Arguments,
     Connection,
     DecodeError,
-    Error,
     ExtAck,
     Message,
-    Redaction,
     Socket
   }
 
@@ -114,8 +112,12 @@ defmodule NetlinkPort.Generic do
   @spec family(via(), String.t(), timeout: timeout()) :: {:ok, t()} | NetlinkPort.error()
   def family(via, name, opts \\ []) do
     with {:ok, messages} <- carry_out(:request, via, Nlctrl.id(), Nlctrl.get_family(name), opts),
-         {:ok, fields} <- Nlctrl.family(messages),
-         do: {:ok, struct!(__MODULE__, fields)}
+         {:ok, fields} <- Nlctrl.family(messages) do
+      {:ok, struct!(__MODULE__, fields)}
+    else
+      {:error, %{stage: :request, reason: :enoent}} -> {:error, Nlctrl.unknown(name)}
+      failed -> failed
+    end
   end
 
   @doc """
@@ -178,9 +180,11 @@ defmodule NetlinkPort.Generic do
     with {:ok, %{id: id}} <- cached(via, family, opts) do
       case carry_out(how, via, id, payload, opts) do
         {:error, %{stage: :request, reason: :enoent}} = failed when is_binary(family) ->
-          with {:ok, %{id: other}} when other != id <- look_up(via, family, opts),
-               do: carry_out(how, via, other, payload, opts),
-               else: (_the_same_or_gone -> failed)
+          case look_up(via, family, opts) do
+            {:ok, %{id: other}} when other != id -> carry_out(how, via, other, payload, opts)
+            {:error, %{reason: :enoent}} = gone -> gone
+            _the_same_or_failed -> failed
+          end
 
         outcome ->
           outcome
@@ -228,8 +232,7 @@ defmodule NetlinkPort.Generic do
           NetlinkPort.join(socket, number)
 
         _none ->
-          {:error,
-           Error.new(:request, :enoent, subject: "group #{Redaction.plain(group)} of #{name}")}
+          {:error, Nlctrl.unknown(name, group)}
       end
     end
   end
