@@ -150,6 +150,30 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
+  # struct tcmsg of the root of lo.
+  @root_qdisc <<0::32, 1::32-native, 0x10000::32-native, 0xFFFFFFFF::32-native, 0::32>>
+
+  test "route: the GET of one qdisc is an event of RTNLGRP_TC, and an answer with :echo",
+       context do
+    for context <- ways(context), pktinfo <- [false, true] do
+      device = ["netns", "exec", context.netns, "tc", "qdisc", "replace", "dev", "lo"]
+      ip!(device ++ ~w(root handle 1: pfifo))
+      opts = [pktinfo: pktinfo, active: context.active]
+      socket = open!(context, :route, opts)
+      member = open!(context, :route, [groups: [4]] ++ opts)
+
+      for socket <- [socket, member] do
+        assert {:ok, [%Message{type: 36}]} =
+                 NetlinkPort.request(socket, 38, @root_qdisc, flags: [:echo], timeout: @minute)
+      end
+
+      assert {:ok, []} = NetlinkPort.request(socket, 38, @root_qdisc, timeout: @minute)
+      assert {:ok, messages} = NetlinkPort.request(member, 38, @root_qdisc, timeout: @minute)
+      # A member that does not know the group takes the event for the answer.
+      assert Enum.map(messages, & &1.type) == if(pktinfo, do: [], else: [36])
+    end
+  end
+
   # Audit answers only in the initial user namespace.
   @tag :init_user_namespace
   test "audit: queries are complete, although audit answers after its ack", context do
