@@ -599,8 +599,8 @@ defmodule NetlinkPort do
       {:ok, [link]} = NetlinkPort.request(socket, 18, <<0::32, 1::32-native, 0::64>>)
 
   The caller should own the socket. On a passive socket the call also works in another local process. On an active socket
-  it does not: the owner is sent the answer, and the call ends with `ETIMEDOUT`. A socket for requests alone is best. For
-  many callers on one socket there is `NetlinkPort.Connection`.
+  it does not: the owner is sent the answer, and the call ends with `ETIMEDOUT`, whose sentence says so. A socket for
+  requests alone is best. For many callers on one socket there is `NetlinkPort.Connection`.
 
   A datagram that comes meanwhile and is not part of the answer goes to the owner, unread. On an active socket it
   stays in the mailbox. On a passive socket it is sent there, as `{:netlink, socket, datagram}` or with its metadata. So is

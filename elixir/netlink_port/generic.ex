@@ -46,6 +46,7 @@ defmodule NetlinkPort.Generic do
     DecodeError,
     ExtAck,
     Message,
+    Pin,
     Socket
   }
 
@@ -139,7 +140,7 @@ defmodule NetlinkPort.Generic do
 
   @doc """
   Sends a request to a family. `payload` is what follows `struct genlmsghdr`: the family's own header, if it has one,
-  and attributes. Returns the messages of the answer. `decode/1` reads their payload.
+  and attributes, with pins where they name namespaces (`NetlinkPort.Pin`). Returns the messages of the answer. `decode/1` reads their payload.
 
       # CTRL_CMD_GETFAMILY with CTRL_ATTR_FAMILY_NAME
       name = NetlinkPort.Attr.encode([{2, "nlctrl\\0"}])
@@ -150,7 +151,7 @@ defmodule NetlinkPort.Generic do
 
   Errors are those of `NetlinkPort.request/4`, and those of `family/3` when `family` is a name.
   """
-  @spec request(via(), String.t() | t(), 0..255, iodata(), keyword()) ::
+  @spec request(via(), String.t() | t(), 0..255, Pin.payload(), keyword()) ::
           {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def request(via, family, command, payload \\ "", opts \\ []) do
     ask(:request, via, family, command, payload, opts)
@@ -166,7 +167,7 @@ defmodule NetlinkPort.Generic do
 
   Errors are those of `NetlinkPort.dump/4`, and those of `family/3` when `family` is a name.
   """
-  @spec dump(via(), String.t() | t(), 0..255, iodata(), keyword()) ::
+  @spec dump(via(), String.t() | t(), 0..255, Pin.payload(), keyword()) ::
           {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def dump(via, family, command, payload \\ "", opts \\ []) do
     ask(:dump, via, family, command, payload, opts)
