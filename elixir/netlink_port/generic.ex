@@ -140,7 +140,8 @@ defmodule NetlinkPort.Generic do
 
   @doc """
   Sends a request to a family. `payload` is what follows `struct genlmsghdr`: the family's own header, if it has one,
-  and attributes, with pins where they name namespaces (`NetlinkPort.Pin`). Returns the messages of the answer. `decode/1` reads their payload.
+  and attributes, with pins where they name namespaces (`NetlinkPort.Pin`). Returns the messages of the answer.
+  `decode/1` reads their payload.
 
       # CTRL_CMD_GETFAMILY with CTRL_ATTR_FAMILY_NAME
       name = NetlinkPort.Attr.encode([{2, "nlctrl\\0"}])
