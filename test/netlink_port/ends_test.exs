@@ -626,6 +626,22 @@ defmodule NetlinkPort.EndsTest do
     assert :ok = NetlinkPort.join(open!(context, :generic), 32)
   end
 
+  test "a group that the protocol does not have is EINVAL, which says so, as for the bit of a mask",
+       context do
+    socket = open!(context, :route)
+    # RTMGRP_IPV4_ROUTE
+    opts = [netns: {:name, context.netns}, groups: [0x40]]
+
+    for refused <- [
+          NetlinkPort.join(socket, 0x40),
+          NetlinkPort.leave(socket, 0x40),
+          NetlinkPort.open(context.server, :route, opts)
+        ] do
+      assert {:error, %Error{stage: :setsockopt, reason: :einval} = error} = refused
+      assert Exception.message(error) =~ "EINVAL: the protocol has no group of that number"
+    end
+  end
+
   test "a command without an ack is carried out, and times out", context do
     socket = open!(context, :route)
     opts = [flags: [:create, :excl], ack: false, timeout: 100]
