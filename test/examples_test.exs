@@ -69,6 +69,32 @@ defmodule NetlinkPort.ExamplesTest do
     refute output =~ "taken"
   end
 
+  @tag :nftables
+  test "container.exs gives a namespace an interface, a route and masquerading" do
+    {host, blue, red} = {netns!(), netns!(), netns!()}
+    add = &run("container.exs", ["--netns", host, "--container", &1, "--address", &2])
+    assert {output, 0} = add.(blue, "10.88.0.5")
+    assert output =~ "eth0 of #{blue} has the address 10.88.0.5"
+    assert {_output, 0} = add.(red, "10.88.0.6")
+
+    assert shown(["-n", blue, "route", "show", "default"]) =~
+             ~s("gateway":"10.88.0.1","dev":"eth0")
+
+    # The gateway and the other container answer, although nobody listens.
+    for address <- ["10.88.0.1", "10.88.0.6"] do
+      connect = ["bash", "-c", "echo >/dev/tcp/#{address}/1"]
+      assert {refused, _status} = as_root("ip", ["netns", "exec", blue | connect])
+      assert refused =~ "refused"
+    end
+
+    assert {rules, 0} = as_root("ip", ["netns", "exec", host, "nft", "list", "ruleset"])
+    assert [_once] = Regex.scan(~r/oifname != "cni0" masquerade/, rules)
+
+    # The interface is there.
+    assert {output, 1} = add.(blue, "10.88.0.5")
+    assert output =~ "EEXIST"
+  end
+
   # A rule that queues datagrams to port 5353, by the tool that this kernel has the target for.
   defp queue!(netns) do
     rule = ~w(OUTPUT -p udp --dport 5353 -j NFQUEUE --queue-num 7)
