@@ -97,7 +97,7 @@ defmodule NetlinkPort.AttrTest do
       assert rest == <<8::16-native, 1::16-native, "abcd">>
 
       # A charlist is no name, and attributes are no bytes.
-      for wrong <- ['eth0', ["a", {2, "b"}], [{2, "b"}, "a"], [[{2, "b"}]], ["a" | :b]] do
+      for wrong <- [~c"eth0", ["a", {2, "b"}], [{2, "b"}, "a"], [[{2, "b"}]], ["a" | :b]] do
         assert_raise ArgumentError, fn -> Attr.encode([{1, wrong}]) end
       end
 
