@@ -267,6 +267,22 @@ defmodule NetlinkPort.CapabilitiesTest do
     end
   end
 
+  @tag :init_user_namespace
+  test "a command to NETLINK_AUDIT from another pid or user namespace is refused, and the error says why" do
+    for {namespaces, reason, why} <- [
+          {"--pid --fork --kill-child", :eperm,
+           "though the helper has CAP_AUDIT_CONTROL: NETLINK_AUDIT takes commands from the first pid namespace"},
+          {"-Ur", :econnrefused, "NETLINK_AUDIT is there for the first user namespace alone"}
+        ] do
+      script = script!("exec unshare #{namespaces} #{helper()} \"$@\"")
+      server = start_server!(executable: script, keep: [:audit_control])
+      {:ok, socket} = NetlinkPort.open(server, :audit, active: false)
+      assert {:error, error} = NetlinkPort.request(socket, 1000)
+      assert {error.stage, error.reason, error.lacks} == {:request, reason, nil}
+      assert Exception.message(error) =~ why
+    end
+  end
+
   test "without CAP_NET_BROADCAST the error of listen_all_nsid names it" do
     server = start_without!([:net_broadcast])
     {:ok, socket} = NetlinkPort.open(server, :route, [])
