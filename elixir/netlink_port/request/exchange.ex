@@ -237,7 +237,7 @@ defmodule NetlinkPort.Request.Exchange do
   def excess(%{max_bytes: max_bytes}) do
     Error.new(:request, :emsgsize,
       hint:
-        "the dump is larger than max_bytes: #{max_bytes}; raise that, or use stream/4, which keeps " <>
+        "the dump is larger than max_bytes: #{max_bytes}; raise that, or use NetlinkPort.stream/4 on a socket, which keeps " <>
           "one datagram at a time"
     )
   end
@@ -254,7 +254,7 @@ defmodule NetlinkPort.Request.Exchange do
     if Deadline.left(limit) == 0 do
       Error.new(:request, :etimedout,
         hint:
-          "the dump still went on after total_timeout: #{total} ms; raise that, or use stream/4"
+          "the dump still went on after total_timeout: #{total} ms; raise that, or use NetlinkPort.stream/4 on a socket"
       )
     else
       overdue(:silent)
