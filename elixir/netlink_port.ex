@@ -270,8 +270,9 @@ defmodule NetlinkPort do
       that pays, before they sleep. 0 is never. It makes the next request two to four times as fast, and costs up to
       that much processor time after each. Defaults to 100.
     * `:keep` - capabilities that the helper does not give up at its start. It always keeps `CAP_SYS_ADMIN`,
-      `CAP_NET_ADMIN` and, in reserve, `CAP_SYS_PTRACE`. Add `:net_broadcast` for `listen_all_nsid`, `:audit_read` and
-      `:audit_control` for `NETLINK_AUDIT`, `:dac_read_search` for namespace files in directories that are closed to
+      `CAP_NET_ADMIN` and, in reserve, `CAP_SYS_PTRACE`. Add `:net_broadcast` for `listen_all_nsid`; for
+      `NETLINK_AUDIT` `:audit_read` (its group), `:audit_control` (its commands) and `:audit_write` (`AUDIT_USER` and
+      other records of user space); `:dac_read_search` for namespace files in directories that are closed to
       the helper's user. Defaults to `[]`.
     * `:user_namespaces` - whether the helper may enter a namespace that belongs to another user namespace, such as
       that of a rootless container. A child of the helper joins the user namespace first (user_namespaces(7)), so the
@@ -505,8 +506,10 @@ defmodule NetlinkPort do
 
     * `:wait` - `true` waits until sendmsg(2) is done, and returns its error. Defaults to `false`.
     * `:timeout` - ms. Defaults to 5_000.
-    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`. The call then waits
-      as with `:wait`.
+    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`. `groups` is a mask:
+      bit 0 is group 1. The call then waits as with `:wait`. The kernel sends the datagram to the members of the groups,
+      then to the port id. `{0, groups}` is for the groups, and the kernel gets it, too. Where no part of the kernel
+      listens, as with `:usersock`, the result is `ECONNREFUSED`, and the members have got the datagram all the same.
   """
   @spec send(Socket.t(), Pin.payload(),
           wait: boolean(),
@@ -540,9 +543,28 @@ defmodule NetlinkPort do
       {:error, Error.new(:send, :emsgsize)}
     else
       command = {:send_to, socket.handle, port_id, groups, datagram}
-      done(Client.request(socket, command, timeout))
+      refused(done(Client.request(socket, command, timeout)), port_id, groups)
     end
   end
+
+  defp refused({:error, %{stage: :send, reason: :econnrefused} = error}, 0, groups)
+       when groups != 0 do
+    hint =
+      "members of the groups have got it; the kernel itself has not, since it does not listen to this protocol here"
+
+    {:error, %{error | hint: hint}}
+  end
+
+  defp refused({:error, %{stage: :send, reason: :econnrefused} = error}, port_id, _groups)
+       when port_id != 0 do
+    hint =
+      "no socket in this namespace has port id #{port_id}, or it receives from the kernel alone: one of this library " <>
+        "needs user_peers: true"
+
+    {:error, %{error | hint: hint}}
+  end
+
+  defp refused(outcome, _port_id, _groups), do: outcome
 
   @doc """
   Receives one datagram from a passive socket, within `timeout` ms.
@@ -577,8 +599,8 @@ defmodule NetlinkPort do
       {:ok, [link]} = NetlinkPort.request(socket, 18, <<0::32, 1::32-native, 0::64>>)
 
   The caller should own the socket. On a passive socket the call also works in another local process. On an active socket
-  it does not: the owner is sent the answer, and the call ends with `ETIMEDOUT`. A socket for requests alone is best. For
-  many callers on one socket there is `NetlinkPort.Connection`.
+  it does not: the owner is sent the answer, and the call ends with `ETIMEDOUT`, whose sentence says so. A socket for
+  requests alone is best. For many callers on one socket there is `NetlinkPort.Connection`.
 
   A datagram that comes meanwhile and is not part of the answer goes to the owner, unread. On an active socket it
   stays in the mailbox. On a passive socket it is sent there, as `{:netlink, socket, datagram}` or with its metadata. So is

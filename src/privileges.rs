@@ -7,12 +7,13 @@ use caps::{Capability, CapsHashSet};
 use nix::sys::prctl::set_no_new_privs;
 
 /// The capabilities that can be kept beyond the two that are always kept, by their names in `--keep`.
-pub const KEEPABLE: [(&str, Capability); 4] = [
+pub const KEEPABLE: [(&str, Capability); 5] = [
     // NETLINK_LISTEN_ALL_NSID.
     ("net_broadcast", Capability::CAP_NET_BROADCAST),
-    // The group of NETLINK_AUDIT, and its commands.
+    // The group of NETLINK_AUDIT, its commands, and records of user space.
     ("audit_read", Capability::CAP_AUDIT_READ),
     ("audit_control", Capability::CAP_AUDIT_CONTROL),
+    ("audit_write", Capability::CAP_AUDIT_WRITE),
     // Namespace files in directories of other users.
     ("dac_read_search", Capability::CAP_DAC_READ_SEARCH),
 ];

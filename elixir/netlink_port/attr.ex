@@ -48,16 +48,17 @@ defmodule NetlinkPort.Attr do
     * `{:plain, attributes}`: nested attributes without that flag, as some older families want them.
     * `{:net_byteorder, binary}`: bytes with `NLA_F_NET_BYTEORDER`.
     * `true`: a flag (`NLA_FLAG`), which has no value.
+    * a list that begins with a binary, such as `[struct | encode(attributes)]`: these bytes, without a flag. It may
+      have pins in it. `VETH_INFO_PEER` is such a value, a `struct ifinfomsg` and the attributes of the peer.
     * a `NetlinkPort.Pin`: the descriptor of a namespace.
   """
   @type input ::
           {type(),
-           binary()
+           Pin.payload()
            | [input()]
            | {:plain, [input()]}
            | {:net_byteorder, binary()}
-           | true
-           | Pin.t()}
+           | true}
 
   @typedoc "What a getter returns: the decoded value of the first attribute of the type."
   @type got(value) :: {:ok, value} | :missing | {:error, DecodeError.t()}
@@ -72,6 +73,12 @@ defmodule NetlinkPort.Attr do
       iex> <<7::16-native, 3::16-native, "lo", 0, 0, 4::16-native, 25::16-native>> = bytes
       iex> byte_size(bytes)
       12
+
+      iex> peer = [<<0::128>> | NetlinkPort.Attr.encode([{3, "eth0\\0"}])]
+      iex> [{1, value}] = NetlinkPort.Attr.decode(IO.iodata_to_binary(NetlinkPort.Attr.encode([{1, peer}]))) |> elem(1)
+      iex> <<0::128, 9::16-native, 3::16-native, "eth0", 0, _::binary>> = value
+      iex> byte_size(value)
+      28
 
   When `attrs` contain a pin, so does the result, which is then no iodata. `NetlinkPort.send/3` and the functions that
   make requests replace the pin by its number. Code that needs bytes can encode `s32(pin.descriptor)`. Then nothing
@@ -88,6 +95,9 @@ defmodule NetlinkPort.Attr do
   defp encode_one({type, v}) when type in 0..@type_mask and is_binary(v), do: put(type, v)
 
   defp encode_one({type, %Pin{} = pin}) when type in 0..@type_mask, do: put(type, pin)
+
+  defp encode_one({type, [struct | _] = v}) when type in 0..@type_mask and is_binary(struct),
+    do: put(type, v)
 
   defp encode_one({type, nested}) when type in 0..@type_mask and is_list(nested) do
     put(type ||| @nested, encode(nested))

@@ -261,6 +261,12 @@ defmodule NetlinkPort.Error do
   defp explanation(%{stage: :thread, reason: :etimedout}), do: "it did not answer in time"
   defp explanation(%{stage: :recv, reason: :etimedout}), do: "nothing arrived in time"
 
+  defp explanation(%{stage: :setsockopt, reason: :einval, subject: subject})
+       when subject in ["add_membership", "drop_membership"] do
+    "the protocol has no group of that number in this kernel; RTNLGRP_LINK (1) is the number of a group, and " <>
+      "RTMGRP_LINK a bit of a mask"
+  end
+
   defp explanation(%{stage: :setsockopt, reason: :enomem, subject: "filter" <> _}) do
     "longer than net.core.optmem_max has room for, at 8 bytes an instruction (20480 by default before " <>
       "Linux 6.8); raise it"
@@ -284,6 +290,11 @@ defmodule NetlinkPort.Error do
 
   defp explanation(%{stage: :send, reason: :emsgsize}) do
     "longer than the socket's sndbuf or the helper's frame limit"
+  end
+
+  defp explanation(%{stage: :send, reason: :econnrefused}) do
+    "no part of the kernel listens to this protocol in this namespace: to the connector and SELinux it listens in " <>
+      "the first namespace alone, and to usersock nowhere"
   end
 
   defp explanation(%{stage: stage, reason: :ebadf}) when stage not in [:open, :setns, :capture] do

@@ -44,10 +44,9 @@ defmodule NetlinkPort.Generic do
     Arguments,
     Connection,
     DecodeError,
-    Error,
     ExtAck,
     Message,
-    Redaction,
+    Pin,
     Socket
   }
 
@@ -114,8 +113,12 @@ defmodule NetlinkPort.Generic do
   @spec family(via(), String.t(), timeout: timeout()) :: {:ok, t()} | NetlinkPort.error()
   def family(via, name, opts \\ []) do
     with {:ok, messages} <- carry_out(:request, via, Nlctrl.id(), Nlctrl.get_family(name), opts),
-         {:ok, fields} <- Nlctrl.family(messages),
-         do: {:ok, struct!(__MODULE__, fields)}
+         {:ok, fields} <- Nlctrl.family(messages) do
+      {:ok, struct!(__MODULE__, fields)}
+    else
+      {:error, %{stage: :request, reason: :enoent}} -> {:error, Nlctrl.unknown(name)}
+      failed -> failed
+    end
   end
 
   @doc """
@@ -137,7 +140,8 @@ defmodule NetlinkPort.Generic do
 
   @doc """
   Sends a request to a family. `payload` is what follows `struct genlmsghdr`: the family's own header, if it has one,
-  and attributes. Returns the messages of the answer. `decode/1` reads their payload.
+  and attributes, with pins where they name namespaces (`NetlinkPort.Pin`). Returns the messages of the answer.
+  `decode/1` reads their payload.
 
       # CTRL_CMD_GETFAMILY with CTRL_ATTR_FAMILY_NAME
       name = NetlinkPort.Attr.encode([{2, "nlctrl\\0"}])
@@ -148,7 +152,7 @@ defmodule NetlinkPort.Generic do
 
   Errors are those of `NetlinkPort.request/4`, and those of `family/3` when `family` is a name.
   """
-  @spec request(via(), String.t() | t(), 0..255, iodata(), keyword()) ::
+  @spec request(via(), String.t() | t(), 0..255, Pin.payload(), keyword()) ::
           {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def request(via, family, command, payload \\ "", opts \\ []) do
     ask(:request, via, family, command, payload, opts)
@@ -164,7 +168,7 @@ defmodule NetlinkPort.Generic do
 
   Errors are those of `NetlinkPort.dump/4`, and those of `family/3` when `family` is a name.
   """
-  @spec dump(via(), String.t() | t(), 0..255, iodata(), keyword()) ::
+  @spec dump(via(), String.t() | t(), 0..255, Pin.payload(), keyword()) ::
           {:ok, [Message.t()]} | {:ok, [Message.t()], ExtAck.t() | nil} | NetlinkPort.error()
   def dump(via, family, command, payload \\ "", opts \\ []) do
     ask(:dump, via, family, command, payload, opts)
@@ -178,9 +182,11 @@ defmodule NetlinkPort.Generic do
     with {:ok, %{id: id}} <- cached(via, family, opts) do
       case carry_out(how, via, id, payload, opts) do
         {:error, %{stage: :request, reason: :enoent}} = failed when is_binary(family) ->
-          with {:ok, %{id: other}} when other != id <- look_up(via, family, opts),
-               do: carry_out(how, via, other, payload, opts),
-               else: (_the_same_or_gone -> failed)
+          case look_up(via, family, opts) do
+            {:ok, %{id: other}} when other != id -> carry_out(how, via, other, payload, opts)
+            {:error, %{reason: :enoent}} = gone -> gone
+            _the_same_or_failed -> failed
+          end
 
         outcome ->
           outcome
@@ -228,8 +234,7 @@ defmodule NetlinkPort.Generic do
           NetlinkPort.join(socket, number)
 
         _none ->
-          {:error,
-           Error.new(:request, :enoent, subject: "group #{Redaction.plain(group)} of #{name}")}
+          {:error, Nlctrl.unknown(name, group)}
       end
     end
   end

@@ -16,6 +16,26 @@ defmodule NetlinkPort.Message do
       iex> {:ok, [^request]} = Message.decode(datagram)
       iex> Message.flag?(request, :dump)
       true
+
+  ## Datagrams that are no messages
+
+  Three kinds of datagrams have another form. `decode/1` returns an error for them, or messages that make no sense:
+
+    * uevents of `:kobject_uevent`: strings, each with a NUL byte at its end.
+
+          iex> uevent = "add@/devices/virtual/net/br0\0ACTION=add\0INTERFACE=br0\0SEQNUM=7\0"
+          iex> String.split(uevent, "\0", trim: true)
+          ["add@/devices/virtual/net/br0", "ACTION=add", "INTERFACE=br0", "SEQNUM=7"]
+
+    * records of `:audit` to the socket that `AUDIT_SET` has registered: the length in their header is that of the text
+      alone, 16 bytes too short. Those to the members of group 1 have the true length.
+
+          iex> record = <<4::32-native, 1112::16-native, 0::80, "text">>
+          iex> <<_length::32, type::16-native, _::80, text::binary>> = record
+          iex> {type, text}
+          {1112, "text"}
+
+    * what processes send to each other, over `:usersock` for example, which may be any bytes.
   """
 
   alias NetlinkPort.{DecodeError, Payload, Pin}

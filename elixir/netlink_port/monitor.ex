@@ -148,7 +148,7 @@ defmodule NetlinkPort.Monitor do
   any other message takes the monitor down whenever it arrives.
 
   A monitor is the wrong process for a family that wants answers over the same socket, such as the verdicts of
-  nfqueue. Groups that processes send to (`:usersock`) need `user_peers: true`; without it nothing arrives.
+  nfqueue: `examples/nfqueue.exs` has a process with a socket of its own. Groups that processes send to (`:usersock`) need `user_peers: true`; without it nothing arrives.
 
   ## Groups of generic netlink
 

@@ -13,6 +13,13 @@ defmodule NetlinkPort.Pin do
       {:ok, []} = NetlinkPort.request(socket, 16, [<<0::32, 7::32-native, 0::64>>, attrs])
       :ok = NetlinkPort.unpin(pin)
 
+  A veth(4) whose other end is made in the namespace, as runtimes of containers want it, so that the name of that end
+  cannot be taken here. Its `VETH_INFO_PEER` is a `struct ifinfomsg` and attributes:
+
+      peer = [<<0::128>> | NetlinkPort.Attr.encode([{3, "eth0\\0"}, {28, pin}])]
+      attrs = NetlinkPort.Attr.encode([{3, "veth7\\0"}, {18, [{1, "veth\\0"}, {2, [{1, peer}]}]}])
+      {:ok, []} = NetlinkPort.request(socket, 16, [<<0::128>>, attrs], flags: [:create, :excl])
+
   `NetlinkPort.send/3`, `request/4`, `batch/3`, `dump/4` and `stream/4`, and those of `NetlinkPort.Connection`, replace
   the pin by its number. They refuse a pin that has ended, or that belongs to another server than the socket, with an
   error of the stage `:pin`, and then send nothing.

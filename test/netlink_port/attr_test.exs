@@ -88,6 +88,22 @@ defmodule NetlinkPort.AttrTest do
       assert_raise ArgumentError, fn -> Attr.u32("1") end
     end
 
+    test "takes a struct and attributes behind it as the value of an attribute" do
+      behind = Attr.encode([{3, "eth0\0"}, {4, Attr.u32(7)}])
+      whole = bytes([{1, IO.iodata_to_binary(["struct", 0, 0 | behind])}])
+      assert bytes([{1, ["struct", 0, 0 | behind]}]) == whole
+      assert bytes([{1, ["struct", [0, 0], behind]}]) == whole
+      assert <<12::16-native, 0x8002::16-native, rest::binary>> = bytes([{2, [{1, ["abcd"]}]}])
+      assert rest == <<8::16-native, 1::16-native, "abcd">>
+
+      # A charlist is no name, and attributes are no bytes.
+      for wrong <- [~c"eth0", ["a", {2, "b"}], [{2, "b"}, "a"], [[{2, "b"}]], ["a" | :b]] do
+        assert_raise ArgumentError, fn -> Attr.encode([{1, wrong}]) end
+      end
+
+      assert_raise ArgumentError, fn -> Attr.encode([{1, ["a", :binary.copy("b", 65_531)]}]) end
+    end
+
     test "raises for attributes that are too long or malformed" do
       longest = :binary.copy(<<1>>, 65_531)
       assert {:ok, [{1, ^longest}]} = Attr.decode(bytes([{1, longest}]))

@@ -201,6 +201,88 @@ defmodule NetlinkPort.CapabilitiesTest do
     assert NetlinkPort.getopts(socket, [:rcvbuf]) == {:ok, rcvbuf: 2 * limit}
   end
 
+  test "without CAP_NET_ADMIN the error of a request names it, on sockets and connections" do
+    netns = {:name, netns!()}
+    server = start_without!([:net_admin])
+    opts = [server: server, protocol: :xfrm, netns: netns]
+    connection = start_supervised!({NetlinkPort.Connection, opts})
+
+    for active <- [false, true] do
+      {:ok, route} = NetlinkPort.open(server, :route, netns: netns, active: active)
+      {:ok, xfrm} = NetlinkPort.open(server, :xfrm, netns: netns, active: active)
+      {:ok, netfilter} = NetlinkPort.open(server, :netfilter, netns: netns, active: active)
+      # RTM_NEWLINK; XFRM_MSG_GETSA; IPCTNL_MSG_CT_GET
+      bridge = [<<0::128>>, NetlinkPort.Attr.encode([{18, [{1, "bridge\0"}]}])]
+      flow = {0x101, [], <<2, 0, 0, 0>>}
+      table = [{16, [], <<0, 0, 0, 10>>}, {0xA00, [], <<2, 0, 0, 0>>}, {17, [], <<0, 0, 0, 10>>}]
+
+      for refused <- [
+            NetlinkPort.request(route, 16, bridge, flags: [:create]),
+            NetlinkPort.request(route, 16, bridge, flags: [:create], ack: false),
+            route |> NetlinkPort.batch([{16, [:create], bridge}]) |> elem(1) |> hd(),
+            netfilter |> NetlinkPort.batch([flow, flow]) |> elem(1) |> List.last(),
+            netfilter |> NetlinkPort.batch(table) |> elem(1) |> hd(),
+            NetlinkPort.dump(xfrm, 0x12),
+            raised(fn -> xfrm |> NetlinkPort.stream(0x12) |> Enum.to_list() end),
+            NetlinkPort.Connection.dump(connection, 0x12),
+            NetlinkPort.Connection.request(connection, 0x12, "", flags: [:dump]),
+            connection |> NetlinkPort.Connection.batch([{0x1C, [], <<0>>}]) |> elem(1) |> hd()
+          ] do
+        assert {:error, %{stage: :request, reason: :eperm, lacks: :net_admin} = error} = refused
+
+        assert Exception.message(error) =~
+                 "request: EPERM: the helper lacks CAP_NET_ADMIN; its bounding"
+      end
+
+      # Another errno has another cause.
+      assert {:error, %{reason: :enodev, lacks: nil}} =
+               NetlinkPort.request(route, 18, <<0::32, 1_000_000::32-native, 0::64>>)
+    end
+  end
+
+  defp raised(fun) do
+    fun.()
+  rescue
+    error in NetlinkPort.Error -> {:error, error}
+  end
+
+  @tag :init_user_namespace
+  test "the error of a request to NETLINK_AUDIT names the capability; keep: [:audit_write] lets records be sent" do
+    # AUDIT_GET (1000) and AUDIT_USER_LOGIN (1112) of include/uapi/linux/audit.h
+    for {type, payload, lacks} <- [
+          {1000, "", :audit_control},
+          {1112, "op=netlink_port\0", :audit_write}
+        ],
+        keep <- [[], [lacks]] do
+      {:ok, socket} = NetlinkPort.open(start_server!(keep: keep), :audit, active: false)
+
+      case {keep, NetlinkPort.request(socket, type, payload)} do
+        {[], outcome} ->
+          assert {:error, %{reason: :eperm, lacks: ^lacks} = error} = outcome
+          assert Exception.message(error) =~ "start its server with keep: [#{inspect(lacks)}]"
+
+        {_kept, outcome} ->
+          assert {:ok, _messages} = outcome
+      end
+    end
+  end
+
+  @tag :init_user_namespace
+  test "a command to NETLINK_AUDIT from another pid or user namespace is refused, and the error says why" do
+    for {namespaces, reason, why} <- [
+          {"--pid --fork --kill-child", :eperm,
+           "though the helper has CAP_AUDIT_CONTROL: NETLINK_AUDIT takes commands from the first pid namespace"},
+          {"-Ur", :econnrefused, "NETLINK_AUDIT is there for the first user namespace alone"}
+        ] do
+      script = script!("exec unshare #{namespaces} #{helper()} \"$@\"")
+      server = start_server!(executable: script, keep: [:audit_control])
+      {:ok, socket} = NetlinkPort.open(server, :audit, active: false)
+      assert {:error, error} = NetlinkPort.request(socket, 1000)
+      assert {error.stage, error.reason, error.lacks} == {:request, reason, nil}
+      assert Exception.message(error) =~ why
+    end
+  end
+
   test "without CAP_NET_BROADCAST the error of listen_all_nsid names it" do
     server = start_without!([:net_broadcast])
     {:ok, socket} = NetlinkPort.open(server, :route, [])

@@ -238,6 +238,16 @@ defmodule NetlinkPort.CounterpartsTest do
     end
   end
 
+  test "uevents of an interface are strings, and no messages", %{open: open, netns: netns} do
+    socket = open.(:kobject_uevent)
+    :ok = NetlinkPort.join(socket, 1)
+    as_root("ip", ["-n", netns | ~w(link add br0 type bridge)])
+    assert {:ok, datagram} = NetlinkPort.recv(socket, within(5_000))
+    assert ["add@/devices/virtual/net/br0" | variables] = String.split(datagram, "\0", trim: true)
+    assert "INTERFACE=br0" in variables
+    assert {:error, _not_a_message} = Message.decode(datagram)
+  end
+
   test "audit: its status, if the kernel allows it", %{server: server} do
     with {:ok, socket} <- NetlinkPort.open(server, :audit, active: false),
          # AUDIT_GET, which is acked before it is answered.

@@ -150,6 +150,30 @@ defmodule NetlinkPort.EndsTest do
     end
   end
 
+  # struct tcmsg of the root of lo.
+  @root_qdisc <<0::32, 1::32-native, 0x10000::32-native, 0xFFFFFFFF::32-native, 0::32>>
+
+  test "route: the GET of one qdisc is an event of RTNLGRP_TC, and an answer with :echo",
+       context do
+    for context <- ways(context), pktinfo <- [false, true] do
+      device = ["netns", "exec", context.netns, "tc", "qdisc", "replace", "dev", "lo"]
+      ip!(device ++ ~w(root handle 1: pfifo))
+      opts = [pktinfo: pktinfo, active: context.active]
+      socket = open!(context, :route, opts)
+      member = open!(context, :route, [groups: [4]] ++ opts)
+
+      for socket <- [socket, member] do
+        assert {:ok, [%Message{type: 36}]} =
+                 NetlinkPort.request(socket, 38, @root_qdisc, flags: [:echo], timeout: @minute)
+      end
+
+      assert {:ok, []} = NetlinkPort.request(socket, 38, @root_qdisc, timeout: @minute)
+      assert {:ok, messages} = NetlinkPort.request(member, 38, @root_qdisc, timeout: @minute)
+      # A member that does not know the group takes the event for the answer.
+      assert Enum.map(messages, & &1.type) == if(pktinfo, do: [], else: [36])
+    end
+  end
+
   # Audit answers only in the initial user namespace.
   @tag :init_user_namespace
   test "audit: queries are complete, although audit answers after its ack", context do
@@ -600,6 +624,22 @@ defmodule NetlinkPort.EndsTest do
     # RTNLGRP_MAX is not a multiple of 32.
     assert {:error, %Error{reason: :einval}} = NetlinkPort.join(open!(context, :route), 64)
     assert :ok = NetlinkPort.join(open!(context, :generic), 32)
+  end
+
+  test "a group that the protocol does not have is EINVAL, which says so, as for the bit of a mask",
+       context do
+    socket = open!(context, :route)
+    # RTMGRP_IPV4_ROUTE
+    opts = [netns: {:name, context.netns}, groups: [0x40]]
+
+    for refused <- [
+          NetlinkPort.join(socket, 0x40),
+          NetlinkPort.leave(socket, 0x40),
+          NetlinkPort.open(context.server, :route, opts)
+        ] do
+      assert {:error, %Error{stage: :setsockopt, reason: :einval} = error} = refused
+      assert Exception.message(error) =~ "EINVAL: the protocol has no group of that number"
+    end
   end
 
   test "a command without an ack is carried out, and times out", context do

@@ -299,6 +299,29 @@ defmodule NetlinkPort.ErrorTest do
       end
     end
 
+    test "name the capability that a refused request lacks, and only if it is missing" do
+      for {mask, children, netns, wanted, lacks} <- [
+            {0, false, {:name, "blue"}, :net_admin, :net_admin},
+            {@admin, false, {:name, "blue"}, :net_admin, nil},
+            {@admin, false, :host, :audit_control, :audit_control},
+            {1 <<< 30, false, :host, :audit_control, nil},
+            {0, true, :host, :net_admin, :net_admin},
+            # The user of a rootless container has all capabilities there, and needs none here.
+            {0, true, {:pid, 1}, :net_admin, nil},
+            {0, true, {:pid, 1}, :audit_control, :audit_control},
+            # It is not known how a helper of another node was started.
+            {0, nil, {:pid, 1}, :net_admin, nil}
+          ] do
+        privileges = %Privileges{capabilities: mask, children: children}
+        error = Refusal.request(Error.new(:request, 1), wanted, netns, privileges)
+
+        assert {mask, children, netns, wanted, error.lacks} ==
+                 {mask, children, netns, wanted, lacks}
+
+        assert Exception.message(error) =~ if(lacks, do: "CAP_", else: "operation not permitted")
+      end
+    end
+
     test "name the namespace" do
       for {netns, subject} <- [
             {{:name, "blue"}, "/run/netns/blue"},

@@ -118,6 +118,14 @@ defmodule NetlinkPort.GenericTest do
       assert {:error, error} = Generic.family(via, "no-such-family")
       assert {error.stage, error.reason} == {:request, :enoent}
       assert {:error, ^error} = Generic.request(via, "no-such-family", 1)
+      assert {:error, ^error} = Generic.dump(via, "no-such-family", 1)
+
+      assert Exception.message(error) =~
+               "request of family no-such-family: ENOENT: there is no such family in this namespace"
+
+      # As if its module had been unloaded.
+      Generic.Cache.put(via, %Generic{id: 1_021, name: "no-such-family"})
+      assert {:error, ^error} = Generic.request(via, "no-such-family", 1)
     end
   end
 
@@ -221,8 +229,14 @@ defmodule NetlinkPort.GenericTest do
     test "is ENOENT for an unknown group or family", %{socket: socket} do
       assert {:error, error} = Generic.join(socket, "nlctrl", "no-such-group")
       assert {error.stage, error.reason} == {:request, :enoent}
-      assert Exception.message(error) =~ "group no-such-group of nlctrl"
-      assert {:error, %Error{reason: :enoent}} = Generic.join(socket, "no-such-family", "notify")
+
+      assert Exception.message(error) ==
+               "request of group no-such-group of nlctrl: ENOENT: the family has no such group"
+
+      assert {:error, %Error{reason: :enoent} = error} =
+               Generic.join(socket, "no-such-family", "notify")
+
+      assert Exception.message(error) =~ "there is no such family"
     end
   end
 

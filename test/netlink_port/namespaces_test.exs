@@ -501,12 +501,38 @@ defmodule NetlinkPort.NamespacesTest do
       # The kernel refuses unicast, since the target is connected to the kernel.
       assert {:error, error} = NetlinkPort.send(peer, Rtnl.noop(1), to: {port_id, 0})
       assert {error.stage, error.reason} == {:send, :econnrefused}
+      assert Exception.message(error) =~ ~r/port id #{port_id}, or .* needs user_peers: true$/
 
       # The kernel lets multicast through; the helper drops and counts it.
       :ok = NetlinkPort.join(target, @link_group)
       assert :ok = NetlinkPort.send(peer, Rtnl.noop(2), to: {0, 1})
       eventually!(fn -> match?({:ok, %{foreign: 1}}, NetlinkPort.info(target)) end)
       assert Rtnl.link_names(target) == ["lo"]
+    end
+
+    test "get a datagram to their groups, also where the kernel does not listen and sendmsg(2) is ECONNREFUSED",
+         %{server: server, netns: netns} do
+      opts = [netns: {:name, netns}, user_peers: true]
+      {:ok, member} = NetlinkPort.open(server, :usersock, [groups: [3]] ++ opts)
+      {:ok, peer} = NetlinkPort.open(server, :usersock, [active: false] ++ opts)
+
+      assert {:error, %{reason: :econnrefused} = error} =
+               NetlinkPort.send(peer, "to the group", to: {0, 0b100})
+
+      assert Exception.message(error) =~ "send: ECONNREFUSED: members of the groups have got it"
+      assert_receive {:netlink, ^member, "to the group", _metadata}, within(5_000)
+
+      # To the kernel alone, in all ways of sending.
+      for refused <- [
+            NetlinkPort.send(peer, "x", wait: true),
+            NetlinkPort.send(peer, "x", to: {0, 0}),
+            NetlinkPort.request(peer, 16),
+            NetlinkPort.batch(peer, [{16, [], ""}]),
+            NetlinkPort.dump(peer, 16)
+          ] do
+        assert {:error, %{reason: :econnrefused} = error} = refused
+        assert Exception.message(error) =~ "no part of the kernel listens to this protocol"
+      end
     end
 
     test "are received, with their port id, with user_peers: true", %{

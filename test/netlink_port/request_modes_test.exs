@@ -50,6 +50,24 @@ defmodule NetlinkPort.RequestModesTest do
     end
   end
 
+  test "a request of another process on an active socket is ETIMEDOUT, which names the owner",
+       context do
+    for active <- [true, 100] do
+      socket = socket!(context, active: active)
+
+      for {way, ask} <- Keyword.take(ways(socket, timeout: 100), [:request, :batch, :dump]) do
+        assert {^way, {:error, %{reason: :etimedout} = error}} =
+                 {way, Task.await(Task.async(ask), :infinity)}
+
+        assert Exception.message(error) =~
+                 "request: ETIMEDOUT: the socket is active, so its owner, #{inspect(self())}, is sent the answer"
+
+        # The owner gets it, and has to read the rest of the dump.
+        assert_receive {:netlink, ^socket, _answer}, within(1_000)
+      end
+    end
+  end
+
   test "a request that cannot be sent is an error at once, and leaves no unfinished dump",
        context do
     long = [timeout: within(60_000)]

@@ -20,7 +20,7 @@ defmodule Mix.Tasks.NetlinkPort.Install do
     * `--group` - the group whose members may run it.
     * `--capability` - one more capability. May be given any number of times. `sys_ptrace` opens the namespaces of
       processes of other users, or with more capabilities than the helper. `net_broadcast`, `audit_read`,
-      `audit_control` and `dac_read_search` are for the option `keep:` of `NetlinkPort.start_link/1`.
+      `audit_control`, `audit_write` and `dac_read_search` are for the option `keep:` of `NetlinkPort.start_link/1`.
 
   The task installs the executable that `NETLINK_PORT_EXECUTABLE` names, or else the one of the build. Run it as root,
   or as a user whom sudo(8) lets run programs without a password. Otherwise the task prints the commands that root has

@@ -35,7 +35,7 @@ defmodule NetlinkPort.Arguments do
   @max_groups 4096
   # The longest timeout of `receive`, less the time that callers add to it.
   @max_timeout 0xFFFFFFFF - 10_000
-  @keepable [:net_broadcast, :audit_read, :audit_control, :dac_read_search]
+  @keepable [:net_broadcast, :audit_read, :audit_control, :audit_write, :dac_read_search]
   @max_uint32 0xFFFFFFFF
 
   @doc "Raises unless the term is a keyword list."

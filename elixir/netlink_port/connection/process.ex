@@ -199,6 +199,7 @@ defmodule NetlinkPort.Connection.Process do
         answer(from, Exchange.cut(exchange, Exchange.overdue(:silent)), state)
 
       {:ok, exchange} ->
+        exchange = %{exchange | socket: state.socket}
         noreply(begin(state, exchange, from, timeouts, left))
 
       {:error, error} ->

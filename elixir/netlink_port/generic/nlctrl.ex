@@ -2,7 +2,7 @@ defmodule NetlinkPort.Generic.Nlctrl do
   @moduledoc false
   # The messages of the family nlctrl, which describes and announces the families: include/uapi/linux/genetlink.h.
 
-  alias NetlinkPort.{Attr, Error, Message}
+  alias NetlinkPort.{Attr, Error, Message, Redaction}
   alias NetlinkPort.Generic.Header
 
   # GENL_ID_CTRL, which is also the number of its group `notify`
@@ -58,6 +58,30 @@ defmodule NetlinkPort.Generic.Nlctrl do
   @doc "The payload of a dump of all families."
   @spec get_families() :: binary()
   def get_families, do: Header.encode(@getfamily, 1)
+
+  @doc "The error of a family that the kernel does not find by its name."
+  @spec unknown(String.t()) :: Error.t()
+  def unknown(name) do
+    Error.new(:request, :enoent, subject: "family #{Redaction.plain(name)}", hint: no_family())
+  end
+
+  @doc "The error of a group that a family does not have."
+  @spec unknown(String.t(), String.t()) :: Error.t()
+  def unknown(name, group) do
+    subject = "group #{Redaction.plain(group)} of #{Redaction.plain(name)}"
+    Error.new(:request, :enoent, subject: subject, hint: "the family has no such group")
+  end
+
+  @doc "The error of a family, or of a group, or of its family, that does not exist."
+  @spec absent({String.t(), String.t() | nil}) :: Error.t()
+  def absent({name, nil}), do: unknown(name)
+
+  def absent({name, group}),
+    do: %{unknown(name, group) | hint: "the family has no such group, or " <> no_family()}
+
+  defp no_family do
+    "there is no such family in this namespace: its module is not loaded, or it is in the first namespace alone"
+  end
 
   @doc "Whether a datagram is from nlctrl."
   @spec notice?(binary()) :: boolean()

@@ -26,7 +26,7 @@ defmodule NetlinkPort.Helper.Install do
         }
 
   @always ~w(cap_sys_admin cap_net_admin)
-  @more ~w(sys_ptrace net_broadcast audit_read audit_control dac_read_search)
+  @more ~w(sys_ptrace net_broadcast audit_read audit_control audit_write dac_read_search)
   @version Mix.Project.config()[:version]
   # A user's PATH often lacks the folders of root's programs.
   @tools ~w(setcap getcap getent install chmod mv rm readlink id)

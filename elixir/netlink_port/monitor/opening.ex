@@ -7,7 +7,7 @@ defmodule NetlinkPort.Monitor.Opening do
   # leaves no socket behind.
 
   alias NetlinkPort.{Error, Generic, Socket}
-  alias NetlinkPort.Generic.Follow
+  alias NetlinkPort.Generic.{Follow, Nlctrl}
   alias NetlinkPort.Monitor.{Config, Subscription}
 
   @type result ::
@@ -75,7 +75,7 @@ defmodule NetlinkPort.Monitor.Opening do
         {:ok, follow}
 
       {nil, [missing | _]} ->
-        report.(absent(missing))
+        report.(Nlctrl.absent(missing))
         take(follow, arrived(socket) || NetlinkPort.recv(socket))
 
       {item, _missing} ->
@@ -116,11 +116,4 @@ defmodule NetlinkPort.Monitor.Opening do
   end
 
   defp ignore(_error), do: :ok
-
-  @doc "Returns the error of a family, or of a group of a family, that does not exist."
-  @spec absent({String.t(), String.t() | nil}) :: Error.t()
-  def absent({family, group}) do
-    subject = if group, do: "group #{group} of #{family}", else: "family #{family}"
-    Error.new(:request, :enoent, subject: subject)
-  end
 end

@@ -4,7 +4,7 @@ defmodule NetlinkPort.Request.Batch do
   # are all or nothing. Pure.
 
   alias NetlinkPort.{Error, ExtAck, Message}
-  alias NetlinkPort.Request.{Family, Reply}
+  alias NetlinkPort.Request.{Family, Permission, Reply}
 
   import Bitwise
 
@@ -143,20 +143,21 @@ defmodule NetlinkPort.Request.Batch do
 
     for {message, seq} <- Enum.with_index(messages, first) do
       case answer.errors do
-        %{^seq => error} -> {:error, restartable(exchange, error)}
+        %{^seq => error} -> {:error, explained(exchange, message, error)}
         _none -> refusal || done(exchange, message, Map.get(replies, seq, []), answer.acks[seq])
       end
     end
   end
 
-  defp restartable(%{transaction?: true}, %{reason: :erestart} = error) do
+  defp explained(%{transaction?: true}, _message, %{reason: :erestart} = error) do
     %{
       error
       | hint: "the rules are of another generation than NFTA_BATCH_GENID; read them and try again"
     }
   end
 
-  defp restartable(_exchange, error), do: error
+  defp explained(%{socket: socket}, message, error),
+    do: Permission.explain(error, message, socket)
 
   defp done(%{protocol: protocol}, message, replies, ext_ack) do
     # The ack of a later message covers this one, whatever its flags.
@@ -180,12 +181,13 @@ defmodule NetlinkPort.Request.Batch do
     end
   end
 
-  defp refusal(%{probe?: true, answer: %{errors: errors, acks: acks}}, first, count) do
+  defp refusal(%{probe?: true, messages: messages} = exchange, first, count) do
+    %{errors: errors, acks: acks} = exchange.answer
     last = first + count - 1
 
     case errors do
       %{^first => %{reason: :eperm} = error} when not is_map_key(errors, last) ->
-        if not is_map_key(acks, last), do: {:error, error}
+        if not is_map_key(acks, last), do: {:error, explained(exchange, hd(messages), error)}
 
       _answered ->
         nil

@@ -3,8 +3,8 @@ defmodule NetlinkPort.Request.Exchange do
   # One request, batch or dump, for NetlinkPort.Request and NetlinkPort.Connection: its messages, the answer to them,
   # what was lost meanwhile, and the outcome. Pure.
 
-  alias NetlinkPort.{Deadline, Error, ExtAck, Message}
-  alias NetlinkPort.Request.{Batch, Family, Reply}
+  alias NetlinkPort.{Deadline, Error, ExtAck, Message, Socket}
+  alias NetlinkPort.Request.{Batch, Family, Permission, Reply}
 
   import Bitwise
   import NetlinkPort.Message, only: [is_control: 1]
@@ -31,6 +31,7 @@ defmodule NetlinkPort.Request.Exchange do
           kind: :request | :batch | :dump,
           reads: Reply.kind(),
           protocol: NetlinkPort.protocol(),
+          socket: Socket.t() | nil,
           messages: [Message.t()],
           last: non_neg_integer(),
           dump?: boolean(),
@@ -43,7 +44,7 @@ defmodule NetlinkPort.Request.Exchange do
           max_bytes: pos_integer() | :infinity
         }
 
-  # A `dump?` takes the socket's place for a dump: a dump, or a request that the kernel answers with one.
+  # The `socket` explains an EPERM. A `dump?` takes the socket's place for a dump: a dump, or a request that the kernel answers with one.
   # `reads` is how the answer is read, and `last` the index of the message whose answer ends it. A `transaction?` is a
   # batch of nf_tables, which an error of its first message also ends. With `probe?` the last message is a datagram of
   # its own. `lost` is an error of the transport, after which the answer is still read to its end. It is no error of an
@@ -54,6 +55,7 @@ defmodule NetlinkPort.Request.Exchange do
     :kind,
     :reads,
     :protocol,
+    :socket,
     :messages,
     :answer,
     :lost,
@@ -235,7 +237,7 @@ defmodule NetlinkPort.Request.Exchange do
   def excess(%{max_bytes: max_bytes}) do
     Error.new(:request, :emsgsize,
       hint:
-        "the dump is larger than max_bytes: #{max_bytes}; raise that, or use stream/4, which keeps " <>
+        "the dump is larger than max_bytes: #{max_bytes}; raise that, or use NetlinkPort.stream/4 on a socket, which keeps " <>
           "one datagram at a time"
     )
   end
@@ -252,7 +254,7 @@ defmodule NetlinkPort.Request.Exchange do
     if Deadline.left(limit) == 0 do
       Error.new(:request, :etimedout,
         hint:
-          "the dump still went on after total_timeout: #{total} ms; raise that, or use stream/4"
+          "the dump still went on after total_timeout: #{total} ms; raise that, or use NetlinkPort.stream/4 on a socket"
       )
     else
       overdue(:silent)
@@ -276,10 +278,14 @@ defmodule NetlinkPort.Request.Exchange do
   end
 
   def outcome(%{answer: answer} = exchange) do
-    case missing(exchange) || Reply.error(answer) || ignored(exchange) do
+    case missing(exchange) || refused(exchange) || ignored(exchange) do
       nil -> success(answer)
       error -> {:error, error}
     end
+  end
+
+  defp refused(%{answer: answer, messages: messages, socket: socket}) do
+    if error = Reply.error(answer), do: Permission.explain(error, hd(messages), socket)
   end
 
   # A loss may have hit another datagram. What could not be read was part of the answer.
@@ -301,10 +307,8 @@ defmodule NetlinkPort.Request.Exchange do
   @doc "Whether a dump that is done is complete, and if not, whether it may be sent again."
   @spec whole(t()) :: :ok | {:failed, Error.t()} | {:again, Error.t()}
   def whole(%{answer: answer, lost: lost} = exchange) do
-    error = Reply.error(answer)
-
     cond do
-      error -> {:failed, error}
+      error = refused(exchange) -> {:failed, error}
       lost -> {:again, lost}
       answer.interrupted? -> {:again, interrupted()}
       answer.ended == :ack and answer.count == 0 -> ack_alone(exchange)

@@ -28,6 +28,8 @@ defmodule NetlinkPort.Request.Family do
 
   # AUDIT_GET, AUDIT_SIGNAL_INFO, AUDIT_LIST_RULES, AUDIT_TTY_GET, AUDIT_GET_FEATURE
   @audit_queries [1000, 1010, 1013, 1016, 1019]
+  # AUDIT_USER, and, beside it, AUDIT_FIRST_USER_MSG to AUDIT_LAST_USER_MSG2
+  @audit_user 1005
   # XFRM_MSG_GETSA, GETPOLICY, ALLOCSPI, GETAE, GETSADINFO, GETSPDINFO, GETDEFAULT
   @xfrm_queries [0x12, 0x15, 0x16, 0x1F, 0x23, 0x25, 0x28]
   # RTM_SETDCB is answered like RTM_GETDCB.
@@ -117,6 +119,23 @@ defmodule NetlinkPort.Request.Family do
   """
   @spec empty?(NetlinkPort.protocol(), 0..0xFFFF) :: boolean()
   def empty?(protocol, type), do: Arguments.protocol!(protocol) == @netfilter and type == @exp_get
+
+  @doc """
+  The capability whose lack the kernel answers with EPERM.
+
+      iex> import NetlinkPort.Request.Family, only: [capability: 2]
+      iex> {capability(:route, 16), capability(:audit, 1000), capability(:audit, 1112)}
+      {:net_admin, :audit_control, :audit_write}
+  """
+  @spec capability(NetlinkPort.protocol(), 0..0xFFFF) :: atom()
+  def capability(protocol, type) do
+    case Arguments.protocol!(protocol) do
+      @audit when type == @audit_user or type in 1100..1199 or type in 2100..2999 -> :audit_write
+      @audit -> :audit_control
+      @kobject_uevent -> :sys_admin
+      _other -> :net_admin
+    end
+  end
 
   @doc "Whether a message begins or ends a batch of nf_tables."
   @spec batch_limit?(NetlinkPort.protocol(), 0..0xFFFF) :: boolean()

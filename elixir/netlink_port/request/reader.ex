@@ -152,8 +152,25 @@ defmodule NetlinkPort.Request.Reader do
     left = Deadline.left(reader.deadline)
 
     if left == 0 and reader.overdue?,
-      do: {:error, Exchange.overdue(reader)},
+      do: {:error, overdue(reader)},
       else: read(%{reader | overdue?: left == 0}, left)
+  end
+
+  # The answer was not late if another process was sent it.
+  defp overdue(%{socket: socket, exchange: %{bytes: bytes}} = reader) do
+    error = Exchange.overdue(reader)
+
+    case recipient(socket) do
+      {owner, _turn} when is_pid(owner) and owner != self() and bytes == 0 ->
+        hint =
+          "the socket is active, so its owner, #{inspect(owner)}, is sent the answer: make requests in the owner, or " <>
+            "set active: false, or use a NetlinkPort.Connection"
+
+        %{error | hint: hint}
+
+      _mine ->
+        error
+    end
   end
 
   # No message says that a socket becomes passive: `:once` and a count end with a datagram, and any process may call
@@ -219,7 +236,7 @@ defmodule NetlinkPort.Request.Reader do
 
   defp more(reader, left, pause) do
     case take(reader, 0) do
-      :timeout when left == 0 -> {:error, Exchange.overdue(reader)}
+      :timeout when left == 0 -> {:error, overdue(reader)}
       :timeout -> read(reader, Deadline.left(reader.deadline), min(2 * pause, @longest_pause))
       taken -> taken
     end

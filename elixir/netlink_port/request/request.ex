@@ -29,8 +29,12 @@ defmodule NetlinkPort.Request do
 
   defp new!(socket, question) do
     with {:ok, question} <- PinNumbers.resolve_question(question, socket),
-         {:wrong, sentence} <- Exchange.new(socket.protocol, question),
-         do: raise(ArgumentError, sentence)
+         {:ok, exchange} <- Exchange.new(socket.protocol, question) do
+      {:ok, %{exchange | socket: socket}}
+    else
+      {:wrong, sentence} -> raise ArgumentError, sentence
+      {:error, error} -> {:error, error}
+    end
   end
 
   defp outcome(socket, exchange, opts, limit) do

@@ -26,6 +26,21 @@ defmodule NetlinkPort.Server.Refusal do
     )
   end
 
+  @doc """
+  The error of a request that the kernel has refused with EPERM. It names the capability `wanted`, if the helper lacks it.
+
+  In a namespace that a child of the helper has entered, the capabilities count that the helper's user has there.
+  """
+  @spec request(Error.t(), atom(), NetlinkPort.netns(), Privileges.t()) :: Error.t()
+  def request(error, wanted, netns, privileges) do
+    elsewhere? =
+      wanted in [:net_admin, :sys_admin] and netns != :host and privileges.children != false
+
+    if elsewhere? or Privileges.capable?(privileges, wanted),
+      do: error,
+      else: %{error | lacks: wanted, hint: lacks(%{lacks: wanted, privileges: privileges})}
+  end
+
   # At these stages the detail says what the helper found: a word, or a word and a number. At others it is the
   # subject.
   defp found(stage, detail) when stage in [:open, :setns, :watch] do

@@ -177,6 +177,34 @@ defmodule NetlinkPort.PinsTest do
       end
     end
 
+    test "makes the peer of a veth in its namespace, behind the struct of the attribute",
+         context do
+      %{server: server} = context
+      {here, there} = {netns!(), netns!()}
+      socket = open!(server, netns: {:name, here})
+      opts = [server: server, protocol: :route, netns: {:name, here}]
+      connection = start_supervised!({NetlinkPort.Connection, opts})
+      pin = pin!(server, {:name, there})
+
+      # IFLA_IFNAME; IFLA_LINKINFO with IFLA_INFO_KIND and IFLA_INFO_DATA, in it VETH_INFO_PEER
+      veth = fn name ->
+        peer = [<<0::128>> | Attr.encode([{3, name <> "\0"}, {@ifla_net_ns_fd, pin}])]
+        info = [{1, "veth\0"}, {2, [{1, peer}]}]
+        [<<0::128>>, Attr.encode([{3, name <> "\0"}, {18, info}])]
+      end
+
+      new = [:create, :excl]
+      assert {:ok, []} = NetlinkPort.request(socket, @rtm_newlink, veth.("a0"), flags: new)
+      requests = for name <- ["a1", "a2"], do: {@rtm_newlink, new, veth.(name)}
+      assert {:ok, [{:ok, []}, {:ok, []}]} = NetlinkPort.batch(socket, requests)
+      assert {:ok, []} = Connection.request(connection, @rtm_newlink, veth.("a3"), flags: new)
+
+      # Both ends have the same name: no end was here in between.
+      for netns <- [here, there], name <- ["a0", "a1", "a2", "a3"] do
+        assert ip!(["-n", netns, "-j", "link", "show", name]) =~ ~s("ifname":"#{name}")
+      end
+    end
+
     test "may be anywhere in iodata, also at the end of an improper list", %{
       server: server,
       socket: socket

@@ -19,6 +19,7 @@ defmodule NetlinkPort.Doctor.Capabilities do
     net_broadcast: "listen_all_nsid",
     audit_read: "the audit log",
     audit_control: "the audit rules",
+    audit_write: "records of user space in the audit log",
     dac_read_search: "namespace files in directories of other users"
   ]
 
