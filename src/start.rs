@@ -33,8 +33,8 @@ use std::time::Duration;
 /// The size that the pipe to the VM is given, in bytes: a larger pipe makes dumps no faster, and a smaller one makes
 /// them slower (docs/decisions.md). The pipe from the VM keeps its size.
 const PIPE: i32 = 512 << 10;
-/// How many bytes of pipes the user must have left before the pipe is widened: a user beyond
-/// pipe-user-pages-soft gets pipes of 8 KiB everywhere. pipe(7).
+/// How many bytes each of the two pipes could get before the one is widened: a user beyond pipe-user-pages-soft
+/// gets pipes of 8 KiB everywhere. It is the most that the kernel grants a user (pipe-max-size). pipe(7).
 const PIPE_SPARE: i32 = 1 << 20;
 
 /// What the command line asks for.
@@ -193,7 +193,7 @@ fn prepare(arguments: &Arguments) -> Result<Reactor, Fatal> {
     sys::give_back_large_blocks();
     let inherited = privileges::inherited();
     let privileges = privileges::reduce(&arguments.keep)?;
-    privileges.unprivileged(|| widen(&wire.output));
+    privileges.unprivileged(|| widen(&wire.output, &wire.input));
     // After the change of credentials, which can undo both.
     set_pdeathsig(Signal::SIGKILL).map_err(Fatal::system("prctl(PR_SET_PDEATHSIG)"))?;
     set_dumpable(false).map_err(Fatal::system("prctl(PR_SET_DUMPABLE)"))?;
@@ -267,11 +267,17 @@ fn take_wire() -> Result<Wire, Fatal> {
     Ok(Wire { input, output })
 }
 
-/// Widens the pipe, if the user has [`PIPE_SPARE`] bytes of pipes left: the kernel tells that only by granting
-/// them. Does nothing to a socket.
-fn widen(pipe: &OwnedFd) {
-    if fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE_SPARE)).is_ok() {
-        let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
+/// Widens a pipe, if the user has [`PIPE_SPARE`] bytes of pipes left for each of both: the kernel tells that only
+/// by granting them. Does nothing to a socket.
+fn widen(pipe: &OwnedFd, other: &OwnedFd) {
+    let size = |pipe, size| fcntl(pipe, FcntlArg::F_SETPIPE_SZ(size)).is_ok();
+    let Ok(usual) = fcntl(pipe, FcntlArg::F_GETPIPE_SZ) else {
+        return;
+    };
+    if size(pipe, PIPE_SPARE) {
+        let granted = size(other, PIPE_SPARE);
+        size(pipe, if granted { PIPE } else { usual });
+        size(other, usual);
     }
 }
 
