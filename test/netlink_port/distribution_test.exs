@@ -251,8 +251,11 @@ defmodule NetlinkPort.DistributionTest do
       :ok = NetlinkPort.controlling_process(socket, owner)
       has = fn {:messages, messages} -> Enum.any?(messages, &(elem(&1, 0) == :watch)) end
       eventually!(fn -> has.(waiting.()) end)
+      Node.monitor(node = context.node, true)
       disconnect!(context)
-      true = Remote.ask(keeper, :erlang, :resume_process, [notifier])
+      assert_receive {:nodedown, ^node}, within(5_000)
+      resume = {:ask, keeper, {:erlang, :resume_process, [notifier]}}
+      :peer.call(context.peer, :erlang, :send, [keeper, resume])
       told = fn -> Enum.filter(Remote.read(owner), &match?({:netlink_closed, ^socket, _}, &1)) end
       eventually!(fn -> told.() != [] end)
 
