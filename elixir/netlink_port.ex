@@ -953,7 +953,9 @@ defmodule NetlinkPort do
   @doc false
   # bind(2) with a mask of groups, for NetlinkPort.Native.
   @spec bind(Socket.t(), non_neg_integer(), non_neg_integer()) :: :ok | error()
-  def bind(%Socket{handle: handle} = socket, port_id, groups) do
+  def bind(socket, port_id, groups) do
+    %Socket{handle: handle} = Arguments.socket!(socket)
+    {port_id, groups} = {Arguments.uint32!(:port_id, port_id), Arguments.uint32!(:groups, groups)}
     done(Client.request(socket, {:bind, handle, port_id, groups}))
   end
 

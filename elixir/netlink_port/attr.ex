@@ -142,6 +142,9 @@ defmodule NetlinkPort.Attr do
   @spec decode(binary()) :: {:ok, attrs()} | {:error, DecodeError.t()}
   def decode(binary) when is_binary(binary), do: decode(binary, binary, [])
 
+  def decode(other),
+    do: raise(ArgumentError, "expected the bytes of attributes, got: #{inspect(other)}")
+
   defp decode(<<>>, _binary, attrs), do: {:ok, Enum.reverse(attrs)}
 
   # A length less than the header's gives a negative size, which matches nothing.
@@ -188,9 +191,20 @@ defmodule NetlinkPort.Attr do
   @spec binary(attrs(), type()) :: got(binary())
   def binary(attrs, type) do
     case List.keyfind(attrs, type, 0) do
-      {^type, value} -> {:ok, value}
+      {^type, value} when is_binary(value) -> {:ok, value}
       nil -> :missing
+      _other -> undecoded!(attrs)
     end
+  rescue
+    # No list, or an improper one.
+    _error in [ArgumentError, FunctionClauseError] -> undecoded!(attrs)
+  end
+
+  @spec undecoded!(term()) :: no_return()
+  defp undecoded!(other) do
+    raise ArgumentError,
+          "expected decoded attributes, the list of {type, binary} in the {:ok, list} of decode/1, " <>
+            "got: #{inspect(other)}"
   end
 
   @doc """
@@ -201,7 +215,8 @@ defmodule NetlinkPort.Attr do
       ["a", "c"]
   """
   @spec all(attrs(), type()) :: [binary()]
-  def all(attrs, type), do: for({^type, value} <- attrs, do: value)
+  def all(attrs, type) when length(attrs) >= 0, do: for({^type, value} <- attrs, do: value)
+  def all(other, _type), do: undecoded!(other)
 
   @doc """
   Whether there is an attribute of a type. This reads a flag (`NLA_FLAG`).
@@ -210,7 +225,8 @@ defmodule NetlinkPort.Attr do
       {true, false}
   """
   @spec flag?(attrs(), type()) :: boolean()
-  def flag?(attrs, type), do: List.keymember?(attrs, type, 0)
+  def flag?(attrs, type) when length(attrs) >= 0, do: List.keymember?(attrs, type, 0)
+  def flag?(other, _type), do: undecoded!(other)
 
   @doc """
   Returns the attributes that are nested in the first attribute of a type.

@@ -140,6 +140,7 @@ defmodule NetlinkPort.Connection do
     Arguments.keyword!(opts)
     {own, opts} = Keyword.split(opts, [:server, :protocol, :name])
     server = Arguments.server!(Keyword.get(own, :server, NetlinkPort))
+    _checked = Arguments.name!(own[:name])
     protocol = Keyword.get(own, :protocol)
     if fixed = Enum.find(@fixed, &Keyword.has_key?(opts, &1)), do: refuse!(fixed)
     opts = Keyword.put_new(opts, :max_queue, @max_queue)

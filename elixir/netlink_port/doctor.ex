@@ -81,10 +81,24 @@ defmodule NetlinkPort.Doctor do
   """
   @spec well?(report()) :: boolean()
   def well?(report) do
+    report!(report)
+
     not Enum.any?(report, fn {_title, checks} ->
       Enum.any?(checks, &match?({:fail, _line, _remedy}, &1))
     end)
   end
+
+  defp report!(report) do
+    unless list_of?(report, fn part ->
+             match?({_title, _checks}, part) and
+               list_of?(elem(part, 1), &match?({_mark, _line, _remedy}, &1))
+           end) do
+      raise ArgumentError, "expected a report, as report/1 returns it, got: #{inspect(report)}"
+    end
+  end
+
+  defp list_of?(list, fun),
+    do: is_list(list) and not List.improper?(list) and Enum.all?(list, fun)
 
   @doc """
   Makes the checks, and returns the report. It takes about a second.
@@ -207,6 +221,10 @@ defmodule NetlinkPort.Doctor do
   """
   @spec format(report(), unicode?: boolean()) :: String.t()
   def format(report, opts \\ []) do
+    report!(report)
+    Arguments.keyword!(opts)
+    Arguments.known!(opts, [:unicode?])
+
     {marks, arrow} =
       if Keyword.get(opts, :unicode?, false),
         do: {%{ok: "✓", warn: "!", fail: "✗"}, "→"},

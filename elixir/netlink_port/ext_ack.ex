@@ -60,12 +60,19 @@ defmodule NetlinkPort.ExtAck do
       {17, nil}
   """
   @spec read(Message.t(), binary()) :: {non_neg_integer(), t() | nil}
-  def read(%Message{payload: <<errno::signed-32-native, rest::binary>>} = message, request) do
+  def read(%Message{payload: <<errno::signed-32-native, rest::binary>>} = message, request)
+      when is_binary(request) do
     {-errno, message |> attributes(rest) |> extended(request)}
   end
 
   # An NLMSG_DONE without an errno.
-  def read(%Message{}, _request), do: {0, nil}
+  def read(%Message{}, request) when is_binary(request), do: {0, nil}
+
+  def read(message, request) do
+    raise ArgumentError,
+          "expected a NetlinkPort.Message and the bytes of its request, " <>
+            "got: #{inspect(message)} and #{inspect(request)}"
+  end
 
   defp attributes(message, rest) do
     cond do

@@ -156,6 +156,9 @@ defmodule NetlinkPort.Message do
     (flags &&& bits) == bits
   end
 
+  def flag?(other, _flag),
+    do: raise(ArgumentError, "expected a NetlinkPort.Message, got: #{inspect(other)}")
+
   @doc """
   Returns the name of a control message, given its type. Returns `nil` for any other type.
 
@@ -224,6 +227,8 @@ defmodule NetlinkPort.Message do
     with {:error, _readable, _number, error} <- decode(datagram, datagram, []),
          do: {:error, error}
   end
+
+  def decode(other), do: raise(ArgumentError, "expected a datagram, got: #{inspect(other)}")
 
   @doc false
   # Like decode/1. For a malformed datagram, also returns the messages before the malformed one, and the sequence number

@@ -304,7 +304,7 @@ defmodule NetlinkPort.Monitor do
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
     with {:ok, config} <- Config.new(opts) do
-      name = Keyword.get(opts, :name)
+      name = Arguments.name!(opts[:name])
 
       GenServer.start_link(
         NetlinkPort.Monitor.Process,

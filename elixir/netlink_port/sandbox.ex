@@ -156,6 +156,8 @@ defmodule NetlinkPort.Sandbox do
   """
   @spec child_spec([option()]) :: Supervisor.child_spec()
   def child_spec(opts) do
+    Arguments.keyword!(opts)
+
     %{
       id: make_ref(),
       start: {__MODULE__, :start_link, [opts]},
@@ -209,6 +211,10 @@ defmodule NetlinkPort.Sandbox do
           sandbox: pid()
         }
   def netlink_sandbox(context) do
+    unless is_map(context) do
+      raise ArgumentError, "expected the context of a test, got: #{inspect(context)}"
+    end
+
     if line = unavailable(), do: raise(line)
     opts = with true <- Map.get(context, :netlink_sandbox, []), do: []
     # Called by name, since an application that is not under test may lack ExUnit.
@@ -252,6 +258,9 @@ defmodule NetlinkPort.Sandbox do
   """
   @spec run(t(), String.t(), [String.t()], keyword()) :: {Collectable.t(), non_neg_integer()}
   def run(sandbox, program, arguments, opts \\ []) do
+    command!(program, arguments)
+    Arguments.keyword!(opts)
+
     case Instance.call(sandbox, :enter) do
       {:ok, enter} ->
         opts = Keyword.put_new(opts, :stderr_to_stdout, true)
@@ -277,6 +286,19 @@ defmodule NetlinkPort.Sandbox do
         command = Enum.join([program | arguments], " ")
 
         raise "#{command}: exit status #{status}: #{if is_binary(output), do: String.trim(output)}"
+    end
+  end
+
+  # An argument of execve(2) ends at its first NUL byte: the rest would be lost.
+  defp command!(program, arguments) do
+    unless is_list(arguments) and not List.improper?(arguments) and
+             Enum.all?(
+               [program | arguments],
+               &(is_binary(&1) and not String.contains?(&1, <<0>>))
+             ) do
+      raise ArgumentError,
+            "expected a program and a list of its arguments, strings without NUL bytes, " <>
+              "got: #{inspect(program)} and #{inspect(arguments)}"
     end
   end
 

@@ -35,6 +35,9 @@ defmodule NetlinkPort.Socket do
   @spec handle(t()) :: handle()
   def handle(%__MODULE__{handle: handle}), do: handle
 
+  def handle(other),
+    do: raise(ArgumentError, "expected a NetlinkPort.Socket, got: #{inspect(other)}")
+
   # Each message about a socket holds a copy of it. In OTP 25 a struct that is made field by field has a tuple of its
   # keys of its own, which is copied too. The update of a constant has the constant's keys, which are not copied.
   @doc false

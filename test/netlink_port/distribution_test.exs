@@ -237,6 +237,36 @@ defmodule NetlinkPort.DistributionTest do
     # From the other node's side.
     defp disconnect!(%{peer: peer}), do: :peer.call(peer, :erlang, :disconnect_node, [node()])
 
+    test "is notified once of a connection that is lost while a socket is given to it", context do
+      server = start_server!()
+      owner = Remote.recorder(context.node)
+      keeper = Remote.recorder(context.node)
+      _other = own!(owner, server, opts(context))
+      [notifier] = :peer.call(context.peer, Remote, :notifiers, [])
+      {:ok, socket} = NetlinkPort.open(server, :route, opts(context))
+
+      # The notifier has the watch of the socket, and its confirmation is lost with the connection.
+      true = Remote.ask(keeper, :erlang, :suspend_process, [notifier])
+      waiting = fn -> :peer.call(context.peer, :erlang, :process_info, [notifier, :messages]) end
+      :ok = NetlinkPort.controlling_process(socket, owner)
+      has = fn {:messages, messages} -> Enum.any?(messages, &(elem(&1, 0) == :watch)) end
+      eventually!(fn -> has.(waiting.()) end)
+      Node.monitor(node = context.node, true)
+      disconnect!(context)
+      assert_receive {:nodedown, ^node}, within(5_000)
+      resume = {:ask, keeper, {:erlang, :resume_process, [notifier]}}
+      :peer.call(context.peer, :erlang, :send, [keeper, resume])
+      told = fn -> Enum.filter(Remote.read(owner), &match?({:netlink_closed, ^socket, _}, &1)) end
+      eventually!(fn -> told.() != [] end)
+
+      # The answer to this call, and its datagram, come behind everything that the relay has sent before.
+      eventually!(fn -> match?({:error, %Error{reason: :ebadf}}, NetlinkPort.info(socket)) end)
+      again = own!(owner, server, opts(context))
+      add_bridge!(context.netns, "br0")
+      eventually!(fn -> match?({:netlink, ^again, _}, List.last(Remote.read(owner))) end)
+      assert told.() == [{:netlink_closed, socket, :noconnection}]
+    end
+
     test "is sent no datagrams of a lost connection on the next one", context do
       server = start_server!()
       before = fds(server)

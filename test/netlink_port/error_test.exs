@@ -275,6 +275,8 @@ defmodule NetlinkPort.ErrorTest do
             {:setsockopt, 1, "listen_all_nsid", 1 <<< 11, nil},
             {:setsockopt, 1, "add_membership", 0, :net_admin},
             {:setsockopt, 22, "add_membership", 0, nil},
+            {:setsockopt, 1, "ext_ack", 0, nil},
+            {:setsockopt, 1, "drop_membership", 0, :net_admin},
             {:bind, 1, "", 0, :net_admin},
             {:send, 1, "", 0, :net_admin},
             {:send, 1, "", @admin, nil},
@@ -289,9 +291,9 @@ defmodule NetlinkPort.ErrorTest do
       do: Refusal.error(failure, place, %Privileges{capabilities: mask})
 
     test "name the capability for the protocol, or for the path" do
-      lacks = fn stage, errno, place -> failure({stage, errno, ""}, place).lacks end
-      assert lacks.(:setsockopt, 1, {:audit, :host}) == :audit_read
-      assert lacks.(:bind, 1, {9, :host}) == :audit_read
+      joined = {:setsockopt, 1, "add_membership"}
+      assert failure(joined, {:audit, :host}).lacks == :audit_read
+      assert failure({:bind, 1, ""}, {9, :host}).lacks == :audit_read
 
       for netns <- [path: "/proc/1/ns/net", path: "/run/user/1000/blue", name: "blue"] do
         assert failure({:open, 13, ""}, {:route, netns}).lacks == :dac_read_search

@@ -2,7 +2,7 @@ defmodule NetlinkPort.RefusalsTest do
   # Each open that can be refused, in each place: the sentence has to be true there.
   use NetlinkPort.Case, async: true
 
-  alias NetlinkPort.{Places, RefusalFaults}
+  alias NetlinkPort.{PlaceFaults, Places, RefusalFaults}
   alias NetlinkPort.Helper.Privileges
   alias NetlinkPort.Server.Refusal
 
@@ -52,6 +52,8 @@ defmodule NetlinkPort.RefusalsTest do
     end
 
     %{
+      places: places,
+      opens: opens,
       told: told.([]),
       children: told.(user_namespaces: true),
       root_process: root,
@@ -171,6 +173,27 @@ defmodule NetlinkPort.RefusalsTest do
     end
   end
 
+  test "root that securebits give no capabilities is told so, and is not advised to be root", c do
+    noroot = ["setpriv", "--securebits", "+noroot"]
+    opts = [:root, c.opens, []]
+    {told, _output} = Places.call(c.places, :root, RefusalFaults, :told, opts, noroot)
+
+    for {open, capability} <- [name: "CAP_SYS_ADMIN", root: "CAP_SYS_PTRACE"] do
+      assert told[open] =~
+               "the helper lacks #{capability}; root does not get it here: the VM runs under the securebit " <>
+                 "SECBIT_NOROOT, see capabilities(7); install the helper with capabilities by `mix"
+    end
+
+    opts = [:root, [:doctor]]
+    {%{doctor: checks}, _output} = Places.call(c.places, :root, PlaceFaults, :told, opts, noroot)
+    remedies = for {_mark, "without CAP_SYS_ADMIN" <> _line, remedy} <- checks, do: remedy
+    assert [remedy] = remedies
+    assert remedy =~ "SECBIT_NOROOT"
+
+    for said <- [remedy | Enum.filter(Map.values(told), &is_binary/1)],
+        do: refute(said =~ ~r/as root/)
+  end
+
   describe "the error of a system call that a seccomp profile refuses" do
     # The filter of the fault stands in for the profile of a container.
     test "names the profile if nothing else is missing", _c do
@@ -202,6 +225,44 @@ defmodule NetlinkPort.RefusalsTest do
         File.rm!(switch)
         assert {:ok, _socket} = NetlinkPort.open(server, protocol, netns: netns)
       end
+    end
+
+    test "names the system call and the profile in every step of an open, and no capability",
+         _c do
+      # The helper has no capabilities: none is what these steps need.
+      none = "setpriv --bounding-set -all --inh-caps -all"
+
+      for {call, errno, stage} <- [
+            {"bind", "EPERM", :bind},
+            {"bind", "ENOSYS", :bind},
+            {"connect", "EPERM", :connect},
+            {"connect", "EACCES", :connect},
+            {"getsockname", "ENOSYS", :info},
+            {"getsockname", "EPERM", :info},
+            {"setsockopt", "EPERM", :setsockopt},
+            {"setsockopt", "ENOSYS", :setsockopt}
+          ],
+          dropped <- [none, ""] do
+        script =
+          script!(
+            "exec #{fixture!("inject")} #{call} #{errno} always #{dropped} #{helper()} \"$@\""
+          )
+
+        server = start_server!(executable: script)
+        assert {:error, error} = NetlinkPort.open(server, :route, [])
+        assert {call, errno, error.stage, error.lacks} == {call, errno, stage, nil}
+        assert Exception.message(error) =~ ~r/#{call}\(2\).* was refused: a seccomp profile can/
+      end
+    end
+
+    test "names open(2) and the profile when the namespace's file is refused", _c do
+      switch = tmp_path!("fault")
+      netns = netns!()
+      server = start_injected!("openat EPERM file:#{switch}")
+      File.write!(switch, "")
+      assert {:error, error} = NetlinkPort.open(server, :route, netns: {:name, netns})
+      assert {error.stage, error.reason, error.lacks} == {:open, :eperm, nil}
+      assert Exception.message(error) =~ "open(2) was refused: a seccomp profile can be what"
     end
 
     test "names the profile with close_on:, and does not blame it without a filter", _c do

@@ -133,7 +133,10 @@ defmodule NetlinkPort.SandboxTest do
     test "names the wrong option of its server" do
       Process.flag(:trap_exit, true)
 
-      for {server, said} <- [{[foo: 1], "unknown option :foo"}, {[call_timeout: -1], "a timeout"}],
+      for {server, said} <- [
+            {[foo: 1], "unknown option :foo"},
+            {[call_timeout: -1], "expected call_timeout: a positive number of ms"}
+          ],
           kind <- [[], [path: true], [stand_in: true]] do
         assert {:error, %ArgumentError{} = error} = Sandbox.start_link([server: server] ++ kind)
         assert Exception.message(error) =~ said

@@ -107,21 +107,54 @@ defmodule NetlinkPort.Arguments do
 
   @doc "A pid or a name by which a GenServer can be called."
   @spec server!(term()) :: GenServer.server()
-  def server!(server) when is_pid(server) or is_atom(server), do: server
+  def server!(server) when is_pid(server) or (is_atom(server) and server != nil), do: server
   def server!({:global, _name} = server), do: server
 
-  def server!({:via, module, _name} = server) when is_atom(module) do
-    if Code.ensure_loaded?(module) and function_exported?(module, :whereis_name, 1) do
-      server
-    else
-      raise ArgumentError, "expected a registry that is there, got: #{inspect(server)}"
+  def server!({:via, module, name} = server) when is_atom(module) do
+    cond do
+      not (Code.ensure_loaded?(module) and function_exported?(module, :whereis_name, 1)) ->
+        raise ArgumentError, "expected a registry that is there, got: #{inspect(server)}"
+
+      not takes?(module, name) ->
+        raise ArgumentError,
+              "expected a name that #{inspect(module)} takes, as Registry takes {registry, key}, " <>
+                "got: #{inspect(server)}"
+
+      true ->
+        server
     end
   end
 
-  def server!({name, node} = server) when is_atom(name) and is_atom(node), do: server
+  def server!({name, node} = server)
+      when is_atom(name) and name != nil and is_atom(node) and node != nil,
+      do: server
 
   def server!(other) do
     raise ArgumentError, "expected a server: a pid or a name, got: #{inspect(other)}"
+  end
+
+  # Whether a registry knows names of this form. One that is not running may.
+  defp takes?(module, name) do
+    _pid = module.whereis_name(name)
+    true
+  rescue
+    error in FunctionClauseError -> {error.module, error.function} != {module, :whereis_name}
+    _not_running in ArgumentError -> true
+  catch
+    :exit, _noproc -> true
+  end
+
+  @doc "The name of a process to start, or nil for none."
+  @spec name!(term()) :: GenServer.name() | nil
+  def name!(nil), do: nil
+
+  def name!(name) do
+    if is_atom(name) or match?({:global, _name}, name) or match?({:via, _module, _name}, name) do
+      server!(name)
+    else
+      raise ArgumentError,
+            "expected name: an atom, {:global, name} or {:via, module, name}, got: #{inspect(name)}"
+    end
   end
 
   @doc "A timeout in milliseconds. A timeout longer than a timer takes, 49 days, is cut to that."
@@ -131,6 +164,19 @@ defmodule NetlinkPort.Arguments do
 
   def timeout!(other) do
     raise ArgumentError, "expected a timeout in ms or :infinity, got: #{inspect(other)}"
+  end
+
+  @doc """
+  An option that is a time of at least 1 ms. With 0 a server would ping its helper without pause, or give every call up
+  at once.
+  """
+  @spec time!(atom(), term()) :: pos_integer() | :infinity
+  def time!(_name, :infinity), do: :infinity
+  def time!(_name, ms) when is_integer(ms) and ms > 0, do: min(ms, @max_timeout)
+
+  def time!(name, other) do
+    raise ArgumentError,
+          "expected #{name}: a positive number of ms or :infinity, got: #{inspect(other)}"
   end
 
   @doc "An unsigned integer of 32 bits."
@@ -199,9 +245,12 @@ defmodule NetlinkPort.Arguments do
   def executable!(nil), do: nil
 
   def executable!(path) do
-    with :error <- FileName.chardata(path),
-         do: raise(ArgumentError, "expected executable: a path, got: #{inspect(path)}"),
-         else: ({:ok, path} -> path)
+    with {:ok, bytes} when bytes != "" <- FileName.chardata(path),
+         false <- String.contains?(bytes, <<0>>) do
+      bytes
+    else
+      _no_path -> raise ArgumentError, "expected executable: a path, got: #{inspect(path)}"
+    end
   end
 
   @doc "The bytes of a path, which `what` names in the error."

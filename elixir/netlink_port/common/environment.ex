@@ -383,6 +383,10 @@ defmodule NetlinkPort.Environment do
   @spec bounded?(t(), atom()) :: boolean()
   def bounded?(%{bounding: bounding}, name), do: bounding == nil or Capability.in?(bounding, name)
 
+  @doc "Why root lacks a capability that is in its bounding set, as a part of a sentence."
+  @spec noroot() :: String.t()
+  def noroot, do: "the VM runs under the securebit SECBIT_NOROOT, see capabilities(7)"
+
   @doc "Whether a mount has an option such as `nosuid` or `noexec`."
   @spec mounted?(Mount.t() | nil, String.t()) :: boolean()
   def mounted?(nil, _option), do: false

@@ -10,7 +10,8 @@ defmodule NetlinkPort.Helper.Privileges do
   @typedoc """
   `capabilities` are those that the helper uses, `keep` those that it was told to keep. `bounding`, `no_new_privs` and
   `seccomp` (the mode of the filter) are what it was started with. `nosuid`: its file, `executable`, is on a mount
-  with that option; `nil` before `with_mount/1`.
+  with that option; `nil` before `with_mount/1`. `root` are the capabilities of a VM that runs as root, `nil` of another
+  or before `with_mount/1`.
   `user_namespace` says whether it is in the initial one, `children` whether it may enter others in a child process.
   """
   @type t :: %__MODULE__{
@@ -20,6 +21,7 @@ defmodule NetlinkPort.Helper.Privileges do
           no_new_privs: boolean() | nil,
           executable: Path.t() | nil,
           nosuid: boolean() | nil,
+          root: Capability.set() | nil,
           seccomp: 0..2 | nil,
           user_namespace: Environment.namespace(),
           children: boolean() | nil
@@ -27,8 +29,8 @@ defmodule NetlinkPort.Helper.Privileges do
 
   @enforce_keys [:capabilities]
   defstruct @enforce_keys ++
-              [:bounding, :no_new_privs, :executable, :nosuid, :seccomp, :user_namespace] ++
-              [:children, keep: []]
+              [:bounding, :no_new_privs, :executable, :nosuid, :root, :seccomp] ++
+              [:user_namespace, :children, keep: []]
 
   # PROC_USER_INIT_INO, include/linux/proc_ns.h
   @first 0xEFFFFFFD
@@ -55,8 +57,10 @@ defmodule NetlinkPort.Helper.Privileges do
   @spec with_mount(t()) :: t()
   def with_mount(%__MODULE__{executable: executable, nosuid: nil} = privileges)
       when executable != nil do
-    mount = Environment.mount(Environment.look(), executable)
-    %{privileges | nosuid: Environment.mounted?(mount, "nosuid")}
+    environment = Environment.look()
+    mount = Environment.mount(environment, executable)
+    root = if environment.uid == 0, do: environment.effective
+    %{privileges | nosuid: Environment.mounted?(mount, "nosuid"), root: root}
   end
 
   def with_mount(privileges), do: privileges
@@ -85,6 +89,10 @@ defmodule NetlinkPort.Helper.Privileges do
       privileges.nosuid ->
         "its file lies on a file system mounted nosuid, where the capabilities of a file do not count; " <>
           "install it elsewhere by `mix netlink_port.install`" <> flag(name)
+
+      privileges.root != nil and not Capability.in?(privileges.root, name) ->
+        "root does not get it here: #{Environment.noroot()}; install the helper with capabilities by " <>
+          "`mix netlink_port.install`" <> flag(name)
 
       true ->
         "start it as root, or install it with capabilities by `mix netlink_port.install`" <>

@@ -206,8 +206,11 @@ defmodule NetlinkPort.Nodes.Relay do
 
   # A watch holds only after the remote notifier has confirmed it: the known notifier may belong to a connection that is
   # lost already, which the VM has not reported yet. While the relay waits, only messages to that node are delayed.
-  defp enrol(state, {reference, pid, socket} = watch) do
-    case found(state) do
+  #
+  # Danger: a notifier whose connection is lost before its confirmation arrives may have the watch, or not. If it has,
+  # it tells the owner. So the next notifier asks it, `before`.
+  defp enrol(state, {reference, pid, socket} = watch, before \\ nil) do
+    case found(state, before) do
       %{notifier: notifier} = state when is_pid(notifier) ->
         monitor = :erlang.monitor(:process, notifier, alias: :reply_demonitor)
         :erlang.send(notifier, {:watch, monitor, reference, pid, socket}, [:noconnect])
@@ -217,7 +220,7 @@ defmodule NetlinkPort.Nodes.Relay do
             {notifier, state}
 
           {:DOWN, ^monitor, :process, _notifier, _reason} ->
-            enrol(%{state | notifier: nil}, watch)
+            enrol(%{state | notifier: nil}, watch, notifier)
         end
 
       %{notifier: notifier} = state ->
@@ -225,8 +228,9 @@ defmodule NetlinkPort.Nodes.Relay do
     end
   end
 
-  defp found(%{notifier: nil} = state) do
-    notifier = :erpc.call(state.node, RemoteOwnerNotifier, :start, [self()], :infinity)
+  defp found(%{notifier: nil} = state, before) do
+    arguments = if before, do: [self(), before], else: [self()]
+    notifier = :erpc.call(state.node, RemoteOwnerNotifier, :start, arguments, :infinity)
     {_monitor, state} = monitored(state, notifier, {:notifier, notifier})
     %{state | notifier: notifier}
   catch
@@ -236,7 +240,7 @@ defmodule NetlinkPort.Nodes.Relay do
     _kind, _reason -> %{state | notifier: :none}
   end
 
-  defp found(state), do: state
+  defp found(state, _before), do: state
 
   defp tell(state, reference, message) do
     with {_pid, _monitor, _socket, notifier} when is_pid(notifier) <- state.watches[reference] do

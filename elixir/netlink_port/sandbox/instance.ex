@@ -40,17 +40,19 @@ defmodule NetlinkPort.Sandbox.Instance do
     path? = Arguments.boolean!(:path, Keyword.get(opts, :path, false))
     stand_in? = Arguments.boolean!(:stand_in, Keyword.get(opts, :stand_in, false))
     server = Keyword.get(opts, :server, [])
-    _checked = if is_list(server), do: Arguments.keyword!(server), else: Arguments.server!(server)
 
     if server == nil do
       raise ArgumentError, "expected server: a keyword list, a pid or a name, got: nil"
     end
+
+    _checked = if is_list(server), do: Arguments.keyword!(server), else: Arguments.server!(server)
 
     if stand_in? and not is_list(server) do
       raise ArgumentError,
             "stand_in: true needs a server of the sandbox's own, got: #{inspect(server)}"
     end
 
+    _checked = Arguments.name!(opts[:name])
     name = Keyword.take(opts, [:name])
     GenServer.start_link(__MODULE__, {server, path?, stand_in?}, name)
   end

@@ -13,7 +13,7 @@ defmodule NetlinkPort.Sandbox.Refusal do
     {"user/max_pid_namespaces", "0", "sysctl -w user.max_pid_namespaces=15000"}
   ]
 
-  alias NetlinkPort.Environment
+  alias NetlinkPort.{Capability, Environment}
 
   @type way :: :user | :root
 
@@ -108,7 +108,7 @@ defmodule NetlinkPort.Sandbox.Refusal do
 
     cond do
       sysctl ->
-        sysctl_cause(sysctl)
+        sysctl_cause(sysctl, read)
 
       printed =~ "No space left" ->
         {"the limit on namespaces is reached",
@@ -123,13 +123,32 @@ defmodule NetlinkPort.Sandbox.Refusal do
 
       true ->
         {"the kernel or a security module refuses user namespaces",
-         "allow them for this user, or run the tests as root"}
+         "allow them for this user" <> or_root(read)}
     end
   end
 
-  defp sysctl_cause({file, value, remedy}) do
+  defp sysctl_cause({file, value, remedy}, read) do
     {"sysctl #{String.replace(file, "/", ".")} is #{value}",
-     "`#{remedy}` as root allows them, or run the tests as root"}
+     "`#{remedy}` as root allows them" <> or_root(read)}
+  end
+
+  # Root with CAP_SYS_ADMIN needs no user namespaces, and root without it needs them as any user does.
+  defp or_root(read) do
+    status = read.("/proc/self/status") || ""
+    root? = status =~ ~r/^Uid:\s+\d+\s+0\s/m
+
+    cond do
+      not root? -> ", or run the tests as root"
+      lacks_admin?(status) -> ", or start the VM with CAP_SYS_ADMIN, which its root lacks here"
+      true -> ""
+    end
+  end
+
+  defp lacks_admin?(status) do
+    case Regex.run(~r/^CapEff:\s+([0-9a-f]+)/m, status) do
+      [_line, set] -> not Capability.in?(String.to_integer(set, 16), :sys_admin)
+      nil -> false
+    end
   end
 
   # Mode 2 is SECCOMP_MODE_FILTER. A child inherits the filter of this process.

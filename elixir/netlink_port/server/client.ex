@@ -334,6 +334,9 @@ defmodule NetlinkPort.Server.Client do
 
   defp hint(_failure, _kind, _process), do: nil
 
+  defp child(:server, {:via, PartitionSupervisor, {name, _key}}),
+    do: "{PartitionSupervisor, child_spec: {NetlinkPort, name: nil}, name: #{inspect(name)}}"
+
   defp child(:server, name), do: "{NetlinkPort, name: #{inspect(local(name))}}"
   defp child(:connection, name), do: "{NetlinkPort.Connection, name: #{inspect(local(name))}, …}"
   defp child(:monitor, name), do: "{NetlinkPort.Monitor, name: #{inspect(local(name))}, …}"

@@ -122,7 +122,7 @@ defmodule NetlinkPort.Server.Commands do
   defp replied_for(state, {:open, from, _handle, options}, {:error, failure}) do
     place = {Map.get(options, :protocol), options.netns}
     privileges = Reference.privileges(state.helper)
-    Relay.reply(from, {:error, Refusal.error(failure, place, privileges)})
+    Relay.reply(from, {:error, Refusal.of_open(failure, place, privileges)})
     state
   end
 

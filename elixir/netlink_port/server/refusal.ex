@@ -8,6 +8,21 @@ defmodule NetlinkPort.Server.Refusal do
   alias NetlinkPort.{Errno, Error, Redaction}
   alias NetlinkPort.Helper.Privileges
 
+  # The detail of a bind(2) to a port id alone.
+  @no_group "no group"
+  # The system call of a stage.
+  @calls %{
+    open: "open(2)",
+    bind: "bind(2)",
+    connect: "connect(2)",
+    setsockopt: "setsockopt(2)",
+    getsockopt: "getsockopt(2)",
+    info: "getsockname(2), or another call that looks at the socket,",
+    send: "sendto(2)",
+    recv: "recvmsg(2)"
+  }
+  @memberships ["add_membership", "drop_membership"]
+
   @type failure :: {Error.stage(), integer(), binary()}
   @type place :: {NetlinkPort.protocol() | nil, NetlinkPort.netns()}
 
@@ -25,6 +40,13 @@ defmodule NetlinkPort.Server.Refusal do
       hint: hint(stage, reason, found, %{wanted: wanted, lacks: lacks, privileges: privileges})
     )
   end
+
+  @doc "The error for an open that failed. Its bind(2) names no group, and needs no capability."
+  @spec of_open(failure(), place(), Privileges.t()) :: Error.t()
+  def of_open({:bind, errno, ""}, place, privileges),
+    do: error({:bind, errno, @no_group}, place, privileges)
+
+  def of_open(failure, place, privileges), do: error(failure, place, privileges)
 
   @doc """
   The error of a request that the kernel has refused with EPERM. It names the capability `wanted`, if the helper lacks it.
@@ -50,11 +72,11 @@ defmodule NetlinkPort.Server.Refusal do
     end
   end
 
-  defp found(:setsockopt, option), do: option
+  defp found(stage, detail) when stage in [:setsockopt, :bind], do: detail
   defp found(_stage, _detail), do: ""
 
   defp subject(stage, _detail, netns) when stage in [:open, :setns, :watch], do: path(netns)
-  defp subject(_stage, "", _netns), do: nil
+  defp subject(_stage, detail, _netns) when detail in ["", @no_group], do: nil
   defp subject(_stage, detail, _netns), do: detail
 
   defp path({:path, path}), do: Redaction.plain(path)
@@ -74,6 +96,10 @@ defmodule NetlinkPort.Server.Refusal do
     do: :sys_admin
 
   defp wanted(:setsockopt, :eperm, "listen_all_nsid", _protocol), do: :net_broadcast
+
+  # Of these two the kernel asks for a capability only because of groups, netlink_allowed() in net/netlink/af_netlink.c.
+  defp wanted(:setsockopt, :eperm, option, _protocol) when option not in @memberships, do: nil
+  defp wanted(:bind, :eperm, @no_group, _protocol), do: nil
 
   defp wanted(stage, :eperm, _found, protocol)
        when stage in [:setsockopt, :bind] and protocol in [:audit, 9],
@@ -105,8 +131,8 @@ defmodule NetlinkPort.Server.Refusal do
   end
 
   defp hint(stage, :eacces, {"hidden", id}, c) when stage in [:open, :watch] do
-    "process #{id} is there, and hidden from the helper (hidepid= of the mount of /proc, whose gid= " <>
-      "names a group that it is not hidden from): " <> lacks(c)
+    "process #{id} is there, and hidden from the helper (hidepid= of the mount of /proc; under " <>
+      "hidepid=1 and 2, not under 4, its gid= names a group that sees it): " <> lacks(c)
   end
 
   defp hint(:open, reason, {"exited", thread}, _c) when reason in [:enoent, :esrch] do
@@ -226,6 +252,12 @@ defmodule NetlinkPort.Server.Refusal do
   end
 
   defp hint(_stage, _reason, _found, %{lacks: lacks} = c) when lacks != nil, do: lacks(c)
+
+  # What remains of these errors the kernel itself does not return for want of a capability.
+  defp hint(stage, reason, _found, c)
+       when is_map_key(@calls, stage) and reason in [:eperm, :eacces, :enosys],
+       do: "#{@calls[stage]} was refused: " <> Privileges.refuser(c.privileges)
+
   defp hint(_stage, _reason, _found, _c), do: nil
 
   defp lacks(c),

@@ -38,8 +38,9 @@ defmodule NetlinkPort.Server do
     Arguments.keyword!(opts)
     Arguments.known!(opts, [:name, :executable | Keyword.keys(@defaults)])
     {name, opts} = Keyword.pop!(opts, :name)
+    name = Arguments.name!(name)
     opts = Keyword.merge(@defaults, opts)
-    timeouts = for {key, _default} <- @timeouts, do: {key, Arguments.timeout!(opts[key])}
+    timeouts = for {key, _default} <- @timeouts, do: {key, Arguments.time!(key, opts[key])}
     opts = Keyword.merge(opts, timeouts)
     executable = Arguments.executable!(opts[:executable] || Helper.Executable.path())
     opts = Keyword.put(opts, :executable, executable)

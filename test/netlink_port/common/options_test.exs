@@ -439,7 +439,7 @@ defmodule NetlinkPort.OptionsTest do
           {[executable: [:netlink_port]], ["executable", "[:netlink_port]"]},
           {[call_timeout: 0.5], ["timeout", "0.5"]},
           {[hello_timeout: nil], ["timeout", "nil"]},
-          {[ping_interval: -1], ["timeout", "-1"]},
+          {[ping_interval: -1], ["ping_interval", "-1"]},
           {[keep: [:net_broadcast | :audit_read]], ["keep:", ":dac_read_search"]},
           {[user_namespaces: 1], ["user_namespaces: true or false", "1"]},
           {[spin: -1], ["spin: microseconds", "-1"]},

@@ -6,6 +6,8 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
   # A machine, as its files in /proc describe it.
   defp line(printed, files), do: Refusal.line(printed, &Map.get(files, &1))
 
+  defp root(capabilities), do: "Uid:\t0\t0\t0\t0\nCapEff:\t#{capabilities}\nSeccomp:\t0\n"
+
   @eperm "unshare: unshare failed: Operation not permitted"
 
   test "one line names the cause of a refused namespace, and the remedy" do
@@ -32,13 +34,19 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
              "/proc/sys/kernel/unprivileged_userns_clone" => "1",
              "/proc/sys/kernel/apparmor_restrict_unprivileged_userns" => "0",
              "/proc/self/status" => "Seccomp:\t0\n"
-           }, "the kernel or a security module", "run the tests as root"}
+           }, "the kernel or a security module", "run the tests as root"},
+          {@eperm, %{"/proc/self/status" => root("0000000000000000")},
+           "the kernel or a security module", "with CAP_SYS_ADMIN, which its root lacks here"},
+          {@eperm, %{"/proc/self/status" => root("000001ffffffffff")},
+           "the kernel or a security module", "allow them for this user"}
         ] do
       line = line(printed, files)
       assert line =~ what
       assert line =~ remedy
       assert line =~ printed
       refute line =~ "\n"
+      # Root is not advised to be root.
+      refute line =~ "as root" and Map.get(files, "/proc/self/status", "") =~ "Uid:\t0"
     end
 
     assert Refusal.line(:missing) =~ "install util-linux"

@@ -9,6 +9,7 @@ defmodule NetlinkPort.Doctor.Remedy do
   alias NetlinkPort.Helper.{ExecutableAccess, Execve, Install}
 
   @usual "/usr/local/lib/netlink_port"
+  @as_root "; or start the VM as root"
   @name "NETLINK_PORT_EXECUTABLE, `executable:` or --executable"
 
   @doc "Whether the file was installed: only root can have put it there, and it is not that of a build."
@@ -39,15 +40,24 @@ defmodule NetlinkPort.Doctor.Remedy do
       nil ->
         if environment.user_namespace == :other,
           do: "this VM runs in a user namespace of its own: " <> inside(path, usual),
-          else: capable(path, usual)
+          else: capable(path, usual, root(environment, capability))
     end
   end
 
   defp inside(path, usual) do
-    "there it may enter namespaces that were made in it, and no others; " <> capable(path, usual)
+    "there it may enter namespaces that were made in it, and no others; " <>
+      capable(path, usual, @as_root)
   end
 
-  defp capable(path, usual) do
+  defp root(%{uid: 0} = environment, capability) do
+    if Environment.capable?(environment, capability),
+      do: @as_root,
+      else: "; root does not get it here: #{Environment.noroot()}"
+  end
+
+  defp root(_user, _capability), do: @as_root
+
+  defp capable(path, usual, root) do
     cond do
       installed?(path) ->
         "install it again: #{install(path)}"
@@ -58,7 +68,7 @@ defmodule NetlinkPort.Doctor.Remedy do
 
       true ->
         "mix netlink_port.install --to #{Path.dirname(usual)} --group GROUP, then " <>
-          "NETLINK_PORT_EXECUTABLE=#{usual}, or --executable #{usual} here; or start the VM as root"
+          "NETLINK_PORT_EXECUTABLE=#{usual}, or --executable #{usual} here" <> root
     end
   end
 
