@@ -21,7 +21,10 @@ defmodule NetlinkPort.VMTest do
       ])
 
     {:os_pid, os_pid} = Port.info(port, :os_pid)
-    on_exit(fn -> System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true) end)
+    # Also if the suite is killed: then the shell's standard input ends.
+    kill = "kill -KILL #{os_pid} 2>/dev/null"
+    Port.open({:spawn_executable, "/bin/sh"}, args: ["-c", "cat >/dev/null; #{kill}"])
+    on_exit(fn -> System.cmd("sh", ["-c", kill]) end)
     {port, os_pid}
   end
 
