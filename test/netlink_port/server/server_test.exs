@@ -278,12 +278,17 @@ defmodule NetlinkPort.ServerTest do
       sockets = for _ <- 1..2, do: elem(NetlinkPort.open(server, :route, opts), 1)
       [killed, given_up] = sockets
       helper = os_pid(server)
+
+      # The helper has to answer within a second of the call that was given up: no program is started for that.
+      continue = ["-c", "read _; kill -CONT #{helper}"]
+      continue = Port.open({:spawn_executable, "/bin/sh"}, [:exit_status, args: continue])
       signal!(helper, :STOP)
       closer = spawn(fn -> NetlinkPort.close(killed) end)
       eventually!(fn -> match?({:error, %{reason: :ebadf}}, NetlinkPort.send(killed, "x")) end)
       Process.exit(closer, :kill)
       assert :ok = NetlinkPort.close(given_up)
-      signal!(helper, :CONT)
+      Port.command(continue, "\n")
+      assert_receive {^continue, {:exit_status, 0}}
       eventually!(fn -> fds(server) == before end)
       assert %{entries: none, monitors: none} = :sys.get_state(server).sockets
       assert none == %{}
