@@ -54,6 +54,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "the helper belongs to root and the group, has its capabilities, and only the group can run it",
        c do
     output = install(c.to)
@@ -69,6 +70,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "in a directory the file is netlink_port; more capabilities can be named", c do
     # A second installation changes nothing.
     install(
@@ -81,6 +83,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "a correct file is left as it is; a file that differs is replaced", c do
     install(c.to)
     %{inode: inode} = File.stat!(c.to)
@@ -101,6 +104,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "a warning says that the former group cannot run the helper any more", c do
     install(c.to)
     assert capture_io(:stderr, fn -> install(c.to) end) == ""
@@ -159,6 +163,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "a path with a slash at its end is a directory, which has to exist", c do
     missing = Path.join(c.directory, "missing")
 
@@ -234,6 +239,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "a directory that others may write to is refused, and so is a directory in it", c do
     inner = Path.join(c.directory, "inner")
     File.mkdir!(inner)
@@ -271,6 +277,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "the file is installed in the folder that a link leads to, not through the link, which others could change",
        c do
     theirs = tmp_path!("theirs")
@@ -288,6 +295,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "a path may have any characters, and temporary files of killed tasks are removed", c do
     for name <- ["a{b", "a[b]*?", "a b'c=ep", "-x", "ä"] do
       directory = Path.join(c.directory, name)
@@ -462,6 +470,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "a helper with a capability outside the bounding set of its VM is an error that names it, and says what to do",
        c do
     install(c.to)
@@ -503,6 +512,7 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
+  @tag :cargo
   test "a task that is killed leaves a file that only root can run; the next task removes it",
        c do
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
