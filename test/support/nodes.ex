@@ -38,8 +38,15 @@ defmodule NetlinkPort.Nodes do
     args = [~c"-connect_all", ~c"false" | paths]
     name = :peer.random_name()
     # Controlled over standard input and output, so that a lost connection does not end it.
-    options = %{name: name, host: @host, args: args, longnames: true, connection: :standard_io}
-    options = Map.put(options, :wait_boot, within(15_000))
+    options = %{
+      name: name,
+      host: @host,
+      args: args,
+      longnames: true,
+      connection: :standard_io,
+      wait_boot: within(15_000)
+    }
+
     {:ok, peer, node} = :peer.start(options)
     ends_with_test!(peer)
 

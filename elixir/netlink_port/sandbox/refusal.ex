@@ -66,7 +66,7 @@ defmodule NetlinkPort.Sandbox.Refusal do
     case Environment.no_program(reason) do
       nil when reason == :enoent -> line(:missing, read)
       nil -> sentence("unshare(1) cannot be run (#{reason})", "see that this user may run it")
-      why -> "no network namespaces for NetlinkPort.Sandbox: #{why}"
+      why -> sentence(why)
     end
   end
 
@@ -99,8 +99,8 @@ defmodule NetlinkPort.Sandbox.Refusal do
       "or use the sandbox without these options"
   end
 
-  defp sentence(what, remedy),
-    do: "no network namespaces for NetlinkPort.Sandbox: #{what}; #{remedy}"
+  defp sentence(what, remedy), do: sentence("#{what}; #{remedy}")
+  defp sentence(why), do: "no network namespaces for NetlinkPort.Sandbox: #{why}"
 
   defp cause(printed, read) do
     sysctl =
