@@ -59,7 +59,7 @@ done = [(NLMSG_ERROR, 1, int(os.environ.get("EXPECTED", "0")))]
 make = ACK | CREATE | EXCL
 expect("RTM_NEWLINK without NLM_F_REQUEST", answers(ROUTE, message(RTM_NEWLINK, make, 1, bridge(b"b1"))), done)
 expect("bridges", there(), [])
-# A message of no bytes is too short for each of these: with NLM_F_REQUEST they are refused, without it they are not read.
+# A message of no bytes is too short for each of these: with NLM_F_REQUEST they are refused, without it not read.
 for name, protocol, kind in ("XFRM", XFRM, 16), ("NETFILTER", NETFILTER, 10 << 8), ("GENERIC", GENERIC, 16), ("SOCK_DIAG", SOCK_DIAG, 20):
     expect(f"{name}, no payload, without NLM_F_REQUEST", answers(protocol, message(kind, ACK, 1, b"")), done)
 for kind in NLMSG_NOOP, NLMSG_DONE, 15:

@@ -1,15 +1,15 @@
 #!/bin/sh
 # An alternative name of a link (ip link property add, systemd.link(5)) is a name where a program looks a device up, and
 # none where a name is compared as text. Nothing says which of the two a place is:
-#   a device         ip(8), tc(8), ethtool(8), if_nametoindex(3), SO_BINDTODEVICE, which then reads back as the first name
+#   a device         ip(8), tc(8), ethtool(8), if_nametoindex(3), SO_BINDTODEVICE (read back as the first name)
 #   text, no error   iifname of nft(8), an ingress chain of nft, iptables -i: accepted, listed, and never match
 #   half of it       ifconfig NAME shows the link without its IPv4 address, arp -i NAME no entry
 #   no such name     iif of nft, /proc/sys/net, /sys/class/net
 # A routing policy rule is both: `ip rule add iif NAME` looks the device up and matches. If the device is given another
 # first name and its old one again, or is made anew with the same names, the rule compares text from then on, and stays
 # [detached]. A rule by the first name comes back.
-# Seen with iproute2 6.1.0, nftables 1.0.6, iptables 1.8.9, net-tools 2.10 and ethtool 6.1 on Linux 6.18. Needs root (for
-# a network namespace), these tools and python3.
+# Seen with iproute2 6.1.0, nftables 1.0.6, iptables 1.8.9, net-tools 2.10 and ethtool 6.1 on Linux 6.18. Needs root
+# (for a network namespace), these tools and python3.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

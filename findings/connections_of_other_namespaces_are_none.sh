@@ -1,5 +1,6 @@
 #!/bin/sh
-# What tools say of the sockets of a process in another network namespace, as one in a container, is that there are none:
+# What tools say of the sockets of a process in another network namespace, as one in a container, is that there are
+# none:
 # - psutil: Process(pid).net_connections() is an empty list, also of UNIX sockets. There is no exception;
 # - lsof -i -a -p PID prints nothing. Without -i it lists them as "protocol: TCP", without an address or a state.
 # Both look the inodes of the process's descriptors up in /proc/net, which is that of their own namespace, although

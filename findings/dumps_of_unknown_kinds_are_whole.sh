@@ -1,7 +1,7 @@
 #!/bin/sh
-# A filter of a dump that names what the kernel does not know is no filter: the dump is whole, and ends without an error.
-# So a question of the form "which of these are there?" gets the answer "all" on a kernel that has none, since a module
-# is not loaded or not built:
+# A filter of a dump that names what the kernel does not know is no filter: the dump is whole, and ends without an
+# error. So a question of the form "which of these are there?" gets the answer "all" on a kernel that has none, since a
+# module is not loaded or not built:
 #   links of a kind (IFLA_INFO_KIND)   of a known kind: those; of an unknown one: all links
 #   links of a master (IFLA_MASTER)    of an index that is not there: none
 #   addresses, routes of a family      of an unknown one, as AF_MPLS without MPLS: all, of both families

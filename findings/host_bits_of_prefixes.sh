@@ -1,13 +1,13 @@
 #!/bin/sh
 # A prefix with bits behind its length, as 10.0.0.5/8, has three fates in one kernel, and the tools pass it on as it is:
 #   refused   IPv4 routes: "Invalid prefix for given prefix length"
-#   cleared   IPv6 routes, address labels (ip addrlabel), sets of ipset(8); nft(8), iptables and tc(8) u32 clear them first
+#   cleared   IPv6 routes, address labels (ip addrlabel), sets of ipset(8); rules of nft(8), iptables and tc(8) u32
 #   kept      rules (ip rule) and xfrm policies, IPv4 and IPv6
-# What keeps them still compares the bits of the length alone. So 10.0.0.5/8 and 10.0.0.6/8 are two rules, or two policies,
-# for the same packets; the prefix 10.0.0.0/8, for which they stand, deletes neither of them; and `ip rule del` by a prefix
-# that was normalized (by ipaddress of Python, or inet of PostgreSQL) is "No such file or directory".
-# Seen with iproute2 6.1.0, nftables 1.0.6 and ipset 7.17 on Linux 6.18. Needs root (for a network namespace), these tools,
-# and xfrm in the kernel.
+# What keeps them still compares the bits of the length alone. So 10.0.0.5/8 and 10.0.0.6/8 are two rules, or two
+# policies, for the same packets; the prefix 10.0.0.0/8, for which they stand, deletes neither of them; and `ip rule
+# del` by a prefix that was normalized (by ipaddress of Python, or inet of PostgreSQL) is "No such file or directory".
+# Seen with iproute2 6.1.0, nftables 1.0.6 and ipset 7.17 on Linux 6.18. Needs root (for a network namespace), these
+# tools, and xfrm in the kernel.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,6 +1,6 @@
 #!/bin/sh
-# `ip addr change` (and replace: RTM_NEWADDR with NLM_F_REPLACE) of an IPv4 address that is there succeeds, and is told as
-# RTM_NEWADDR, whatever it asks for. Of what it asks for the kernel takes the lifetimes and the metric:
+# `ip addr change` (and replace: RTM_NEWADDR with NLM_F_REPLACE) of an IPv4 address that is there succeeds, and is told
+# as RTM_NEWADDR, whatever it asks for. Of what it asks for the kernel takes the lifetimes and the metric:
 #                            IPv4                                 IPv6
 #   broadcast, label, scope  stay as they were                    -
 #   noprefixroute            stays as it was                      changed, the route of the prefix too
@@ -8,8 +8,8 @@
 #   no metric is named       the metric goes, and the route is    stays as it was
 #                            made anew without it
 #   no lifetime is named     becomes "forever"                    becomes "forever"
-# So a program that "makes sure" of a label or a broadcast address is told that it has, and one that renews a lifetime (as
-# a DHCP client by ip-address(8) does) changes which of two links the network is reached by.
+# So a program that "makes sure" of a label or a broadcast address is told that it has, and one that renews a lifetime,
+# as a script of a DHCP client does, can change the link by which the network is reached.
 # Seen with iproute2 6.1.0 on Linux 6.18. Needs root (for a network namespace) and ip(8).
 set -eu
 folder=$(mktemp -d)

@@ -1,12 +1,12 @@
 #!/bin/sh
-# An IPv6 address that had no lifetime and is given one (ip addr change ... valid_lft 1000) makes its network unreachable
-# at once. The kernel gives the lifetime to the route of the prefix, too, but as a time that is long past:
+# An IPv6 address that had no lifetime and is given one (ip addr change ... valid_lft 1000) makes its network
+# unreachable at once. The kernel gives the lifetime to the route of the prefix, too, but as a time that is long past:
 # `ip -6 route` lists "expires -17242418sec", and a lookup is ENETUNREACH.
-# - The other addresses of the prefix lose their route with it, although they have no lifetime. It does not come back when
-#   the changed address is deleted.
+# - The other addresses of the prefix lose their route with it, although they have no lifetime. It does not come back
+#   when the changed address is deleted.
 # - No error and no event tells of it: there is the RTM_NEWADDR of the change, and the address is as it was asked for.
-# The next change of an address of the prefix mends the route. An address that has had a lifetime from the beginning can be
-# given another.
+# The next change of an address of the prefix mends the route. An address that has had a lifetime from the beginning can
+# be given another.
 # Seen with iproute2 6.1.0 on Linux 6.18. Needs root (for a network namespace) and ip(8).
 set -eu
 folder=$(mktemp -d)

@@ -2,13 +2,13 @@
 # What a link keeps when it is moved to another network namespace (ip link set DEV netns NAME), and when it comes back:
 #   keeps   MAC address, MTU, txqueuelen, group, alias, alternative names, offloads, gso_max_size, promisc on, number
 #           (unless it is taken there); links on top of it (macvlan) stay with it, across the namespaces
-#   loses   IFF_UP, addresses, routes, neighbours, bridge; qdiscs, classes and filters; all of net.ipv4.conf.DEV and
+#   loses   IFF_UP, addresses, routes, neighbours, bridge; qdiscs and filters; all of net.ipv4.conf.DEV and
 #           net.ipv6.conf.DEV, which are the defaults of the other namespace
-# No qdisc and no filter is told of as deleted, in either namespace; of an ingress qdisc a chain is. So a link that comes
-# back, as the physical one of a container that ends, has neither its rate limit nor its conf. ip-link(8) says only "move
-# the device to the network namespace".
-# Seen with iproute2 6.1.0 and ethtool 6.1 on Linux 6.18. Needs root, ip(8), tc(8) and ethtool(8). /run is a tmpfs of its
-# own meanwhile.
+# No qdisc and no filter is told of as deleted, in either namespace; of an ingress qdisc a chain is. So a link that
+# comes back, as the physical one of a container that ends, has neither its rate limit nor its conf. ip-link(8) says
+# only "move the device to the network namespace".
+# Seen with iproute2 6.1.0 and ethtool 6.1 on Linux 6.18. Needs root, ip(8), tc(8) and ethtool(8). /run is a tmpfs of
+# its own meanwhile.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

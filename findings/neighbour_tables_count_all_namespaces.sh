@@ -1,12 +1,11 @@
 #!/bin/sh
-# A neighbour table is one for the machine. rtnetlink dumps the entries of a namespace, and shows the size and the limits
-# of the table (RTM_GETNEIGHTBL, ip ntable) of all of them together:
+# A neighbour table is one for the machine. rtnetlink dumps the entries of a namespace, and shows the size and the
+# limits of the table (RTM_GETNEIGHTBL, ip ntable) of all of them together:
 # - ndtc_entries in a namespace without a neighbour grows with each neighbour of any other namespace;
 # - gc_thresh1 to 3, at which the kernel forgets neighbours and then refuses new ones, are shown in each namespace. A
 #   change in another than the first is ENOENT, whatever the capabilities, and /proc/sys/net/ipv4/neigh/default, where
 #   sysctl(8) would look, is not there.
-# So a container can run out of neighbours that are in another one, and sees only the number. Its limits of conntrack
-# entries and routes are its own.
+# So a container can run out of room for neighbours by those of another one, and sees only the number.
 # Seen with iproute2 6.1.0 on Linux 6.18. Needs root (for network namespaces), python3 and ip(8).
 set -eu
 folder=$(mktemp -d)

@@ -4,9 +4,9 @@
 # - cstamp and tstamp of an address (IFA_CACHEINFO), hundredths of a second since the boot, are those of the machine;
 # - so are timestamp_ns and the process ids in the events of the proc connector (NETLINK_CONNECTOR): a listener in a pid
 #   namespace is accepted, and gets numbers of the first one, which its own /proc does not have or has for others.
-# So what a program compares with clock_gettime(2) is off by the offset: an address looks days old, or made in the future.
-# time_namespaces(7) lists the calls that are shifted, and is silent about these. In another network namespace the
-# connector is ECONNREFUSED.
+# So what a program compares with clock_gettime(2) is off by the offset: an address looks days old, or made in the
+# future. time_namespaces(7) lists the calls that are shifted, and is silent about these. In another network namespace
+# the connector is ECONNREFUSED.
 # Needs root outside of containers, CONFIG_TIME_NS and CONFIG_PROC_EVENTS, python3, ip(8) and unshare(1).
 set -eu
 folder=$(mktemp -d)

@@ -1,12 +1,13 @@
 #!/bin/sh
-# What the kernel sends for `log group N` of nft(8) (NFNL_SUBSYS_ULOG of NETLINK_NETFILTER) looks like the end of a dump:
+# What the kernel sends for `log group N` of nft(8) (NFNL_SUBSYS_ULOG of NETLINK_NETFILTER) looks like the end of a
+# dump:
 # - packets share a datagram, without NLM_F_MULTI, and behind two or more of them comes NLMSG_DONE. A packet that comes
 #   alone has none. No dump was asked for, and the stream goes on: a loop that ends at NLMSG_DONE, as that of
 #   mnl_cb_run() does by its result 0, ends with the first two packets. The sequence number of all is 0;
-# - a datagram is sent when its buffer of 4 kB is full, or a second after the first packet: logs come late where there are
-#   few. The rule's `queue-threshold 1` sends each packet at once, alone.
-# nft(8) has queue-threshold without a default. Here the delay is shown by the order: a packet that is logged later, by a
-# rule with queue-threshold 1 to another group, arrives first.
+# - a datagram is sent when its buffer of 4 kB is full, or a second after the first packet: logs come late where there
+#   are few. The rule's `queue-threshold 1` sends each packet at once, alone.
+# nft(8) has queue-threshold without a default. Here the delay is shown by the order: a packet that is logged later, by
+# a rule with queue-threshold 1 to another group, arrives first.
 # Seen with nftables 1.0.6 on Linux 6.18. Needs root (for a network namespace), python3, ip(8) and nft(8).
 set -eu
 folder=$(mktemp -d)

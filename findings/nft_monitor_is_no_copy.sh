@@ -1,7 +1,7 @@
 #!/bin/sh
 # The lines of `nft monitor` have the syntax of nft(8). Carried out elsewhere they make another rule set:
-# - `insert rule ... position 7` is told as "insert rule ... handle H", where H is the rule in front of the new one. Read
-#   by nft, it is inserted in front of H. The JSON of the monitor has no place at all;
+# - `insert rule ... position 7` is told as "insert rule ... handle H", where H is the rule in front of the new one.
+#   Read by nft, it is inserted in front of H. The JSON of the monitor has no place at all;
 # - `replace rule` is told as a deletion and an addition: behind the rule in front, and at the end if there is none. The
 #   rule keeps its handle, which only the JSON shows; the added one has another, which later lines do not know;
 # - `rename chain` is told as the addition of a chain of the new name. Nothing tells of the old name; only the JSON has

@@ -3,11 +3,11 @@
 # glibc asks rtnetlink for its addresses, and counts neither 127.0.0.1 nor ::1; musl tries to connect a UDP socket to
 # the loopback address of each family. So in a sandbox (unshare --net) with `ip link set lo up`
 # - glibc does not know "127.0.0.1" for AF_INET, nor "::1" for AF_INET6. With AF_UNSPEC both work, and with musl all do;
-# - 127.0.0.2 on lo, or an address of a link that is down, makes 127.0.0.1 known to glibc, and "::1" unknown, with AF_UNSPEC
-#   as well: IPv4 is configured then, and IPv6 is not. So it is in a container with an IPv4 address alone;
+# - 127.0.0.2 on lo, or an address of a link that is down, makes 127.0.0.1 known to glibc, and "::1" unknown, with
+#   AF_UNSPEC as well: IPv4 is configured then, and IPv6 is not. So it is in a container with an IPv4 address alone;
 # - while lo is down, musl knows no address at all, and glibc knows both with AF_UNSPEC.
-# A test that passes on the host fails in a namespace that has everything it needs. getaddrinfo(3) says that the loopback
-# address does not count, of the addresses of names. Without hints the flag is set in glibc.
+# A test that passes on the host fails in a namespace that has everything it needs. getaddrinfo(3) says that the
+# loopback address does not count, of the addresses of names. Without hints the flag is set in glibc.
 # Seen with glibc 2.36 and musl 1.2.3 of Debian 12 on Linux 6.18. Needs root (for a network namespace) and ip(8).
 set -eu
 packages='gcc libc6-dev musl-tools'

@@ -6,8 +6,8 @@
 # - root is refused, too, on a socket that an unprivileged process has opened, or itself before it gained its rights;
 # - a membership needs the capability of the process alone that joins the group, and stays when that is gone: events of
 #   NETLINK_XFRM arrive at a process that may not even list policies.
-# This holds for reads as well where these need a capability (NETLINK_NETFILTER, NETLINK_XFRM). netlink(7) says of rights
-# only which processes may join groups.
+# This holds for reads as well where these need a capability (NETLINK_NETFILTER, NETLINK_XFRM). netlink(7) says of
+# rights only which processes may join groups.
 # Seen on Linux 6.18. Needs root (for a network namespace), python3, ip(8), and xfrm in the kernel.
 set -eu
 folder=$(mktemp -d)

@@ -1,11 +1,11 @@
 #!/bin/sh
 # An MTU below 1280, which IPv6 needs, is accepted, and takes IPv6 off the link entirely, rather than out of use:
-# - its IPv6 addresses, routes and neighbours are deleted, permanent ones too, with events. IPv6 addresses cannot be added
-#   (EINVAL);
+# - its IPv6 addresses, routes and neighbours are deleted, permanent ones too, with events. IPv6 addresses cannot be
+#   added (EINVAL);
 # - its directory below /proc/sys/net/ipv6/conf is gone.
 # The old MTU brings IPv6 back as on a new link: a link-local address, and conf from `default`. So what an administrator
-# had set there is undone, disable_ipv6 = 1 among it: a link without IPv6 has IPv6 after it had MTU 1200 for a moment. Of
-# the conf RTM_DELNETCONF and RTM_NEWNETCONF tell, without disable_ipv6. An MTU below 68, the minimum of IPv4, is
+# had set there is undone, disable_ipv6 = 1 among it: a link without IPv6 has IPv6 after it had MTU 1200 for a moment.
+# Of the conf RTM_DELNETCONF and RTM_NEWNETCONF tell, without disable_ipv6. An MTU below 68, the minimum of IPv4, is
 # refused.
 # Seen with iproute2 6.1.0 on Linux 6.18. Needs root (for a network namespace) and ip(8).
 set -eu

@@ -1,6 +1,6 @@
 #!/bin/sh
-# socket(7) describes these options for all sockets. A netlink socket accepts them, getsockopt(2) reads them back as set,
-# and nothing comes of it. Seen on Linux 6.18:
+# socket(7) describes these options for all sockets. A netlink socket accepts them, getsockopt(2) reads them back as
+# set, and nothing comes of it. Seen on Linux 6.18:
 #   SO_RXQ_OVFL                  no control message with the count of drops, although there is one in /proc/net/netlink
 #   SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING   no control message with a time
 #   SO_RCVLOWAT                  poll(2) reports, and recv(2) returns, the first message

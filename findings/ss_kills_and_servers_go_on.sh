@@ -1,12 +1,13 @@
 #!/bin/sh
 # ss(8) -K "displays sockets that are successfully closed". What SOCK_DESTROY of NETLINK_SOCK_DIAG does to a server:
 # - a UDP socket with a port of its own is listed as closed, and stays: its next recv(2) is ECONNABORTED, and from then
-#   on it gets datagrams as before. A UDP client loses its peer and its port, and lives on as a socket that is not bound;
+#   on it gets datagrams as before. A UDP client loses its peer and its port, and lives on as a socket that is not
+#   bound;
 # - a TCP listener leaves the list, and keeps its port: another bind(2) is EADDRINUSE, by a socket that `ss -a` does not
 #   list. accept(2) is EINVAL, and listen(2) brings the same socket back;
 # - connections end, at this end with ECONNABORTED once, at the other with ECONNRESET.
-# So a UDP server cannot be stopped by it, and a TCP server's port is not free. The exit status of ss is 0 also if nothing
-# has matched.
+# So a UDP server cannot be stopped by it, and a TCP server's port is not free. The exit status of ss is 0 also if
+# nothing has matched.
 # Seen with iproute2 6.1.0 on Linux 6.18. Needs root (for a network namespace), python3, ip(8), ss(8), and
 # CONFIG_INET_DIAG_DESTROY.
 set -eu

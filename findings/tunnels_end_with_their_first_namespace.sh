@@ -1,8 +1,8 @@
 #!/bin/sh
 # A vxlan(8) link that is moved to another network namespace sends its packets in the one where it was made, for ever.
 # Container networks are built on that. What it means for the two namespaces, seen on Linux 6.18:
-# - the UDP port of the tunnel belongs to the first: a program there cannot bind it (EADDRINUSE), and ss(8) lists it there
-#   without a process. In the namespace of the link the port is free;
+# - the UDP port of the tunnel belongs to the first: a program there cannot bind it (EADDRINUSE), and ss(8) lists it
+#   there without a process. In the namespace of the link the port is free;
 # - the link does not keep the first namespace, as a socket there would. When that ends, the link is deleted, although
 #   it is in a namespace that goes on: RTM_DELLINK is the only trace;
 # - so is a macvlan whose lower device was left behind.

@@ -1,9 +1,9 @@
 #!/bin/sh
-# The end of an xfrm policy is told in three ways. A table that is kept by XFRM_MSG_DELPOLICY keeps for ever what ended in
-# the other two. Seen on Linux 6.18:
+# The end of an xfrm policy is told in three ways. A table that is kept by XFRM_MSG_DELPOLICY keeps for ever what ended
+# in the other two. Seen on Linux 6.18:
 #   ip xfrm policy delete                         XFRM_MSG_DELPOLICY
-#   its lifetime ends (limit time-hard 1)         XFRM_MSG_POLEXPIRE with hard 1, and no DELPOLICY. That is not in the group
-#                                                 of policies (XFRMNLGRP_POLICY), but in XFRMNLGRP_EXPIRE
+#   its lifetime ends (limit time-hard 1)         XFRM_MSG_POLEXPIRE with hard 1, and no DELPOLICY. That is not in
+#                                                 the group of policies (XFRMNLGRP_POLICY), but in XFRMNLGRP_EXPIRE
 #   ip xfrm policy flush                          one XFRM_MSG_FLUSHPOLICY for all; none if there was none
 # A soft limit is XFRM_MSG_POLEXPIRE with hard 0, and ends nothing. And XFRM_MSG_UPDPOLICY is told of a policy that is
 # new, too, if it was sent as an update.
