@@ -12,8 +12,8 @@
 #   chmod(2), utimensat(2), another xattr,     stays         stays
 #     rename(2), link(2), open for writing
 #
-# So a helper that was set up with setcap(8) is without capabilities after `strip`, `cp` over it, `chown root`, or a
-# deployment that writes the same bytes again, where a set-user-ID one works on. setcap has to be the last step.
+# So a helper that was set up with setcap(8) is without capabilities after `strip`, `cp` over it, or a deployment that
+# writes the same bytes again, where a set-user-ID one works on. setcap has to be the last step.
 # Seen on Linux 6.18, on ext4 and tmpfs. Needs root, python3 and strip(1).
 set -eu
 folder=$(mktemp -d)
