@@ -17,6 +17,7 @@ cat >lines.erl <<'ERL'
 -export([main/0]).
 
 main() ->
+    process_flag(trap_exit, true),
     io:format("OTP ~s, erts ~s~n", [erlang:system_info(otp_release), erlang:system_info(version)]),
     show("exit_status", "printf 'one\\ntwo'; exit 3", [{line, 80}, exit_status]),
     show("exit_status, a second later", "printf 'one\\ntwo'; exec >&-; sleep 1; exit 3", [{line, 80}, exit_status]),
@@ -28,7 +29,6 @@ main() ->
 
 show(Name, Command, Options) ->
     Port = open_port({spawn_executable, "/bin/sh"}, [{args, ["-c", Command]}, in | Options]),
-    process_flag(trap_exit, true),
     io:format("~s: ~0p~n", [Name, messages(Port, lists:member(eof, Options))]).
 
 messages(Port, Eof) ->
