@@ -44,7 +44,7 @@ show(Name, Command, Options) ->
 ERL
 erlc start.erl
 erl -noshell -s start main </dev/null 2>errors | tee all
-seen=$(tail -n +2 all; cat errors)
+seen=$(tail -n +2 all; tr -d '\r' <errors)
 expected="no file: {error,enoent}
 no interpreter: {exit_status,${EXPECTED:-2}}
 no folder: {exit_status,2}
