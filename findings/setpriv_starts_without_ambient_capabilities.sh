@@ -15,7 +15,7 @@ ambient() {
   name=$1
   shift
   "$@" >"$folder/out" 2>"$folder/errors" && status=0 || status=$?
-  echo "$name: $(sed 's/.*\t0*\([0-9a-f]\)/ambient set \1, /' "$folder/out")status $status, $([ -s "$folder/errors" ] && echo 'an error' || echo 'no error')"
+  echo "$name: $(sed 's/.*\t0*\([0-9a-f][0-9a-f]*\)$/ambient set \1, /' "$folder/out" | tr -d '\n')status $status, $([ -s "$folder/errors" ] && echo 'an error' || echo 'no error')"
 }
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
