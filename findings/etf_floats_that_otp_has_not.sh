@@ -1,12 +1,12 @@
 #!/bin/sh
-# Infinity and NaN are floats of Python and of IEEE 754, and not of Erlang. erl_ext_dist describes NEW_FLOAT_EXT as eight
-# bytes of IEEE format, and excludes none. Five packages for Python write them as they are, without an error, and read
-# them back, so a test of a round trip passes. binary_to_term/1 is badarg for the whole message, without a word on which
-# part it is about. So one quotient or average in a report of a port program ends its server, or loses the report.
+# Infinity and NaN are floats of Python and of IEEE 754, and not of Erlang. erl_ext_dist describes NEW_FLOAT_EXT as
+# eight bytes of IEEE format, and excludes none. Five packages for Python write them as they are, without an error, and
+# read them back, so a test of a round trip passes. binary_to_term/1 is badarg for the whole message, without a word on
+# which part it is about. So one quotient or average in a report of a port program ends its server, or loses the report.
 #   erlang-py, elixir-py, erlastic, bert, erlpack     written
 #   erpy                                              PyCodecError: not finite
-# Seen with OTP 25, erlang-py 2.0.7, elixir-py 1.0.0, erlastic 2.0.0, bert 2.2.0, erlpack 1.0.1 and erpy 0.1.1. Needs erl,
-# python3 and the network.
+# Seen with OTP 25, erlang-py 2.0.7, elixir-py 1.0.0, erlastic 2.0.0, bert 2.2.0, erlpack 1.0.1 and erpy 0.1.1. Needs
+# erl, python3 and the network.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

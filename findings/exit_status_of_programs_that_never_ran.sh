@@ -1,9 +1,9 @@
 #!/bin/sh
-# A program that open_port/2 of Erlang cannot start is a port like any other, and has an exit status: the errno of the call
-# that failed. open_port/2 looks for the file and its permission (enoent, eacces) and returns; erl_child_setup finds out
-# the rest after that. So these are no exceptions, and read as exit statuses that the program might have:
-#   2   a script whose interpreter does not exist; a folder {cd, Folder} that does not exist, with "spawn: Could not cd to"
-#       on the standard error of the VM
+# A program that open_port/2 of Erlang cannot start is a port like any other, and has an exit status: the errno of the
+# call that failed. open_port/2 looks for the file and its permission (enoent, eacces) and returns; erl_child_setup
+# finds out the rest after that. So these are no exceptions, and read as exit statuses that the program might have:
+#   2   a script whose interpreter does not exist; a folder {cd, Folder} that does not exist, with "spawn: Could not cd
+#       to" on the standard error of the VM
 #   7   arguments that are longer than execve(2) takes
 #   8   a file of a format that the kernel does not know, such as a script without #!
 #   13  a directory

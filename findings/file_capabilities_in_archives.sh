@@ -7,8 +7,8 @@
 #          bsdtar reads them from that archive without an option; BusyBox's tar and Python's tarfile do not
 #          cp -a of BusyBox, which has no option for them, and cp -p, install, cpio and zip
 # Whoever lists the extracted file sees its mode, with its set-user-ID bit, and no capability: getcap(8) tells.
-# Seen with tar 1.34, libarchive 3.6.2, coreutils 9.1, cpio 2.13, zip 3.0 and BusyBox 1.35.0 of Debian 12, and Python 3.11.
-# Needs root, these tools and setcap(8).
+# Seen with tar 1.34, libarchive 3.6.2, coreutils 9.1, cpio 2.13, zip 3.0 and BusyBox 1.35.0 of Debian 12, and Python
+# 3.11. Needs root, these tools and setcap(8).
 set -eu
 missing=
 for tool in bsdtar:libarchive-tools cpio:cpio zip:zip unzip:unzip busybox:busybox setcap:libcap2-bin python3:python3; do

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A /proc that is mounted with hidepid=2 hides processes of the user who looks, too. proc(5) says that the directories of
-# other users become invisible. The kernel does not compare users alone: it asks whether the reader might trace the
+# A /proc that is mounted with hidepid=2 hides processes of the user who looks, too. proc(5) says that the directories
+# of other users become invisible. The kernel does not compare users alone: it asks whether the reader might trace the
 # process (ptrace(2), PTRACE_MODE_READ_FSCREDS). So to an ordinary user these of his own are not in /proc, without root:
 #   a program with file capabilities (ping, dumpcap), or with ambient ones (AmbientCapabilities= of a service)
 #   a process that has called prctl(PR_SET_DUMPABLE, 0), such as ssh-agent

@@ -1,8 +1,8 @@
 #!/bin/sh
-# A watch keeps a network namespace. inotify(7) tells what happens to a file, so a watch of /proc/PID/ns/net looks like the
-# way to hear of the namespace's end (IN_DELETE_SELF). But the watch holds the file of nsfs, and this the namespace: when
-# its last process has ended, it stays, with its devices, ports and addresses, until the watch is removed. No event ever
-# comes. fanotify(7) marks of such a file do the same. None of the ways in which a namespace is looked for has it:
+# A watch keeps a network namespace. inotify(7) tells what happens to a file, so a watch of /proc/PID/ns/net looks like
+# the way to hear of the namespace's end (IN_DELETE_SELF). But the watch holds the file of nsfs, and this the namespace:
+# when its last process has ended, it stays, with its devices, ports and addresses, until the watch is removed. No event
+# ever comes. fanotify(7) marks of such a file do the same. None of the ways in which a namespace is looked for has it:
 # no process, no descriptor of it, no mount; /proc/PID/fd shows anon_inode:inotify, and lsns(8) and ip-netns(8) nothing.
 # RTM_DELNSID tells of the end, to a member of RTNLGRP_NSID in a namespace that has a number for it.
 # Seen on Linux 6.18. Needs root (for namespaces), python3, ip(8), unshare(1) and lsns(8).

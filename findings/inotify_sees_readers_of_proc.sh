@@ -2,8 +2,8 @@
 # inotify(7) says that /proc and /sys are not monitorable. A watch there succeeds, and tells a half:
 #   told      what programs do with the file by the same mount: open(2), read(2), write(2), close(2). A write of
 #             ip_forward is IN_MODIFY, and each `ps` is IN_ACCESS of stat in a directory /proc/PID
-#   not told  what the kernel changes: conf/all/forwarding, which a write of ip_forward changes; the MTU that ip(8) sets;
-#             a new process, a new device, and the end of either, also if its own file is watched
+#   not told  what the kernel changes: conf/all/forwarding, which a write of ip_forward changes; the MTU that ip(8)
+#             sets; a new process, a new device, and the end of either, also if its own file is watched
 #   not told  a write through another mount of /proc, as in another pid namespace, although it is the same setting
 # So a program that waits for a change of a setting passes a test that writes the file, and misses all others. rtnetlink
 # tells of these: RTNLGRP_IPV4_NETCONF of forwarding, RTNLGRP_LINK of devices.

@@ -2,11 +2,12 @@
 # The options `in` and `out` of open_port/2 make one pipe instead of two. The other stream of the program is that of the
 # VM itself, and what tells the VM of the program's end is the pipe that `out` has not:
 # - [in]: the program reads the standard input of the VM. A line that is meant for the VM, or for its shell, is taken;
-# - [out]: the program writes to the standard output of the VM. Its end is not noticed: no {exit_status, S} comes, and the
-#   port stays open, with the number of the dead process in port_info/1. The next port_command/2 is true. Then the port
-#   ends with the reason epipe, and the exit status is never told.
-# So a supervised writer (a logger, a `tee`) that dies is taken for alive until something is written to it, and exit_status
-# is an option without effect. A port without `in` and `out` and a program with >/dev/null has the exit status.
+# - [out]: the program writes to the standard output of the VM. Its end is not noticed: no {exit_status, S} comes, and
+#   the port stays open, with the number of the dead process in port_info/1. The next port_command/2 is true. Then the
+#   port ends with the reason epipe, and the exit status is never told.
+# So a supervised writer (a logger, a `tee`) that dies is taken for alive until something is written to it, and
+# exit_status is an option without effect. A port without `in` and `out` and a program with >/dev/null has the exit
+# status.
 # Seen with Erlang/OTP 25.2.3 of Debian 12 (erts 13.1.5). Needs erl.
 set -eu
 folder=$(mktemp -d)

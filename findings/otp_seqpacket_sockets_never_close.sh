@@ -1,8 +1,8 @@
 #!/bin/sh
-# socket:recv/2,3 of OTP does not tell the end of a connection of type seqpacket (unix(7)). When the other end has closed,
-# each call is {ok, <<>>} at once, for ever, where a stream is {error, closed}. So a loop that ends at an error never
-# ends, and takes a processor. {ok, <<>>} is an empty record as well, since these can be sent, and the two cannot be
-# told apart by recv. socket:recvmsg/2 is the same, with empty flags. What tells the end is a send ({error, epipe}).
+# socket:recv/2,3 of OTP does not tell the end of a connection of type seqpacket (unix(7)). When the other end has
+# closed, each call is {ok, <<>>} at once, for ever, where a stream is {error, closed}. So a loop that ends at an error
+# never ends, and takes a processor. {ok, <<>>} is an empty record as well, since these can be sent, and the two cannot
+# be told apart by recv. socket:recvmsg/2 is the same, with empty flags. What tells the end is a send ({error, epipe}).
 # A record that is longer than the Length of recv/2 is cut, and the rest is gone; recvmsg says so in its flags.
 # Seen with Erlang/OTP 25.2.3 of Debian 12 (erts 13.1.5) on Linux 6.18. Needs erl.
 set -eu

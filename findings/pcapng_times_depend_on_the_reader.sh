@@ -1,8 +1,8 @@
 #!/bin/sh
 # The time of a packet in a pcapng file depends on the library that reads it, without an error. In the format each
-# interface has a resolution (if_tsresol) and an offset (if_tsoffset) of its own, and each section begins interfaces anew;
-# two files put together by cat(1) are a valid file. TShark and libpcap (tcpdump) do all of it. Others, for a packet of
-# 2023-11-14 22:13:20.5:
+# interface has a resolution (if_tsresol) and an offset (if_tsoffset) of its own, and each section begins interfaces
+# anew; two files put together by cat(1) are a valid file. TShark and libpcap (tcpdump) do all of it. Others, for a
+# packet of 2023-11-14 22:13:20.5:
 #                                         scapy               python-pcapng     dpkt
 #   if_tsoffset                           ignored             ignored           right
 #   second interface, in ns               right               right             that of the first, year 55840

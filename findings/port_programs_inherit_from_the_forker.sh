@@ -1,6 +1,6 @@
 #!/bin/sh
-# Erlang's port programs are no children of the VM: erl_child_setup, which the VM starts once, forks them. So what is set
-# for a running VM, by its process id, does not reach the programs that it starts afterwards:
+# Erlang's port programs are no children of the VM: erl_child_setup, which the VM starts once, forks them. So what is
+# set for a running VM, by its process id, does not reach the programs that it starts afterwards:
 #   renice, chrt, taskset -a     nice value, policy, processors
 #   prlimit(1)                   limits of resources
 #   choom(1), oom_score_adj      the VM is killed last, its programs are killed as before

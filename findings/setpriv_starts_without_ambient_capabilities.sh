@@ -1,9 +1,10 @@
 #!/bin/sh
-# `setpriv --ambient-caps +net_admin program` starts the program without the capability, and without an error. setpriv(1)
-# says that an ambient capability has to be inheritable first, as the kernel does: prctl(2) PR_CAP_AMBIENT_RAISE is EPERM.
-# setpriv does not report this one. It does report an inheritable capability that the kernel refuses, and so does
-# capsh(1) with --addamb. So a helper that is started as another user has nothing, and the first EPERM is its own, far from
-# the cause. --inh-caps with the same list, on either side of --ambient-caps, is what is missing.
+# `setpriv --ambient-caps +net_admin program` starts the program without the capability, and without an error.
+# setpriv(1) says that an ambient capability has to be inheritable first, as the kernel does: prctl(2)
+# PR_CAP_AMBIENT_RAISE is EPERM. setpriv does not report this one. It does report an inheritable capability that the
+# kernel refuses, and so does capsh(1) with --addamb. So a helper that is started as another user has nothing, and the
+# first EPERM is its own, far from the cause. --inh-caps with the same list, on either side of --ambient-caps, is what
+# is missing.
 # Seen with setpriv of util-linux 2.38.1, libcap-ng 0.8.3 and capsh of libcap 2.66 on Linux 6.18. Needs root, setpriv(1)
 # and capsh(1).
 set -eu

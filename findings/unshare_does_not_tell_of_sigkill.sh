@@ -1,8 +1,8 @@
 #!/bin/sh
 # What the death of a program by a signal looks like behind a launcher. unshare(1) --fork repeats the signal on itself,
 # and for SIGKILL it fails in doing so: "sigprocmask unblock failed: Invalid argument", and exit status 1.
-# So a program in namespaces that the kernel kills for want of memory, or that a supervisor kills, has the exit status 1,
-# which is that of a program that ended by itself, and the sentence blames unshare.
+# So a program in namespaces that the kernel kills for want of memory, or that a supervisor kills, has the exit status
+# 1, which is that of a program that ended by itself, and the sentence blames unshare.
 #                                   SIGKILL    other signals
 #   unshare --fork                  status 1   the signal
 #   nsenter --pid, setsid --wait    the signal the signal

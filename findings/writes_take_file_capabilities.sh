@@ -1,7 +1,7 @@
 #!/bin/sh
-# Root's own changes of a file leave its set-user-ID bit and take its capabilities. CAP_FSETID, which keeps the bits when
-# a file is modified, does nothing for capabilities: the kernel removes them (security.capability) for every user, and
-# no call says so. chown(2) tells of its own part of this, the pages of the other calls do not:
+# Root's own changes of a file leave its set-user-ID bit and take its capabilities. CAP_FSETID, which keeps the bits
+# when a file is modified, does nothing for capabilities: the kernel removes them (security.capability) for every user,
+# and no call says so. chown(2) tells of its own part of this, the pages of the other calls do not:
 #
 #                                              set-user-ID   capabilities
 #   write(2), also of the same bytes           stays         gone
