@@ -11,7 +11,13 @@ defmodule NetlinkPort.Sandbox.HolderTest do
 
     spawn_link(fn ->
       Process.flag(:trap_exit, true)
-      {:ok, port} = Holder.spawn_program("sh", ["-c", "exec <&-; echo ready; exec sleep 600"])
+
+      {:ok, port} =
+        Holder.spawn_program(System.find_executable("sh"), [
+          "-c",
+          "exec <&-; echo ready; exec sleep 600"
+        ])
+
       {:ok, {_port, os_pid} = holder} = Holder.await(port)
 
       # OTP's program that forks holds the pipe a moment longer, and forks one program after the other.
@@ -54,7 +60,8 @@ defmodule NetlinkPort.Sandbox.HolderTest do
     path = Path.join(folder, "netlink_port")
     File.cp!(helper(), path)
     Places.install!(path, "cap_sys_admin,cap_net_admin,cap_sys_ptrace+ep")
-    File.chmod!(path, 0o755)
+    # File.chmod/2 would remove the capabilities.
+    {"", 0} = System.cmd("chmod", ["755", path])
     user = ["setpriv", "--reuid", "23457", "--regid", "23457", "--clear-groups"]
 
     # A user namespace of root, which these capabilities would open.
