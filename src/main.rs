@@ -21,6 +21,7 @@ mod procfs;
 mod protocol;
 mod reactor;
 mod resolve;
+mod sandbox;
 mod seccomp;
 mod sockets;
 mod spin;

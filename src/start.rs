@@ -12,6 +12,7 @@ use crate::poller::Wire;
 use crate::privileges::{self, KEEPABLE};
 use crate::protocol::{self, event, event::Hello};
 use crate::reactor::Reactor;
+use crate::sandbox::{self, Owner};
 use crate::seccomp;
 use crate::sys;
 use caps::Capability;
@@ -61,6 +62,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             Exit::Done
         }
         [flag, pid] if flag == "--kill" => end_process(pid),
+        [flag, owner] if flag == "--sandbox" => hold_namespace(owner),
         _ => match parse(&arguments) {
             Ok(arguments) => port(&arguments),
             Err(reason) => {
@@ -78,7 +80,26 @@ fn end_process(pid: &OsString) -> Exit {
         eprintln!("netlink_port: --kill takes a process id");
         return Exit::Usage;
     };
-    match kill::kill(pid) {
+    ended(kill::kill(pid))
+}
+
+/// Holds a network namespace for a test (`--sandbox`).
+fn hold_namespace(owner: &OsString) -> Exit {
+    let owner = match owner.to_str() {
+        Some("own") => Some(Owner::Own),
+        Some("new") => Some(Owner::New),
+        pid => pid.and_then(|pid| pid.parse().ok()).map(Owner::Of),
+    };
+    let Some(owner) = owner else {
+        eprintln!("netlink_port: --sandbox takes own, new or a process id");
+        return Exit::Usage;
+    };
+    ended(sandbox::hold(owner))
+}
+
+/// The exit code of a task that ends by itself.
+fn ended(outcome: Result<(), Fatal>) -> Exit {
+    match outcome {
         Ok(()) => Exit::Done,
         Err(fatal) => {
             eprintln!("netlink_port: {fatal}");
@@ -120,12 +141,14 @@ fn help() -> String {
          anything there, CAP_NET_ADMIN. CAP_SYS_PTRACE serves to open namespaces of processes\n\
          of other users, or with more capabilities. It gives up every other one at start.\n\n\
          usage: netlink_port [--keep CAPABILITY]... [--spin MICROSECONDS] [--user-namespaces]\n       \
-         netlink_port --kill PID | --help | --version\n\n\
+         netlink_port --kill PID | --sandbox OWNER | --help | --version\n\n\
          --keep CAPABILITY    keep this one, too: {}\n\
          --spin MICROSECONDS  look for more so long before each sleep, right after traffic\n\
          --user-namespaces    enter namespaces of other user namespaces, in a child that joins\n                     \
          those first\n\
-         --kill PID           end a helper that does not answer, and wait for its end\n\n\
+         --kill PID           end a helper that does not answer, and wait for its end\n\
+         --sandbox OWNER      hold a network namespace for a test until standard input ends; it belongs\n                     \
+         to this user namespace (own), a new one (new) or that of a process (its id)\n\n\
          exit codes:\n",
         env!("CARGO_PKG_VERSION"),
         protocol::VERSION,

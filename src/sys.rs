@@ -327,6 +327,13 @@ pub fn set_signals() {
     }
 }
 
+/// Ignores SIGCHLD, so that the kernel removes children that have ended, also those of an init process that it did not
+/// start. wait(2).
+pub fn forget_children() {
+    // SAFETY: SIG_IGN installs no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
 /// `mallopt(M_MMAP_THRESHOLD, …)`, mallopt(3): large blocks have pages of their own, which free(3) gives back at
 /// once. Without this call glibc raises the threshold to the largest block that was freed, and keeps the memory of
 /// one long frame for ever.

@@ -16,7 +16,7 @@ defmodule NetlinkPort.Sandbox do
       end
 
   A sandbox is three things: a user namespace and a network namespace (user_namespaces(7), network_namespaces(7)) that
-  belong to the user who runs the tests, made by unshare(1) of util-linux; the loopback interface in it, which is up;
+  belong to the user who runs the tests, and are held by the helper's executable; the loopback interface in it, which is up;
   and a server (`NetlinkPort`) with `user_namespaces: true`. In iex, `start_link/1` starts a sandbox. The guide is
   docs/testing.md.
 

@@ -162,6 +162,18 @@ defmodule NetlinkPort.SandboxTest do
     end
   end
 
+  test "programs that end without a parent are waited for by the init process of the sandbox",
+       c do
+    run!(c.sandbox, "sh", ["-c", "for n in 1 2 3; do (setsid true &); done"])
+    init = c.sandbox |> Sandbox.info() |> Map.fetch!(:os_pid) |> children() |> String.trim()
+    eventually!(fn -> children(init) == "" end)
+  end
+
+  defp children(os_pid) do
+    {pids, _status} = System.cmd("ps", ["--ppid", "#{os_pid}", "-o", "pid="])
+    pids
+  end
+
   describe "nothing stays behind of" do
     # The processes of a sandbox, seen from outside: those in its network namespace.
     defp inside(inode) do

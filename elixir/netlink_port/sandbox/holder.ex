@@ -1,19 +1,18 @@
 defmodule NetlinkPort.Sandbox.Holder do
   @moduledoc false
-  # The operating system process that holds a namespace: unshare(1) of util-linux. Its child is a shell, the init
-  # process of a process namespace, so every program in the sandbox ends with the shell.
+  # The operating system process that holds a namespace: the helper's executable with `--sandbox`. Its child is the
+  # init process of a pid namespace, so every program in the sandbox ends with the child.
   #
-  # Invariant: the shell reads its standard input, a pipe from the VM, and ends at the end of file. So the namespace
+  # Invariant: the child reads its standard input, a pipe from the VM, and ends at the end of file. So the namespace
   # ends with the VM, however the VM ends.
 
   alias NetlinkPort.Environment
+  alias NetlinkPort.Helper.Executable
   alias NetlinkPort.Sandbox.UserNamespace
 
   # How long a start or an end may take, in ms. If many namespaces start and end at once, the kernel makes them wait
   # for each other.
   @patience 60_000
-
-  @init "echo ready; read -r _"
 
   @type t :: {port(), os_pid :: pos_integer()}
 
@@ -24,49 +23,35 @@ defmodule NetlinkPort.Sandbox.Holder do
   @spec start(:user | :root, pos_integer() | nil) ::
           {:ok, port(), pos_integer() | nil} | {:error, String.t()}
   def start(mode, gone \\ nil) do
-    init = ["sh", "-c", @init]
-    space = ["--net", "--pid", "--fork", "--kill-child"]
+    {owner, entered} =
+      case mode == :user && UserNamespace.join(gone) do
+        {:enter, os_pid} -> {"#{os_pid}", os_pid}
+        :make -> {"new", nil}
+        false -> {"own", nil}
+      end
 
-    case mode == :user && UserNamespace.join(gone) do
-      {:enter, os_pid} ->
-        unshare = ["unshare" | space] ++ init
-        enter = ["--target", "#{os_pid}", "--user", "--preserve-credentials"]
-        entered("nsenter", enter ++ unshare, os_pid)
-
-      :make ->
-        entered("unshare", ["--user", "--map-root-user" | space] ++ init, nil)
-
-      false ->
-        entered("unshare", space ++ init, nil)
-    end
+    with {:ok, port} <- spawn_program(helper(), ["--sandbox", owner]), do: {:ok, port, entered}
   end
 
-  defp entered(program, arguments, entered) do
-    with {:ok, port} <- spawn_program(program, arguments), do: {:ok, port, entered}
+  # The one that was built, since it has no capabilities of its own.
+  defp helper do
+    built = Executable.built()
+    if built && File.regular?(built, [:raw]), do: built, else: Executable.path()
   end
 
   @doc "Starts a program whose standard input is a pipe from the VM."
-  @spec spawn_program(String.t(), [String.t()]) :: {:ok, port()} | {:error, String.t()}
+  @spec spawn_program(Path.t(), [String.t()]) :: {:ok, port()} | {:error, String.t()}
   def spawn_program(program, arguments) do
     opts = [:binary, :exit_status, :stderr_to_stdout, args: arguments, env: [{~c"LC_ALL", ~c"C"}]]
-
-    case executable(program) do
-      nil -> {:error, "there is no #{program}(1)"}
-      path -> {:ok, Port.open({:spawn_executable, path}, opts)}
-    end
+    {:ok, Port.open({:spawn_executable, program}, opts)}
   rescue
     error in ErlangError ->
       reason = error.original
-      {:error, Environment.no_program(reason) || "#{program}(1) cannot be run (#{reason})"}
-  end
+      {:error, Environment.no_program(reason) || "#{program} cannot be run (#{reason})"}
 
-  # The path is kept, since the search reads every folder of PATH.
-  defp executable(program) do
-    with nil <- :persistent_term.get({__MODULE__, program}, nil),
-         path when path != nil <- System.find_executable(program) do
-      :persistent_term.put({__MODULE__, program}, path)
-      path
-    end
+    # `nil` where no helper is named or built.
+    _error in ArgumentError ->
+      {:error, "#{inspect(program)} is no helper, which would hold the namespace"}
   end
 
   @doc "Waits until the namespace exists."
@@ -82,7 +67,7 @@ defmodule NetlinkPort.Sandbox.Holder do
     after
       @patience ->
         Port.close(port)
-        {:late, "unshare(1) made no namespace within #{@patience} ms, and did not say why not"}
+        {:late, "no namespace was made within #{@patience} ms"}
     end
   end
 
@@ -96,7 +81,7 @@ defmodule NetlinkPort.Sandbox.Holder do
   @doc "Ends the holder, and with it every program in the sandbox. The caller traps exits."
   @spec stop(t()) :: :ok
   def stop({port, os_pid}) do
-    # The shell ends after it has read a line.
+    # The holder ends after it has read a byte.
     _sent? = command(port)
 
     receive do
@@ -136,7 +121,7 @@ defmodule NetlinkPort.Sandbox.Holder do
   @spec enter(t(), :user | :root) :: [String.t()]
   def enter({_port, os_pid}, mode) do
     user = if mode == :user, do: ["--user", "--preserve-credentials"], else: []
-    # unshare(1) itself is not in the process namespace; its child is.
+    # The holder itself is not in the pid namespace; its child is.
     processes = "--pid=/proc/#{os_pid}/ns/pid_for_children"
     ["--target", "#{os_pid}"] ++ user ++ ["--net", processes]
   end

@@ -30,7 +30,9 @@ defmodule NetlinkPort.Sandbox.TemporaryFolder do
     user = if way == :user, do: ["--user", "--map-root-user"], else: []
     arguments = user ++ ["--mount", "sh", "-c", @init, "sh", System.tmp_dir() || "/proc"]
 
-    with {:ok, port} <- Holder.spawn_program("unshare", arguments) do
+    unshare = System.find_executable("unshare") || "unshare"
+
+    with {:ok, port} <- Holder.spawn_program(unshare, arguments) do
       case Holder.await(port) do
         {:ok, {_port, os_pid} = holder} ->
           {:ok, %__MODULE__{holder: holder, path: "/proc/#{os_pid}/cwd"}}
