@@ -74,8 +74,10 @@ packet.send(mac + mac[:5] + b"\xff" + b"\x08\0" + head + struct.pack("!4H", 9, 9
 PYTHON
 packets() { nft list counter "$1" t "$2" | sed -n 's/.*packets \([0-9]*\).*/\1/p'; }
 while [ "$(packets inet iifname_va)" = 0 ]; do sleep 0.05; done
-expect "packets, nft iifname va, wan0" "$(packets inet iifname_va) $(packets inet iifname_wan0)" "1 0"
-expect "packets, nft ingress of va, wan0" "$(packets netdev ingress_va | sed 's/[1-9][0-9]*/some/') $(packets netdev ingress_wan0)" \
+# IPv6 of the other end may send some, too.
+some() { sed 's/^[1-9][0-9]*$/some/'; }
+expect "packets, nft iifname va, wan0" "$(packets inet iifname_va | some) $(packets inet iifname_wan0)" "some 0"
+expect "packets, nft ingress of va, wan0" "$(packets netdev ingress_va | some) $(packets netdev ingress_wan0)" \
   "some ${EXPECTED:-0}"
 expect "packets, iptables -i va, wan0" "$(iptables-legacy -nvxL INPUT | awk 'NR > 2 { print $1 }' | xargs)" "1 0"
 
