@@ -287,7 +287,13 @@ impl Watches {
             let failure = Failure::new(Stage::Watch, errno);
             let untold = Failure::new(Stage::Watch, Errno::EOPNOTSUPP);
             match errno {
-                Errno::EOPNOTSUPP => untold.because("foreign"),
+                Errno::EOPNOTSUPP => match process::has_own_proc() {
+                    Err(refused) => Failure {
+                        stage: Stage::Watch,
+                        ..refused
+                    },
+                    Ok(_) => untold.because("foreign"),
+                },
                 Errno::EINVAL => untold.because("thread"),
                 Errno::EPERM | Errno::EACCES | Errno::ENOSYS => failure.because("pidfd_open"),
                 _ => failure,

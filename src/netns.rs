@@ -338,7 +338,7 @@ fn open_file(path: &CStr) -> Result<OwnedFd, Failure> {
 /// The pidfd is held across the open. If the process is still alive afterwards, `/proc/<pid>` has been its own
 /// all the time, and not that of a later process.
 fn open_pid(pid: i32, privileges: &Privileges) -> Result<Namespace, Failure> {
-    if !process::has_own_proc() {
+    if !process::has_own_proc()? {
         // This procfs is of another pid namespace, where the number is another process's.
         return Err(Failure::new(Stage::Open, Errno::EOPNOTSUPP).because("foreign"));
     }

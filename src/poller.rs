@@ -10,6 +10,7 @@ use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{ppoll, PollFd, PollFlags};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::stat::{fstat, SFlag};
 use nix::sys::time::TimeSpec;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -88,9 +89,13 @@ impl Poller {
         let watching = |token: Token| EpollEvent::new(EpollFlags::EPOLLIN, token.data());
         epoll
             .add(&wire.input, watching(Token::Input))
-            .map_err(unwatchable("standard input is neither a pipe nor a socket"))?;
+            .map_err(unwatchable(
+                &wire.input,
+                "standard input is neither a pipe nor a socket",
+            ))?;
         let waiting = EpollEvent::new(EpollFlags::empty(), Token::Output.data());
         epoll.add(&wire.output, waiting).map_err(unwatchable(
+            &wire.output,
             "standard output is neither a pipe nor a socket",
         ))?;
         epoll
@@ -238,10 +243,13 @@ pub fn pipes(
     })
 }
 
-/// The error of a descriptor that epoll does not take: EPERM means a file or a device.
-fn unwatchable(no_pipe: &'static str) -> impl Fn(Errno) -> Fatal {
-    move |errno| match errno {
-        Errno::EPERM => Fatal::system(no_pipe)(errno),
+/// The error of a descriptor that epoll does not take: EPERM means a file or a device, unless a seccomp profile
+/// refuses epoll_ctl(2).
+fn unwatchable(fd: &OwnedFd, no_pipe: &'static str) -> impl Fn(Errno) -> Fatal {
+    let kind = fstat(fd).map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+    let wire = matches!(kind, Ok(SFlag::S_IFIFO | SFlag::S_IFSOCK));
+    move |errno| match (errno, wire) {
+        (Errno::EPERM, false) => Fatal::system(no_pipe)(errno),
         _ => Fatal::system("epoll_ctl")(errno),
     }
 }

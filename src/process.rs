@@ -42,17 +42,23 @@ impl Held {
 /// Whether the procfs with the root `folder` is of this program's pid namespace: `self` is a link to the reader's
 /// number there.
 pub fn is_own_proc(folder: impl AsFd) -> bool {
-    is_own(folder, "self")
+    is_own(folder, "self").unwrap_or(false)
 }
 
-/// The same for `/proc`.
-pub fn has_own_proc() -> bool {
-    is_own(AT_FDCWD, "/proc/self")
+/// The same for `/proc`. A seccomp profile that refuses readlinkat(2) says nothing of `/proc`: that is an error.
+pub fn has_own_proc() -> Result<bool, Failure> {
+    match is_own(AT_FDCWD, "/proc/self") {
+        Err(errno @ (Errno::EPERM | Errno::EACCES | Errno::ENOSYS)) => {
+            Err(Failure::new(Stage::Open, errno).because("readlinkat"))
+        }
+        // In the procfs of a pid namespace that this program is not in, the link leads nowhere.
+        own => Ok(own.unwrap_or(false)),
+    }
 }
 
-fn is_own(folder: impl AsFd, name: &str) -> bool {
+fn is_own(folder: impl AsFd, name: &str) -> Result<bool, Errno> {
     let own = std::process::id().to_string();
-    sys::retry(|| readlinkat(folder.as_fd(), name)).is_ok_and(|number| number == own.as_str())
+    sys::retry(|| readlinkat(folder.as_fd(), name)).map(|number| number == own.as_str())
 }
 
 /// Whether the process of a pidfd has ended, with all its threads.

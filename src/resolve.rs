@@ -243,6 +243,10 @@ impl Way {
             // Not a symbolic link.
             Err(Errno::EINVAL) if last => Ok(Step::File),
             Err(Errno::EINVAL) => Err(Failure::new(Stage::Open, Errno::ENOTDIR)),
+            // The kernel itself returns none of these two.
+            Err(errno @ (Errno::EPERM | Errno::ENOSYS)) => {
+                Err(Failure::new(Stage::Open, errno).because("readlinkat"))
+            }
             Err(errno) => Err(Failure::new(Stage::Open, errno)),
         }
     }

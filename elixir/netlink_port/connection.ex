@@ -83,6 +83,7 @@ defmodule NetlinkPort.Connection do
     Options,
     Payload,
     Pin,
+    ProcessLimit,
     Telemetry
   }
 
@@ -149,11 +150,15 @@ defmodule NetlinkPort.Connection do
       # An absolute path: the working directory may be another when the socket is opened again.
       opts = Keyword.put(opts, :netns, netns)
 
-      GenServer.start_link(
-        NetlinkPort.Connection.Process,
-        {server, protocol, opts},
-        Keyword.take(own, [:name])
-      )
+      arguments = {server, protocol, opts}
+
+      ProcessLimit.start("connection", fn ->
+        GenServer.start_link(
+          NetlinkPort.Connection.Process,
+          arguments,
+          Keyword.take(own, [:name])
+        )
+      end)
     end
   end
 

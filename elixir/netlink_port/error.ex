@@ -226,6 +226,11 @@ defmodule NetlinkPort.Error do
 
   defp explanation(%{stage: :capture, reason: :ebusy}), do: "the server has a capture already"
   defp explanation(%{stage: :capture, reason: :esrch}), do: "it has ended"
+
+  defp explanation(%{stage: :capture, reason: :efbig}) do
+    "the VM may write no longer file; raise its RLIMIT_FSIZE (LimitFSIZE= of a systemd unit)"
+  end
+
   defp explanation(%{stage: :capture, reason: :einval}), do: "it is not a regular file"
 
   defp explanation(%{stage: :thread, reason: :enoent}) do

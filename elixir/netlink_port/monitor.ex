@@ -230,7 +230,7 @@ defmodule NetlinkPort.Monitor do
   node, which the monitor forgets when the connection between the nodes is lost.
   """
 
-  alias NetlinkPort.{Arguments, Error}
+  alias NetlinkPort.{Arguments, Error, ProcessLimit}
   alias NetlinkPort.Server.Client
   alias NetlinkPort.Monitor.Config
 
@@ -306,11 +306,11 @@ defmodule NetlinkPort.Monitor do
     with {:ok, config} <- Config.new(opts) do
       name = Arguments.name!(opts[:name])
 
-      GenServer.start_link(
-        NetlinkPort.Monitor.Process,
-        config,
-        if(name, do: [name: name], else: [])
-      )
+      names = if(name, do: [name: name], else: [])
+
+      ProcessLimit.start("monitor", fn ->
+        GenServer.start_link(NetlinkPort.Monitor.Process, config, names)
+      end)
     end
   end
 

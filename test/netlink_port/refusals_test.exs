@@ -265,6 +265,53 @@ defmodule NetlinkPort.RefusalsTest do
       assert Exception.message(error) =~ "open(2) was refused: a seccomp profile can be what"
     end
 
+    test "names readlinkat(2), and does not blame another pid namespace", _c do
+      switch = tmp_path!("fault")
+      netns = netns!()
+      pid = sleeper!(netns)
+      server = start_injected!("readlinkat EPERM file:#{switch}")
+      File.write!(switch, "")
+
+      for {target, opts, stage} <- [
+            {{:pid, pid}, [], :open},
+            {{:pid, pid}, [close_on: :namespace_gone], :open},
+            {{:path, "/proc/#{pid}/ns/net"}, [close_on: :namespace_gone], :watch},
+            {{:name, netns}, [close_on: :namespace_gone], :open}
+          ] do
+        assert {:error, error} = NetlinkPort.open(server, :route, [netns: target] ++ opts)
+        assert {target, error.stage, error.reason} == {target, stage, :eperm}
+        assert Exception.message(error) =~ "readlinkat(2) was refused: a seccomp profile can be"
+      end
+
+      File.rm!(switch)
+      assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:pid, pid})
+    end
+
+    test "names inotify(7) when a file cannot be watched", _c do
+      for call <- ["inotify_init1", "inotify_add_watch"] do
+        switch = tmp_path!("fault")
+        server = start_injected!("#{call} EPERM file:#{switch}")
+        File.write!(switch, "")
+        opts = [netns: {:name, netns!()}, close_on: :namespace_gone]
+        assert {:error, error} = NetlinkPort.open(server, :route, opts)
+        assert {error.stage, error.reason, error.lacks} == {:watch, :eperm, nil}
+        assert Exception.message(error) =~ "inotify(7) was refused: a seccomp profile can be"
+      end
+    end
+
+    test "names the profile when a child of a helper with CAP_SYS_ADMIN may not join a user namespace",
+         c do
+      switch = tmp_path!("fault")
+      server = start_injected!("setns EPERM file:#{switch}", user_namespaces: true)
+      assert {:ok, _socket} = NetlinkPort.open(server, :route, netns: {:pid, c.other})
+      File.write!(switch, "")
+      assert {:error, error} = NetlinkPort.open(server, :route, netns: {:pid, c.other})
+      assert {error.stage, error.reason, error.lacks} == {:setns, :eperm, nil}
+      message = Exception.message(error)
+      assert message =~ "setns(2) was refused, though the helper has what it takes: a seccomp"
+      refute message =~ "another user"
+    end
+
     test "names the profile with close_on:, and does not blame it without a filter", _c do
       switch = tmp_path!("fault")
       pid = sleeper!(netns!())
@@ -300,6 +347,8 @@ defmodule NetlinkPort.RefusalsTest do
       for {fault, said} <- [
             {"seccomp EPERM from:1", "seccomp(2) was refused: " <> profile},
             {"seccomp EINVAL from:1", "seccomp(2) was refused: " <> profile},
+            {"epoll_ctl EPERM always",
+             "epoll_ctl: EPERM: Operation not permitted; a seccomp profile can be what refuses it"},
             {"epoll_create1 ENOSYS always",
              "epoll_create1: ENOSYS: Function not implemented; a seccomp profile can be what refuses it"},
             {"capset EPERM always",

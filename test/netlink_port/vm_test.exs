@@ -293,4 +293,161 @@ defmodule NetlinkPort.VMTest do
     assert line!(port) == "started"
     assert_receive {^port, {:exit_status, 0}}, within(20_000)
   end
+
+  test "the VM has no process left: a call that needs one says so, and the server, its sockets and connections go on" do
+    {port, _vm} =
+      vm!(
+        @load <>
+          """
+          {:ok, server} = NetlinkPort.start_link(name: nil)
+          {:ok, socket} = NetlinkPort.open(server, :route, active: false)
+          {:ok, connection} = NetlinkPort.Connection.start_link(server: server, protocol: :route)
+          {:ok, monitor} = NetlinkPort.Monitor.start_link(server: server, protocol: :route, groups: [1])
+          {:ok, ^monitor} = NetlinkPort.Monitor.subscribe(monitor)
+          receive do: ({:netlink_resync, _, :subscribed} -> :ok)
+
+          fill = fn fill ->
+            try do
+              spawn(fn -> Process.sleep(:infinity) end)
+            rescue
+              SystemLimitError -> :full
+            else
+              _pid -> fill.(fill)
+            end
+          end
+
+          # What ends meanwhile leaves room for others.
+          full = fn call ->
+            fill.(fill)
+            call.()
+          end
+
+          says = fn call ->
+            {:error, error} = full.(call)
+            IO.puts(Exception.message(error))
+          end
+
+          says.(fn -> NetlinkPort.start_link(name: nil) end)
+          says.(fn -> NetlinkPort.Connection.start_link(server: server, protocol: :route) end)
+          says.(fn -> NetlinkPort.Monitor.start_link(server: server, protocol: :route, groups: [1]) end)
+          says.(fn -> NetlinkPort.capture(server, "#{tmp_path!("capture")}") end)
+          says.(fn -> NetlinkPort.Connection.request(connection, 18, :binary.copy(<<0>>, 5_000)) end)
+
+          {:ok, %{rss: nil, cpu: nil}} = full.(fn -> NetlinkPort.stats(server) end)
+          {:ok, bounded} = full.(fn -> NetlinkPort.open(server, :route, groups: [1], max_queue: 10) end)
+          {:ok, _links} = full.(fn -> NetlinkPort.dump(socket, 18, <<0::128>>) end)
+          {:ok, _links} = full.(fn -> NetlinkPort.Connection.dump(connection, 18, <<0::128>>) end)
+
+          # The notifier that is killed is replaced once there is room.
+          %{notifier: notifier} = :sys.get_state(server)
+          Process.exit(notifier, :kill)
+          Process.sleep(50)
+          true = Enum.all?([server, connection, monitor], &Process.alive?/1)
+          {:ok, _info} = NetlinkPort.info(bounded)
+          IO.puts("alive")
+          System.halt(0)
+          """,
+        [],
+        "exec elixir --erl '+P 1024'"
+      )
+
+    for what <- ["helper", "connection", "monitor", "capture", "send"] do
+      assert line!(port) =~
+               ~r/^#{what}: EAGAIN: the VM has no process left, of 1024 at most; raise \+P of erl/
+    end
+
+    assert line!(port) == "alive"
+    assert_receive {^port, {:exit_status, 0}}, within(20_000)
+  end
+
+  # `:code.purge/1` kills each process that still runs the code that was loaded before the last time.
+  test "the library's code is loaded twice: no process of the library ends, and an owner on another node keeps its socket" do
+    NetlinkPort.Nodes.distributed!()
+
+    {port, _vm} =
+      vm!("""
+      {:ok, _} = Application.ensure_all_started(:logger)
+      Logger.configure(level: :critical)
+      {:ok, _} = Node.start(:"nlp\#{System.pid()}@127.0.0.1", :longnames)
+      Node.set_cookie(:twice)
+      args = [~c"-setcookie", ~c"twice" | Enum.flat_map(:code.get_path(), &[~c"-pa", &1])]
+      options = %{host: ~c"127.0.0.1", longnames: true, connection: :standard_io, wait_boot: #{within(15_000)}}
+      {:ok, peer, node} = :peer.start_link(Map.merge(options, %{name: :peer.random_name(), args: args}))
+      {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:elixir], #{within(5_000)})
+      true = Node.connect(node)
+
+      {:ok, server} = NetlinkPort.start_link(name: nil)
+      {:ok, connection} = NetlinkPort.Connection.start_link(server: server, protocol: :route)
+      family = [server: server, protocol: :generic, groups: [{"no_such_family", "events"}]]
+      {:ok, monitor} = NetlinkPort.Monitor.start_link(family)
+      {:ok, ^monitor} = NetlinkPort.Monitor.subscribe(monitor)
+      receive do: ({:netlink_down, _, {:error, %{reason: :enoent}}} -> :ok)
+      owner = :erpc.call(node, :erlang, :spawn, [:timer, :sleep, [:infinity]])
+      {:ok, socket} = NetlinkPort.open(server, :route, owner: owner)
+
+      notifier = :sys.get_state(server).notifier
+      {:dictionary, dictionary} = Process.info(server, :dictionary)
+      [relay] = for {{NetlinkPort.Nodes.Relay, ^node}, {relay, _sent}} <- dictionary, do: relay
+      remote = :sys.get_state(relay).notifier
+
+      load = fn ->
+        for {module, _file} <- :code.all_loaded(), "Elixir.NetlinkPort" <> _ <- [Atom.to_string(module)] do
+          {^module, code, file} = :code.get_object_code(module)
+          :code.purge(module)
+          {:module, ^module} = :code.load_binary(module, file, code)
+        end
+      end
+
+      for _ <- 1..3 do
+        load.()
+        :erpc.call(node, :code, :purge, [NetlinkPort.Nodes.RemoteOwnerNotifier])
+        {:module, _} = :erpc.call(node, :code, :load_file, [NetlinkPort.Nodes.RemoteOwnerNotifier])
+      end
+
+      for {name, process} <- [server: server, connection: connection, monitor: monitor, notifier: notifier, relay: relay],
+          do: IO.puts("\#{name} \#{Process.alive?(process)}")
+
+      IO.puts("remote \#{:erpc.call(node, Process, :alive?, [remote])}")
+      {:ok, %{sockets: sockets}} = NetlinkPort.stats(server)
+      IO.puts("socket \#{socket.handle in Enum.map(sockets, & &1.handle)}")
+      {:ok, [_ | _]} = NetlinkPort.Connection.dump(connection, 18, <<0::128>>)
+      System.halt(0)
+      """)
+
+    for name <- ~w(server connection monitor notifier relay remote socket),
+        do: assert(line!(port) == "#{name} true")
+
+    assert_receive {^port, {:exit_status, 0}}, within(20_000)
+  end
+
+  # A write(2) beyond the limit is SIGXFSZ, which ends the VM.
+  test "the VM may write no longer file: a capture ends before that, and the VM goes on" do
+    path = tmp_path!("capture")
+
+    {port, _vm} =
+      vm!("""
+      {:ok, server} = NetlinkPort.start_link(name: nil)
+      {:ok, socket} = NetlinkPort.open(server, :route, active: false)
+
+      limit = fn bytes ->
+        {"", 0} = System.cmd("prlimit", ["--fsize=\#{bytes}:", "--pid", System.pid()])
+      end
+
+      limit.(8_192)
+      {:ok, capture} = NetlinkPort.capture(server, "#{path}")
+      for _ <- 1..20, do: {:ok, _links} = NetlinkPort.dump(socket, 18, <<0::128>>)
+      receive do: ({:netlink_capture_end, ^capture, error, _counts} -> IO.puts(Exception.message(error)))
+      limit.(100)
+      {:error, error} = NetlinkPort.capture(server, "#{path}")
+      IO.puts(Exception.message(error))
+      {:ok, _links} = NetlinkPort.dump(socket, 18, <<0::128>>)
+      IO.puts("alive")
+      System.halt(0)
+      """)
+
+    told = "capture of #{path}: EFBIG: the VM may write no longer file; raise its RLIMIT_FSIZE"
+    for _ <- 1..2, do: assert(line!(port) =~ told)
+    assert line!(port) == "alive"
+    assert File.stat!(path).size in 4_096..8_192
+  end
 end

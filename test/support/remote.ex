@@ -85,8 +85,12 @@ defmodule NetlinkPort.Remote do
 
   @doc "The notifiers on this node of servers on other nodes."
   def notifiers do
-    loop = {:current_function, {NetlinkPort.Nodes.RemoteOwnerNotifier, :loop, 3}}
-    for pid <- Process.list(), Process.info(pid, :current_function) == loop, do: pid
+    init = {NetlinkPort.Nodes.RemoteOwnerNotifier, :init, 1}
+
+    for pid <- Process.list(),
+        {:dictionary, dictionary} <- [Process.info(pid, :dictionary)],
+        dictionary[:"$initial_call"] == init,
+        do: pid
   end
 
   @doc "Subscribes to a monitor, and sends `test` a message for each complete snapshot."

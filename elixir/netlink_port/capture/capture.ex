@@ -8,11 +8,24 @@ defmodule NetlinkPort.Capture do
 
   use GenServer, restart: :temporary
 
-  alias NetlinkPort.{Arguments, Deadline, Errno, Error, Redaction, Socket, Telemetry}
+  alias NetlinkPort.{
+    Arguments,
+    Deadline,
+    Environment,
+    Errno,
+    Error,
+    ProcessLimit,
+    Redaction,
+    Socket,
+    Telemetry
+  }
+
   alias NetlinkPort.Capture.{Pcapng, Tap}
 
   # Blocks are collected up to this many bytes while more datagrams come.
   @batch 65_536
+  # More than the first block of a file.
+  @least 4_096
 
   @type options :: %{
           path: Path.t(),
@@ -25,6 +38,7 @@ defmodule NetlinkPort.Capture do
   defstruct @enforce_keys ++
               [
                 :file,
+                file_size: :infinity,
                 stopping?: false,
                 waiting: [],
                 interfaces: %{},
@@ -43,15 +57,23 @@ defmodule NetlinkPort.Capture do
   open, or with the error. To stop, the capture sends the server `{:untap, capture}`, and the server answers by
   `untapped/1`.
   """
-  @spec start(GenServer.from(), options()) :: Tap.t()
+  @spec start(GenServer.from(), options()) :: {:ok, Tap.t()} | {:error, Error.t()}
   def start(from, options) do
     counters = Tap.counters()
     # Messages that wait for a slow disk stay off its heap.
     spawn_opts = [message_queue_data: :off_heap]
     arguments = {self(), from, options, counters}
-    {:ok, pid} = GenServer.start(__MODULE__, arguments, spawn_opt: spawn_opts)
-    _monitor = Process.monitor(pid)
-    {pid, counters}
+
+    case ProcessLimit.start(fn ->
+           GenServer.start(__MODULE__, arguments, spawn_opt: spawn_opts)
+         end) do
+      {:ok, pid} ->
+        _monitor = Process.monitor(pid)
+        {:ok, {pid, counters}}
+
+      :system_limit ->
+        {:error, ProcessLimit.error(:capture)}
+    end
   end
 
   @doc "Tells a capture that its tap has been removed: no datagram arrives after this message."
@@ -77,8 +99,10 @@ defmodule NetlinkPort.Capture do
   def handle_continue({:open, from}, %{options: options} = state) do
     # Not in init/1: monitoring a process on a suspended node blocks, and would block the server.
     Process.monitor(options.owner)
+    state = %{state | file_size: Environment.file_size()}
 
-    with {:ok, file} <- open(options.path),
+    with :ok <- if(state.file_size < @least, do: {:error, :efbig}, else: :ok),
+         {:ok, file} <- open(options.path),
          {:ok, state} <- flush(keep(%{state | file: file}, Pcapng.section_header())) do
       told(state, :start, %{count: 1}, %{})
       GenServer.reply(from, {:ok, self()})
@@ -121,6 +145,7 @@ defmodule NetlinkPort.Capture do
     else
       {:error, reason} -> finish(state, error(reason, state))
       :full -> finish(state, :max_bytes)
+      :limit -> finish(state, error(:efbig, state))
     end
   end
 
@@ -198,10 +223,13 @@ defmodule NetlinkPort.Capture do
     block = Pcapng.datagram(index, stamp, direction, family, bytes, comment)
     blocks = [description, block]
 
-    if state.bytes + IO.iodata_length(blocks) <= state.options.max_bytes do
-      {:ok, keep(%{state | datagrams: state.datagrams + 1, dropped: dropped}, blocks)}
-    else
-      :full
+    bytes = state.bytes + IO.iodata_length(blocks)
+
+    cond do
+      bytes > state.options.max_bytes -> :full
+      # A longer file would end the VM.
+      bytes > state.file_size -> :limit
+      true -> {:ok, keep(%{state | datagrams: state.datagrams + 1, dropped: dropped}, blocks)}
     end
   end
 

@@ -120,6 +120,18 @@ defmodule NetlinkPort.Environment do
 
   def no_program(_about_the_program), do: nil
 
+  @doc """
+  How long a file may become (RLIMIT_FSIZE), in bytes. Danger: a write beyond it ends the VM, which does not handle
+  SIGXFSZ. getrlimit(2).
+  """
+  @spec file_size() :: non_neg_integer() | :infinity
+  def file_size do
+    case Regex.run(~r/^Max file size +(\d+)/m, read("/proc/self/limits") || "") do
+      [_line, bytes] -> String.to_integer(bytes)
+      nil -> :infinity
+    end
+  end
+
   @doc "The mount that a path lies on, links followed; `nil` if it is unknown, or there is no such file."
   @spec mount(t(), Path.t()) :: Mount.t() | nil
   def mount(environment, path) do

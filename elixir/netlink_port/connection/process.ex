@@ -5,7 +5,17 @@ defmodule NetlinkPort.Connection.Process do
 
   use GenServer
 
-  alias NetlinkPort.{Arguments, Deadline, Errno, Error, Redaction, Socket, Telemetry}
+  alias NetlinkPort.{
+    Arguments,
+    Deadline,
+    Errno,
+    Error,
+    ProcessLimit,
+    Redaction,
+    Socket,
+    Telemetry
+  }
+
   alias NetlinkPort.Nodes.Relay
   alias NetlinkPort.Helper.Reference
   alias NetlinkPort.Request.Exchange
@@ -92,10 +102,12 @@ defmodule NetlinkPort.Connection.Process do
   end
 
   defp open(%{server: server, protocol: protocol, opts: opts, known: known} = state) do
-    {_pid, opener} =
-      spawn_monitor(fn -> exit({:opened, Opening.again(server, protocol, opts, known)}) end)
+    again = fn -> exit({:opened, Opening.again(server, protocol, opts, known)}) end
 
-    %{state | opener: opener}
+    case ProcessLimit.spawn_monitor(again) do
+      {:ok, {_pid, opener}} -> %{state | opener: opener}
+      :system_limit -> opened(state, {:error, ProcessLimit.error(:thread, "connection")})
+    end
   end
 
   defp open_later(%{backoff: backoff} = state) do
@@ -105,7 +117,7 @@ defmodule NetlinkPort.Connection.Process do
 
   defp closed(state, error) do
     if state.monitor, do: Process.demonitor(state.monitor, [:flush])
-    _pid = if state.replacement, do: close_in_background(state.replacement)
+    if state.replacement, do: close_in_background(state.replacement)
     report_down(state, error)
     state = %{state | socket: nil, monitor: nil, replacement: nil, error: error}
     state = settle(state, Calls.close(state.calls, error))
@@ -113,12 +125,17 @@ defmodule NetlinkPort.Connection.Process do
   end
 
   defp reset(%{socket: socket} = state, error) do
-    _pid = close_in_background(socket)
+    close_in_background(socket)
     closed(state, error)
   end
 
   # In another process: a helper that does not answer must not block the connection.
-  defp close_in_background(socket), do: spawn(fn -> NetlinkPort.close(socket) end)
+  defp close_in_background(socket) do
+    with :system_limit <- ProcessLimit.spawn(fn -> NetlinkPort.close(socket) end),
+         do: Process.send_after(self(), {:close, socket}, @max_backoff)
+
+    :ok
+  end
 
   ## Another socket, for one that a dump has made unusable
 
@@ -136,7 +153,7 @@ defmodule NetlinkPort.Connection.Process do
     if Calls.under_way?(state.calls) do
       state
     else
-      _pid = close_in_background(old)
+      close_in_background(old)
       if state.monitor, do: Process.demonitor(state.monitor, [:flush])
 
       state = %{
@@ -395,6 +412,11 @@ defmodule NetlinkPort.Connection.Process do
   def handle_info(:timeout, state), do: noreply(send_next(state))
 
   def handle_info(:open, %{socket: nil, opener: nil} = state), do: noreply(open(state))
+
+  def handle_info({:close, socket}, state) do
+    close_in_background(socket)
+    noreply(state)
+  end
 
   def handle_info({:relay_idle, node, relay, handled}, state) do
     Relay.idle(node, relay, handled)

@@ -2,7 +2,7 @@ defmodule NetlinkPort.Connection.Transmit do
   @moduledoc false
   # Sends the datagrams of a call, one after the other, without blocking the connection.
 
-  alias NetlinkPort.{Error, Socket}
+  alias NetlinkPort.{Error, ProcessLimit, Socket}
   alias NetlinkPort.Helper.Reference
 
   import Kernel, except: [send: 2]
@@ -20,7 +20,7 @@ defmodule NetlinkPort.Connection.Transmit do
   def send(socket, [datagram | rest] = datagrams) do
     case at_once(socket, datagram) do
       :ok -> send(socket, rest)
-      :later -> {:later, later(socket, datagrams)}
+      :later -> later(socket, datagrams)
       {:error, error} -> {:error, error}
     end
   end
@@ -41,8 +41,10 @@ defmodule NetlinkPort.Connection.Transmit do
   end
 
   defp later(socket, datagrams) do
-    {_pid, monitor} = spawn_monitor(fn -> exit({:sent, all(socket, datagrams)}) end)
-    monitor
+    case ProcessLimit.spawn_monitor(fn -> exit({:sent, all(socket, datagrams)}) end) do
+      {:ok, {_pid, monitor}} -> {:later, monitor}
+      :system_limit -> {:error, ProcessLimit.error(:send)}
+    end
   end
 
   defp all(_socket, []), do: :ok

@@ -6,7 +6,7 @@ defmodule NetlinkPort.Helper.Execve do
   # The VM reports a failed execve(2) as an exit status that equals the errno. A program that did run can end with the
   # same status. So the file itself is examined to tell the two apart.
 
-  alias NetlinkPort.{Capability, Deadline, Environment, Errno, Helper}
+  alias NetlinkPort.{Capability, Deadline, Environment, Errno, Helper, ProcessLimit}
   alias NetlinkPort.Helper.{Elf, ExecutableAccess, OsProcess}
 
   @version Mix.Project.config()[:version]
@@ -14,6 +14,8 @@ defmodule NetlinkPort.Helper.Execve do
   # How long a program may take to print its version, or the reason of its end, in ms; and how much of it is shown.
   @patience 5_000
   @words 2_000
+  # The status of a program that was ended by SIGKILL.
+  @killed 137
 
   @typedoc "What was found, and what to do about it."
   @type told :: {found :: String.t(), remedy :: String.t() | nil}
@@ -46,19 +48,77 @@ defmodule NetlinkPort.Helper.Execve do
   tells.
   """
   @spec ended(Path.t(), [String.t()], non_neg_integer()) :: told() | nil
-  # A helper that ended with 0 or by a signal has printed nothing.
-  def ended(_path, _arguments, status) when status == 0 or status >= 128, do: nil
+  def ended(_path, _arguments, 0), do: nil
+  # Whoever has killed it is not asked to do so again.
+  def ended(_path, _arguments, @killed), do: signalled(@killed)
 
   def ended(path, arguments, status) do
     output = with {output, ^status} <- run(path, arguments), do: output, else: (_another -> "")
-    unrun(path, output, status) || words(output)
+
+    if status > 128,
+      do: with_words(signalled(status), output),
+      else: unrun(path, output, status) || words(output) || silent(status)
   end
 
   defp words(output) do
     case shown(output) do
       "" -> nil
-      words -> {"it says: #{words}", nil}
+      words -> {"it says: #{words}", shortage(output)}
     end
+  end
+
+  defp with_words({found, remedy}, output) do
+    case words(output) do
+      nil -> {found, remedy}
+      {words, shortage} -> {"#{found}; #{words}", shortage || remedy}
+    end
+  end
+
+  # The helper's allocator ends it without a word.
+  defp silent(71), do: {"a helper that ends so without a word had no memory left", more_memory()}
+  defp silent(_status), do: nil
+
+  # The VM reports the end by a signal as 128 and its number. signal(7).
+  defp signalled(@killed) do
+    {"was ended by SIGKILL: by another process, or by the OOM killer, of the system or of its cgroup",
+     "see the kernel's log; the memory of a cgroup is memory.max, MemoryMax= of a systemd unit, --memory of a container"}
+  end
+
+  defp signalled(159) do
+    {"was ended by SIGSYS: a seccomp profile ends programs for a system call that it makes at its start",
+     "the profile of the container, or SystemCallFilter= of the systemd unit, has to allow it; the kernel's log has " <>
+       "its number"}
+  end
+
+  defp signalled(139) do
+    {"was ended by SIGSEGV: its stack may be too small",
+     "raise RLIMIT_STACK (LimitSTACK= of a systemd unit), or install it again"}
+  end
+
+  defp signalled(152), do: {"was ended by SIGXCPU: its processor time was up", "raise RLIMIT_CPU"}
+  defp signalled(134), do: {"was ended by SIGABRT", nil}
+  defp signalled(status), do: {"was ended by signal #{status - 128}", nil}
+
+  # What to do if a limit is named as the reason. glibc's loader has no text for EMFILE.
+  defp shortage(output) do
+    cond do
+      output =~ ~r/EMFILE|: Error 24$|Too many open files|No file descriptors available/m ->
+        "raise the limit of its descriptors: RLIMIT_NOFILE, LimitNOFILE= of a systemd unit"
+
+      output =~ ~r/shared object.*: (Operation not permitted|Permission denied)$/m ->
+        "let this user read and map that library; a seccomp profile, a security module or a mount with noexec can be " <>
+          "what refuses it"
+
+      output =~ ~r/ENOMEM|annot allocate|Out of memory|failed to map segment from shared object$/m ->
+        more_memory()
+
+      true ->
+        nil
+    end
+  end
+
+  defp more_memory do
+    "raise the limits of its memory: RLIMIT_AS and RLIMIT_DATA, LimitAS= and LimitDATA= of a systemd unit"
   end
 
   # Joins printed lines into one.
@@ -87,7 +147,7 @@ defmodule NetlinkPort.Helper.Execve do
     cond do
       output == "" and status in [1, 2, 8, 13] -> refused(path, status)
       linked?(output) -> nil
-      true -> {"its dynamic loader says: #{shown(output)}", built_elsewhere()}
+      true -> {"its dynamic loader says: #{shown(output)}", shortage(output) || built_elsewhere()}
     end
   end
 
@@ -335,11 +395,12 @@ defmodule NetlinkPort.Helper.Execve do
   # Runs in a process of its own, so that the mailbox holds only the port's messages. A program that does not end is
   # killed.
   defp run(path, arguments) do
-    fn ->
-      path |> open(arguments) |> collect("", Deadline.at(@patience))
+    look = fn -> path |> open(arguments) |> collect("", Deadline.at(@patience)) end
+
+    case ProcessLimit.task(look) do
+      {:ok, task} -> Task.await(task, :infinity)
+      :system_limit -> {:error, :eagain}
     end
-    |> Task.async()
-    |> Task.await(:infinity)
   end
 
   defp open(path, arguments) do

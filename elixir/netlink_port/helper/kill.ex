@@ -4,7 +4,7 @@ defmodule NetlinkPort.Helper.Kill do
   # even in an image without the others. They are tried in this order until one runs. Danger: any program may lie in
   # the place of a shell, so only output that reports success counts.
 
-  alias NetlinkPort.{Environment, Helper}
+  alias NetlinkPort.{Environment, Helper, ProcessLimit}
   alias NetlinkPort.Helper.OsProcess
 
   # How long such a program may take, in ms.
@@ -92,9 +92,13 @@ defmodule NetlinkPort.Helper.Kill do
   # Runs in a process of its own, so that the mailbox holds only the port's messages. A program that does not end is
   # left.
   defp run(program, arguments) do
-    task = spawn_monitor(fn -> exit({:told, collect(open(program, arguments), "")}) end)
-    {pid, monitor} = task
+    case ProcessLimit.spawn_monitor(fn -> exit({:told, collect(open(program, arguments), "")}) end) do
+      {:ok, {pid, monitor}} -> await(pid, monitor)
+      :system_limit -> :unable
+    end
+  end
 
+  defp await(pid, monitor) do
     receive do
       {:DOWN, ^monitor, :process, ^pid, {:told, told}} -> told
       {:DOWN, ^monitor, :process, ^pid, _no_such_program} -> :unable

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Monitor.Process do
 
   use GenServer
 
-  alias NetlinkPort.{Errno, Redaction, Telemetry}
+  alias NetlinkPort.{Errno, Error, ProcessLimit, Redaction, Telemetry}
   alias NetlinkPort.Nodes.Relay
   alias NetlinkPort.Generic.{Follow, Nlctrl}
   alias NetlinkPort.Monitor.{Opening, Snapshot, Subscriber, Subscribers, Subscription}
@@ -37,6 +37,8 @@ defmodule NetlinkPort.Monitor.Process do
 
   @impl true
   def init(config) do
+    # A task can be killed, for example when the library's code is loaded twice while it waits.
+    Process.flag(:trap_exit, true)
     {:ok, open(%__MODULE__{config: config, open_wait: @min_backoff, dump_wait: @min_backoff})}
   end
 
@@ -118,7 +120,24 @@ defmodule NetlinkPort.Monitor.Process do
     {:noreply, %{state | dumping: nil} |> dumped(result) |> advance() |> dump()}
   end
 
+  def handle_info({:DOWN, ref, :process, _pid, _killed}, %{opening: %{ref: ref}} = state),
+    do: {:noreply, opened(%{state | opening: nil}, {:error, interrupted()})}
+
+  def handle_info({:DOWN, ref, :process, _pid, _killed}, %{dumping: %{ref: ref}} = state),
+    do: {:noreply, dumped(%{state | dumping: nil}, {:error, interrupted()})}
+
+  # A relay that was killed loses the messages that it held.
+  def handle_info({:EXIT, pid, reason}, state) do
+    if Relay.mine?(pid), do: {:stop, reason, state}, else: {:noreply, state}
+  end
+
   def handle_info(:open, state), do: {:noreply, open(state)}
+
+  def handle_info({:close, socket}, state) do
+    close(socket)
+    {:noreply, state}
+  end
+
   def handle_info(:dump, state), do: {:noreply, dump(%{state | dump_timer: nil})}
 
   def handle_info({:gauge, ref, report}, state) do
@@ -145,6 +164,9 @@ defmodule NetlinkPort.Monitor.Process do
     Redaction.forget_mailbox()
   end
 
+  defp interrupted,
+    do: Error.new(:thread, :eintr, subject: "monitor", hint: "its task was killed")
+
   ## The socket
 
   # A task opens the socket, so that a server that does not answer never blocks the monitor. The task first closes
@@ -153,8 +175,23 @@ defmodule NetlinkPort.Monitor.Process do
     monitor = self()
     known = state.known
     report = &send(monitor, {:enoent, self(), &1})
-    task = Task.async(fn -> Opening.run(config, monitor, old, known, report) end)
-    %{state | opening: task, closed: nil, refusal: nil, notices: []}
+    state = %{state | closed: nil, refusal: nil, notices: []}
+
+    case ProcessLimit.task(fn -> Opening.run(config, monitor, old, known, report) end) do
+      {:ok, task} ->
+        %{state | opening: task}
+
+      :system_limit ->
+        if old, do: close(old)
+        go_down(state, {:error, ProcessLimit.error(:thread, "monitor")})
+    end
+  end
+
+  defp close(socket) do
+    with :system_limit <- ProcessLimit.spawn(fn -> NetlinkPort.close(socket) end),
+         do: Process.send_after(self(), {:close, socket}, @max_backoff)
+
+    :ok
   end
 
   defp early(%{config: config} = state, socket, datagram) do
@@ -215,7 +252,7 @@ defmodule NetlinkPort.Monitor.Process do
 
   # The family has refused a message of the subscription.
   defp refused(%{place: {:joined, socket}} = state, error) do
-    _pid = spawn(fn -> NetlinkPort.close(socket) end)
+    close(socket)
     %{state | open_wait: @max_backoff} |> note_gap({:error, error}) |> go_down({:error, error})
   end
 
@@ -250,8 +287,11 @@ defmodule NetlinkPort.Monitor.Process do
       %{server: server, protocol: protocol, dump_open: opts, dumps: dumps} = state.config
       known = state.known
       dumps = for {type, payload} <- dumps, do: {Follow.number(state.follow, type), payload}
-      task = Task.async(fn -> Snapshot.read(server, protocol, opts, known, dumps) end)
-      update(%{state | dumping: task}, &Subscriber.attach/1)
+
+      case ProcessLimit.task(fn -> Snapshot.read(server, protocol, opts, known, dumps) end) do
+        {:ok, task} -> update(%{state | dumping: task}, &Subscriber.attach/1)
+        :system_limit -> dumped(state, {:error, ProcessLimit.error(:thread, "monitor")})
+      end
     else
       state
     end

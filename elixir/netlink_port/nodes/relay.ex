@@ -18,9 +18,16 @@ defmodule NetlinkPort.Nodes.Relay do
   #
   # Relay and principal are linked. A principal whose relay is killed ends too, since the messages that the relay
   # held are lost.
+  #
+  # It waits in the code of gen_server. Waiting in its own, it would be killed when that code is loaded twice.
 
-  alias NetlinkPort.{Pin, Socket}
+  use GenServer
+
+  alias NetlinkPort.{Pin, ProcessLimit, Redaction, Socket}
   alias NetlinkPort.Nodes.RemoteOwnerNotifier
+
+  # How long to wait before a process is started again at the VM's limit, in ms.
+  @run_again 100
 
   @enforce_keys [:principal, :node]
   # `notifier` is the remote notifier of the present connection, `:none` if the other node cannot run one. Each watch
@@ -100,23 +107,45 @@ defmodule NetlinkPort.Nodes.Relay do
   # The relays are in the process dictionary, since otherwise every reply would have to return the principal's state.
   # The number of items given to a relay keeps the relay from ending while items are on their way to it.
   defp post(node, item) do
-    {relay, sent} = Process.get({__MODULE__, node}) || {start(node), 0}
-    Process.put({__MODULE__, node}, {relay, sent + 1})
-    send(relay, {__MODULE__, item})
+    case Process.get({__MODULE__, node}) || start(node) do
+      {relay, sent} ->
+        Process.put({__MODULE__, node}, {relay, sent + 1})
+        send(relay, {__MODULE__, item})
+        :ok
+
+      :system_limit ->
+        unwatched(item)
+    end
+  end
+
+  # Without a relay a process on that node counts as lost, as with its node. Its calls run into their deadlines.
+  defp unwatched({:watch, reference, pid, _socket}) do
+    send(self(), {:DOWN, reference, :process, pid, :system_limit})
     :ok
   end
 
+  defp unwatched(_item), do: :ok
+
   ## The process
 
+  # Not GenServer.start_link/3: the end of a parent would be logged as a crash of the relay.
   defp start(node) do
-    state = %__MODULE__{principal: self(), node: node}
-    :proc_lib.spawn_opt(fn -> init(state) end, [:link, message_queue_data: :off_heap])
+    opts = [spawn_opt: [message_queue_data: :off_heap]]
+    principal = self()
+    start = fn -> GenServer.start(__MODULE__, {principal, node}, opts) end
+    with {:ok, relay} <- ProcessLimit.start(start), do: {relay, 0}
   end
 
-  defp init(state) do
+  @impl true
+  def init({principal, node}) do
     Process.flag(:trap_exit, true)
-    loop(attend(state))
+    Process.link(principal)
+    # The principal waits until init/1 returns, and attend/1 can block.
+    {:ok, %__MODULE__{principal: principal, node: node}, {:continue, :attend}}
   end
+
+  @impl true
+  def handle_continue(:attend, state), do: {:noreply, attend(state)}
 
   # The VM reports at once that a node is not there. A VM that is not distributed raises, so this reports it.
   defp attend(%{node: node} = state) do
@@ -128,17 +157,42 @@ defmodule NetlinkPort.Nodes.Relay do
       state
   end
 
-  defp loop(%{principal: principal, node: node} = state) do
-    receive do
-      {__MODULE__, item} -> loop(handle(%{state | handled: state.handled + 1}, item))
-      {:DOWN, monitor, :process, _pid, reason} -> loop(down(state, monitor, reason))
-      {:EXIT, ^principal, reason} -> finish(state, reason)
-      {:nodedown, ^node} -> loop(ask_to_go(state))
-      :stay -> loop(attend(state))
-      :stop -> lose(state, Map.keys(state.watches), :noconnection)
-      _stray -> loop(state)
-    end
-  end
+  @impl true
+  def handle_info({__MODULE__, item}, state),
+    do: {:noreply, handle(%{state | handled: state.handled + 1}, item)}
+
+  def handle_info({:DOWN, monitor, :process, _pid, reason}, state),
+    do: {:noreply, down(state, monitor, reason)}
+
+  def handle_info({:EXIT, principal, reason}, %{principal: principal} = state),
+    do: {:stop, :normal, finish(state, reason)}
+
+  def handle_info({:nodedown, node}, %{node: node} = state), do: {:noreply, ask_to_go(state)}
+  def handle_info(:stay, state), do: {:noreply, attend(state)}
+
+  def handle_info(:stop, state),
+    do: {:stop, :normal, lose(state, Map.keys(state.watches), :noconnection)}
+
+  def handle_info({:run, fun}, state), do: {:noreply, start_apart(state, fun)}
+  def handle_info(_stray, state), do: {:noreply, state}
+
+  @impl true
+  def handle_call(_stray, _from, state), do: {:noreply, state}
+
+  @impl true
+  def handle_cast(_stray, state), do: {:noreply, state}
+
+  @impl true
+  def terminate(_reason, _state), do: Redaction.forget_mailbox()
+
+  # For crash reports and :sys.get_status/1. A callback of GenServer since Elixir 1.17.
+  if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
+
+  def format_status(%{state: %__MODULE__{} = state} = status),
+    do: Redaction.status(status, node: state.node, watches: map_size(state.watches))
+
+  def format_status(status),
+    do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
 
   defp ask_to_go(state) do
     send(state.principal, {:relay_idle, state.node, self(), state.handled})
@@ -185,8 +239,13 @@ defmodule NetlinkPort.Nodes.Relay do
     state
   end
 
-  defp handle(state, {:run, fun}) do
-    _pid = spawn(fun)
+  defp handle(state, {:run, fun}), do: start_apart(state, fun)
+
+  # At the VM's limit of processes it is tried again.
+  defp start_apart(state, fun) do
+    with :system_limit <- ProcessLimit.spawn(fun),
+         do: Process.send_after(self(), {:run, fun}, @run_again)
+
     state
   end
 

@@ -118,7 +118,10 @@ defmodule NetlinkPort.Server.Calls do
   end
 
   def handle({:capture, options}, from, %{sockets: %{tap: nil}} = state) do
-    {:noreply, %{state | sockets: Sockets.tap(state.sockets, Capture.start(from, options))}}
+    case Capture.start(from, options) do
+      {:ok, tap} -> {:noreply, %{state | sockets: Sockets.tap(state.sockets, tap)}}
+      {:error, error} -> State.reply(state, from, {:error, error})
+    end
   end
 
   def handle({:capture, _options}, from, state) do

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Server.Client do
   #
   # Whatever happens to the server and the helper, no function here crashes the caller, or suspends it for ever.
 
-  alias NetlinkPort.{Arguments, Deadline, Errno, Error, Payload, Pin, Socket}
+  alias NetlinkPort.{Arguments, Deadline, Errno, Error, Payload, Pin, ProcessLimit, Socket}
   alias NetlinkPort.Capture.Tap
   alias NetlinkPort.Helper.{Protocol, Reference}
   alias NetlinkPort.Server.{PinNumbers, Refusal}
@@ -424,8 +424,14 @@ defmodule NetlinkPort.Server.Client do
   end
 
   defp write_later(%{port: port} = helper, frame, timeout) do
-    {writer, monitor} = spawn_monitor(fn -> suspended_command(port, frame) end)
+    case ProcessLimit.spawn_monitor(fn -> suspended_command(port, frame) end) do
+      {:ok, {writer, monitor}} -> await_writer(helper, writer, monitor, timeout)
+      # As if the time was up at once.
+      :system_limit -> {:error, :eagain}
+    end
+  end
 
+  defp await_writer(helper, writer, monitor, timeout) do
     receive do
       {:DOWN, ^monitor, :process, ^writer, reason} -> written(reason)
     after

@@ -7,6 +7,7 @@ defmodule NetlinkPort.Server.MailboxGauge do
   # the owner's credit is used up. While the owner does not catch up, it does so again, less and less often.
 
   alias NetlinkPort.Nodes.Relay
+  alias NetlinkPort.ProcessLimit
   alias NetlinkPort.Server.Delivery
 
   # How long to wait before a mailbox that was too full is measured again, in ms.
@@ -43,8 +44,10 @@ defmodule NetlinkPort.Server.MailboxGauge do
   def watch(%{asked: nil, resting?: false} = gauge, key, owner, credit, waiting?) do
     # An owner to which nothing was sent since the last measurement is not measured again.
     if 2 * credit <= gauge.bound and (credit < gauge.found or waiting?) do
-      measure(key, owner)
-      %{gauge | asked: credit}
+      case measure(key, owner) do
+        :ok -> %{gauge | asked: credit}
+        :system_limit -> rest(gauge, key, @latest)
+      end
     else
       gauge
     end
@@ -59,11 +62,15 @@ defmodule NetlinkPort.Server.MailboxGauge do
     report = fn -> send(principal, {:gauge, key, {:length, owner, queue_length(owner)}}) end
 
     if node(owner) == node() do
-      _pid = spawn(report)
-      :ok
+      with {:ok, _pid} <- ProcessLimit.spawn(report), do: :ok
     else
       Relay.run(node(owner), report)
     end
+  end
+
+  defp rest(gauge, key, rest) do
+    _timer = Process.send_after(self(), {:gauge, key, :rested}, rest)
+    %{gauge | resting?: true}
   end
 
   @doc "The credit that follows from a report. Messages sent since the measurement began count as not taken."
@@ -79,9 +86,8 @@ defmodule NetlinkPort.Server.MailboxGauge do
     if 2 * found > bound do
       {found, %{gauge | rest: @soonest}}
     else
-      _timer = Process.send_after(self(), {:gauge, key, :rested}, gauge.rest)
       rest = if found == 0, do: min(2 * gauge.rest, @latest), else: @soonest
-      {found, %{gauge | resting?: true, rest: rest}}
+      {found, %{rest(gauge, key, gauge.rest) | rest: rest}}
     end
   end
 

@@ -8,6 +8,10 @@ defmodule NetlinkPort.Server.OwnerNotifier do
   # `:netlink_closed`, so no owner gets it twice. When the namespace of one socket is gone, the server itself notifies
   # the owner, and takes the socket off the board. Owners on other nodes are notified by the server's relay, after
   # everything that the relay still holds for them.
+  #
+  # It waits in the code of gen_server. Waiting in its own, it would be killed when that code is loaded twice.
+
+  use GenServer
 
   alias NetlinkPort.Helper.{OsProcess, Reference}
 
@@ -27,7 +31,7 @@ defmodule NetlinkPort.Server.OwnerNotifier do
   server that no application supervises is stopped in order too. Otherwise System.stop/1 would kill server and
   notifier at once, and then wait for ever for a port that cannot be drained.
   """
-  @spec start() :: pid()
+  @spec start() :: {:ok, pid()} | :system_limit
   def start do
     child = %{
       id: {__MODULE__, self(), make_ref()},
@@ -36,8 +40,11 @@ defmodule NetlinkPort.Server.OwnerNotifier do
       shutdown: @shutdown
     }
 
-    {:ok, notifier} = Supervisor.start_child(:kernel_safe_sup, child)
-    notifier
+    case Supervisor.start_child(:kernel_safe_sup, child) do
+      {:ok, notifier} -> {:ok, notifier}
+      # What the supervisor makes of a spawn that failed depends on the version of OTP.
+      {:error, _system_limit} -> :system_limit
+    end
   end
 
   @doc """
@@ -52,11 +59,8 @@ defmodule NetlinkPort.Server.OwnerNotifier do
   end
 
   @doc false
-  @spec start_link(pid()) :: {:ok, pid()}
-  def start_link(server) do
-    supervisor = self()
-    {:ok, :proc_lib.spawn_link(fn -> init(server, supervisor) end)}
-  end
+  @spec start_link(pid()) :: GenServer.on_start()
+  def start_link(server), do: GenServer.start_link(__MODULE__, server)
 
   @doc "Tells the notifier which process the helper is."
   @spec helper(pid(), OsProcess.t() | nil) :: :ok
@@ -65,46 +69,65 @@ defmodule NetlinkPort.Server.OwnerNotifier do
     :ok
   end
 
-  defp init(server, supervisor) do
+  ## The process
+
+  # `monitor` is `nil` once the server has ended, `process` once the helper has. `board` is that of the ended server.
+  # `logged?`: the log says that the helper lives on.
+  @enforce_keys [:server, :monitor]
+  defstruct [:server, :monitor, :process, :board, logged?: false]
+
+  @impl true
+  def init(server) do
     Process.flag(:trap_exit, true)
-    monitor = Process.monitor(server)
-    watch(server, monitor, supervisor, nil)
+    {:ok, %__MODULE__{server: server, monitor: Process.monitor(server)}}
   end
 
-  defp watch(server, monitor, supervisor, process) do
-    receive do
-      {:helper, process} ->
-        watch(server, monitor, supervisor, process)
+  @impl true
+  def handle_info({:helper, process}, state), do: {:noreply, %{state | process: process}}
 
-      {:DOWN, ^monitor, :process, _server, reason} ->
-        testify(reason, process)
+  # The heir of a board is sent it before the news of the server's end.
+  def handle_info({:"ETS-TRANSFER", board, _server, :board}, state),
+    do: {:noreply, %{state | board: board}}
 
-      {:EXIT, ^supervisor, _reason} ->
-        Process.exit(server, :shutdown)
-        testify(last_word(server, monitor), process)
-    end
+  def handle_info({:DOWN, monitor, :process, _server, reason}, %{monitor: monitor} = state),
+    do: insist(testify(state, reason))
+
+  def handle_info(:insist, state), do: insist(state)
+  def handle_info(_stray, state), do: {:noreply, state}
+
+  @impl true
+  def handle_call(_stray, _from, state), do: {:noreply, state}
+
+  @impl true
+  def handle_cast(_stray, state), do: {:noreply, state}
+
+  # The VM stops. It ends a helper that could not be killed, too: PR_SET_PDEATHSIG.
+  @impl true
+  def terminate(_reason, %{monitor: nil}), do: :ok
+
+  def terminate(_reason, state) do
+    Process.exit(state.server, :shutdown)
+    state |> last_word() |> insist()
   end
 
-  # The exit reason of the server. A server that does not end in time is killed.
-  defp last_word(server, monitor) do
+  # Waits for the end of the server. A server that does not end in time is killed.
+  defp last_word(%{monitor: monitor} = state) do
     receive do
-      {:DOWN, ^monitor, :process, _server, reason} -> reason
+      {:helper, process} -> last_word(%{state | process: process})
+      {:"ETS-TRANSFER", board, _server, :board} -> last_word(%{state | board: board})
+      {:DOWN, ^monitor, :process, _server, reason} -> testify(state, reason)
     after
       @orderly ->
-        Process.exit(server, :kill)
-        receive do: ({:DOWN, ^monitor, :process, _server, reason} -> reason)
+        Process.exit(state.server, :kill)
+        last_word(state)
     end
   end
 
-  defp testify(reason, process) do
-    # A server that ended before it made a board has no owners.
-    receive do
-      {:"ETS-TRANSFER", board, _server, :board} -> tell_owners(board, reason)
-    after
-      0 -> :ok
-    end
-
-    if process, do: see_to_it(process, System.monotonic_time(:millisecond) + @patience)
+  # A server that ended before it made a board has no owners.
+  defp testify(%{board: board, process: process} = state, reason) do
+    if board, do: tell_owners(board, reason)
+    gone? = process == nil or ends?(process, System.monotonic_time(:millisecond) + @patience)
+    %{state | monitor: nil, process: if(gone?, do: nil, else: process)}
   end
 
   defp tell_owners(board, reason) do
@@ -118,34 +141,32 @@ defmodule NetlinkPort.Server.OwnerNotifier do
   defp plain({:shutdown, reason}), do: reason
   defp plain(reason), do: reason
 
-  # Waits until the helper is gone, and kills it at the deadline. If only kill(2) can tell, each check runs a program,
-  # so the pauses grow.
-  defp see_to_it(process, deadline, pause \\ 10) do
+  # Whether the helper ends by itself until the deadline. If only kill(2) can tell, each check runs a program, so the
+  # pauses grow.
+  defp ends?(process, deadline, pause \\ 10) do
     cond do
       OsProcess.gone?(process) ->
-        :ok
+        true
 
       System.monotonic_time(:millisecond) >= deadline ->
-        insist(process, false)
+        false
 
       true ->
         Process.sleep(pause)
         pause = if OsProcess.state(process) == :hidden, do: 2 * pause, else: pause
-        see_to_it(process, deadline, pause)
+        ends?(process, deadline, pause)
     end
   end
 
-  # Tries again until the helper is seen to have ended, or the VM stops: PR_SET_PDEATHSIG then ends the helper. A try
-  # can fail, for example, when no descriptor is free: then neither /proc nor a shell can be opened.
-  defp insist(process, logged?) do
-    with {:error, why} <- OsProcess.kill(process) do
-      if not logged?, do: log(process.os_pid, why)
-
-      receive do
-        {:EXIT, _supervisor, _reason} -> :ok
-      after
-        @patience -> insist(process, true)
-      end
+  # Kills the helper, and tries again until the helper is seen to have ended. A try can fail, for example, when no
+  # descriptor is free: then neither /proc nor a shell can be opened.
+  defp insist(state) do
+    with {:error, why} <- OsProcess.kill(state.process) do
+      if not state.logged?, do: log(state.process.os_pid, why)
+      _timer = Process.send_after(self(), :insist, @patience)
+      {:noreply, %{state | logged?: true}}
+    else
+      :gone -> {:stop, :normal, state}
     end
   end
 

@@ -19,7 +19,8 @@ defmodule NetlinkPort.Server.Refusal do
     getsockopt: "getsockopt(2)",
     info: "getsockname(2), or another call that looks at the socket,",
     send: "sendto(2)",
-    recv: "recvmsg(2)"
+    recv: "recvmsg(2)",
+    watch: "inotify(7)"
   }
   @memberships ["add_membership", "drop_membership"]
 
@@ -190,6 +191,9 @@ defmodule NetlinkPort.Server.Refusal do
   defp hint(_stage, _reason, "pidfd_open", c),
     do: "pidfd_open(2) was refused: " <> Privileges.refuser(c.privileges)
 
+  defp hint(_stage, _reason, "readlinkat", c),
+    do: "readlinkat(2) was refused: " <> Privileges.refuser(c.privileges)
+
   defp hint(:setns, :einval, "empty", _c) do
     "it is not a network namespace: nothing is mounted on it. `ip netns add` makes the file a moment " <>
       "before it mounts the namespace there: try again. A file that stays so was left behind, or its " <>
@@ -210,13 +214,15 @@ defmodule NetlinkPort.Server.Refusal do
       "in that user namespace, or in one above it"
   end
 
-  # The helper has tried it in a child already.
-  defp hint(:setns, :eperm, "below", %{privileges: %{children: true}} = c) do
+  # The helper has tried it in a child already. With CAP_SYS_ADMIN a child may join whoever made it.
+  defp hint(:setns, :eperm, "below", %{privileges: %{children: true}, lacks: lacks} = c)
+       when lacks != nil do
     "it belongs to a user namespace of another user, which a child of the helper may not join" <>
       unless_capable(c)
   end
 
-  defp hint(:setns, :eperm, "below", c) do
+  defp hint(:setns, :eperm, "below", %{privileges: %{children: children}} = c)
+       when children != true do
     "it belongs to another user namespace, below the helper's own, as that of a rootless container; start " <>
       "the helper's server with user_namespaces: true, as the user who made the container" <>
       unless_capable(c)

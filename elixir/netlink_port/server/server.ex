@@ -9,7 +9,7 @@ defmodule NetlinkPort.Server do
 
   use GenServer
 
-  alias NetlinkPort.{Arguments, Capture, FileName, Helper, Redaction, Spin}
+  alias NetlinkPort.{Arguments, Capture, FileName, Helper, ProcessLimit, Redaction, Spin}
   alias NetlinkPort.Helper.{OsProcess, Privileges, Protocol, Reference, Restarts}
   alias NetlinkPort.Nodes.Relay
 
@@ -29,6 +29,8 @@ defmodule NetlinkPort.Server do
     WriteQueue
   }
 
+  # How long to wait before a notifier is started again at the VM's limit of processes, in ms.
+  @renewal 100
   @timeouts [call_timeout: 15_000, hello_timeout: 5_000, ping_interval: 30_000]
   @defaults @timeouts ++ [keep: [], spin: 100, user_namespaces: false]
 
@@ -51,7 +53,8 @@ defmodule NetlinkPort.Server do
     Restarts.start(name, fn start ->
       start = if log == :none, do: %{start | log: :none}, else: start
       opts = [status: Status.new(name, start)] ++ opts
-      GenServer.start_link(__MODULE__, opts, if(name == nil, do: [], else: [name: name]))
+      names = if(name == nil, do: [], else: [name: name])
+      ProcessLimit.start(nil, fn -> GenServer.start_link(__MODULE__, opts, names) end)
     end)
   end
 
@@ -63,8 +66,15 @@ defmodule NetlinkPort.Server do
     # Creates the atoms that a frame may hold, for decoding with `:safe`.
     _atoms = Protocol.atoms()
     executable = opts[:executable] && FileName.expand(opts[:executable])
+
+    case OwnerNotifier.start() do
+      {:ok, notifier} -> start_helper(executable, notifier, opts)
+      :system_limit -> stop_at_start(opts, ProcessLimit.error(:thread))
+    end
+  end
+
+  defp start_helper(executable, notifier, opts) do
     arguments = Helper.arguments(opts)
-    notifier = OwnerNotifier.start()
 
     case Helper.start(executable, arguments) do
       {:ok, port, process} ->
@@ -207,12 +217,13 @@ defmodule NetlinkPort.Server do
     {:noreply, %{state | sockets: Sockets.tap(state.sockets, nil)}}
   end
 
-  def handle_info({:DOWN, monitor, :process, _pid, _reason}, %{notifier_monitor: monitor} = state) do
-    notifier = OwnerNotifier.start()
-    OwnerNotifier.helper(notifier, state.process)
-    :ets.setopts(state.helper.board, {:heir, notifier, :board})
-    {:noreply, %{state | notifier: notifier, notifier_monitor: Process.monitor(notifier)}}
-  end
+  def handle_info(
+        {:DOWN, monitor, :process, _pid, _reason},
+        %{notifier_monitor: monitor} = state
+      ),
+      do: {:noreply, renew_notifier(state)}
+
+  def handle_info(:renew_notifier, state), do: {:noreply, renew_notifier(state)}
 
   def handle_info({:DOWN, monitor, :process, _pid, _reason}, state) do
     case Sockets.watched(state.sockets, monitor) do
@@ -259,4 +270,18 @@ defmodule NetlinkPort.Server do
   end
 
   def handle_info(_message, state), do: {:noreply, state}
+
+  # At the VM's limit of processes it is tried again.
+  defp renew_notifier(state) do
+    case OwnerNotifier.start() do
+      {:ok, notifier} ->
+        OwnerNotifier.helper(notifier, state.process)
+        :ets.setopts(state.helper.board, {:heir, notifier, :board})
+        %{state | notifier: notifier, notifier_monitor: Process.monitor(notifier)}
+
+      :system_limit ->
+        _timer = Process.send_after(self(), :renew_notifier, @renewal)
+        state
+    end
+  end
 end

@@ -3,7 +3,7 @@ defmodule NetlinkPort.Server.Stats do
   # The statistics of sockets: what the server knows, merged with the counters of the helper. Runs in the calling
   # process.
 
-  alias NetlinkPort.{Error, Options, Socket}
+  alias NetlinkPort.{Error, Options, ProcessLimit, Socket}
   alias NetlinkPort.Server.Client
 
   # So many processes ask at once: with one, thousands of sockets would take seconds.
@@ -37,12 +37,14 @@ defmodule NetlinkPort.Server.Stats do
   defp gathered(sockets) do
     sockets
     |> Enum.chunk_every(div(length(sockets), @askers) + 1)
-    |> Enum.map(&spawn_monitor(fn -> exit({:stats, in_turn(&1)}) end))
+    |> Enum.map(&{&1, ProcessLimit.spawn_monitor(fn -> exit({:stats, in_turn(&1)}) end)})
     |> Enum.flat_map(&await/1)
   end
 
   # Not Task: its links would put messages into the mailbox of a caller that traps exits.
-  defp await({asker, monitor}) do
+  defp await({sockets, :system_limit}), do: in_turn(sockets)
+
+  defp await({_sockets, {:ok, {asker, monitor}}}) do
     receive do
       {:DOWN, ^monitor, :process, ^asker, {:stats, stats}} -> stats
       {:DOWN, ^monitor, :process, ^asker, _killed} -> []

@@ -3,7 +3,7 @@ defmodule NetlinkPort.Server.Status do
   # What a server reports of itself and of its helper: in replies to info/1 and stats/1, in status and crash reports,
   # in the log, and as telemetry of its start and end.
 
-  alias NetlinkPort.{Capability, Error, Helper, Redaction, Telemetry}
+  alias NetlinkPort.{Capability, Error, Helper, ProcessLimit, Redaction, Telemetry}
   alias NetlinkPort.Helper.{OsProcess, Protocol, Restarts}
   alias NetlinkPort.Server.{Pins, Sockets, WriteQueue}
 
@@ -120,7 +120,10 @@ defmodule NetlinkPort.Server.Status do
   defp exit_code(71), do: "since the system refused it something it needs (exit code 71)"
   defp exit_code(74), do: "since it could not write (exit code 74)"
   defp exit_code(80), do: "since it could not come home from a namespace (exit code 80)"
-  defp exit_code(159), do: "by SIGSYS: a system call its filter does not let through"
+
+  defp exit_code(159),
+    do: "by SIGSYS: a system call that its own filter, or a seccomp profile, does not let through"
+
   defp exit_code(137), do: "by SIGKILL"
   defp exit_code(139), do: "by SIGSEGV"
   defp exit_code(134), do: "by SIGABRT"
@@ -175,13 +178,11 @@ defmodule NetlinkPort.Server.Status do
     os_pid = state.hello.os_pid
     reply = reply |> Map.new() |> Map.take([:os_pid, :fds])
 
-    _pid =
-      spawn(fn ->
-        GenServer.reply(
-          from,
-          {:ok, known |> Map.merge(reply) |> Map.merge(OsProcess.usage(os_pid))}
-        )
-      end)
+    answer = &GenServer.reply(from, {:ok, known |> Map.merge(reply) |> Map.merge(&1)})
+
+    # At the VM's limit of processes it is not known what the helper uses.
+    with :system_limit <- ProcessLimit.spawn(fn -> answer.(OsProcess.usage(os_pid)) end),
+         do: answer.(%{rss: nil, cpu: nil})
 
     :ok
   end

@@ -218,6 +218,60 @@ defmodule NetlinkPort.ExecveTest do
              ~r/it says: netlink_port: seccomp\(2\) was refused.*qemu-user/
   end
 
+  test "a limit that the system has reached is named, and no other build is advised" do
+    glibc = "x: error while loading shared libraries: libgcc_s.so.1:"
+    memory = "raise the limits of its memory: RLIMIT_AS and RLIMIT_DATA"
+    descriptors = "raise the limit of its descriptors: RLIMIT_NOFILE"
+
+    for {script, remedy} <- [
+          {"exec prlimit --nofile=3 #{helper()}", descriptors},
+          {"exec prlimit --nofile=5 #{helper()}", descriptors},
+          {"echo '#{glibc} cannot open shared object file: Error 24' >&2; exit 127", descriptors},
+          {"echo '#{glibc} failed to map segment from shared object' >&2; exit 127", memory},
+          {"echo 'cannot allocate TLS data structures for initial thread' >&2; exit 127", memory},
+          {"echo 'netlink_port: pipe: ENOMEM: Out of memory' >&2; exit 71", memory},
+          # The helper's allocator ends it so.
+          {"exit 71", "a helper that ends so without a word had no memory left; " <> memory},
+          {"echo '#{glibc} cannot open shared object file: Permission denied' >&2; exit 127",
+           "let this user read and map that library"}
+        ] do
+      said = refused!(script)
+      assert said =~ remedy
+      refute said =~ "build it on this machine"
+      refute said =~ "protocol error"
+    end
+  end
+
+  test "a signal that has ended the helper is named, with what can have sent it" do
+    for {signal, status, told} <- [
+          {"KILL", 137, "it was ended by SIGKILL: by another process, or by the OOM killer"},
+          {"SYS", 159,
+           "it was ended by SIGSYS: a seccomp profile ends programs for a system call"},
+          {"SEGV", 139,
+           "it was ended by SIGSEGV: its stack may be too small; raise RLIMIT_STACK"},
+          {"XCPU", 152, "it was ended by SIGXCPU: its processor time was up; raise RLIMIT_CPU"},
+          {"USR1", 138, "it was ended by signal 10"},
+          {"ABRT", 134, "it was ended by SIGABRT; it says: fatal"}
+        ] do
+      words = if signal == "ABRT", do: "echo fatal >&2", else: ":"
+      said = refused!("ulimit -c 0; #{words}; kill -#{signal} $$")
+      assert said =~ "ended with exit status #{status} before its first frame: EPROTO: #{told}"
+    end
+  end
+
+  # The sentence of a start with a script as the executable.
+  defp refused!(script) do
+    capture_log(fn ->
+      assert {:error, %Error{stage: :thread, reason: :eproto} = error} =
+               NetlinkPort.start_link(name: nil, executable: script!(script))
+
+      send(self(), {:said, Exception.message(error)})
+    end)
+
+    assert_received {:said, said}
+    said
+  end
+
   test "a helper that fails, and hangs when it is run again for its words, is killed" do
     marker = tmp_path!("marker")
     pid = tmp_path!("pid")
