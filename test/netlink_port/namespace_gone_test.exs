@@ -802,7 +802,9 @@ defmodule NetlinkPort.NamespaceGoneTest do
       [path, other] = for name <- ~w(blue other), do: Path.join(folder, name)
       for path <- [path, other], do: File.ln_s!(netns_path(netns), path)
       switch = tmp_path!("fault")
-      server = start_injected!("read EIO file:#{switch}")
+      # The helper must not read its input meanwhile: no ping comes, and it does not spin.
+      opts = [spin: 0, ping_interval: :infinity]
+      server = start_injected!("read EIO file:#{switch}", opts)
       [socket, kept] = for path <- [path, other], do: open!(server, {:path, path})
       File.write!(switch, "")
       File.rm!(path)
