@@ -2,7 +2,7 @@ defmodule NetlinkPort.Sandbox.HolderTest do
   use NetlinkPort.Case, async: true
 
   alias NetlinkPort.Places
-  alias NetlinkPort.Sandbox.{Holder, UserNamespace}
+  alias NetlinkPort.Sandbox.Holder
 
   # A command to a program without a standard input ends the port with `:epipe`, without an exit status. The
   # same happens with a killed holder, until OTP has noticed its end.
@@ -65,9 +65,7 @@ defmodule NetlinkPort.Sandbox.HolderTest do
     user = ["setpriv", "--reuid", "23457", "--regid", "23457", "--clear-groups"]
 
     # A user namespace of root, which these capabilities would open.
-    {:ok, port, nil} = Holder.start(:user)
-    {:ok, {_port, os_pid} = holder} = Holder.await(port)
-    UserNamespace.joined(os_pid)
+    %{os_pid: os_pid} = NetlinkPort.Sandbox.info(start_supervised!(NetlinkPort.Sandbox))
 
     assert {"netlink_port: /proc/<pid>/ns/user: EACCES: Permission denied\n", 71} =
              hold(path, "#{os_pid}", user)
@@ -76,8 +74,5 @@ defmodule NetlinkPort.Sandbox.HolderTest do
              hold(path, "own", user)
 
     assert {"ready\n", 0} = hold(path, "new", user)
-    UserNamespace.leave()
-    Process.flag(:trap_exit, true)
-    Holder.stop(holder)
   end
 end
