@@ -200,7 +200,9 @@ defmodule NetlinkPort.VMTest do
   Application.ensure_all_started(:logger)
   Logger.configure(level: :critical)
   Process.flag(:trap_exit, true)
+  """
 
+  @take """
   take = fn take, open, taken ->
     case open.() do
       {:ok, one} -> take.(take, open, [one | taken])
@@ -213,6 +215,7 @@ defmodule NetlinkPort.VMTest do
     {port, _vm} =
       vm!(
         @load <>
+          @take <>
           """
           {:ok, server} = NetlinkPort.start_link(name: nil, call_timeout: #{within(500)}, ping_interval: #{within(200)})
           {:ok, %{os_pid: helper}} = NetlinkPort.info(server)
@@ -273,6 +276,7 @@ defmodule NetlinkPort.VMTest do
     {port, _vm} =
       vm!(
         @load <>
+          @take <>
           """
           {:ok, server} = NetlinkPort.start_link(name: nil)
           {:ok, socket} = NetlinkPort.open(server, :route, [])

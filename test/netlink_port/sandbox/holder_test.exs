@@ -53,6 +53,7 @@ defmodule NetlinkPort.Sandbox.HolderTest do
   # Its file may have any: the helper that is installed for a group has two.
   @tag :root
   @tag :userns
+  @tag :init_user_namespace
   test "the holder has no capabilities by its file" do
     folder = tmp_path!("holder")
     File.mkdir!(folder)
