@@ -20,8 +20,9 @@ defmodule NetlinkPort.Sandbox do
   and a server (`NetlinkPort`) with `user_namespaces: true`. In iex, `start_link/1` starts a sandbox. The guide is
   docs/testing.md.
 
-  A sandbox needs unshare(1) and nsenter(1) of util-linux, 2.32 or newer. The fault `{:open_refused, :emfile}` needs
-  prlimit(1) of util-linux, too. ip(8) and other programs are needed only if you run them in the sandbox.
+  A sandbox needs nsenter(1) of util-linux. With `path:` or `stand_in:` it also needs unshare(1) and mount(8), and the
+  fault `{:open_refused, :emfile}` needs prlimit(1). ip(8) and other programs are needed only if you run them in the
+  sandbox.
 
   ## Where namespaces are refused
 

@@ -30,8 +30,32 @@ defmodule NetlinkPort.Sandbox.Holder do
         false -> {"own", nil}
       end
 
-    with {:ok, port} <- spawn_program(helper(), ["--sandbox", owner]), do: {:ok, port, entered}
+    with {:ok, port} <- spawn_holder(owner), do: {:ok, port, entered}
   end
+
+  @doc "Starts a holder and ends it. `:refused` comes with what it printed, `:not_run` with a sentence."
+  @spec attempt(:user | :root) :: :ok | {:refused, String.t()} | {:not_run, String.t()}
+  def attempt(mode) do
+    owner = if mode == :user, do: "new", else: "own"
+
+    # In a process of its own, since stop/1 needs one that traps exits.
+    fn ->
+      Process.flag(:trap_exit, true)
+
+      case spawn_holder(owner) do
+        {:ok, port} -> port |> await() |> finish()
+        {:error, why} -> {:not_run, why}
+      end
+    end
+    |> Task.async()
+    |> Task.await(:infinity)
+  end
+
+  defp finish({:ok, holder}), do: stop(holder)
+  defp finish({:error, printed}), do: {:refused, printed}
+  defp finish({:late, why}), do: {:not_run, why}
+
+  defp spawn_holder(owner), do: spawn_program(helper(), ["--sandbox", owner])
 
   # The one that was built, since it has no capabilities of its own.
   defp helper do
@@ -47,11 +71,15 @@ defmodule NetlinkPort.Sandbox.Holder do
   rescue
     error in ErlangError ->
       reason = error.original
-      {:error, Environment.no_program(reason) || "#{program} cannot be run (#{reason})"}
+      {:error, Environment.no_program(reason) || unrun(program, reason)}
 
     # `nil` where no helper is named or built.
     _error in ArgumentError ->
       {:error, "#{inspect(program)} is no helper, which would hold the namespace"}
+  end
+
+  defp unrun(program, reason) do
+    "#{program} cannot be run (#{reason}): see that it exists, and that this user may run it"
   end
 
   @doc "Waits until the namespace exists."

@@ -14,6 +14,7 @@ defmodule NetlinkPort.Sandbox.Refusal do
   ]
 
   alias NetlinkPort.{Capability, Environment}
+  alias NetlinkPort.Sandbox.Holder
 
   @type way :: :user | :root
 
@@ -39,42 +40,23 @@ defmodule NetlinkPort.Sandbox.Refusal do
   end
 
   defp tried do
-    case attempt(["--user", "--map-root-user"]) do
-      :ok -> {:ok, :user}
-      {:error, printed} -> if attempt([]) == :ok, do: {:ok, :root}, else: {:error, line(printed)}
+    case Holder.attempt(:user) do
+      :ok ->
+        if System.find_executable("nsenter"),
+          do: {:ok, :user},
+          else: {:error, sentence("nsenter(1) is missing", "install util-linux")}
+
+      {:refused, printed} ->
+        if Holder.attempt(:root) == :ok, do: {:ok, :root}, else: {:error, line(printed)}
+
+      {:not_run, why} ->
+        {:error, sentence(why)}
     end
   end
 
-  defp attempt(user) do
-    arguments = user ++ ["--net", "--pid", "--fork", "--kill-child", "true"]
-    opts = [stderr_to_stdout: true, env: [{"LC_ALL", "C"}]]
-
-    case System.cmd("unshare", arguments, opts) do
-      {_output, 0} -> if System.find_executable("nsenter"), do: :ok, else: {:error, :missing}
-      {printed, _status} -> {:error, printed |> String.trim() |> String.replace("\n", "; ")}
-    end
-  rescue
-    error in ErlangError -> {:error, {:not_run, error.original}}
-  end
-
-  @doc "The line for what unshare(1) has printed, or for the error of `open_port/2`."
-  @spec line(String.t() | :missing | {:not_run, File.posix()}, (String.t() -> String.t() | nil)) ::
-          String.t()
-  def line(printed, read \\ &read/1)
-
-  def line({:not_run, reason}, read) do
-    case Environment.no_program(reason) do
-      nil when reason == :enoent -> line(:missing, read)
-      nil -> sentence("unshare(1) cannot be run (#{reason})", "see that this user may run it")
-      why -> sentence(why)
-    end
-  end
-
-  def line(:missing, _read) do
-    sentence("unshare(1) and nsenter(1) are missing", "install util-linux")
-  end
-
-  def line(printed, read) do
+  @doc "The line for what the holder has printed."
+  @spec line(String.t(), (String.t() -> String.t() | nil)) :: String.t()
+  def line(printed, read \\ &read/1) do
     {what, remedy} = cause(printed, read)
     sentence("#{what} (#{printed})", remedy)
   end
@@ -107,15 +89,16 @@ defmodule NetlinkPort.Sandbox.Refusal do
       Enum.find(@sysctls, fn {file, value, _remedy} -> read.("/proc/sys/" <> file) == value end)
 
     cond do
+      # The words of its loader, or of another version of it.
+      not String.starts_with?(printed, "netlink_port: ") or printed =~ "unknown argument" ->
+        {"the helper does not run", "`mix netlink_port.doctor` says why"}
+
       sysctl ->
         sysctl_cause(sysctl, read)
 
       printed =~ "No space left" ->
         {"the limit on namespaces is reached",
          "raise user.max_user_namespaces and user.max_net_namespaces by sysctl(8)"}
-
-      printed =~ "nrecognized option" or printed =~ "nvalid option" ->
-        {"this unshare(1) is not that of util-linux, or older than 2.32", "install util-linux"}
 
       filtered?(read) ->
         {"a seccomp filter, that of a container most likely, refuses unshare(2)",

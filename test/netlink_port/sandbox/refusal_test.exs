@@ -8,27 +8,29 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
 
   defp root(capabilities), do: "Uid:\t0\t0\t0\t0\nCapEff:\t#{capabilities}\nSeccomp:\t0\n"
 
-  @eperm "unshare: unshare failed: Operation not permitted"
+  @eperm "netlink_port: unshare(2): EPERM: Operation not permitted"
 
   test "one line names the cause of a refused namespace, and the remedy" do
     for {printed, files, what, remedy} <- [
           {@eperm, %{"/proc/sys/kernel/unprivileged_userns_clone" => "0"},
            "sysctl kernel.unprivileged_userns_clone is 0",
            "sysctl -w kernel.unprivileged_userns_clone=1"},
-          {"unshare: write failed /proc/self/uid_map: Operation not permitted",
+          {"netlink_port: /proc/self/uid_map: EPERM: Operation not permitted",
            %{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns" => "1"},
            "sysctl kernel.apparmor_restrict_unprivileged_userns is 1",
            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"},
-          {"unshare: unshare failed: No space left on device",
+          {"netlink_port: unshare(2): ENOSPC: No space left on device",
            %{"/proc/sys/user/max_user_namespaces" => "0"}, "sysctl user.max_user_namespaces is 0",
            "sysctl -w user.max_user_namespaces="},
-          {"unshare: unshare failed: No space left on device",
+          {"netlink_port: unshare(2): ENOSPC: No space left on device",
            %{"/proc/sys/user/max_user_namespaces" => "20"}, "the limit on namespaces is reached",
            "raise user.max_user_namespaces"},
           {@eperm, %{"/proc/self/status" => "Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1"},
            "a seccomp filter", "seccomp=unconfined"},
-          {"unshare: unrecognized option: kill-child", %{}, "not that of util-linux",
-           "install util-linux"},
+          {"netlink_port: unknown argument \"--sandbox\"; try --help", %{},
+           "the helper does not run", "mix netlink_port.doctor"},
+          {"x: error while loading shared libraries: y", %{}, "the helper does not run",
+           "mix netlink_port.doctor"},
           {@eperm,
            %{
              "/proc/sys/kernel/unprivileged_userns_clone" => "1",
@@ -48,8 +50,6 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
       # Root is not advised to be root.
       refute line =~ "as root" and Map.get(files, "/proc/self/status", "") =~ "Uid:\t0"
     end
-
-    assert Refusal.line(:missing) =~ "install util-linux"
   end
 
   # A suite that uses NetlinkPort.Sandbox, in another VM without privileges. A limit refuses its user namespaces.
@@ -61,6 +61,20 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
     line = "no network namespaces for NetlinkPort.Sandbox: sysctl user.max_user_namespaces is 0"
     assert length(String.split(output, "Skipped: " <> line)) == 2
     assert output =~ "(RuntimeError) " <> line
+  end
+
+  test "where the helper cannot be run, the line names it" do
+    folder = tmp_path!("ebin")
+    File.mkdir_p!(folder)
+    ebin = Application.app_dir(:netlink_port, "ebin")
+    File.cp_r!(ebin, Path.join(folder, "ebin"))
+    script = "IO.puts(NetlinkPort.Sandbox.unavailable())"
+    elixir = ["elixir", "-pa", Path.join(folder, "ebin"), "-e", script]
+    variable = "NETLINK_PORT_EXECUTABLE=/nonexistent/helper"
+
+    {line, 0} = System.cmd("env", [variable | elixir], stderr_to_stdout: true)
+    named = "/nonexistent/helper cannot be run (enoent): see that it exists"
+    assert line =~ "no network namespaces for NetlinkPort.Sandbox: " <> named
   end
 
   @tag :userns
