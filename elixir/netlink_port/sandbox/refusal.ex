@@ -34,7 +34,7 @@ defmodule NetlinkPort.Sandbox.Refusal do
   # The ids of the processes that hold the namespaces are looked up in /proc.
   defp find do
     case Environment.look().proc do
-      :own -> tried()
+      :own -> with {:ok, way} <- tried(), do: entered(way)
       proc -> {:error, without(proc)}
     end
   end
@@ -42,9 +42,7 @@ defmodule NetlinkPort.Sandbox.Refusal do
   defp tried do
     case Holder.attempt(:user) do
       :ok ->
-        if System.find_executable("nsenter"),
-          do: {:ok, :user},
-          else: {:error, sentence("nsenter(1) is missing", "install util-linux")}
+        {:ok, :user}
 
       {:refused, printed} ->
         if Holder.attempt(:root) == :ok, do: {:ok, :root}, else: {:error, line(printed)}
@@ -52,6 +50,13 @@ defmodule NetlinkPort.Sandbox.Refusal do
       {:not_run, why} ->
         {:error, sentence(why)}
     end
+  end
+
+  # The programs that a test runs in its sandbox enter it by nsenter(1).
+  defp entered(way) do
+    if System.find_executable("nsenter"),
+      do: {:ok, way},
+      else: {:error, sentence("nsenter(1) is missing", "install util-linux")}
   end
 
   @doc "The line for what the holder has printed."

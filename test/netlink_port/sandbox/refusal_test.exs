@@ -64,17 +64,28 @@ defmodule NetlinkPort.Sandbox.RefusalTest do
   end
 
   test "where the helper cannot be run, the line names it" do
+    named = "/nonexistent/helper cannot be run (enoent): see that it exists"
+    line = unavailable("/nonexistent/helper", "")
+    assert line =~ "no network namespaces for NetlinkPort.Sandbox: " <> named
+  end
+
+  @tag :userns
+  test "where nsenter(1) is missing, the line names it" do
+    line = unavailable(helper(), "System.put_env(\"PATH\", \"/nonexistent\")")
+    assert line =~ "NetlinkPort.Sandbox: nsenter(1) is missing; install util-linux"
+  end
+
+  # The line of a VM without a helper of the build.
+  defp unavailable(executable, before) do
     folder = tmp_path!("ebin")
     File.mkdir_p!(folder)
     ebin = Application.app_dir(:netlink_port, "ebin")
     File.cp_r!(ebin, Path.join(folder, "ebin"))
-    script = "IO.puts(NetlinkPort.Sandbox.unavailable())"
-    elixir = ["elixir", "-pa", Path.join(folder, "ebin"), "-e", script]
-    variable = "NETLINK_PORT_EXECUTABLE=/nonexistent/helper"
-
-    {line, 0} = System.cmd("env", [variable | elixir], stderr_to_stdout: true)
-    named = "/nonexistent/helper cannot be run (enoent): see that it exists"
-    assert line =~ "no network namespaces for NetlinkPort.Sandbox: " <> named
+    script = before <> "; IO.puts(NetlinkPort.Sandbox.unavailable())"
+    arguments = ["-pa", Path.join(folder, "ebin"), "-e", script]
+    env = [{"NETLINK_PORT_EXECUTABLE", executable}]
+    {line, 0} = System.cmd("elixir", arguments, stderr_to_stdout: true, env: env)
+    line
   end
 
   @tag :userns
