@@ -324,6 +324,5 @@ defmodule NetlinkPort.Capture do
     )
   end
 
-  def format_status(status),
-    do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
+  def format_status(status), do: Redaction.status(status)
 end

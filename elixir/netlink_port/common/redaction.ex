@@ -18,6 +18,10 @@ defmodule NetlinkPort.Redaction do
     end)
   end
 
+  @doc "The same for a status whose state is not the process's own: its state is shortened."
+  @spec status(map()) :: map()
+  def status(status), do: status(status, brief(Map.get(status, :state)))
+
   @doc """
   Empties the mailbox of a process that ends. Otherwise proc_lib(3)'s crash report would print all messages. Callers
   that wait for a reply notice the end by their monitors.

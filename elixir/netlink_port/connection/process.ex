@@ -481,6 +481,5 @@ defmodule NetlinkPort.Connection.Process do
     )
   end
 
-  def format_status(status),
-    do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
+  def format_status(status), do: Redaction.status(status)
 end

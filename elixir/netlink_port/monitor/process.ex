@@ -367,6 +367,5 @@ defmodule NetlinkPort.Monitor.Process do
     )
   end
 
-  def format_status(status),
-    do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
+  def format_status(status), do: Redaction.status(status)
 end

@@ -191,8 +191,7 @@ defmodule NetlinkPort.Nodes.Relay do
   def format_status(%{state: %__MODULE__{} = state} = status),
     do: Redaction.status(status, node: state.node, watches: map_size(state.watches))
 
-  def format_status(status),
-    do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
+  def format_status(status), do: Redaction.status(status)
 
   defp ask_to_go(state) do
     send(state.principal, {:relay_idle, state.node, self(), state.handled})

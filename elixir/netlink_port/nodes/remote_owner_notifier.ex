@@ -111,8 +111,7 @@ defmodule NetlinkPort.Nodes.RemoteOwnerNotifier do
   def format_status(%{state: %__MODULE__{} = state} = status),
     do: Redaction.status(status, watches: map_size(state.watches), lost?: state.lost?)
 
-  def format_status(status),
-    do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
+  def format_status(status), do: Redaction.status(status)
 
   defp told?(before, reference) do
     monitor = Process.monitor(before)

@@ -205,5 +205,5 @@ defmodule NetlinkPort.Server.Status do
   end
 
   # The start has failed, so the state is still the options.
-  def format(status), do: Redaction.status(status, Redaction.brief(Map.get(status, :state)))
+  def format(status), do: Redaction.status(status)
 end
