@@ -7,10 +7,10 @@
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-EXPECTED='chmod(1): cap_net_admin=ep
-change_mode: ok, none
+expected="chmod(1): cap_net_admin=ep
+change_mode: ok, ${EXPECTED:-none}
 write_file_info of the mode: ok, none
-change_time: ok, none'
+change_time: ok, none"
 
 # $1 is what is done to the file F.
 after() {
@@ -31,4 +31,4 @@ change_mode: $(after 'file:change_mode(F, 8#755)')
 write_file_info of the mode: $(after 'begin {ok, I} = file:read_file_info(F), file:write_file_info(F, setelement(8, erlang:make_tuple(14, undefined, [{1, file_info}]), element(8, I))) end')
 change_time: $(after 'file:change_time(F, {{2026, 1, 1}, {0, 0, 0}})')"
 echo "$seen"
-[ "$seen" = "$EXPECTED" ] || { echo "the behaviour has changed" >&2; exit 1; }
+[ "$seen" = "$expected" ] || { echo "the behaviour has changed" >&2; exit 1; }
