@@ -37,6 +37,10 @@ requirements = [
     own_machine? and loadable?.("mac80211_hwsim"),
     "Not in a machine of the suite's own with the module `mac80211_hwsim` (make kernels): no radios are simulated."
   },
+  netdevsim: {
+    own_machine? and loadable?.("netdevsim"),
+    "Not in a machine of the suite's own with the module `netdevsim` (make kernels): no devlink device is simulated."
+  },
   nftables: {
     nftables?,
     "No tables of nftables for IPv4 here: conntrack, nflog and sets are not followed."

@@ -49,13 +49,23 @@ rust() {
   for attempt in target/rust-tests; do "$attempt" --test-threads 2 --color never; done
 }
 
+# The machine has neither cargo nor tshark.
+suite() { # ARGUMENT...: those of mix test
+  NETLINK_PORT_TEST_WITHOUT="cargo tshark" mix test --no-compile --no-color "$@"
+}
+
 for each in ${KERNELS_STEPS:-facts doctor rust suite soak}; do
   case $each in
     facts) step facts facts ;;
     doctor) step doctor env NETLINK_PORT_EXECUTABLE="$PWD/priv/netlink_port" mix netlink_port.doctor ;;
     rust) step rust rust ;;
-    # The machine has neither cargo nor tshark.
-    suite) step suite env NETLINK_PORT_TEST_WITHOUT="cargo tshark" mix test --no-compile --no-color ${KERNELS_FILES:-} ;;
+    suite) step suite suite ${KERNELS_FILES:-} ;;
+    # suite-PART/PARTS
+    suite-*)
+      part=${each#suite-}
+      export MIX_TEST_PARTITION="${part%/*}"
+      step "$each" suite --partitions "${part#*/}"
+      ;;
     soak) step soak env SOAK_SECONDS="${SOAK_SECONDS:-60}" mix run --no-compile test/soak/soak.exs ;;
   esac
 done

@@ -36,6 +36,13 @@ if [ ! -d "$kernel" ]; then
   for image in "$new"/tree/boot/vmlinuz-* "$new/tree/usr/lib/modules/$release/vmlinuz"; do
     [ ! -e "$image" ] || cp "$image" "$new/vmlinuz"
   done
+  if [ "$suite" = bookworm ]; then
+    "$(dirname "$0")/netdevsim.sh" "$release" "$new/tree" >"$apt/netdevsim.log" 2>&1 </dev/null || {
+      tail -20 "$apt/netdevsim.log" >&2
+      echo "kernel.sh: the module netdevsim was not built; all that was said is in $apt/netdevsim.log" >&2
+      exit 1
+    }
+  fi
   /sbin/depmod -b "$new/tree" "$release"
 
   init=$new/init

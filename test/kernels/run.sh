@@ -8,10 +8,10 @@
 # this machine, with one processor. It needs neither emulation nor KVM, and is several times as fast as qemu without
 # KVM. Debian builds it with other options than its kernels (docs/kernels.md).
 #
-# qemu emulates (TCG), some 10 to 20 times slower than the machine. KVM=1 uses /dev/kvm, where that works. A kernel
-# that has passed with this tree is not run again, so that an interrupted run goes on; FORCE=1 runs it again.
+# qemu emulates (TCG), some 10 to 20 times slower than the machine. KVM=1 uses /dev/kvm, where that works. A step that
+# has passed on a kernel with this tree is not run again, so that an interrupted run goes on; FORCE=1 runs all again.
 # Chroot, kernels, images and logs are kept in KERNELS_DIR (.kernels). KERNELS_MINUTES (60) bounds the time of each
-# kernel. KERNELS_CPUS (2) is the number of its processors: with 1, emulation costs less on a busy machine.
+# boot. KERNELS_CPUS (2) is the number of its processors: with 1, emulation costs less on a busy machine.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -37,14 +37,46 @@ say() { # LINE: over the last, on a terminal.
   if [ -t 1 ]; then printf '\r\033[K%s' "$1"; fi
 }
 
-# The step that runs, by the log, and how many tests of ExUnit have passed.
+# The suite runs in parts, each in a VM of its own. User-mode Linux needs it since 6.12: it maps each page of a process
+# by itself, and a VM that runs the whole suite has more pages than vm.max_map_count allows.
+parts=8
+steps() {
+  for step in ${KERNELS_STEPS:-facts doctor rust suite soak}; do
+    if [ "$step" = suite ] && [ -z "${KERNELS_FILES:-}" ]; then
+      for part in $(seq "$parts"); do echo "suite-$part/$parts"; done
+    else
+      echo "$step"
+    fi
+  done
+}
+
+# The steps that have not passed.
+rest() {
+  for step in $(steps); do grep -q "^$step\( \|$\)" "$passed" || echo "$step"; done
+}
+
+# The step that runs, by the log, and how many of its tests of ExUnit have passed.
 progress() { # LOG
   tr -d '\r' <"$1" | awk '
     /^== end/ { step = "end" }
     /^== / && NF == 2 { step = $2; dots = 0 }
-    step == "suite" && /^[.*]+/ { match($0, /^[.*]+/); dots += RLENGTH }
+    step ~ /^suite/ && /^[.*]+/ { match($0, /^[.*]+/); dots += RLENGTH }
     BEGIN { step = "booting" }
     END { printf "%s %d", step, dots }'
+}
+
+# For each step that has ended: its name, its exit status, and the line that sums up its tests.
+results() { # LOG
+  tr -d '\r' <"$1" | awk '
+    /^== / && NF == 2 { line = "" }
+    /^[0-9]+ .*tests?, |^Result: |^test result: / { line = $0 }
+    /^== [^ ]+ status / { print $2, $4, line }'
+}
+
+# Adds to `passed` the steps of LOG that have passed, and the seconds of the boot.
+record() { # LOG
+  results "$1" | sed -n 's/^\([^ ]*\) 0 */\1 /p' >>"$passed"
+  echo "boot $(($(date +%s) - start))" >>"$passed"
 }
 
 # Both functions start a machine in the background: its kernel's messages go to LOG.console, the output of guest.sh to
@@ -80,34 +112,44 @@ start_uml() { # KERNEL LOG
 boot() { # KERNEL LOG: 0 when everything has been run.
   rm -f "$2" "$2.console"
   : >"$2"
-  settings="${SOAK_SECONDS:+SOAK_SECONDS=$SOAK_SECONDS} ${KERNELS_STEPS:+\"KERNELS_STEPS=$KERNELS_STEPS\"} ${KERNELS_FILES:+\"KERNELS_FILES=$KERNELS_FILES\"}"
-  if [ "$uml" = 1 ]; then start_uml "$@"; else start_qemu "$@"; fi
-  trap 'kill "$machine" 2>/dev/null; exit 143' TERM INT HUP
+  settings="${SOAK_SECONDS:+SOAK_SECONDS=$SOAK_SECONDS} \"KERNELS_STEPS=$(echo $(rest))\" ${KERNELS_FILES:+\"KERNELS_FILES=$KERNELS_FILES\"}"
   start=$(date +%s) said=$start
+  if [ "$uml" = 1 ]; then start_uml "$@"; else start_qemu "$@"; fi
+  trap 'kill "$machine" 2>/dev/null; record "$2"; exit 143' TERM INT HUP
   while kill -0 "$machine" 2>/dev/null; do
     sleep 2
     now=$(date +%s)
     set -- "$1" "$2" $(progress "$2")
-    line="$name: $3$([ "$3" != suite ] || echo ", $4 tests"), $((now - start)) s${last:+ (last run: $last s)}"
+    line="$name: $3$(case $3 in suite*) echo ", $4 tests" ;; esac), $((now - start)) s${last:+ (last run: $last s)}"
     say "$line"
     if [ ! -t 1 ] && [ $((now - said)) -ge 60 ]; then echo "$line"; said=$now; fi
-    [ $((now - start)) -lt $((minutes * 60)) ] || { kill "$machine"; echo "$name: not done after $minutes minutes" >>"$2"; }
+    [ $((now - start)) -lt $((minutes * 60)) ] || { kill "$machine"; echo "$name: not done after $minutes minutes; the next run goes on with the steps that have not passed" >>"$2"; }
   done
   # Some kernels abort when they power off, which bash would report.
   wait "$machine" 2>/dev/null
   trap - TERM INT HUP
-  took=$(($(date +%s) - start))
+  record "$2"
   say ""
   grep -q '^== end' "$2"
 }
 
-# The result of one kernel in a line. Fails if a step has failed.
+# Adds up lines of ExUnit: "57 doctests, 1 test, 0 failures, 3 excluded".
+sum() {
+  awk -F', ' '
+    { for (i = 1; i <= NF; i++) { split($i, part, " "); word = part[2]; sub(/s$/, "", word); if (!(word in n)) order[++words] = word; n[word] += part[1] } }
+    END { for (i = 1; i <= words; i++) printf "%s%d %s%s", (i > 1 ? ", " : ""), n[order[i]], order[i], (n[order[i]] == 1 || order[i] !~ /t$|e$/ ? "" : "s") }'
+}
+
+# The result of one kernel in a line. Fails if a step has failed or has not run.
 verdict() { # LOG BOOTED
-  suite=$(grep -aE '^[0-9]+ .*tests?, |^Result: ' "$1" | tail -1 | tr -d '\r')
-  rust=$(grep -a '^test result: ' "$1" | tail -1 | tr -d '\r' | cut -d. -f2 | cut -d';' -f1,2)
-  failed=$(sed -n 's/^== \([a-z]*\) status \([0-9]*\).*/\1 \2/p' "$1" | awk '$2 != 0 { printf " %s", $1 }')
+  failed=$(results "$1" | awk '$2 != 0 { printf " %s", $1 }')
   [ "$2" = 0 ] || failed="$failed $(progress "$1" | cut -d' ' -f1)-unfinished"
-  echo "$name: $version: ${failed:+FAIL ($failed )}${failed:-PASS}; ExUnit: ${suite:-none}; Rust:${rust:- none}; $took s, $accelerator" | sed 's/FAIL (\(.*\) )\(.*\); ExUnit/FAIL:\1; ExUnit/'
+  suite=$({ sed -n 's/^suite[^ ]* //p' "$passed"; results "$1" | sed -n 's/^suite[^ ]* [1-9][0-9]* //p'; } | grep . | sum)
+  rust=$({ cat "$passed"; results "$1"; } | sed -n 's/.*test result: [^.]*\. \([^;]*; [^;]*\);.*/\1/p' | tail -1)
+  took=$(awk '$1 == "boot" { seconds += $2 } END { print seconds }' "$passed")
+  result=PASS
+  [ -z "$failed" ] || result="FAIL:$failed"
+  echo "$name: $version: $result; ExUnit: ${suite:-none}; Rust: ${rust:-none}; $took s, $accelerator"
   [ -z "$failed" ]
 }
 
@@ -119,22 +161,20 @@ for name in "$@"; do
   log=$KERNELS_DIR/$name.log
   kernel=$("$here/$([ "$uml" = 1 ] && echo uml.sh || echo kernel.sh)" "${name#uml-}") || { echo "$name: FAIL: its kernel cannot be had"; all="$all $name"; continue; }
   version=$(cat "$kernel/version")
-  done=$KERNELS_DIR/$name.passed mark="$version $(cat "$image.tree") ${KERNELS_STEPS:-} ${KERNELS_FILES:-}"
-  if [ "${FORCE:-}" != 1 ] && [ "$(cat "$done" 2>/dev/null)" = "$mark" ]; then
-    cat "$done.line"
-    continue
-  fi
+  # The kernel and the tree, then the steps that have passed, each with its tests.
+  passed=$KERNELS_DIR/$name${KERNELS_FILES:+.files}.passed mark="$version $(cat "$image.tree") ${KERNELS_FILES:-}"
+  [ "${FORCE:-}" != 1 ] && [ "$(head -1 "$passed" 2>/dev/null)" = "$mark" ] || echo "$mark" >"$passed"
   last=$(cat "$KERNELS_DIR/$name.took" 2>/dev/null)
-  boot "$kernel" "$log" && status=0 || status=$?
-  if verdict "$log" "$status" >"$done.line"; then
-    echo "$mark" >"$done"
-    echo "$took" >"$KERNELS_DIR/$name.took"
+  status=0 booted=/dev/null
+  [ -z "$(rest)" ] || { booted=$log; boot "$kernel" "$log" || status=$?; }
+  if verdict "$booted" "$status" >"$log.line"; then
+    [ -n "${KERNELS_STEPS:-}" ] || echo "$took" >"$KERNELS_DIR/$name.took"
   else
     all="$all $name"
     awk '/^  +[0-9]+\) / { on = 1 } /^Finished|^Result/ { on = 0 } on' "$log" | tr -d '\r' | head -150
     tail -5 "$log"
     echo "$name: everything that was said is in $log, and what the kernel said in $log.console"
   fi
-  cat "$done.line"
+  cat "$log.line"
 done
 [ -z "$all" ]

@@ -1,9 +1,9 @@
 defmodule NetlinkPort.KernelModulesTest do
-  # Families of modules that few kernels have built in. ip(8) loads wireguard, in a namespace. mac80211_hwsim makes
-  # radios in the initial namespace, and so is loaded only on a machine that no other program uses.
+  # Families of modules that few kernels have built in. ip(8) loads wireguard, in a namespace. mac80211_hwsim and
+  # netdevsim make devices in the initial namespace, and so are loaded only on a machine that no other program uses.
   use NetlinkPort.Case
 
-  alias NetlinkPort.{Attr, Error, Generic}
+  alias NetlinkPort.{Attr, Connection, Error, Generic, Message}
 
   @moduletag :root
 
@@ -114,6 +114,86 @@ defmodule NetlinkPort.KernelModulesTest do
       assert Exception.message(error) =~ "ERFKILL: operation not possible due to rf-kill"
       block!(0)
       assert {:ok, []} = NetlinkPort.request(socket, 16, up)
+    end
+  end
+
+  # include/uapi/linux/devlink.h: DEVLINK_CMD_GET 1, NEW 3, DEL 4, PORT_GET 5, RESOURCE_DUMP 36, RELOAD 37;
+  # DEVLINK_ATTR_BUS_NAME 1, DEV_NAME 2, RESOURCE_LIST 63, NETNS_FD 138
+  describe "netdevsim" do
+    @describetag :netdevsim
+
+    @device [{1, "netdevsim\0"}, {2, "netdevsim10\0"}]
+
+    setup do
+      {_output, 0} = as_root("modprobe", ["netdevsim"])
+      on_exit(fn -> as_root("modprobe", ["--remove", "netdevsim"]) end)
+      {_output, 0} = as_root("sh", ["-c", "echo '10 2' >/sys/bus/netdevsim/new_device"])
+
+      :ok
+    end
+
+    defp devices(via) do
+      {:ok, messages} = Generic.dump(via, "devlink", 1)
+      for message <- messages, {3, attrs} = attrs(message), do: elem(Attr.string(attrs, 2), 1)
+    end
+
+    # The commands of the next events of a member of the group `config`, up to that of a device.
+    defp device_event!(socket) do
+      {:ok, datagram, _metadata} = NetlinkPort.recv(socket, within(5_000))
+      {:ok, [message]} = Message.decode(datagram)
+      {command, attrs} = attrs(message)
+
+      if command in [3, 4],
+        do: {command, elem(Attr.string(attrs, 2), 1)},
+        else: device_event!(socket)
+    end
+
+    test "a reload with a pin moves a device and its interfaces into a namespace; both are told",
+         context do
+      host = open!(context, :generic, :host)
+      there = open!(context, :generic, {:name, context.netns})
+
+      [left, entered] =
+        for netns <- [:host, {:name, context.netns}], do: open!(context, :generic, netns)
+
+      for socket <- [left, entered], do: :ok = Generic.join(socket, "devlink", "config")
+      assert devices(host) == ["netdevsim10"]
+      assert devices(there) == []
+
+      {:ok, pin} = NetlinkPort.pin(context.server, {:name, context.netns})
+
+      assert {:ok, []} =
+               Generic.request(host, "devlink", 37, Attr.encode(@device ++ [{138, pin}]))
+
+      assert devices(host) == []
+      assert devices(there) == ["netdevsim10"]
+      assert device_event!(left) == {4, "netdevsim10"}
+      assert device_event!(entered) == {3, "netdevsim10"}
+      links = ip!(["-n", context.netns, "-o", "link", "show"])
+      assert [_loopback, _port, _other] = String.split(links, "\n", trim: true)
+    end
+
+    # devlink_resource_fill: messages with NLM_F_MULTI and NLMSG_DONE, although the request is no dump; then the ack.
+    test "messages, their end and an ack answer a request that is no dump; the next request gets its own answer",
+         context do
+      resources = Attr.encode(@device)
+      socket = open!(context, :generic, :host)
+
+      for via <- [
+            socket,
+            start_supervised!({Connection, protocol: :generic, server: context.server})
+          ] do
+        for _n <- 1..50 do
+          assert {:ok, [_ | _] = messages} = Generic.request(via, "devlink", 36, resources)
+          assert Enum.all?(messages, fn message -> match?({36, _attrs}, attrs(message)) end)
+          assert {:ok, [device]} = Generic.request(via, "devlink", 1, resources)
+          assert {3, _attrs} = attrs(device)
+          assert {:ok, ports} = Generic.dump(via, "devlink", 5)
+          assert length(ports) == 2
+        end
+      end
+
+      assert {:error, %Error{reason: :etimedout}} = NetlinkPort.recv(socket, 0)
     end
   end
 end

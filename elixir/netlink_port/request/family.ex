@@ -34,9 +34,9 @@ defmodule NetlinkPort.Request.Family do
   @xfrm_queries [0x12, 0x15, 0x16, 0x1F, 0x23, 0x25, 0x28]
   # RTM_SETDCB is answered like RTM_GETDCB.
   @setdcb 79
-  # NFNL_SUBSYS_NFTABLES, and its messages that make, change or delete something, or begin and end a batch.
   # IPCTNL_MSG_EXP_GET
   @exp_get 0x201
+  # NFNL_SUBSYS_NFTABLES, and its messages that make, change or delete something, or begin and end a batch.
   @nf_tables 10
   @nf_tables_changes [0, 2, 3, 5, 6, 8, 9, 11, 12, 14, 18, 20, 22, 24] ++ Enum.to_list(26..32)
   @batch_limits [16, 17]
