@@ -21,7 +21,11 @@ cp -a "$parts/usr/src/." "$chroot/usr/src/"
 cp -a "$parts/usr/lib/linux-kbuild-$series" "$chroot/usr/lib/"
 tar -xJf "$parts/usr/src/linux-source-$series.tar.xz" -C "$parts" "linux-source-$series/drivers/net/netdevsim"
 cp -a "$parts/linux-source-$series/drivers/net/netdevsim" "$chroot/root/netdevsim"
-MATRIX_DIR="$dir" "$here/../matrix/enter.sh" "$suite" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-  make -s -C "/usr/src/linux-headers-$release" M=/root/netdevsim CONFIG_NETDEVSIM=m modules
+MATRIX_DIR="$dir" "$here/../matrix/enter.sh" "$suite" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -euc '
+  command -v make >/dev/null || {
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends make
+  }
+  make -s -C "/usr/src/linux-headers-$0" M=/root/netdevsim CONFIG_NETDEVSIM=m modules' "$release"
 mkdir -p "$tree/usr/lib/modules/$release/updates"
 cp "$chroot/root/netdevsim/netdevsim.ko" "$tree/usr/lib/modules/$release/updates/"

@@ -139,7 +139,7 @@ defmodule NetlinkPort.KernelModulesTest do
 
     # The commands of the next events of a member of the group `config`, up to that of a device.
     defp device_event!(socket) do
-      {:ok, datagram, _metadata} = NetlinkPort.recv(socket, within(5_000))
+      {:ok, datagram} = NetlinkPort.recv(socket, within(5_000))
       {:ok, [message]} = Message.decode(datagram)
       {command, attrs} = attrs(message)
 
