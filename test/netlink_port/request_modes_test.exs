@@ -13,8 +13,8 @@ defmodule NetlinkPort.RequestModesTest do
   @lo <<0::32, 1::32-native, 0::64>>
   @all_links <<0::128>>
   @changes 40
-  # More than a socket's sndbuf.
-  @too_big :binary.copy(<<0>>, 4_000_000)
+  # More bytes than a socket's sndbuf has.
+  @too_big 4_000_000
 
   setup do
     server = start_server!()
@@ -43,7 +43,7 @@ defmodule NetlinkPort.RequestModesTest do
     for active <- [true, false],
         socket = socket!(context, active: active),
         {way, ask} <- ways(socket) do
-      :ok = NetlinkPort.send(socket, @too_big)
+      :ok = NetlinkPort.send(socket, :binary.copy(<<0>>, @too_big))
       assert {^way, {:ok, [_ | _]}} = {way, ask.()}
       assert_receive {:netlink_error, ^socket, %{stage: :send}}, within(1_000)
       assert mailbox() == []
@@ -73,10 +73,11 @@ defmodule NetlinkPort.RequestModesTest do
     long = [timeout: within(60_000)]
 
     for active <- [true, false], socket = socket!(context, active: active) do
-      assert {:error, %{stage: :send}} = NetlinkPort.request(socket, @getlink, @too_big, long)
+      too_big = :binary.copy(<<0>>, @too_big)
+      assert {:error, %{stage: :send}} = NetlinkPort.request(socket, @getlink, too_big, long)
 
       assert {:error, %{stage: :send, messages: []}} =
-               NetlinkPort.dump(socket, @getlink, @too_big, long)
+               NetlinkPort.dump(socket, @getlink, too_big, long)
 
       assert {:ok, [_ | _]} = NetlinkPort.dump(socket, @getlink, @all_links, long)
       assert mailbox() == []

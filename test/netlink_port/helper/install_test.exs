@@ -178,6 +178,7 @@ defmodule NetlinkPort.InstallTest do
     assert_installed(Path.join(c.directory, "netlink_port"), @always)
   end
 
+  @tag :cargo
   test "arguments that are empty, and a path that is relative, are refused", c do
     assert refused(["--to", "", "--group", @group]) =~ "--to is empty: name the file"
     assert refused(["--to", c.to, "--group", ""]) =~ "--group is empty: name the group"

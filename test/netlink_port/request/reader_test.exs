@@ -10,7 +10,7 @@ defmodule NetlinkPort.Request.ReaderTest do
   @getlink 18
   @link <<0::32, 1::32-native, 0::64>>
   # More than the send buffer of a socket, so that sendmsg(2) is EMSGSIZE.
-  @large [@link, :binary.copy(<<0>>, 200_000)]
+  defp large, do: [@link, :binary.copy(<<0>>, 200_000)]
 
   setup do
     server = start_server!([])
@@ -28,12 +28,12 @@ defmodule NetlinkPort.Request.ReaderTest do
 
       for ack <- [true, false] do
         opts = [ack: ack, timeout: :infinity]
-        assert {:error, error} = NetlinkPort.request(socket, @getlink, @large, opts)
+        assert {:error, error} = NetlinkPort.request(socket, @getlink, large(), opts)
         assert {error.stage, error.reason} == {:send, :emsgsize}
         assert {:ok, [_lo]} = NetlinkPort.request(socket, @getlink, @link, ack: ack)
       end
 
-      assert {:error, error} = NetlinkPort.dump(socket, @getlink, @large, timeout: :infinity)
+      assert {:error, error} = NetlinkPort.dump(socket, @getlink, large(), timeout: :infinity)
       assert {error.stage, error.reason, error.messages} == {:send, :emsgsize, []}
       assert {:ok, [_lo]} = NetlinkPort.dump(socket, @getlink, @link)
       refute_received _message
@@ -176,7 +176,7 @@ defmodule NetlinkPort.Request.ReaderTest do
     socket = socket!(context, active: false, sndbuf: 4_608)
     before = length(board(context.server))
 
-    for payload <- [@link, @large] do
+    for payload <- [@link, large()] do
       signal!(context.helper, :STOP)
       asker = spawn(fn -> NetlinkPort.request(socket, @getlink, payload) end)
       eventually!(fn -> waited_for(context.server) > 0 end, 5_000)
