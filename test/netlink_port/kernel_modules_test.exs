@@ -194,6 +194,7 @@ defmodule NetlinkPort.KernelModulesTest do
       end
 
       assert {:error, %Error{reason: :etimedout}} = NetlinkPort.recv(socket, 0)
+      refute_received _stray
     end
   end
 end
