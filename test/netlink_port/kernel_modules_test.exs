@@ -55,6 +55,26 @@ defmodule NetlinkPort.KernelModulesTest do
     assert {:error, %Error{reason: :etimedout}} = NetlinkPort.recv(socket, 0)
   end
 
+  # NETLINK_CRYPTO, NETLINK_RDMA and NETLINK_ISCSI
+  @tag :modules
+  test "the doctor does not load the module of a protocol" do
+    loaded = fn ->
+      for line <- String.split(File.read!("/proc/modules"), "\n", trim: true),
+          do: line |> String.split() |> hd()
+    end
+
+    for module <- ~w(crypto_user ib_core scsi_transport_iscsi),
+        do: as_root("modprobe", ["--remove", module])
+
+    before = loaded.()
+    assert "crypto_user" not in before
+    report = NetlinkPort.Doctor.report(netns: [:host])
+    assert loaded.() -- before == []
+
+    assert report |> NetlinkPort.Doctor.format() |> IO.iodata_to_binary() =~
+             ~r"not tried: .*crypto"
+  end
+
   describe "mac80211_hwsim" do
     @describetag :mac80211_hwsim
 

@@ -2,13 +2,15 @@ defmodule NetlinkPort.Doctor.Kernel do
   @moduledoc false
   # Checks the kernel: its version, and by trying what it supports.
 
-  alias NetlinkPort.{Doctor, Environment, Error}
+  alias NetlinkPort.{Arguments, Doctor, Environment, Error}
 
   # The oldest version that README.md names. pidfd_open(2) came with Linux 5.3.
   @oldest {5, 8}
   @protocols ~w(route generic netfilter sock_diag xfrm audit kobject_uevent connector crypto rdma selinux
                 fib_lookup scsitransport iscsi usersock)a
   @needed [:route, :generic]
+  # The kernel has no socket of its own for usersock.
+  @tried [:usersock | @needed]
 
   @spec checks(GenServer.server(), map()) :: [Doctor.check()]
   def checks(server, info) do
@@ -118,22 +120,41 @@ defmodule NetlinkPort.Doctor.Kernel do
       else: "upgrade to Linux 5.8 or newer"
   end
 
+  # socket(2) loads the module of a protocol that the kernel does not have yet, and a check changes nothing.
   defp protocols(server) do
-    tried = for protocol <- @protocols, do: {protocol, try_protocol(server, protocol)}
-    there = for {protocol, :ok} <- tried, do: protocol
-    missing = for {protocol, {:error, :eprotonosupport}} <- tried, do: protocol
+    kernels = kernel_sockets()
+
+    {tried, untried} =
+      Enum.split_with(@protocols, &(&1 in @tried or Arguments.protocol!(&1) in kernels))
+
+    results = for protocol <- tried, do: {protocol, try_protocol(server, protocol)}
+    there = for {protocol, :ok} <- results, do: protocol
+    missing = for {protocol, {:error, :eprotonosupport}} <- results, do: protocol
 
     refused =
-      for {protocol, {:error, reason}} <- tried,
+      for {protocol, {:error, reason}} <- results,
           reason != :eprotonosupport,
           do: {protocol, reason}
 
     [
       {:ok, "protocols: " <> Enum.join(there, ", "), nil},
-      missing(missing)
+      missing(missing),
+      untried(untried)
       | for({protocol, reason} <- refused, do: {:warn, "#{protocol}: #{reason}", "see errno(3)"})
     ]
     |> Enum.reject(&is_nil/1)
+  end
+
+  # The protocols of which the kernel has a socket in this namespace. /proc/net/netlink has a line for each socket: its
+  # address, protocol and port id, which is 0 for the kernel's.
+  defp kernel_sockets do
+    with {:ok, table} <- File.read("/proc/net/netlink") do
+      for line <- String.split(table, "\n"),
+          [_address, protocol, "0" | _rest] <- [String.split(line)],
+          do: String.to_integer(protocol)
+    else
+      {:error, _reason} -> []
+    end
   end
 
   defp try_protocol(server, protocol) do
@@ -147,9 +168,13 @@ defmodule NetlinkPort.Doctor.Kernel do
 
   defp missing(protocols) do
     mark = if Enum.any?(@needed, &(&1 in protocols)), do: :fail, else: :ok
-    line = "not in this kernel: " <> Enum.join(protocols, ", ")
+    {mark, "not in this kernel: " <> Enum.join(protocols, ", "), "take a kernel that has it"}
+  end
 
-    {mark, line,
-     "only where you need one: load its module (nfnetlink, xfrm_user, …), or a kernel that has it"}
+  defp untried([]), do: nil
+
+  defp untried(protocols) do
+    {:ok, "not tried: " <> Enum.join(protocols, ", "),
+     "the kernel has no socket of these in this namespace; to open one loads its module, if there is one"}
   end
 end
