@@ -705,7 +705,7 @@ defmodule NetlinkPort.NamespaceGoneTest do
       assert_closed(socket)
     end
 
-    test "that does not exist is ESRCH, and so is a thread or a zombie", %{server: server} do
+    test "that does not exist is ESRCH, and so is a zombie", %{server: server} do
       pid = os_process!("sh", ["-c", "sleep 0 & exec sleep 600"])
       eventually!(fn -> File.read!("/proc/#{pid}/task/#{pid}/children") != "" end)
       [zombie] = "/proc/#{pid}/task/#{pid}/children" |> File.read!() |> String.split()
