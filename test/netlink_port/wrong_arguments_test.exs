@@ -123,6 +123,8 @@ defmodule NetlinkPort.WrongArgumentsTest do
           # That would write a capture.
           {function, place} != {:capture, 1},
           wrong <- @wrong,
+          # A large timeout is right, and recv/2 waits.
+          {function, wrong} != {:recv, 2 ** 5_000},
           outcome = outcome(module, function, List.replace_at(arguments, place, wrong)),
           outcome != :ok,
           do: {module, function, place, wrong, outcome}

@@ -10,6 +10,8 @@ defmodule NetlinkPort.InstallTest do
   alias NetlinkPort.Helper.Install
 
   @moduletag :root
+  # Each runs the task, which builds the helper first.
+  @moduletag :cargo
   @group "games"
   @user ~w(--reuid 12345 --regid 12345)
   @always ~w(cap_net_admin cap_sys_admin)
@@ -54,7 +56,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "the helper belongs to root and the group, has its capabilities, and only the group can run it",
        c do
     output = install(c.to)
@@ -70,7 +71,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "in a directory the file is netlink_port; more capabilities can be named", c do
     # A second installation changes nothing.
     install(
@@ -83,7 +83,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "a correct file is left as it is; a file that differs is replaced", c do
     install(c.to)
     %{inode: inode} = File.stat!(c.to)
@@ -104,7 +103,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "a warning says that the former group cannot run the helper any more", c do
     install(c.to)
     assert capture_io(:stderr, fn -> install(c.to) end) == ""
@@ -163,7 +161,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "a path with a slash at its end is a directory, which has to exist", c do
     missing = Path.join(c.directory, "missing")
 
@@ -178,7 +175,6 @@ defmodule NetlinkPort.InstallTest do
     assert_installed(Path.join(c.directory, "netlink_port"), @always)
   end
 
-  @tag :cargo
   test "arguments that are empty, and a path that is relative, are refused", c do
     assert refused(["--to", "", "--group", @group]) =~ "--to is empty: name the file"
     assert refused(["--to", c.to, "--group", ""]) =~ "--group is empty: name the group"
@@ -202,7 +198,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "a user who runs the task by sudo, and is not in the group, is warned", c do
     # No other user may read it.
     before = System.get_env("SUDO_USER", "")
@@ -240,7 +235,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "a directory that others may write to is refused, and so is a directory in it", c do
     inner = Path.join(c.directory, "inner")
     File.mkdir!(inner)
@@ -278,7 +272,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "the file is installed in the folder that a link leads to, not through the link, which others could change",
        c do
     theirs = tmp_path!("theirs")
@@ -296,7 +289,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "a path may have any characters, and temporary files of killed tasks are removed", c do
     for name <- ["a{b", "a[b]*?", "a b'c=ep", "-x", "ä"] do
       directory = Path.join(c.directory, name)
@@ -471,7 +463,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "a helper with a capability outside the bounding set of its VM is an error that names it, and says what to do",
        c do
     install(c.to)
@@ -513,7 +504,6 @@ defmodule NetlinkPort.InstallTest do
   end
 
   @tag :init_user_namespace
-  @tag :cargo
   test "a task that is killed leaves a file that only root can run; the next task removes it",
        c do
     setpriv = ~w(--clear-groups --inh-caps +setuid,+setgid --ambient-caps +setuid,+setgid)
