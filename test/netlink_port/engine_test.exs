@@ -74,14 +74,14 @@ defmodule NetlinkPort.EngineTest do
         assert {:error, %Error{stage: :request, reason: :enodev, ext_ack: nil}} =
                  NetlinkPort.request(socket, @getlink, <<0::32, 99::32-native, 0::64>>)
 
-        # IFLA_TXQLEN is 32 bits.
-        attrs = Attr.encode([{4, Attr.u32(1_500)}, {13, <<1, 2>>}])
+        # IFLA_GROUP is 32 bits.
+        attrs = Attr.encode([{4, Attr.u32(1_500)}, {27, <<1, 2>>}])
         assert {:error, error} = NetlinkPort.request(socket, @newlink, [@lo, attrs])
         assert %Error{stage: :request, errno: 34, reason: :erange, ext_ack: ext_ack} = error
         assert ext_ack.message == "Attribute failed policy validation"
-        assert {ext_ack.offset, ext_ack.attribute} == {40, {13, <<1, 2>>}}
+        assert {ext_ack.offset, ext_ack.attribute} == {40, {27, <<1, 2>>}}
         assert %{type: 4, min_value_u: 0, max_value_u: 0xFFFFFFFF} = ext_ack.policy
-        assert Exception.message(error) =~ "it objects to attribute 13 at byte 40"
+        assert Exception.message(error) =~ "it objects to attribute 27 at byte 40"
       end
 
       test "an error is decoded with an echoed and with a capped request", context do
