@@ -180,7 +180,7 @@ defmodule NetlinkPort.Monitor do
       and an `RTM_NEWNEXTHOP` of the group. An interface that goes down or loses its carrier deletes its nexthop
       objects, and no group has an event for that.
     * IPv6 routes lose their `RTA_PREFSRC` when the address is removed. The event is an `RTM_DELADDR`. IPv4 has an
-      `RTM_DELROUTE` for each route.
+      `RTM_DELROUTE` for each route, but not on Linux 5.10: there the routes go with the `RTM_DELADDR` alone.
     * A rule (ip-rule(8)) for an interface that is deleted gets the flag `FIB_RULE_IIF_DETACHED` or
       `FIB_RULE_OIF_DETACHED`.
     * A qdisc that is deleted takes its classes and filters with it. An interface takes its qdiscs and its proxy

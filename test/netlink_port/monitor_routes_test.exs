@@ -9,8 +9,8 @@ defmodule NetlinkPort.MonitorRoutesTest do
 
   # RTM_GETLINK; RTM_GETROUTE of IPv4 and IPv6, RTM_GETNEXTHOP with a struct nhmsg
   @dumps [{18, <<0::128>>}, {106, <<0::64>>}, {26, <<2, 0::88>>}, {26, <<10, 0::88>>}]
-  # RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_NEXTHOP
-  @groups [1, 7, 9, 11, 32]
+  # RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_NEXTHOP
+  @groups [1, 5, 7, 9, 11, 32]
 
   # Two pairs of veth. The other end of `vb` serves to take its carrier away.
   setup do

@@ -68,6 +68,16 @@ defmodule NetlinkPort.Tables do
     end)
   end
 
+  # On Linux 5.10 routes from a deleted IPv4 address go without an RTM_DELROUTE. IFA_LOCAL is 2.
+  def change(%{type: @deladdr, payload: <<@inet, _::56, attrs::binary>>}, tables) do
+    {:ok, attrs} = Attr.decode(attrs)
+    address = Attr.binary(attrs, 2)
+
+    each_route(tables, fn {family, _, _, _, _, _}, route ->
+      if family == @inet and route.source == address, do: [], else: [route]
+    end)
+  end
+
   def change(%{type: type, payload: <<family, _::88, _::binary>>} = message, tables)
       when type in [@newroute, @delroute] and family in [@inet, @inet6] do
     {key, route} = route(message)
