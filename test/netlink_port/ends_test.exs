@@ -169,8 +169,10 @@ defmodule NetlinkPort.EndsTest do
 
       assert {:ok, []} = NetlinkPort.request(socket, 38, @root_qdisc, timeout: @minute)
       assert {:ok, messages} = NetlinkPort.request(member, 38, @root_qdisc, timeout: @minute)
-      # A member that does not know the group takes the event for the answer.
-      assert Enum.map(messages, & &1.type) == if(pktinfo, do: [], else: [36])
+
+      # A member that does not know the group takes the event for the answer. Linux 5.10 sends the requester no event.
+      expected = if pktinfo or not linux?(6, 1), do: [], else: [36]
+      assert Enum.map(messages, & &1.type) == expected
     end
   end
 

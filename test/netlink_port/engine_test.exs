@@ -43,7 +43,7 @@ defmodule NetlinkPort.EngineTest do
 
     for first <- 1..count//1_000 do
       requests = for n <- first..min(first + 999, count), do: add(n)
-      {:ok, outcomes} = NetlinkPort.batch(socket, requests)
+      {:ok, outcomes} = NetlinkPort.batch(socket, requests, timeout: within(5_000))
       true = Enum.all?(outcomes, &(&1 == {:ok, []}))
     end
 

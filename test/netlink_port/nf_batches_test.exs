@@ -110,7 +110,15 @@ defmodule NetlinkPort.NfBatchesTest do
       # Messages that are no changes of nf_tables.
       for strange <- [{@gettable, [], named("a")}, {0x101, [], @nfgenmsg}, {1, [], @nfgenmsg}] do
         assert {:ok, outcomes} = batch.([first(), strange, table(name.(3)), last()])
-        assert [_, {:error, %{reason: :einval}}, {:error, %{reason: :ecanceled}}, _] = outcomes
+
+        if linux?(6, 1) do
+          assert [_, {:error, %{reason: :einval}}, {:error, %{reason: :ecanceled}}, _] = outcomes
+        else
+          # Linux 5.10 skips it, and carries out the rest.
+          assert outcomes == [ok: [], ok: [], ok: [], ok: []]
+          delete = {0xA02, [], named(name.(3))}
+          assert {:ok, [_, ok: [], ok: []]} = batch.([first(), delete, last()])
+        end
       end
 
       assert tables(context.socket) == []
