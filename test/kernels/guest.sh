@@ -54,7 +54,7 @@ suite() { # ARGUMENT...: those of mix test
   NETLINK_PORT_TEST_WITHOUT="cargo tshark" mix test --no-compile --no-color "$@"
 }
 
-for each in ${KERNELS_STEPS:-facts doctor rust suite soak}; do
+for each in $KERNELS_STEPS; do
   case $each in
     facts) step facts facts ;;
     doctor) step doctor env NETLINK_PORT_EXECUTABLE="$PWD/priv/netlink_port" mix netlink_port.doctor ;;

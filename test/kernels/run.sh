@@ -52,7 +52,7 @@ steps() {
 
 # The steps that have not passed.
 rest() {
-  for step in $(steps); do grep -q "^$step\( \|$\)" "$passed" || echo "$step"; done
+  for step in $(steps); do grep -q "^$step " "$passed" || echo "$step"; done
 }
 
 # The step that runs, by the log, and how many of its tests of ExUnit have passed.

@@ -124,7 +124,7 @@ defmodule NetlinkPort.WrongArgumentsTest do
           {function, place} != {:capture, 1},
           wrong <- @wrong,
           # A large timeout is right, and recv/2 waits.
-          {function, wrong} != {:recv, 2 ** 5_000},
+          {function, place, wrong} != {:recv, 1, 2 ** 5_000},
           outcome = outcome(module, function, List.replace_at(arguments, place, wrong)),
           outcome != :ok,
           do: {module, function, place, wrong, outcome}

@@ -9,8 +9,8 @@ defmodule NetlinkPort.Doctor.Kernel do
   @protocols ~w(route generic netfilter sock_diag xfrm audit kobject_uevent connector crypto rdma selinux
                 fib_lookup scsitransport iscsi usersock)a
   @needed [:route, :generic]
-  # The kernel has no socket of its own for usersock.
-  @tried [:usersock | @needed]
+  # Tried even if the kernel shows no socket of its own: it never has one for usersock.
+  @always [:usersock | @needed]
 
   @spec checks(GenServer.server(), map()) :: [Doctor.check()]
   def checks(server, info) do
@@ -122,13 +122,13 @@ defmodule NetlinkPort.Doctor.Kernel do
 
   # socket(2) loads the module of a protocol that the kernel does not have yet, and a check changes nothing.
   defp protocols(server) do
-    kernels = kernel_sockets()
+    there = kernel_sockets()
 
     {tried, untried} =
-      Enum.split_with(@protocols, &(&1 in @tried or Arguments.protocol!(&1) in kernels))
+      Enum.split_with(@protocols, &(&1 in @always or Arguments.protocol!(&1) in there))
 
     results = for protocol <- tried, do: {protocol, try_protocol(server, protocol)}
-    there = for {protocol, :ok} <- results, do: protocol
+    opened = for {protocol, :ok} <- results, do: protocol
     missing = for {protocol, {:error, :eprotonosupport}} <- results, do: protocol
 
     refused =
@@ -137,7 +137,7 @@ defmodule NetlinkPort.Doctor.Kernel do
           do: {protocol, reason}
 
     [
-      {:ok, "protocols: " <> Enum.join(there, ", "), nil},
+      {:ok, "protocols: " <> Enum.join(opened, ", "), nil},
       missing(missing),
       untried(untried)
       | for({protocol, reason} <- refused, do: {:warn, "#{protocol}: #{reason}", "see errno(3)"})
@@ -148,13 +148,10 @@ defmodule NetlinkPort.Doctor.Kernel do
   # The protocols of which the kernel has a socket in this namespace. /proc/net/netlink has a line for each socket: its
   # address, protocol and port id, which is 0 for the kernel's.
   defp kernel_sockets do
-    with {:ok, table} <- File.read("/proc/net/netlink") do
-      for line <- String.split(table, "\n"),
-          [_address, protocol, "0" | _rest] <- [String.split(line)],
-          do: String.to_integer(protocol)
-    else
-      {:error, _reason} -> []
-    end
+    for {:ok, table} <- [File.read("/proc/net/netlink")],
+        line <- String.split(table, "\n"),
+        [_address, protocol, "0" | _rest] <- [String.split(line)],
+        do: String.to_integer(protocol)
   end
 
   defp try_protocol(server, protocol) do
