@@ -13,7 +13,7 @@ defmodule NetlinkPort.GenUdpTest do
     {:ok, socket} = NetlinkPort.open(server, :route, active: false)
     {:ok, udp} = :gen_udp.open(0, [:binary, ip: {127, 0, 0, 1}, active: false])
     {:ok, port} = :inet.port(udp)
-    {:ok, sender} = :gen_udp.open(0, ip: {127, 0, 0, 1})
+    {:ok, sender} = :gen_udp.open(0, [:binary, ip: {127, 0, 0, 1}, active: false])
     on_exit(fn -> for socket <- [udp, sender], do: :gen_udp.close(socket) end)
     {:ok, ours: {:ours, socket}, theirs: {:theirs, udp, sender, port}, server: server}
   end
@@ -36,8 +36,12 @@ defmodule NetlinkPort.GenUdpTest do
   defp come({:ours, socket}, number),
     do: :ok = NetlinkPort.send(socket, Rtnl.noop(number), wait: true)
 
-  defp come({:theirs, _udp, sender, port}, number),
-    do: :ok = :gen_udp.send(sender, {127, 0, 0, 1}, port, <<number::32>>)
+  # On loopback too a datagram can arrive later than send/4 returns. The sender's own, sent after it, arrives after it.
+  defp come({:theirs, _udp, sender, port}, number) do
+    {:ok, own} = :inet.port(sender)
+    for port <- [port, own], do: :ok = :gen_udp.send(sender, {127, 0, 0, 1}, port, <<number::32>>)
+    {:ok, _datagram} = :gen_udp.recv(sender, 0, within(2_000))
+  end
 
   defp take({:ours, socket}) do
     case NetlinkPort.recv(socket, 0) do
