@@ -24,7 +24,7 @@ defmodule NetlinkPort.Doctor do
   ## What the marks mean
 
   `:fail`, with exit code 1: the executable is missing, not executable or of another version. The helper does not
-  start, or runs without its seccomp filter. The kernel is too old, or lacks `NETLINK_ROUTE` or `NETLINK_GENERIC`. A
+  start, or runs without its seccomp filter. The kernel lacks pidfd_open(2), `NETLINK_ROUTE` or `NETLINK_GENERIC`. A
   namespace cannot be entered.
 
   `:warn`: something that you may need is missing, or is likely to be a mistake. For example a capability, a small
@@ -33,8 +33,8 @@ defmodule NetlinkPort.Doctor do
 
   The time that a request takes is reported, and never fails.
 
-  The doctor opens a socket of each protocol. This can make the kernel load the protocol's module, as for any program
-  that opens one.
+  The doctor opens a socket of each protocol of which the kernel has one in this namespace (`/proc/net/netlink`), so that
+  it loads no module. It names the other protocols as not tried.
   """
 
   alias NetlinkPort.{Arguments, Error, FileName, Helper, Options, Redaction, Server}
@@ -76,7 +76,7 @@ defmodule NetlinkPort.Doctor do
 
       iex> NetlinkPort.Doctor.well?([{"kernel", [{:ok, "Linux 6.18", nil}, {:warn, "no cookies", nil}]}])
       true
-      iex> NetlinkPort.Doctor.well?([{"kernel", [{:fail, "Linux 4.19 is too old", "upgrade"}]}])
+      iex> NetlinkPort.Doctor.well?([{"kernel", [{:fail, "no NETLINK_ROUTE", "upgrade"}]}])
       false
   """
   @spec well?(report()) :: boolean()
@@ -216,8 +216,8 @@ defmodule NetlinkPort.Doctor do
   @doc """
   A report as lines for people. Without `unicode?: true` the marks are ASCII.
 
-      iex> NetlinkPort.Doctor.format([{"kernel", [{:fail, "Linux 4.19 is too old", "upgrade"}]}])
-      "kernel\\n  XX Linux 4.19 is too old\\n      -> upgrade\\n0 well, 0 to look at, 1 failing"
+      iex> NetlinkPort.Doctor.format([{"kernel", [{:fail, "no NETLINK_ROUTE", "upgrade"}]}])
+      "kernel\\n  XX no NETLINK_ROUTE\\n      -> upgrade\\n0 well, 0 to look at, 1 failing"
   """
   @spec format(report(), unicode?: boolean()) :: String.t()
   def format(report, opts \\ []) do

@@ -31,7 +31,13 @@ flock -n 9 || { echo "another make kernels runs in $KERNELS_DIR" >&2; exit 1; }
 
 accelerator="tcg,thread=multi" cpu=max
 [ "${KVM:-}" != 1 ] || accelerator=kvm cpu=host
-[ "$uml" != 1 ] || accelerator="user-mode Linux"
+if [ "$uml" = 1 ]; then
+  accelerator="user-mode Linux"
+  [ "$(df -k --output=avail /dev/shm | tail -1)" -ge $((4 << 20)) ] || {
+    echo "user-mode Linux has its memory in /dev/shm, which needs 4 GiB free" >&2
+    exit 1
+  }
+fi
 
 say() { # LINE: over the last, on a terminal.
   if [ -t 1 ]; then printf '\r\033[K%s' "$1"; fi
@@ -55,14 +61,15 @@ rest() {
   for step in $(steps); do grep -q "^$step " "$passed" || echo "$step"; done
 }
 
-# The step that runs, by the log, and how many of its tests of ExUnit have passed.
+# The step that runs, by the log, and how many tests have passed in this boot, of Rust and of ExUnit.
 progress() { # LOG
   tr -d '\r' <"$1" | awk '
     /^== end/ { step = "end" }
-    /^== / && NF == 2 { step = $2; dots = 0 }
-    step ~ /^suite/ && /^[.*]+/ { match($0, /^[.*]+/); dots += RLENGTH }
+    /^== / && NF == 2 { step = $2 }
+    step ~ /^suite/ && /^[.*]+/ { match($0, /^[.*]+/); tests += RLENGTH }
+    step == "rust" && /^test .* ok$/ { tests++ }
     BEGIN { step = "booting" }
-    END { printf "%s %d", step, dots }'
+    END { printf "%s %d", step, tests }'
 }
 
 # For each step that has ended: its name, its exit status, and the line that sums up its tests.
@@ -120,7 +127,7 @@ boot() { # KERNEL LOG: 0 when everything has been run.
     sleep 2
     now=$(date +%s)
     set -- "$1" "$2" $(progress "$2")
-    line="$name: $3$(case $3 in suite*) echo ", $4 tests" ;; esac), $((now - start)) s${last:+ (last run: $last s)}"
+    line="$name: $3, $4 tests passed, $((now - start)) s (last run: ${last:-none}${last:+ s})"
     say "$line"
     if [ ! -t 1 ] && [ $((now - said)) -ge 60 ]; then echo "$line"; said=$now; fi
     [ $((now - start)) -lt $((minutes * 60)) ] || { kill "$machine"; echo "$name: not done after $minutes minutes; the next run goes on with the steps that have not passed" >>"$2"; }
@@ -167,9 +174,9 @@ for name in "$@"; do
   last=$(cat "$KERNELS_DIR/$name.took" 2>/dev/null)
   status=0 booted=/dev/null
   [ -z "$(rest)" ] || { booted=$log; boot "$kernel" "$log" || status=$?; }
-  if verdict "$booted" "$status" >"$log.line"; then
-    [ -n "${KERNELS_STEPS:-}" ] || echo "$took" >"$KERNELS_DIR/$name.took"
-  else
+  verdict "$booted" "$status" >"$log.line"
+  [ -n "${KERNELS_STEPS:-}${KERNELS_FILES:-}" ] || echo "$took" >"$KERNELS_DIR/$name.took"
+  if [ -n "$failed" ]; then
     all="$all $name"
     awk '/^  +[0-9]+\) / { on = 1 } /^Finished|^Result/ { on = 0 } on' "$log" | tr -d '\r' | head -150
     tail -5 "$log"

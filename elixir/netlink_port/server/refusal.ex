@@ -182,8 +182,8 @@ defmodule NetlinkPort.Server.Refusal do
   defp hint(_stage, :enosys, "pidfd_open", %{privileges: %{seccomp: 0}}) do
     if older?({5, 3}),
       do:
-        "there is no pidfd_open(2) in this kernel, it came with Linux 5.3; upgrade to 5.8 or newer, which this " <>
-          "library needs",
+        "there is no pidfd_open(2) in this kernel, it came with Linux 5.3; upgrade to 5.10 or newer, which this " <>
+          "library has run on",
       else:
         "pidfd_open(2) is not let through to the kernel, by an emulator (qemu-user) or the like"
   end
