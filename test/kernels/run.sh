@@ -122,6 +122,8 @@ boot() { # KERNEL LOG: 0 when everything has been run.
   settings="${SOAK_SECONDS:+SOAK_SECONDS=$SOAK_SECONDS} \"KERNELS_STEPS=$(echo $(rest))\" ${KERNELS_FILES:+\"KERNELS_FILES=$KERNELS_FILES\"}"
   start=$(date +%s) said=$start
   if [ "$uml" = 1 ]; then start_uml "$@"; else start_qemu "$@"; fi
+  # Some kernels abort when they power off, which bash would report.
+  disown
   trap 'kill "$machine" 2>/dev/null; record "$2"; exit 143' TERM INT HUP
   while kill -0 "$machine" 2>/dev/null; do
     sleep 2
@@ -132,8 +134,6 @@ boot() { # KERNEL LOG: 0 when everything has been run.
     if [ ! -t 1 ] && [ $((now - said)) -ge 60 ]; then echo "$line"; said=$now; fi
     [ $((now - start)) -lt $((minutes * 60)) ] || { kill "$machine"; echo "$name: not done after $minutes minutes; the next run goes on with the steps that have not passed" >>"$2"; }
   done
-  # Some kernels abort when they power off, which bash would report.
-  wait "$machine" 2>/dev/null
   trap - TERM INT HUP
   record "$2"
   say ""
