@@ -179,7 +179,7 @@ for name in "$@"; do
   if [ -n "$failed" ]; then
     all="$all $name"
     awk '/^  +[0-9]+\) / { on = 1 } /^Finished|^Result/ { on = 0 } on' "$log" | tr -d '\r' | head -150
-    tail -5 "$log"
+    tail -40 "$log"
     echo "$name: everything that was said is in $log, and what the kernel said in $log.console"
   fi
   cat "$log.line"
