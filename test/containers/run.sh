@@ -34,17 +34,30 @@ run() { # COMMAND...: its output goes to a file.
   job=
   return "$status"
 }
-# A command of podman is ended after 5 minutes.
+# No command of podman takes longer than 10 minutes.
+bounded() { timeout --foreground --kill-after 10 600 "$@"; }
+# All that the command has started ends with it.
+alone=(unshare --mount --pid --fork --kill-child --mount-proc)
 runtime=runtime
 podman_() {
-  timeout --foreground --kill-after 10 300 \
-    podman --root "$dir/storage" --runroot "$dir/run" --cgroup-manager cgroupfs --runtime "$here/$runtime.sh" "$@"
+  bounded podman --root "$dir/storage" --runroot "$dir/run" --cgroup-manager cgroupfs --runtime "$here/$runtime.sh" "$@"
 }
+within() { # SECONDS COMMAND...: until it succeeds.
+  local end=$(($(date +%s) + $1))
+  shift
+  until "$@"; do [ "$(date +%s)" -lt $end ] || return 1; sleep 0.1; done
+}
+gone() { ! kill -0 -- "-$job"; }
 remove_all() { podman_ rm --force --all --time 0 >/dev/null 2>&1 9>&-; }
 end() {
   trap '' INT TERM HUP
+  # bash would tell of the end of the job.
+  exec 2>/dev/null
   if [ -n "$job" ]; then
-    kill -- "-$job" 2>/dev/null
+    kill -- "-$job"
+    # unshare(1) waits for its command, whose process 1 can ignore the signal.
+    within 5 gone
+    kill -KILL -- "-$job"
     wait "$job"
   fi
   remove_all
@@ -64,7 +77,7 @@ make_image() {
     mmdebstrap --mode=root --variant=minbase --include=libncursesw6,libssl3,libstdc++6,iproute2,libcap2-bin,procps \
       "$suite" "$base.new.tar" http://deb.debian.org/debian && mv "$base.new.tar" "$base"
   } &&
-    (cd "$top/examples/sample" && export MIX_ENV=prod && mix deps.get && mix release --overwrite --path "$dir/context/release") &&
+    (cd "$top/examples/sample" && export MIX_ENV=prod && mix deps.get && "${alone[@]}" mix release --overwrite --path "$dir/context/release") &&
     cp "$here/look.exs" "$here/Containerfile" "$dir/context/" &&
     podman_ import "$base" localhost/netlink_port/base &&
     podman_ build --network none --quiet --tag "$image" "$dir/context" &&
@@ -109,11 +122,6 @@ check() { # WHAT PATTERN... -- COMMAND...: each pattern, a whole line of extende
 }
 look_='Code.eval_file("/app/look.exs")'
 look() { podman_ run --rm --network none "$@" "$image" /app/bin/sample eval "$look_"; }
-within() { # SECONDS COMMAND...: until it succeeds.
-  local end=$(($(date +%s) + $1))
-  shift
-  until "$@"; do [ "$(date +%s)" -lt $end ] || return 1; sleep 0.1; done
-}
 
 none='vm: no capabilities'
 some='vm: capabilities 0.*'
@@ -228,9 +236,7 @@ END
   podman_ run --rm --network none localhost/netlink_port/stages \
     sh -c 'for f in /copied /cp /cp-a /tmp/copied; do echo "$f: $(getcap $f | sed "s/.* //")"; done'
 }
-rootless() { # WHAT ARGUMENT...: rootless.sh, with its own processes and mounts. They end with this process.
-  exec unshare --mount --pid --fork --kill-child --mount-proc "$here/rootless.sh" "$dir" "$here/$runtime.sh" "$image" "$@"
-}
+rootless() { bounded "${alone[@]}" "$here/rootless.sh" "$dir" "$here/$runtime.sh" "$image" "$@"; }
 
 checks() {
   for runtime in runtime docker-like; do
