@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{self, OFlag};
 use nix::sched::{setns, CloneFlags};
 use nix::sys::stat::{fstat, FileStat, Mode};
-use nix::sys::statfs::{fstatfs, FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC};
+use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -318,7 +318,7 @@ fn open_file(path: &CStr) -> Result<OwnedFd, Failure> {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let place = sys::retry(|| fcntl::open(path, flags, Mode::empty())).at(Stage::Open)?;
     let no_namespace = Failure::new(Stage::Setns, Errno::EINVAL);
-    let kind = fstatfs(&place).at(Stage::Open)?.filesystem_type();
+    let kind = resolve::file_system(&place)?;
     if kind != NSFS {
         let stat = fstat(&place).at(Stage::Open)?;
         let empty = stat.st_size == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFREG;

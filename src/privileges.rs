@@ -57,7 +57,8 @@ pub struct Privileges {
 /// [`Privileges::with_ptrace`] raises it.
 pub fn reduce(keep: &[Capability]) -> Result<Privileges, Fatal> {
     set_no_new_privs().map_err(Fatal::system("prctl(PR_SET_NO_NEW_PRIVS)"))?;
-    give_up(keep).map_err(|_| Fatal::at_start("capabilities could not be given up, capset(2)"))
+    give_up(keep)
+        .map_err(|_| Fatal::at_start("capabilities could not be given up, capget(2) or capset(2)"))
 }
 
 fn give_up(keep: &[Capability]) -> Result<Privileges, CapsError> {

@@ -12,8 +12,8 @@ use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{open, openat, readlinkat, OFlag};
 use nix::sys::stat::Mode;
-use nix::sys::statfs::{fstatfs, PROC_SUPER_MAGIC};
-use std::os::fd::OwnedFd;
+use nix::sys::statfs::{fstatfs, FsType, PROC_SUPER_MAGIC};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 /// How many symbolic links are followed, path_resolution(7).
@@ -73,6 +73,16 @@ pub fn follow(path: &[u8], privileges: &Privileges, visit: &mut Visit<'_>) -> Wa
         false => lost,
     });
     way
+}
+
+/// The file system of a file, by `fstatfs(2)`, which the kernel itself refuses to nobody.
+pub fn file_system(file: impl AsFd) -> Result<FsType, Failure> {
+    match fstatfs(file) {
+        Err(errno @ (Errno::EPERM | Errno::EACCES | Errno::ENOSYS)) => {
+            Err(Failure::new(Stage::Open, errno).because("fstatfs"))
+        }
+        other => other.map(|kind| kind.filesystem_type()).at(Stage::Open),
+    }
 }
 
 /// A folder of the path.
@@ -315,7 +325,7 @@ impl Way {
     }
 
     fn is_procfs(&mut self, fd: &OwnedFd) -> Result<bool, Failure> {
-        let procfs = fstatfs(fd).at(Stage::Open)?.filesystem_type() == PROC_SUPER_MAGIC;
+        let procfs = file_system(fd)? == PROC_SUPER_MAGIC;
         self.procfs |= procfs;
         Ok(procfs)
     }

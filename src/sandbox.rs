@@ -33,7 +33,9 @@ pub enum Owner {
 pub fn hold(owner: Owner) -> Result<(), Fatal> {
     let (user, group) = (geteuid(), getegid());
     if !user.is_root() {
-        give_up().map_err(|_| Fatal::at_start("capabilities could not be given up, capset(2)"))?;
+        give_up().map_err(|_| {
+            Fatal::at_start("capabilities could not be given up, capget(2) or capset(2)")
+        })?;
         // A program whose file the user cannot read, or has capabilities, does not own its files in /proc.
         set_dumpable(true).map_err(Fatal::system("prctl(PR_SET_DUMPABLE)"))?;
     }

@@ -277,8 +277,10 @@ fn take_wire() -> Result<Wire, Fatal> {
         fd.try_clone_to_owned()
             .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
     };
-    let input = private(stdin().as_fd()).map_err(system("standard input"))?;
-    let output = private(stdout().as_fd()).map_err(system("standard output"))?;
+    let input =
+        private(stdin().as_fd()).map_err(system("fcntl(F_DUPFD_CLOEXEC) of standard input"))?;
+    let output =
+        private(stdout().as_fd()).map_err(system("fcntl(F_DUPFD_CLOEXEC) of standard output"))?;
     let (input, output) = (sys::out_of_the_way(input), sys::out_of_the_way(output));
     dup2_stdin(nothing().map_err(system("/dev/null"))?).map_err(system("dup2"))?;
     dup2_stdout(stderr()).map_err(system("dup2"))?;

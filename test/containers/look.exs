@@ -1,5 +1,6 @@
 # look.exs: prints what this VM and a helper may do in a container of run.sh, a line each. Run by `bin/sample eval`.
-# LOOK lists the namespaces to open: `host`, a name, a path, or `pid:N`.
+# LOOK lists the namespaces to open: `host`, a name, a path, or `pid:N`. LOOK_USER_NAMESPACES=true is the option of the
+# server.
 status = fn pid, field ->
   [_, value] = Regex.run(~r/^#{field}:\s+(\S+)/m, File.read!("/proc/#{pid}/status"))
   value
@@ -32,7 +33,9 @@ end
 Logger.configure(level: :none)
 Process.flag(:trap_exit, true)
 
-with {:ok, server} <- NetlinkPort.start_link(name: nil) do
+user_namespaces = System.get_env("LOOK_USER_NAMESPACES") == "true"
+
+with {:ok, server} <- NetlinkPort.start_link(name: nil, user_namespaces: user_namespaces) do
   {:ok, %{os_pid: helper}} = NetlinkPort.info(server)
   IO.puts("helper: seccomp #{status.(helper, "Seccomp")}, #{status.(helper, "CapEff")}")
 

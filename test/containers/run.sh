@@ -1,79 +1,127 @@
 #!/bin/bash
 # run.sh: checks the release of the sample in containers of podman and runc: rootful, rootless, and with the
 # capabilities that Docker gives (runtime.sh). Each line is a check. `make containers` calls it. Root only. The
-# image is made here, of Debian's packages, without a registry.
+# image is made here, of the packages of this machine's Debian, without a registry.
 #
 # Images and layers are in $CONTAINERS_DIR (.containers), apart from podman's usual storage. Each container has the
-# loopback alone for a network.
+# loopback alone for a network. A check that has passed with this tree is not run again, so that an interrupted run goes
+# on; FORCE=1 runs all again.
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 dir=${CONTAINERS_DIR:-$top/.containers}
 [ "$(id -u)" = 0 ] || { echo "make containers makes an image and namespaces: run it as root" >&2; exit 1; }
+# The release has the ERTS of this machine, which needs its C library.
+suite=$(. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_CODENAME:-}")
+[ -n "$suite" ] || { echo "make containers makes an image of this machine's Debian suite: run it on Debian" >&2; exit 1; }
 mkdir -p "$dir"
 exec 9>"$dir/lock"
-flock 9
+flock -n 9 || { echo "another make containers runs in $dir" >&2; exit 1; }
 began=$(date +%s)
-last=$(cat "$dir/seconds" 2>/dev/null || echo "some 5 minutes, by guess")
-echo "containers: $(podman --version), $(runc --version | head -1); the last whole run took: $last"
 
 name=nlc-$$
 image=localhost/netlink_port/sample
-: >"$dir/passed"
-: >"$dir/failed"
-podman_() { podman --root "$dir/storage" --runroot "$dir/run" --cgroup-manager cgroupfs --runtime "$here/$runtime.sh" "$@"; }
+output=$dir/output
+# Jobs have process groups of their own, so that a trap can end them at once and as a whole.
+set -m
+job=
+run() { # COMMAND...: its output goes to a file.
+  local status=0
+  "$@" >"$output" 2>&1 9>&- &
+  job=$!
+  wait "$job" || status=$?
+  job=
+  return "$status"
+}
+# No command of podman takes longer than 10 minutes.
+bounded() { timeout --foreground --kill-after 10 600 "$@"; }
+# All that the command has started ends with it.
+alone=(unshare --mount --pid --fork --kill-child --mount-proc)
 runtime=runtime
-end() {
-  podman_ rm -fa >/dev/null 2>&1
-  for netns in "$name-blue" "$name-late"; do ip netns del "$netns" 2>/dev/null; done
+podman_() {
+  bounded podman --root "$dir/storage" --runroot "$dir/run" --cgroup-manager cgroupfs --runtime "$here/$runtime.sh" "$@"
 }
-trap end EXIT
-trap 'exit 1' INT TERM
-
-## The image
-
-key=$(cd "$top" && git ls-files -co --exclude-standard -- src elixir build.exs mix.exs Cargo.lock examples/sample test/containers |
-  xargs -d '\n' sha256sum | sha256sum | cut -c1-16)
-if [ "$(cat "$dir/image" 2>/dev/null)" != "$key" ]; then
-  echo "containers: making the image"
-  [ -e "$dir/base.tar" ] || {
-    mmdebstrap --mode=root --variant=minbase --include=libncursesw6,libssl3,libstdc++6,iproute2,libcap2-bin,procps \
-      bookworm "$dir/base.new.tar" http://deb.debian.org/debian >"$dir/base.log" 2>&1 || { tail "$dir/base.log"; exit 1; }
-    mv "$dir/base.new.tar" "$dir/base.tar"
-  }
-  (cd "$top/examples/sample" && export MIX_ENV=prod && mix deps.get && mix release --overwrite --path "$dir/context/release") \
-    >"$dir/release.log" 2>&1 || { tail -20 "$dir/release.log"; exit 1; }
-  cp "$here/look.exs" "$here/Containerfile" "$dir/context/"
-  podman_ import "$dir/base.tar" localhost/netlink_port/base >/dev/null 2>"$dir/podman.log" &&
-    podman_ build --network none --quiet --tag "$image" "$dir/context" >>"$dir/podman.log" 2>&1 || {
-    tail -20 "$dir/podman.log"
-    exit 1
-  }
-  echo "$key" >"$dir/image"
-fi
-
-## What is checked
-
-# Runs at the end of a pipe, in a subshell, so that it counts passed and failed checks in files.
-expect() { # WHAT PATTERN... <<<OUTPUT: each pattern, a whole line of extended regular expression, is in the output.
-  local what=$1 output missing='' pattern
-  shift
-  output=$(cat)
-  for pattern; do grep -qxE "$pattern" <<<"$output" || missing+="    no line: $pattern"$'\n'; done
-  if [ -z "$missing" ]; then
-    echo "ok   $what" | tee -a "$dir/passed"
-  else
-    echo "$what" >>"$dir/failed"
-    printf 'FAIL %s\n%s%s\n' "$what" "$missing" "$(sed 's/^/    /' <<<"$output")"
-  fi
-}
-look() { podman_ run --rm --network none "$@" "$image" /app/bin/sample eval 'Code.eval_file("/app/look.exs")' 2>&1; }
 within() { # SECONDS COMMAND...: until it succeeds.
   local end=$(($(date +%s) + $1))
   shift
   until "$@"; do [ "$(date +%s)" -lt $end ] || return 1; sleep 0.1; done
 }
+gone() { ! kill -0 -- "-$job"; }
+remove_all() { podman_ rm --force --all --time 0 >/dev/null 2>&1 9>&-; }
+end() {
+  trap '' INT TERM HUP
+  # bash would tell of the end of the job.
+  exec 2>/dev/null
+  if [ -n "$job" ]; then
+    kill -- "-$job"
+    # unshare(1) waits for its command, whose process 1 can ignore the signal.
+    within 5 gone
+    kill -KILL -- "-$job"
+    wait "$job"
+  fi
+  remove_all
+  for netns in "$name-blue" "$name-late"; do ip netns del "$netns" 2>/dev/null; done
+}
+trap end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+## The image
+
+sum() { (cd "$top" && git ls-files -co --exclude-standard -- "$@" | xargs -d '\n' sha256sum | sha256sum | cut -c1-16); }
+key="$suite $(sum src elixir build.exs mix.exs Cargo.lock examples/sample test/containers/look.exs test/containers/Containerfile)"
+base=$dir/base-$suite.tar
+make_image() {
+  [ -e "$base" ] || {
+    mmdebstrap --mode=root --variant=minbase --include=libncursesw6,libssl3,libstdc++6,iproute2,libcap2-bin,procps \
+      "$suite" "$base.new.tar" http://deb.debian.org/debian && mv "$base.new.tar" "$base"
+  } &&
+    (cd "$top/examples/sample" && export MIX_ENV=prod && mix deps.get && "${alone[@]}" mix release --overwrite --path "$dir/context/release") &&
+    cp "$here/look.exs" "$here/Containerfile" "$dir/context/" &&
+    podman_ import "$base" localhost/netlink_port/base &&
+    podman_ build --network none --quiet --tag "$image" "$dir/context" &&
+    rm -f "$dir/sample.tar" && podman_ save --quiet --output "$dir/sample.tar" "$image"
+}
+remove_all
+if [ "$(cat "$dir/image" 2>/dev/null)" != "$key" ]; then
+  echo "containers: making the image, of Debian $suite"
+  rm -f "$dir/image"
+  run make_image || { tail -20 "$output"; exit 1; }
+  echo "$key" >"$dir/image"
+fi
+
+## What is checked
+
+# The first line of `passed` is the tree and the engine. The others are the checks that have passed.
+mark="$key $(sum test/containers) $(podman --version) $(runc --version | head -1)"
+[ "${FORCE:-}" != 1 ] && [ "$(head -1 "$dir/passed" 2>/dev/null)" = "$mark" ] || echo "$mark" >"$dir/passed"
+passed() { tail -n +2 "$dir/passed" | grep -qxF -- "$1"; }
+
+total=0 number=0 failed=0 counting=yes
+check() { # WHAT PATTERN... -- COMMAND...: each pattern, a whole line of extended regular expression, is in its output.
+  local what=$1 patterns=() missing='' pattern start
+  shift
+  while [ "$1" != -- ]; do patterns+=("$1"); shift; done
+  shift
+  if [ -n "$counting" ]; then total=$((total + 1)); return; fi
+  number=$((number + 1))
+  ! passed "$what" || return
+  [ ! -t 1 ] || printf '     %s of %s: %s' "$number" "$total" "$what"
+  start=$(date +%s)
+  run "$@"
+  for pattern in "${patterns[@]}"; do grep -qxE -- "$pattern" "$output" || missing+="    no line: $pattern"$'\n'; done
+  [ ! -t 1 ] || printf '\r\033[K'
+  if [ -z "$missing" ]; then
+    echo "$what" >>"$dir/passed"
+    echo "ok   $number of $total, $(($(date +%s) - start)) s: $what"
+  else
+    failed=$((failed + 1))
+    printf 'FAIL %s of %s: %s\n%s%s\n' "$number" "$total" "$what" "$missing" "$(sed 's/^/    /' "$output")"
+  fi
+}
+look_='Code.eval_file("/app/look.exs")'
+look() { podman_ run --rm --network none "$@" "$image" /app/bin/sample eval "$look_"; }
 
 none='vm: no capabilities'
 some='vm: capabilities 0.*'
@@ -82,148 +130,196 @@ bare='helper: seccomp 2, 0000000000000000'
 opened="$name-blue: opened, verified: true, links: lo"
 netns=(--volume /run/netns:/run/netns:ro,rslave)
 add=(--cap-add SYS_ADMIN --cap-add NET_ADMIN)
+trace=(--cap-add SYS_PTRACE)
 app=(--user app --env NETLINK_PORT_EXECUTABLE=/opt/netlink/netlink_port)
 blue=(--env "LOOK=host $name-blue")
 ip netns add "$name-blue"
 
-for runtime in runtime docker-like; do
-  case $runtime in runtime) engine=podman ;; *) engine="as Docker" ;; esac
-  look "${netns[@]}" "${blue[@]}" |
-    expect "$engine, root, default profile: the own namespace alone" "$some" "$bare" 'host: opened, .*' "$name-blue: setns eperm: .*CAP_SYS_ADMIN.*"
-  look --user app "${netns[@]}" "${blue[@]}" |
-    expect "$engine, a user, default profile: the own namespace alone" "$none" "$bare" 'host: opened, .*' "$name-blue: setns eperm: .*CAP_SYS_ADMIN.*"
-  look "${app[@]}" |
-    expect "$engine, a user, default profile: a helper with file capabilities is not run" "$none" 'start: .*EPERM.*bounding set.*'
-  look "${add[@]}" "${netns[@]}" "${blue[@]}" |
-    expect "$engine, root, SYS_ADMIN and NET_ADMIN" "$some" "$helper" 'host: opened, verified: true, .*' "$opened"
-  case $runtime in
-    runtime) vm=$some why="podman gives --cap-add of a user to the VM" ;;
-    *) vm=$none why="the VM has none" ;;
-  esac
-  look "${add[@]}" "${app[@]}" "${netns[@]}" "${blue[@]}" |
-    expect "$engine, a user, both added, file capabilities: $why" "$vm" "$helper" "$opened"
-  look "${add[@]}" "${app[@]}" "${netns[@]}" "${blue[@]}" --security-opt no-new-privileges |
-    case $runtime in
-      runtime) expect "$engine, no-new-privileges, a user: by the ambient set alone" "$some" "$helper" "$opened" ;;
-      *) expect "$engine, no-new-privileges, a user: file capabilities do not count" "$none" "$bare" "$name-blue: setns eperm: .*" ;;
-    esac
-  look "${add[@]}" "${netns[@]}" "${blue[@]}" --security-opt no-new-privileges |
-    expect "$engine, no-new-privileges, root" "$some" "$helper" "$opened"
-done
-runtime=runtime
+## A container with another one's namespaces
 
-podman_ run --rm --network none "${add[@]}" "${app[@]}" --user root "${netns[@]}" "${blue[@]}" --cap-add SETPCAP "$image" \
-  setpriv --reuid app --regid app --init-groups --inh-caps=-all --ambient-caps=-all --reset-env env LC_ALL=C.UTF-8 \
-  RELEASE_TMP=/tmp RELEASE_DISTRIBUTION=none NETLINK_PORT_EXECUTABLE=/opt/netlink/netlink_port "LOOK=$name-blue" \
-  /app/bin/sample eval 'Code.eval_file("/app/look.exs")' 2>&1 |
-  expect "podman, a user by setpriv(1) from root: the VM has none" "$none" "$helper" "$opened"
-
-look --read-only --cap-drop all --user app |
-  expect "read-only, all capabilities dropped" "$none" "$bare" 'host: opened, .*'
-look --read-only --cap-drop all "${add[@]}" "${netns[@]}" "${blue[@]}" |
-  expect "read-only, all dropped but the two" "$some" "$helper" "$opened"
-
-## Mounts: a namespace that is made once the container runs
-
-for propagation in private rslave rshared; do
-  id=$(podman_ run --detach --network none "${add[@]}" --volume "/run/netns:/run/netns:$propagation" --env "LOOK=$name-late" "$image" \
-    sh -c 'until [ -e /run/netns/'"$name"'-late ]; do sleep 0.1; done; sleep 1; exec /app/bin/sample eval '"'"'Code.eval_file("/app/look.exs")'"'")
-  ip netns add "$name-late"
-  podman_ wait "$id" >/dev/null
-  case $propagation in
-    private) seen="$name-late: setns einval: .*" ;;
-    *) seen="$name-late: opened, verified: true, links: lo" ;;
-  esac
-  podman_ logs "$id" 2>&1 | expect "/run/netns mounted $propagation, a namespace that is made later" "$seen"
-  ip netns del "$name-late"
-  podman_ rm -f "$id" >/dev/null
-done
-
-## Process ids
-
-target=$(podman_ run --detach --network none "$image" sleep 600)
-pid=$(podman_ inspect --format '{{.State.Pid}}' "$target")
-# Root of a default container has capabilities that the helper has given up.
-look "${add[@]}" --pid "container:$target" --env LOOK=pid:1 |
-  expect "pid namespace of another container: its process 1 takes SYS_PTRACE" "$helper" 'pid:1: open eacces: .*CAP_SYS_PTRACE.*'
-add+=(--cap-add SYS_PTRACE)
-look "${add[@]}" --pid "container:$target" --env LOOK=pid:1 |
-  expect "pid namespace of another container, with SYS_PTRACE" "$helper" 'pid:1: opened, verified: true, links: lo'
-look "${add[@]}" --pid host --env "LOOK=pid:$pid" |
-  expect "pid namespace of the host, with SYS_PTRACE" "$helper" "pid:$pid: opened, verified: true, links: lo"
-look "${add[@]}" --env "LOOK=pid:$pid" |
-  expect "a pid namespace of its own: that number is nobody there" "$helper" "pid:$pid: open esrch: .*"
-podman_ rm -f -t 0 "$target" >/dev/null
-
-## The release as process 1
-
-start() { podman_ run --detach --network none "${add[@]}" "${netns[@]}" --env "SAMPLE_NETNS=$name-blue" "$@" "$image"; }
-logs() { podman_ logs "$1" 2>&1; }
-restarted() { [ "$(logs "$1" | grep -c 'watching the links')" -ge 2 ]; }
-says() { logs "$1" | grep -q "$2"; }
-add_link() { ip -n "$name-blue" link add "$1" type bridge; }
-
-id=$(start)
-within 60 says "$id" 'watching the links'
-add_link br1
-within 20 says "$id" 'new link br1'
-{ echo "process 1: $(podman_ exec "$id" cat /proc/1/comm)"; logs "$id"; } | expect "as process 1: events come" 'process 1: beam.smp' 'watching the links of .*, verified: true' 'new link br1'
-
-podman_ exec "$id" sh -c 'for p in /proc/[0-9]*; do [ "$(cat $p/comm)" != netlink_port ] || kill -9 ${p#/proc/}; done' 2>/dev/null
-within 20 restarted "$id"
-add_link br2
-within 20 says "$id" 'new link br2'
-zombies=$(podman_ exec "$id" sh -c 'cat /proc/[0-9]*/status' 2>/dev/null | grep -c '^State:.Z')
-{ echo "zombies: $zombies, starts: $(logs "$id" | grep -c 'watching the links')"; logs "$id"; } |
-  expect "as process 1: a killed helper is replaced, and reaped" 'zombies: 0, starts: 2' 'new link br2'
-
-podman_ pause "$id" >/dev/null
-add_link br3
-podman_ unpause "$id" >/dev/null
-within 20 says "$id" 'new link br3'
-logs "$id" | expect "pause and unpause: what came meanwhile is told then" 'new link br3'
-
-pid=$(podman_ inspect --format '{{.State.Pid}}' "$id")
-children=$(pgrep -P "$pid,$(pgrep -P "$pid" | paste -sd,)" -d ' ')
-before=$(date +%s)
-podman_ kill --signal TERM "$id" >/dev/null
-code=$(podman_ wait "$id")
-left=0
-for child in $children; do [ ! -e "/proc/$child" ] || left=$((left + 1)); done
-{ echo "code: $code, left: $left"; [ $(($(date +%s) - before)) -lt 10 ] && echo "in time"; } |
-  expect "SIGTERM: an orderly end, nothing is left" 'code: 0, left: 0' 'in time'
-podman_ rm -f "$id" >/dev/null
-
-## Limits
-
-id=$(start --memory 128m --pids-limit 64)
-within 60 says "$id" 'watching the links'
-add_link br4
-within 20 says "$id" 'new link br4'
-logs "$id" | expect "memory: 128m, pids-limit: 64" 'watching the links of .*' 'new link br4'
-podman_ rm -f -t 0 "$id" >/dev/null
-
-## Images: what keeps file capabilities
-
-mkdir -p "$dir/stages"
-printf 'FROM %s AS first\nFROM localhost/netlink_port/base\nCOPY --from=first /opt/netlink/netlink_port /copied\nRUN cp /copied /cp; cp -a /copied /cp-a; tar -C / -c copied | tar -x -C /tmp; true\n' "$image" >"$dir/stages/Containerfile"
-podman_ build --network none --quiet --tag localhost/netlink_port/stages "$dir/stages" >"$dir/stages.log" 2>&1 || tail "$dir/stages.log"
-podman_ run --rm --network none localhost/netlink_port/stages sh -c \
-  'for f in /copied /cp /cp-a /tmp/copied; do echo "$f: $(getcap $f | sed "s/.* //")"; done' 2>&1 |
-  expect "file capabilities: kept by COPY --from and cp -a, lost by cp and tar" '/copied: cap_net_admin,cap_sys_admin=ep' \
-    '/cp: ' '/cp-a: cap_net_admin,cap_sys_admin=ep' '/tmp/copied: '
-podman_ save --quiet --output "$dir/sample.tar" "$image" 2>/dev/null || { rm -f "$dir/sample.tar"; podman_ save --quiet --output "$dir/sample.tar" "$image"; }
-
-## Rootless, by a user who is made for it in a mount namespace
-
-rootless() { # ARGUMENTS of podman run: `look` of an ordinary user.
-  unshare --mount "$here/rootless.sh" "$dir" "$here/runtime.sh" "$@" 2>&1
+# As docs/deployment.md prints it.
+by_setpriv() {
+  podman_ run --rm --network none --user root "${add[@]}" --cap-add SETPCAP "${netns[@]}" "$image" \
+    setpriv --reuid app --regid app --init-groups --inh-caps=-all --ambient-caps=-all --reset-env \
+    env LC_ALL=C.UTF-8 RELEASE_TMP=/tmp RELEASE_DISTRIBUTION=none NETLINK_PORT_EXECUTABLE=/opt/netlink/netlink_port \
+    "LOOK=$name-blue" /app/bin/sample eval "$look_"
 }
-rootless --env LOOK=host |
-  expect "rootless, default profile: the own namespace" "$some" "$bare" 'host: opened, .*'
-rootless "${add[@]}" "${netns[@]}" --env "LOOK=host $name-blue" |
-  expect "rootless, both added: what was made inside, and not the host's" "$some" "$helper" 'host: opened, verified: true, .*' "$name-blue: setns eperm: .*"
+# A namespace that is made once the container runs.
+later() { # PROPAGATION
+  podman_ run --detach --network none --name later "${add[@]}" --volume "/run/netns:/run/netns:$1" --env "LOOK=$name-late" "$image" \
+    sh -c "until [ -e /run/netns/$name-late ]; do sleep 0.1; done; sleep 1; exec /app/bin/sample eval '$look_'"
+  ip netns add "$name-late"
+  podman_ wait later
+  podman_ logs later
+  podman_ rm --force later
+  ip netns del "$name-late"
+}
+# Another container. Its process 1, root, has capabilities that the helper has given up.
+target() {
+  podman_ container exists target || podman_ run --detach --network none --name target "$image" sleep 3600
+  pid=$(podman_ inspect --format '{{.State.Pid}}' target)
+}
+look_at_target() { # PATH ARGUMENT...: PATH has PID for the process id of that container, outside.
+  target
+  look "${@:2}" --env "LOOK=${1/PID/$pid}"
+}
+of_target() { look_at_target pid:1 --pid container:target "$@"; }
 
-echo "$(($(date +%s) - began)) s" >"$dir/seconds"
-echo "containers: $(wc -l <"$dir/passed") passed, $(wc -l <"$dir/failed") failed; $(cat "$dir/seconds")"
-[ ! -s "$dir/failed" ]
+## The release as process 1 of a container
+
+start() { # NAME ARGUMENT...
+  podman_ run --detach --network none --name "$1" "${add[@]}" "${netns[@]}" --env "SAMPLE_NETNS=$name-blue" "${@:2}" "$image" &&
+    within 60 says "$1" 'watching the links'
+}
+logs() { podman_ logs "$1" 2>&1; }
+says() { logs "$1" | grep -q "$2"; }
+process_1() { podman_ container exists process-1 || start process-1; }
+starts() { logs process-1 | grep -c 'watching the links'; }
+restarted() { [ "$(starts)" -ge 2 ]; }
+new_link() { # NAME LINK
+  ip -n "$name-blue" link add "$2" type bridge
+  within 20 says "$1" "new link $2"
+}
+tells() {
+  process_1
+  new_link process-1 br1
+  echo "process 1: $(podman_ exec process-1 cat /proc/1/comm)"
+  logs process-1
+}
+replaces() {
+  process_1
+  podman_ exec process-1 sh -c 'for p in /proc/[0-9]*; do [ "$(cat $p/comm)" != netlink_port ] || kill -9 ${p#/proc/}; done'
+  within 20 restarted
+  new_link process-1 br2
+  echo "zombies: $(podman_ exec process-1 sh -c 'cat /proc/[0-9]*/status' | grep -c '^State:.Z'), starts: $(starts)"
+  logs process-1
+}
+pauses() { # LINES: of ip(8), meanwhile
+  process_1
+  podman_ pause process-1
+  ip -n "$name-blue" -batch - <<<"$1"
+  podman_ unpause process-1
+  within 20 says process-1 "$2"
+  logs process-1
+}
+ends() {
+  process_1
+  local pid children before code left=0
+  pid=$(podman_ inspect --format '{{.State.Pid}}' process-1)
+  children=$(pgrep -P "$pid,$(pgrep -P "$pid" | paste -sd,)" -d ' ')
+  before=$(date +%s)
+  podman_ kill --signal TERM process-1
+  code=$(podman_ wait process-1)
+  for child in $children; do [ ! -e "/proc/$child" ] || left=$((left + 1)); done
+  echo "code: $code, left: $left"
+  [ $(($(date +%s) - before)) -ge 10 ] || echo "in time"
+  podman_ rm --force process-1
+}
+limited() {
+  start limited --memory 128m --pids-limit 64
+  new_link limited br4
+  logs limited
+  podman_ rm --force --time 0 limited
+}
+
+## Images, and containers of an ordinary user
+
+stages() {
+  mkdir -p "$dir/stages"
+  cat >"$dir/stages/Containerfile" <<END
+FROM $image AS first
+FROM localhost/netlink_port/base
+COPY --from=first /opt/netlink/netlink_port /copied
+RUN cp /copied /cp; cp -a /copied /cp-a; tar -C / -c copied | tar -x -C /tmp; true
+END
+  podman_ build --network none --quiet --tag localhost/netlink_port/stages "$dir/stages"
+  podman_ run --rm --network none localhost/netlink_port/stages \
+    sh -c 'for f in /copied /cp /cp-a /tmp/copied; do echo "$f: $(getcap $f | sed "s/.* //")"; done'
+}
+rootless() { bounded "${alone[@]}" "$here/rootless.sh" "$dir" "$here/$runtime.sh" "$image" "$@"; }
+
+checks() {
+  for runtime in runtime docker-like; do
+    case $runtime in runtime) engine=podman ;; *) engine="as Docker" ;; esac
+    check "$engine, root, default profile: the own namespace alone" \
+      "$some" "$bare" 'host: opened, .*' "$name-blue: setns eperm: .*CAP_SYS_ADMIN.*" -- look "${netns[@]}" "${blue[@]}"
+    check "$engine, a user, default profile: the own namespace alone" \
+      "$none" "$bare" 'host: opened, .*' "$name-blue: setns eperm: .*CAP_SYS_ADMIN.*" -- look --user app "${netns[@]}" "${blue[@]}"
+    check "$engine, a user, default profile: a helper with file capabilities is not run" \
+      "$none" 'start: .*EPERM.*bounding set.*' -- look "${app[@]}"
+    check "$engine, root, SYS_ADMIN and NET_ADMIN" \
+      "$some" "$helper" 'host: opened, verified: true, .*' "$opened" -- look "${add[@]}" "${netns[@]}" "${blue[@]}"
+    case $runtime in
+      runtime) vm=$some why="podman gives --cap-add of a user to the VM" ;;
+      *) vm=$none why="the VM has none" ;;
+    esac
+    check "$engine, a user, both added, file capabilities: $why" \
+      "$vm" "$helper" "$opened" -- look "${add[@]}" "${app[@]}" "${netns[@]}" "${blue[@]}"
+    case $runtime in
+      runtime) what="by the ambient set alone" vm=$some its=$helper seen=$opened ;;
+      *) what="file capabilities do not count" vm=$none its=$bare seen="$name-blue: setns eperm: .*" ;;
+    esac
+    check "$engine, no-new-privileges, a user: $what" \
+      "$vm" "$its" "$seen" -- look "${add[@]}" "${app[@]}" "${netns[@]}" "${blue[@]}" --security-opt no-new-privileges
+    check "$engine, no-new-privileges, root" \
+      "$some" "$helper" "$opened" -- look "${add[@]}" "${netns[@]}" "${blue[@]}" --security-opt no-new-privileges
+  done
+  runtime=runtime
+  check "podman, a user by setpriv(1) from root: the VM has none" "$none" "$helper" "$opened" -- by_setpriv
+  check "read-only, all capabilities dropped" "$none" "$bare" 'host: opened, .*' -- look --read-only --cap-drop all --user app
+  check "read-only, all dropped but the two" \
+    "$some" "$helper" "$opened" -- look --read-only --cap-drop all "${add[@]}" "${netns[@]}" "${blue[@]}"
+
+  check "/run/netns mounted private, a namespace that is made later" "$name-late: setns einval: .*" -- later private
+  for propagation in rslave rshared; do
+    check "/run/netns mounted $propagation, a namespace that is made later" \
+      "$name-late: opened, verified: true, links: lo" -- later "$propagation"
+  done
+
+  check "pid namespace of another container: its process 1 takes SYS_PTRACE" \
+    "$helper" 'pid:1: open eacces: .*CAP_SYS_PTRACE.*' -- of_target "${add[@]}"
+  check "pid namespace of another container, with SYS_PTRACE" \
+    "$helper" 'pid:1: opened, verified: true, links: lo' -- of_target "${add[@]}" "${trace[@]}"
+  check "pid namespace of the host, with SYS_PTRACE" \
+    "$helper" 'pid:[0-9]+: opened, verified: true, links: lo' -- look_at_target pid:PID "${add[@]}" "${trace[@]}" --pid host
+  check "a pid namespace of its own: that number is nobody there" \
+    "$helper" 'pid:[0-9]+: open esrch: .*' -- look_at_target pid:PID "${add[@]}" "${trace[@]}"
+  check "the host's /proc, with SYS_PTRACE: its paths open without a pid namespace" \
+    "$helper" '/host/proc/[0-9]+/ns/net: opened, verified: true, links: lo' \
+    -- look_at_target /host/proc/PID/ns/net "${add[@]}" "${trace[@]}" --volume /proc:/host/proc:ro
+
+  check "as process 1: events come" \
+    'process 1: beam.smp' 'watching the links of .*, verified: true' 'new link br1' -- tells
+  check "as process 1: a killed helper is replaced, and reaped" 'zombies: 0, starts: 2' 'new link br2' -- replaces
+  check "pause and unpause: what came meanwhile is told then" \
+    'new link br3' -- pauses 'link add br3 type bridge' 'new link br3'
+  check "pause and unpause: an overrun tells how many were dropped" \
+    'missed [1-9][0-9]* datagrams' -- pauses "$(seq -f 'link set lo mtu %.0f' 1001 9000)" 'missed'
+  check "SIGTERM: an orderly end, nothing is left" 'code: 0, left: 0' 'in time' -- ends
+  check "memory: 128m, pids-limit: 64" 'watching the links of .*' 'new link br4' -- limited
+
+  check "file capabilities: kept by COPY --from and cp -a, lost by cp and tar" '/copied: cap_net_admin,cap_sys_admin=ep' \
+    '/cp: ' '/cp-a: cap_net_admin,cap_sys_admin=ep' '/tmp/copied: ' -- stages
+  check "rootless, default profile: the own namespace" "$some" "$bare" 'host: opened, .*' -- rootless look
+  check "rootless, both added: the host's namespaces are closed" \
+    "$some" "$helper" 'host: opened, verified: true, .*' "$name-blue: setns eperm: .*" -- rootless look "${add[@]}" "${netns[@]}" "${blue[@]}"
+  check "rootless, both added: a namespace that is made inside" \
+    "$some" "$helper" 'inside: opened, verified: true, links: lo' -- rootless inside "${add[@]}" --env LOOK=inside
+  runtime=docker-like
+  check "rootless, a user: file capabilities are kept by podman save and load" \
+    "$none" "$helper" 'host: opened, verified: true, .*' -- rootless look "${add[@]}" "${app[@]}"
+  runtime=runtime
+  check "rootless, from outside, as its user: with user_namespaces: true" \
+    "$none" "$bare" 'pid:[0-9]+: opened, verified: true, links: lo' -- rootless outside
+}
+
+checks
+counting=
+echo "containers: $(podman --version), $(runc --version | head -1), Debian $suite; of $total checks" \
+  "$(($(wc -l <"$dir/passed") - 1)) have passed already; the last whole run took: $(cat "$dir/seconds" 2>/dev/null || echo "some 5 minutes, by guess")"
+whole=$(($(wc -l <"$dir/passed") == 1))
+checks
+took="$(($(date +%s) - began)) s"
+[ "$whole" = 0 ] || echo "$took" >"$dir/seconds"
+echo "containers: of $total checks $(($(wc -l <"$dir/passed") - 1)) have passed, $failed failed; $took"
+[ "$failed" = 0 ]

@@ -366,7 +366,7 @@ defmodule NetlinkPort.FaultsTest do
       for {refusal, sentence} <- [
             {"prlimit64 EPERM", "setrlimit(RLIMIT_NOFILE): EPERM"},
             {"prctl EPERM", "prctl(PR_SET_NO_NEW_PRIVS): EPERM"},
-            {"capset EPERM", "capabilities could not be given up, capset(2)"},
+            {"capset EPERM", "capabilities could not be given up, capget(2) or capset(2)"},
             {"seccomp EPERM", "seccomp(2) was refused: the seccomp profile of the container, or"},
             {"epoll_create1 EPERM", "epoll_create1: EPERM"},
             # EPERM would mean a file.

@@ -352,7 +352,7 @@ defmodule NetlinkPort.RefusalsTest do
             {"epoll_create1 ENOSYS always",
              "epoll_create1: ENOSYS: Function not implemented; a seccomp profile can be what refuses it"},
             {"capset EPERM always",
-             "capabilities could not be given up, capset(2); a seccomp profile can be what refuses it"}
+             "capabilities could not be given up, capget(2) or capset(2); a seccomp profile can be what refuses it"}
           ] do
         command = ": | #{fixture!("inject")} #{fault} #{helper()} | cat"
         {output, 0} = System.cmd("sh", ["-c", command], stderr_to_stdout: true)

@@ -91,8 +91,9 @@ defmodule NetlinkPort.Helper.Execve do
   end
 
   defp signalled(139) do
-    {"was ended by SIGSEGV: its stack may be too small",
-     "raise RLIMIT_STACK (LimitSTACK= of a systemd unit), or install it again"}
+    {"was ended by SIGSEGV: its stack may be too small, or a seccomp profile refuses a system call of its start",
+     "raise RLIMIT_STACK (LimitSTACK= of a systemd unit), compare the profile with docs/deployment.md, or install it " <>
+       "again"}
   end
 
   defp signalled(152), do: {"was ended by SIGXCPU: its processor time was up", "raise RLIMIT_CPU"}

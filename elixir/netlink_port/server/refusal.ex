@@ -191,8 +191,8 @@ defmodule NetlinkPort.Server.Refusal do
   defp hint(_stage, _reason, "pidfd_open", c),
     do: "pidfd_open(2) was refused: " <> Privileges.refuser(c.privileges)
 
-  defp hint(_stage, _reason, "readlinkat", c),
-    do: "readlinkat(2) was refused: " <> Privileges.refuser(c.privileges)
+  defp hint(_stage, _reason, call, c) when call in ["readlinkat", "fstatfs"],
+    do: "#{call}(2) was refused: " <> Privileges.refuser(c.privileges)
 
   defp hint(:setns, :einval, "empty", _c) do
     "it is not a network namespace: nothing is mounted on it. `ip netns add` makes the file a moment " <>

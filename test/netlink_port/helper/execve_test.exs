@@ -248,7 +248,7 @@ defmodule NetlinkPort.ExecveTest do
           {"SYS", 159,
            "it was ended by SIGSYS: a seccomp profile ends programs for a system call"},
           {"SEGV", 139,
-           "it was ended by SIGSEGV: its stack may be too small; raise RLIMIT_STACK"},
+           "it was ended by SIGSEGV: its stack may be too small, or a seccomp profile refuses a system call of its start; raise RLIMIT_STACK"},
           {"XCPU", 152, "it was ended by SIGXCPU: its processor time was up; raise RLIMIT_CPU"},
           {"USR1", 138, "it was ended by signal 10"},
           {"ABRT", 134, "it was ended by SIGABRT; it says: fatal"}
