@@ -19,7 +19,7 @@ defmodule Soak.Ledger do
 
   @doc "Records an error: something that must never happen."
   def wrong(what) do
-    IO.puts("WRONG: #{inspect(what, limit: 12, printable_limit: 200)}")
+    IO.puts("WRONG: #{inspect(what, limit: 60, printable_limit: 200)}")
     :ets.insert(@wrongs, {what, System.monotonic_time()})
   end
 

@@ -7,6 +7,7 @@
 for part <- ~w(ledger world storm worker chaos), do: Code.require_file("#{part}.exs", __DIR__)
 
 defmodule Soak do
+  alias NetlinkPort.Pace
   alias Soak.{Chaos, Ledger, Storm, Worker, World}
 
   @servers [Soak.A, Soak.B, Soak.C]
@@ -25,8 +26,16 @@ defmodule Soak do
     IO.puts("soak: #{seconds} s, seed #{seed}, #{@workers} owners, #{@namespaces} namespaces")
     world = World.build(@namespaces)
 
+    # Storms and chaos are linked. The namespaces are deleted also when one of them crashes.
+    Process.flag(:trap_exit, true)
+
     try do
       soak(world, seconds, seed)
+    catch
+      # Before the owners complain of namespaces that are gone.
+      kind, reason ->
+        IO.puts("soak: " <> Exception.format(kind, reason, __STACKTRACE__))
+        exit({:shutdown, 1})
     after
       World.demolish(world)
     end
@@ -86,9 +95,14 @@ defmodule Soak do
       {:DOWN, _monitor, :process, pid, reason} ->
         replace(config, pid, reason)
         keep_up(config, deadline)
+
+      {:EXIT, pid, reason} when is_pid(pid) ->
+        exit({:crashed, pid, reason})
     after
       min(1_000, max(deadline - now(), 0)) ->
-        for late <- Ledger.overdue(@longest_call), do: Ledger.wrong({:no_answer, late})
+        for late <- Ledger.overdue(Pace.within(@longest_call)),
+            do: Ledger.wrong({:no_answer, late})
+
         if now() < deadline, do: keep_up(config, deadline)
     end
   end
@@ -108,8 +122,8 @@ defmodule Soak do
     for {_index, storm} <- config.storms, do: Storm.pause(storm)
     keep_up(config, now() + 500)
     for {number, _pid} <- :ets.tab2list(config.workers), do: quiesce(config, number)
-    await_servers(config, now() + 30_000)
-    settle(config, now() + 30_000)
+    await_servers(config, now() + Pace.within(30_000))
+    settle(config, now() + Pace.within(30_000))
   end
 
   # A server that was just killed is starting again.
@@ -148,7 +162,8 @@ defmodule Soak do
         replace(config, pid, reason)
         quiesce(config, number)
     after
-      2 * @longest_call -> Ledger.wrong({:not_quiet, Process.info(pid, :current_stacktrace)})
+      2 * Pace.within(@longest_call) ->
+        Ledger.wrong({:not_quiet, Process.info(pid, :current_stacktrace)})
     end
   end
 
@@ -254,4 +269,5 @@ end
 seconds = String.to_integer(System.get_env("SOAK_SECONDS", "300"))
 seed = String.to_integer(System.get_env("SOAK_SEED", "#{System.os_time(:second)}"))
 Logger.configure(level: :critical)
+NetlinkPort.Pace.set()
 Soak.run(seconds, seed)

@@ -5,7 +5,7 @@ defmodule Soak.Storm do
 
   use GenServer
 
-  alias NetlinkPort.Rtnl
+  alias NetlinkPort.{Pace, Rtnl}
   alias Soak.{Ledger, World}
 
   # Routes of a batch. Batch `b` adds routes b*@size + 0.. and removes them again.
@@ -28,8 +28,8 @@ defmodule Soak.Storm do
   end
 
   @doc "Makes no more batches until `go_on/1`."
-  def pause(storm), do: GenServer.call(storm, :pause, 60_000)
-  def go_on(storm), do: GenServer.call(storm, :go_on, 60_000)
+  def pause(storm), do: GenServer.call(storm, :pause, Pace.within(60_000))
+  def go_on(storm), do: GenServer.call(storm, :go_on, Pace.within(60_000))
 
   @doc "The number of an event, modulo the numbers that fit into an address."
   def number(datagram) do

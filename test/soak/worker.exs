@@ -3,7 +3,7 @@ defmodule Soak.Worker do
   # An owner of sockets that does random operations and checks every message: that it is for this owner, that it
   # comes in order, and that every gap was reported.
 
-  alias NetlinkPort.{Error, Native}
+  alias NetlinkPort.{Error, Native, Pace}
   alias Soak.{Ledger, Storm, World}
 
   # How long something that must happen may take, in ms.
@@ -229,7 +229,7 @@ defmodule Soak.Worker do
     with_any(state, fn %{socket: socket} = sub ->
       case Ledger.call(:info, fn -> NetlinkPort.info(socket) end) do
         {:error, %Error{reason: reason}} when reason in [:ebadf, :esrch] ->
-          await_closed(state, sub, now() + @patience)
+          await_closed(state, sub, now() + Pace.within(@patience))
 
         answer ->
           told(state, sub, answer)
@@ -339,7 +339,7 @@ defmodule Soak.Worker do
     case state.subs do
       %{^handle => sub} ->
         missing = sent - sub.base - sub.seen - sub.lost
-        deadline = if missing == before, do: deadline, else: now() + @patience
+        deadline = if missing == before, do: deadline, else: now() + Pace.within(@patience)
 
         cond do
           missing == 0 ->
@@ -347,7 +347,7 @@ defmodule Soak.Worker do
             state
 
           missing < 0 or now() > deadline ->
-            Ledger.wrong({:does_not_add_up, sub, sent})
+            Ledger.wrong({:does_not_add_up, missing, sent, NetlinkPort.stats(sub.socket), sub})
             close(state, sub)
 
           sub.mode == false ->
@@ -441,7 +441,7 @@ defmodule Soak.Worker do
     :ok = Ledger.call(:close, fn -> NetlinkPort.close(socket) end)
     handle = handle(socket)
 
-    if now() - began > helper.call_timeout + @grace do
+    if now() - began > helper.call_timeout + Pace.within(@grace) do
       Ledger.count(:closed_late)
       %{state | subs: Map.delete(state.subs, handle), void: MapSet.put(state.void, handle)}
     else
