@@ -48,17 +48,19 @@ check: setup
 	MIX_ENV=dev mix run --no-compile --no-start test/layers/check.exs
 	@$(MAKE) --no-print-directory dialyzer
 
-# The chroots, and the builds in them, are kept in MATRIX_DIR (.matrix).
+# The chroots, and the builds in them, are kept in MATRIX_DIR (.matrix). A step that has passed is not run again, here
+# and in musl and dist, except with FORCE=1 (test/steps.sh). `exec`, here and below: a signal to make has to reach the
+# script, and not a shell around it.
 SUITES ?= bookworm trixie sid
 
 matrix: setup
-	@PACKAGES="$(PACKAGES) $(COUNTERPARTS)" test/matrix/run.sh $(SUITES)
+	@PACKAGES="$(PACKAGES) $(COUNTERPARTS)" exec test/matrix/run.sh $(SUITES)
 
 # KERNELS names Debian suites. UML=1 takes their user-mode Linux, which is faster than emulation. Chroot, kernels, images
 # and logs are kept in KERNELS_DIR (.kernels). test/kernels/run.sh lists the other variables.
 kernels: setup
 	@$(call install,qemu-system-x86 e2fsprogs cpio kmod xz-utils zstd)
-	@PACKAGES="$(PACKAGES) $(filter-out tshark,$(COUNTERPARTS))" test/kernels/run.sh $(KERNELS)
+	@PACKAGES="$(PACKAGES) $(filter-out tshark,$(COUNTERPARTS))" exec test/kernels/run.sh $(KERNELS)
 
 # In the chroot of trixie: Debian 12 has no ExDoc.
 docs:
@@ -99,16 +101,11 @@ bench: setup
 	  exec nice -n -20 mix run bench/bench.exs'
 
 # For other machines the static C library and the emulator that starts the executables are Debian's.
-VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 MACHINES ?= x86_64 aarch64 armhf riscv64
 
 dist: PACKAGES += binutils qemu-user-static $(foreach machine,$(MACHINES),$(CROSS_$(machine)))
 dist: setup
-	@test/dist/build.sh $(MACHINES)
-	@if [ "$$(id -u)" = 0 ]; then \
-	  roots=$$(for suite in bookworm trixie sid; do test/matrix/chroot.sh $$suite || exit 1; done) && \
-	  mix compile && test/dist/check.sh dist/netlink_port-$(VERSION)-x86_64-linux $$roots; \
-	else echo "not root: not shown to run in other roots" >&2; fi
+	@test/dist/run.sh $(MACHINES)
 
 CROSS_aarch64 = gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 CROSS_armhf = gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
@@ -129,7 +126,7 @@ containers: setup
 	@test/containers/run.sh
 
 # MUSL_TESTS are files of the suite. Defaults to all.
-musl: setup
+musl: setup counterparts
 	@test/musl/run.sh $(MUSL_TESTS)
 
 # The PLT of OTP, Elixir and Mix is built once and kept, by version.
