@@ -274,8 +274,12 @@ fn spin(wanted: Duration) -> Duration {
 fn take_wire() -> Result<Wire, Fatal> {
     let system = Fatal::system;
     let private = |fd: std::os::fd::BorrowedFd<'_>| {
-        fd.try_clone_to_owned()
-            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+        let made = fd.try_clone_to_owned();
+        made.map_err(|error| match error.raw_os_error() {
+            // The descriptor is valid, so it is RLIMIT_NOFILE that leaves no number from 3 up.
+            Some(libc::EINVAL) => Errno::EMFILE,
+            errno => Errno::from_raw(errno.unwrap_or(0)),
+        })
     };
     let input =
         private(stdin().as_fd()).map_err(system("fcntl(F_DUPFD_CLOEXEC) of standard input"))?;
