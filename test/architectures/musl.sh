@@ -15,6 +15,7 @@ export "CARGO_TARGET_${upper}_LINKER=$gcc-gcc"
 cd "$top"
 std=
 if ! "$here/std.sh" "$triple"; then
+  command -v rustup >/dev/null || exit 1
   rustup component add rust-src
   sysroot=${ARCHITECTURES_DIR:-$top/.architectures}/$arch.musl
   # rustc links a static musl by the files of this folder, crtbegin.o and the like included.

@@ -2,7 +2,7 @@
 # prepare.sh ARCH: makes what run.sh boots: the Debian of root.sh, and $ARCHITECTURES_DIR/ARCH.work.ext4, a disk with
 # the built tree and the steps to run, which are in ARCH.steps. Root only.
 #
-# A script of its own, and not a function of run.sh: in a function that is called in a condition, `set -e` does nothing.
+# A script of its own, and not a function of run.sh: in a function, or braces, on the left of || `set -e` does nothing.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -10,6 +10,10 @@ top=$(cd "$here/../.." && pwd)
 dir=${ARCHITECTURES_DIR:?}
 . "$here/machine.sh"
 say() { echo "$arch: $*"; }
+fail() { # LOG
+  tail -30 "$1" >&2
+  exit 1
+}
 for program in "${qemu%% *}:$package" "$gcc-gcc:gcc-$gcc" mmdebstrap:mmdebstrap mke2fs:e2fsprogs cpio:cpio depmod:kmod; do
   command -v "${program%:*}" >/dev/null || {
     say "${program%:*} is missing, which is in Debian's package ${program#*:}: \`make architectures\` installs it" >&2
@@ -25,14 +29,11 @@ rm -rf --one-file-system "$work"
 mkdir -p "$work/bin" "$work/src" "$work/frames"
 cp "$dir/$arch.steps" "$work/steps"
 say "cross-building, log: $dir/$arch.build.log"
-{
-  "$here/build.sh" "$arch" "$work/bin"
-  # Only if a step takes it: it can take long.
-  ! grep -q '^musl' "$work/steps" || "$here/musl.sh" "$arch" "$work/bin/musl"
-} >"$dir/$arch.build.log" 2>&1 || {
-  tail -30 "$dir/$arch.build.log" >&2
-  exit 1
-}
+"$here/build.sh" "$arch" "$work/bin" >"$dir/$arch.build.log" 2>&1 || fail "$dir/$arch.build.log"
+# Only if a step needs it: it can take long.
+if grep -q '^musl' "$work/steps"; then
+  "$here/musl.sh" "$arch" "$work/bin/musl" >>"$dir/$arch.build.log" 2>&1 || fail "$dir/$arch.build.log"
+fi
 
 # Compiles the modules with the Elixir and OTP of that Debian. They are the same for all machines.
 say "modules, log: $dir/modules.log"
@@ -45,10 +46,7 @@ copy=$("$top/test/matrix/copy.sh" "$suite")
   printf "#!/bin/sh\ncase \$1 in --version) echo cargo 1.85.0 ;; *) echo \"{\\\"executable\\\":\\\"/bin/true\\\"}\" ;; esac\n" >/run/bin/cargo
   chmod 755 /run/bin/cargo
   cd "$0"
-  PATH=/run/bin:$PATH MIX_ENV=test mix compile' "$copy" >"$dir/modules.log" 2>&1 || {
-  tail -20 "$dir/modules.log" >&2
-  exit 1
-}
+  PATH=/run/bin:$PATH MIX_ENV=test mix compile' "$copy" >"$dir/modules.log" 2>&1 || fail "$dir/modules.log"
 modules=$MATRIX_DIR/$suite$copy
 [ -e "$modules/mix.exs" ] || { say "there is no tree in $modules" >&2; exit 1; }
 cp -a "$modules/." "$work/src/"
@@ -65,9 +63,6 @@ cp "$here/guest.sh" "$work/guest.sh"
 # The Rust tests are built here, and the modules in the chroot.
 printf '%s\n' "$top" "/suite$top" >"$work/top"
 install -m 0755 "$here/converse.sh" "$work/bin/"
-(cd "$top" && MIX_ENV=dev mix run test/architectures/frames.exs "$order" "$work/frames") >"$dir/$arch.frames.log" 2>&1 || {
-  tail -20 "$dir/$arch.frames.log" >&2
-  exit 1
-}
+(cd "$top" && MIX_ENV=dev mix run test/architectures/frames.exs "$order" "$work/frames") >"$dir/$arch.frames.log" 2>&1 || fail "$dir/$arch.frames.log"
 rm -f "$work.ext4"
 mke2fs -q -t ext4 -L work -d "$work" "$work.ext4" 600M >/dev/null

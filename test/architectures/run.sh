@@ -121,6 +121,7 @@ boot() {
   wait "$child"
   child=
   hear
+  grep -q '^@@ end' "$log" || tail -5 "$log"
   log=
 }
 
@@ -130,7 +131,7 @@ flock -n 8 || { echo "another make architectures runs in $dir" >&2; exit 1; }
 failed=
 for arch; do
   . "$here/machine.sh"
-  state=$dir/$arch.passed log=
+  state=$dir/$arch.passed log= where=": $dir/$arch.log"
   this=$(tree)
   [ "$(head -1 "$state" 2>/dev/null)" = "$this" ] || echo "$this" >"$state"
   last=$(cat "$dir/$arch.seconds" 2>/dev/null || echo "some 30 minutes, by guess")
@@ -140,7 +141,7 @@ for arch; do
     say "$(wc -l <"$dir/$arch.steps") of $(steps | wc -l) steps to do; the last whole run took: $last"
     trap interrupted INT TERM HUP
     start "$here/prepare.sh" "$arch"
-    if wait "$child"; then boot; else child=; say "not booted"; fi
+    if wait "$child"; then boot; else child= where=; say "not booted"; fi
     trap - INT TERM HUP
     echo "seconds $((SECONDS - began))" >>"$state"
     # A whole run may have been interrupted, and gone on.
@@ -153,7 +154,7 @@ for arch; do
   if [ -z "$missing" ]; then
     echo "$arch: PASS: $(for name in $(steps); do grep "^$name " "$state"; done | awk '{ sum += $2 } END { print sum }') tests"
   else
-    echo "$arch: FAIL: ${missing% }: $dir/$arch.log"
+    echo "$arch: FAIL: ${missing% }$where"
     failed="$failed $arch"
   fi
 done
