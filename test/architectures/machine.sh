@@ -1,5 +1,6 @@
 # machine.sh: the settings of each machine, by the name that make dist has for it. Scripts source this file. The
-# name is in $arch or in the script's first argument, since dash passes no arguments to a sourced file.
+# name is in $arch or in the script's first argument, since dash passes no arguments to a sourced file. `musl` is
+# empty where src/bpf.rs refuses musl.
 arch=${arch:-${1:?ARCH is missing: aarch64, armhf, riscv64, s390x}}
 suite=trixie musl= order=little
 case $arch in
