@@ -16,7 +16,7 @@ cross build --examples
 nice -n 19 "$top/test/dist/build.sh" --executable "$arch"
 mkdir -p "$out/examples"
 built=target/cross/$triple/release
-tests=$(cross test --no-run --bins --message-format json | sed -nE 's/.*"executable":"([^"]+netlink_port-[^"]+)".*/\1/p' | tail -1)
+tests=$(cross test --no-run --bins --message-format json-render-diagnostics | sed -nE 's/.*"executable":"([^"]+netlink_port-[^"]+)".*/\1/p' | tail -1)
 cp "$tests" "$out/rust_tests"
 cp "dist/netlink_port-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)-$arch-linux" "$out/netlink_port"
 for example in "$built"/examples/*; do
