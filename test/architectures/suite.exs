@@ -36,10 +36,10 @@ end
 Code.require_file("test/test_helper.exs")
 ExUnit.configure(formatters: [ExUnit.CLIFormatter, Lines], timeout: 600_000, max_cases: 1)
 
-{:ok, modules, _warnings} =
-  files |> Enum.map(&Path.expand/1) |> Kernel.ParallelCompiler.require()
+{:ok, modules, _warnings} = files |> Enum.map(&Path.expand/1) |> Kernel.ParallelCompiler.require()
 
-tests = for module <- modules, function_exported?(module, :__ex_unit__, 0), do: module.__ex_unit__()
+tests =
+  for module <- modules, function_exported?(module, :__ex_unit__, 0), do: module.__ex_unit__()
 
 :persistent_term.put(
   Lines,
