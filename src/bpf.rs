@@ -29,7 +29,6 @@ compile_error!(
     not(any(
         target_arch = "x86_64",
         target_arch = "aarch64",
-        target_arch = "arm",
         target_arch = "riscv64"
     ))
 ))]

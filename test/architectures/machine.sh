@@ -12,7 +12,6 @@ case $arch in
   armhf)
     debian=armhf kernel=linux-image-armmp-lpae triple=armv7-unknown-linux-gnueabihf gcc=arm-linux-gnueabihf
     qemu='qemu-system-arm -M virt -cpu cortex-a15' blk=virtio-blk-device console=ttyAMA0 package=qemu-system-arm user=arm
-    musl=armv7-unknown-linux-musleabihf
     ;;
   riscv64)
     debian=riscv64 kernel=linux-image-riscv64 triple=riscv64gc-unknown-linux-gnu gcc=riscv64-linux-gnu
