@@ -115,7 +115,8 @@ CROSS_s390x = gcc-s390x-linux-gnu libc6-dev-s390x-cross
 # Roots, kernels and the list of passed steps are kept in ARCHITECTURES_DIR (.architectures).
 ARCHITECTURES ?= aarch64 riscv64 armhf s390x
 
-architectures: PACKAGES += mmdebstrap debian-archive-keyring qemu-system-arm qemu-system-misc e2fsprogs cpio kmod xz-utils \
+architectures: PACKAGES += mmdebstrap debian-archive-keyring e2fsprogs cpio kmod xz-utils \
+  $(shell for arch in $(ARCHITECTURES); do (. test/architectures/machine.sh; echo $$package); done) \
   $(foreach machine,$(ARCHITECTURES),$(CROSS_$(machine)))
 architectures: setup
 	@test/architectures/run.sh $(ARCHITECTURES)

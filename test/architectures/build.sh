@@ -10,22 +10,14 @@ out=$2
 upper=$(echo "$triple" | tr 'a-z-' 'A-Z_')
 export "CARGO_TARGET_${upper}_LINKER=$gcc-gcc"
 cd "$top"
-[ -d "$(rustc --print target-libdir --target "$triple")" ] || rustup target add "$triple"
+"$here/std.sh" "$triple"
 cross() { nice -n 19 cargo "$@" --release --locked --target "$triple" --target-dir target/cross; }
 cross build --examples
 nice -n 19 "$top/test/dist/build.sh" --executable "$arch"
 mkdir -p "$out/examples"
 built=target/cross/$triple/release
-tests=$(cross test --no-run --bins --message-format json | sed -nE 's/.*"executable":"([^"]+netlink_port-[^"]+)".*/\1/p' | tail -1)
+tests=$(cross test --no-run --bins --message-format json-render-diagnostics | sed -nE 's/.*"executable":"([^"]+netlink_port-[^"]+)".*/\1/p' | tail -1)
 cp "$tests" "$out/rust_tests"
-# And the Rust tests against musl, if rustup has it.
-if [ -n "$musl" ]; then
-  triple=$musl upper=$(echo "$musl" | tr 'a-z-' 'A-Z_')
-  export "CARGO_TARGET_${upper}_LINKER=$gcc-gcc"
-  [ -d "$(rustc --print target-libdir --target "$triple")" ] || rustup target add "$triple"
-  tests=$(cross test --no-run --bins --message-format json | sed -nE 's/.*"executable":"([^"]+netlink_port-[^"]+)".*/\1/p' | tail -1)
-  cp "$tests" "$out/musl_tests"
-fi
 cp "dist/netlink_port-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)-$arch-linux" "$out/netlink_port"
 for example in "$built"/examples/*; do
   case $example in *.d | *-[0-9a-f]*) ;; *) cp "$example" "$out/examples/" ;; esac

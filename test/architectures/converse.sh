@@ -1,10 +1,10 @@
 #!/bin/sh
-# converse.sh: talks with the helper in the machine, without a VM. Root opens a socket in a namespace, and an
+# converse.sh HELPER: talks with the helper in the machine, without a VM. Root opens a socket in a namespace, and an
 # ordinary user one in a namespace of another user namespace, through a child of the helper. Each helper has to show
 # a link there, and to end with status 0 when its input does. 159 would be SIGSYS, from its filter.
 set -eu
 work=$(mktemp -d)
-cp /guest/bin/netlink_port "$work/"
+cp "$1" "$work/netlink_port"
 chmod 755 "$work" "$work/netlink_port"
 
 talk() { # FRAMES LINK COMMAND...

@@ -21,14 +21,28 @@ step() { # NAME COMMAND...
   if [ "$status" = 0 ]; then echo "@@ pass $name ${passed:-1}"; else echo "@@ fail $name"; fi
 }
 
-step version sh -c '/guest/bin/netlink_port --version | tee /dev/stderr | grep -q "^netlink_port [0-9]"'
-step converse /guest/bin/converse.sh
-step rust /guest/bin/rust_tests
-step musl /guest/bin/musl_tests
-files=$(grep '\.exs$' /guest/steps | sed 's|^|test/netlink_port/|')
-if [ -n "$files" ]; then
+suite() { # PREFIX FILE...: those of the files that are steps, under that name; `-` is none
+  prefix=$1 files=
+  shift
+  for file; do files="$files test/netlink_port/$file"; done
+  [ -n "$files" ] || return 0
   echo "@@ step ExUnit"
-  mix run --no-compile test/architectures/suite.exs $files </dev/null
+  mix run --no-compile test/architectures/suite.exs "$prefix" $files </dev/null
+}
+
+step version sh -c '/guest/bin/netlink_port --version | tee /dev/stderr | grep -q "^netlink_port [0-9]"'
+step converse /guest/bin/converse.sh /guest/bin/netlink_port
+step rust /guest/bin/rust_tests
+suite - $(grep '\.exs$' /guest/steps | grep -v '^musl/')
+musl=/guest/bin/musl
+step musl-converse /guest/bin/converse.sh "$musl/netlink_port"
+step musl-rust "$musl/rust_tests"
+if [ -d "$musl" ]; then
+  # Also the programs that know the calls of the helper's C library.
+  cp "$musl/netlink_port" priv/
+  cp "$musl/netlink_port" target/release/
+  cp "$musl/inject" "$musl/attacker" "$musl/decoder" target/release/examples/
+  suite musl $(sed -n 's|^musl/||p' /guest/steps)
 fi
 # Lists the programs that a filter has ended, with the numbers of the calls. Some tests provoke that.
 dmesg | sed -nE 's/.*type=1326.*comm="([^"]*)".*syscall=([0-9]+).*/@@ sigsys \1 \2/p' | sort | uniq -c | sed 's/^ *\([0-9]*\) \(.*\)/\2 (\1 times)/'

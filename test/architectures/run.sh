@@ -1,24 +1,25 @@
-#!/bin/sh
+#!/bin/bash
 # run.sh [ARCH...]: the tests on other machines (aarch64 riscv64 armhf s390x). They are built with Debian's cross
 # compilers, and run under Debian's kernel for that machine, in qemu-system without hardware virtualisation.
 # `make architectures` calls it. Root only.
 #
-# The steps: the static executable of make dist says its version and talks with converse.sh; the Rust tests, also
-# against musl if rustup has it; and the files of the ExUnit suite in FILES, with that executable and its filter. A
-# step that has passed is not run again while nothing has changed, so that an interrupted run goes on. Everything is
-# kept in $ARCHITECTURES_DIR (.architectures). ARCH.log there is the console of the machine.
-set -eu
+# The steps: the static executable of make dist says its version and talks with converse.sh; the Rust tests; the files
+# of the ExUnit suite in FILES, with that executable and its filter; and once more with everything built against musl,
+# except where machine.sh names no musl: converse.sh, the Rust tests, and the files on namespaces. A step that has
+# passed is not run again while nothing has changed, so that an interrupted run goes on. Everything is kept in
+# $ARCHITECTURES_DIR (.architectures). ARCH.log there is the console of the machine.
+set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
-ARCHITECTURES_DIR=${ARCHITECTURES_DIR:-$top/.architectures}
-export ARCHITECTURES_DIR MATRIX_DIR="${MATRIX_DIR:-$top/.matrix}"
-dir=$ARCHITECTURES_DIR
+dir=${ARCHITECTURES_DIR:-$top/.architectures}
+export ARCHITECTURES_DIR=$dir MATRIX_DIR="${MATRIX_DIR:-$top/.matrix}"
 [ $# -gt 0 ] || set -- aarch64 riscv64 armhf s390x
 [ "$(id -u)" = 0 ] || { echo "make architectures makes file systems and machines: run it as root" >&2; exit 1; }
 # Namespaces, delivery and protocol.
-FILES=${FILES:-namespaces process_namespaces user_namespaces namespace_gone server/delivery helper/protocol wire
-  common/options native}
+all="namespaces process_namespaces user_namespaces namespace_gone server/delivery helper/protocol wire
+  common/options native"
+FILES=${FILES:-$all}
 for file in $FILES; do
   [ -e "$top/test/netlink_port/${file}_test.exs" ] || { echo "there is no test/netlink_port/${file}_test.exs" >&2; exit 64; }
 done
@@ -29,127 +30,132 @@ LIMIT=${LIMIT:-3600}
 tree() { git -C "$top" ls-files -co --exclude-standard -- Cargo.toml Cargo.lock build.exs mix.exs src elixir test |
   (cd "$top" && xargs -d '\n' sha256sum 2>/dev/null) | sha256sum | cut -c1-16; }
 
-steps() { # of the machine whose machine.sh was read
-  echo "version converse rust ${musl:+musl}" | tr " " "\n" | grep .
+# The steps of the machine whose machine.sh was read.
+steps() {
+  printf '%s\n' version converse rust
   for file in $FILES; do echo "${file}_test.exs"; done
+  [ -n "$musl" ] || return 0
+  printf '%s\n' musl-converse musl-rust
+  for file in $FILES; do
+    case $file in namespaces | process_namespaces | user_namespaces) echo "musl/${file}_test.exs" ;; esac
+  done
 }
 
-# Compiles the modules with the Elixir and OTP of that Debian. They are the same for all machines.
-modules() { # SUITE
-  (
-    flock 9
-    work=$("$top/test/matrix/copy.sh" "$1")
-    "$top/test/matrix/enter.sh" "$1" env -i HOME=/root LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -euc '
-      command -v mix >/dev/null || {
-        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq elixir erlang-nox >/dev/null
-      } </dev/null
-      mkdir -p /run/bin
-      printf "#!/bin/sh\ncase \$1 in --version) echo cargo 1.85.0 ;; *) echo \"{\\\"executable\\\":\\\"/bin/true\\\"}\" ;; esac\n" >/run/bin/cargo
-      chmod 755 /run/bin/cargo
-      cd "$0"
-      PATH=/run/bin:$PATH MIX_ENV=test mix compile' "$work" >"$dir/modules.log" 2>&1 || {
-      tail -20 "$dir/modules.log" >&2
-      exit 1
-    }
-    echo "$MATRIX_DIR/$1$work"
-  ) 9>"$dir/modules.lock"
+# The steps that have not passed.
+rest() { for name in $(steps); do grep -q "^$name " "$state" || echo "$name"; done; }
+
+say() { echo "$arch: $*" && said=$SECONDS; }
+
+# Starts a program in a process group of its own, which stop() ends. If this shell is killed, the kernel ends it.
+start() { setsid setpriv --pdeathsig TERM "$@" 8>&- & child=$!; }
+child=
+
+stop() {
+  [ -z "$child" ] || kill -TERM "-$child" 2>/dev/null
 }
 
-place() { # ARCH
-  arch=$1
-  . "$here/machine.sh"
-  begin=$(date +%s)
-  state=$dir/$arch.passed
-  this=$(tree)
-  [ "$(head -1 "$state" 2>/dev/null)" = "$this" ] || echo "$this" >"$state"
-  last=$(cat "$dir/$arch.seconds" 2>/dev/null || echo "some 30 minutes, by guess")
-  say() { echo "$arch: $*"; }
+# What has been done counts, also when the run is interrupted.
+interrupted() {
+  trap '' INT TERM HUP
+  stop
+  [ -z "$log" ] || hear
+  [ -z "$child" ] || wait "$child" 2>/dev/null
+  echo "seconds $((SECONDS - began))" >>"$state"
+  say "interrupted; the next run goes on with the steps that have not passed"
+  exit 143
+}
 
-  work=$dir/$arch.work
-  rm -rf "$work" && mkdir -p "$work/bin"
-  for step in $(steps); do grep -q "^$step " "$state" || echo "$step"; done >"$work/steps"
-  steps=$(wc -l <"$work/steps")
-  [ "$steps" != 0 ] || { say "all passed before, and nothing has changed since"; return 0; }
-  say "$steps steps to do; the last whole run took: $last"
+dots() { # LINE: adds the tests that have passed, by the dots of ExUnit
+  if [[ $1 =~ ^[.*]+ ]]; then dots=$((dots + ${#BASH_REMATCH})); fi
+}
 
-  say "root and kernel"
-  machine=$("$here/root.sh" "$arch")
-  say "cross-building"
-  "$here/build.sh" "$arch" "$work/bin" >"$dir/$arch.build.log" 2>&1 || { tail -30 "$dir/$arch.build.log"; return 1; }
-  say "modules"
-  modules=$(modules "$suite")
-  mkdir -p "$work/src"
-  cp -a "$modules/." "$work/src/"
-  rm -rf "$work/src/target" "$work/src/_build/dev" "$work/src/doc"
-  mkdir -p "$work/src/target/release/examples"
-  cp "$work/bin/examples/"* "$work/src/target/release/examples/"
-  cp -p "$work/bin/netlink_port" "$work/src/priv/netlink_port"
-  cp -p "$work/bin/netlink_port" "$work/src/target/release/"
-  rm -rf "$work/bin/examples"
-  # The tests call it to build programs that are built already.
-  printf '#!/bin/sh\nexit 0\n' >"$work/bin/cargo"
-  chmod 755 "$work/bin/cargo"
-  cp "$here/guest.sh" "$work/guest.sh"
-  # The Rust tests are built here, and the modules in the chroot.
-  printf '%s\n' "$top" "/suite$top" >"$work/top"
-  install -m 0755 "$here/converse.sh" "$work/bin/"
-  mkdir "$work/frames"
-  (cd "$top" && MIX_ENV=dev mix run test/architectures/frames.exs "$order" "$work/frames") >"$dir/$arch.frames.log" 2>&1
-  disk=$dir/$arch.work.ext4
-  rm -f "$disk" && mke2fs -q -t ext4 -L work -d "$work" "$disk" 600M >/dev/null
+# Reads what the console of the machine has said since the last time. Its last line may be incomplete: it is kept in
+# `partial`.
+hear() {
+  local line
+  while IFS= read -r line <&7; do
+    line=$partial${line%$'\r'} partial=
+    case $line in
+      "@@ pass "*)
+        set -- $line
+        sum=$((sum + $4)) dots=0
+        echo "$3 $4" >>"$state"
+        say "$3: $4 tests; $sum so far, $((SECONDS - began)) s"
+        ;;
+      "@@ step "*) step=${line#@@ step } dots=0; say "step $step" ;;
+      "@@ "*) say "${line#@@ }" ;;
+      *) dots "$line" ;;
+    esac
+  done
+  partial=$partial$line
+}
 
+boot() {
+  log=$dir/$arch.log
+  : >"$log"
+  exec 7<"$log"
+  step=boot sum=0 dots=0 partial=
+  local machine=$dir/$arch booted=$SECONDS
   say "booting under ${qemu%% *} (TCG)"
-  : >"$dir/$arch.log"
-  set -- $qemu
-  timeout "$LIMIT" nice -n 19 "$@" -accel tcg -smp 2 -m 2048 -nographic -no-reboot -nodefaults -serial stdio \
+  start nice -n 19 $qemu -accel tcg -smp 2 -m 2048 -nographic -no-reboot -nodefaults -serial stdio \
     -kernel "$machine/vmlinuz" -initrd "$machine/initrd.gz" \
     -append "console=$console panic=-1 quiet" \
     -drive "if=none,id=root,format=raw,snapshot=on,file=$machine/root.ext4" -device "$blk,drive=root" \
-    -drive "if=none,id=work,format=raw,file=$disk" -device "$blk,drive=work" \
-    </dev/null 2>&1 8>&- | tee "$dir/$arch.log" | {
-    sum=0 done=0
-    return=$(printf '\r')
-    while IFS= read -r line; do
-      line=${line%"$return"}
-      case $line in
-        "@@ pass "*)
-          set -- $line
-          sum=$((sum + $4)) done=$((done + 1))
-          echo "$3 $4" >>"$state.new"
-          say "$3: $4 tests; $sum so far, $(($(date +%s) - begin)) s"
-          ;;
-        "@@ fail "*) say "${line#@@ }" ; echo "${line#@@ fail }" >>"$state.bad" ;;
-        "@@ "*) say "${line#@@ }" ;;
-      esac
-    done
-  }
+    -drive "if=none,id=work,format=raw,file=$dir/$arch.work.ext4" -device "$blk,drive=work" \
+    </dev/null >"$log" 2>&1
+  while kill -0 "$child" 2>/dev/null; do
+    sleep 2
+    hear
+    if [ $((SECONDS - said)) -ge 60 ]; then
+      local before=$dots
+      dots "$partial"
+      say "$step: $((sum + dots)) tests so far, $((SECONDS - began)) s; the last whole run took: $last"
+      dots=$before
+    fi
+    [ $((SECONDS - booted)) -lt "$LIMIT" ] || {
+      say "not done after $LIMIT s; the next run goes on with the steps that have not passed"
+      stop
+      break
+    }
+  done
+  wait "$child"
+  child=
+  hear
+  grep -q '^@@ end' "$log" || tail -5 "$log"
+  log=
 }
 
 mkdir -p "$dir"
 exec 8>"$dir/run"
 flock -n 8 || { echo "another make architectures runs in $dir" >&2; exit 1; }
 failed=
-for place in "$@"; do
-  rm -f "$dir/$place.passed.new" "$dir/$place.passed.bad"
-  start=$(date +%s)
-  ok=yes
-  (place "$place") || ok=no
-  state=$dir/$place.passed
-  # A file with several modules has passed if all modules have.
-  if [ -e "$state.new" ]; then
-    awk 'NR == FNR { bad[$1]; next } !($1 in bad) { sum[$1] += $2 } END { for (f in sum) print f, sum[f] }' \
-      "$state.bad" "$state.new" 2>/dev/null >>"$state" || awk '{ s[$1] += $2 } END { for (f in s) print f, s[f] }' "$state.new" >>"$state"
-  fi
-  missing=
-  for step in $(arch=$place; . "$here/machine.sh"; steps); do
-    grep -q "^$step " "$state" || missing="$missing $step"
-  done
-  if [ -z "$missing" ] && [ "$ok" = yes ]; then
-    echo "$(($(date +%s) - start)) s" >"$dir/$place.seconds"
-    echo "$place: PASS: $(awk 'NR > 1 { s += $2 } END { print s }' "$state") tests"
+for arch; do
+  . "$here/machine.sh"
+  state=$dir/$arch.passed log= where=": $dir/$arch.log"
+  this=$(tree)
+  [ "$(head -1 "$state" 2>/dev/null)" = "$this" ] || echo "$this" >"$state"
+  last=$(cat "$dir/$arch.seconds" 2>/dev/null || echo "some 30 minutes, by guess")
+  rest >"$dir/$arch.steps"
+  began=$SECONDS
+  if [ -s "$dir/$arch.steps" ]; then
+    say "$(wc -l <"$dir/$arch.steps") of $(steps | wc -l) steps to do; the last whole run took: $last"
+    trap interrupted INT TERM HUP
+    start "$here/prepare.sh" "$arch"
+    if wait "$child"; then boot; else child= where=; say "not booted"; fi
+    trap - INT TERM HUP
+    echo "seconds $((SECONDS - began))" >>"$state"
+    # A whole run may have been interrupted, and gone on.
+    [ -n "$(rest)" ] || [ "$FILES" != "$all" ] ||
+      awk '$1 == "seconds" { sum += $2 } END { print sum " s" }' "$state" >"$dir/$arch.seconds"
   else
-    echo "$place: FAIL:$missing: $dir/$place.log"
-    failed="$failed $place"
+    say "all passed before, and nothing has changed since"
+  fi
+  missing=$(rest | tr '\n' ' ')
+  if [ -z "$missing" ]; then
+    echo "$arch: PASS: $(for name in $(steps); do grep "^$name " "$state"; done | awk '{ sum += $2 } END { print sum }') tests"
+  else
+    echo "$arch: FAIL: ${missing% }$where"
+    failed="$failed $arch"
   fi
 done
 [ -z "$failed" ]

@@ -26,11 +26,7 @@ for arch; do
   [ "$(uname -m)" != "$arch" ] || emulator=''
   name=netlink_port-$version-$arch-linux
   upper=$(echo "$triple" | tr 'a-z-' 'A-Z_')
-  [ -d "$(rustc --print target-libdir --target "$triple")" ] ||
-    { command -v rustup >/dev/null && rustup target add "$triple"; } || {
-    echo "there is no Rust standard library for $triple: install Rust by rustup, https://rustup.rs" >&2
-    exit 1
-  }
+  "$top/test/architectures/std.sh" "$triple"
   # Separated by a byte that no folder has in its name. Cargo uses these and ignores RUSTFLAGS.
   flags=$(printf '%s\037' -Ctarget-feature=+crt-static "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo")
   flags=$flags--remap-path-prefix=$top=/netlink_port

@@ -10,11 +10,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 . test/steps.sh
 triple=$(uname -m)-unknown-linux-musl
-[ -d "$(rustc --print target-libdir --target "$triple")" ] ||
-  { command -v rustup >/dev/null && rustup target add "$triple"; } || {
-  echo "there is no Rust standard library for $triple: install Rust by rustup, https://rustup.rs" >&2
-  exit 1
-}
+test/architectures/std.sh "$triple"
 alone musl target/musl
 place musl
 
