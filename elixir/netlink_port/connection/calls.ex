@@ -9,7 +9,7 @@ defmodule NetlinkPort.Connection.Calls do
   # - A call that was sent keeps its place until it is answered, whether or not its caller still waits. A call without
   #   `from` was given up by its caller.
 
-  alias NetlinkPort.{Deadline, Error, Message}
+  alias NetlinkPort.{Deadline, Error, Message, Queue}
   alias NetlinkPort.Request.{Exchange, Reply}
 
   # How many requests may be under way. The helper sends all requests that it has read from its pipe before it receives
@@ -42,8 +42,8 @@ defmodule NetlinkPort.Connection.Calls do
           calls: %{id() => call()},
           seqs: %{Reply.sequence() => id()},
           dump: id() | nil,
-          dumps: :queue.queue(id()),
-          requests: :queue.queue(id()),
+          dumps: Queue.t(),
+          requests: Queue.t(),
           probe: id() | nil,
           before: [id()],
           unsure: [id()],
@@ -61,8 +61,8 @@ defmodule NetlinkPort.Connection.Calls do
     :probe,
     calls: %{},
     seqs: %{},
-    dumps: :queue.new(),
-    requests: :queue.new(),
+    dumps: Queue.new(),
+    requests: Queue.new(),
     before: [],
     unsure: [],
     room: @max_under_way,
@@ -95,8 +95,8 @@ defmodule NetlinkPort.Connection.Calls do
     calls = Map.put(state.calls, id, call)
 
     if exchange.dump?,
-      do: %{state | calls: calls, dumps: :queue.in(id, state.dumps)},
-      else: %{state | calls: calls, requests: :queue.in(id, state.requests)}
+      do: %{state | calls: calls, dumps: Queue.add(state.dumps, id, [])},
+      else: %{state | calls: calls, requests: Queue.add(state.requests, id, [])}
   end
 
   defp weight(%{messages: messages}) do
@@ -130,9 +130,13 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   defp next_call(%{dump: nil} = state) do
-    case :queue.out(state.dumps) do
-      {{:value, id}, dumps} -> number(%{state | dump: id, dumps: dumps}, id, state.calls[id])
-      {:empty, _dumps} -> next_request(state)
+    case Queue.first(state.dumps) do
+      {:ok, id, []} ->
+        dumps = Queue.delete(state.dumps, id)
+        number(%{state | dump: id, dumps: dumps}, id, state.calls[id])
+
+      :empty ->
+        next_request(state)
     end
   end
 
@@ -148,8 +152,9 @@ defmodule NetlinkPort.Connection.Calls do
   defp next_request(%{room: 0}), do: nil
 
   defp next_request(%{room: room, calls: calls} = state) do
-    with {{:value, id}, requests} <- :queue.out(state.requests),
+    with {:ok, id, []} <- Queue.first(state.requests),
          %{^id => %{weight: weight} = call} when weight <= room <- calls do
+      requests = Queue.delete(state.requests, id)
       number(%{state | requests: requests, room: room - weight}, id, call)
     else
       _nothing_or_no_room -> nil
@@ -166,7 +171,7 @@ defmodule NetlinkPort.Connection.Calls do
   @doc "Whether `next/1` may have a call. If not, it has none."
   @spec more?(t()) :: boolean()
   def more?(%{room: room, requests: requests, dumps: dumps, dump: dump, unsure: unsure}) do
-    (room > 0 and not :queue.is_empty(requests)) or not :queue.is_empty(dumps) or dump != nil or
+    (room > 0 and not Queue.empty?(requests)) or not Queue.empty?(dumps) or dump != nil or
       unsure != []
   end
 
@@ -414,10 +419,8 @@ defmodule NetlinkPort.Connection.Calls do
 
   @doc "Whether a caller waits for the answer to a call that was sent."
   @spec under_way?(t()) :: boolean()
-  def under_way?(%{calls: calls}) do
-    Enum.any?(calls, fn {_id, %{from: from, exchange: %{answer: answer}}} ->
-      from != nil and answer != nil
-    end)
+  def under_way?(%{calls: calls, seqs: seqs}) do
+    Enum.any?(seqs, fn {_seq, id} -> match?(%{^id => %{from: from}} when from != nil, calls) end)
   end
 
   @doc "Keeps the calls that were not sent, for a new socket. No caller waits for the others."
@@ -486,8 +489,8 @@ defmodule NetlinkPort.Connection.Calls do
     cond do
       state.probe == id -> %{state | probe: nil, before: []}
       state.dump == id -> %{state | dump: nil}
-      exchange.dump? -> %{state | dumps: :queue.delete(id, state.dumps)}
-      exchange.answer == nil -> %{state | requests: :queue.delete(id, state.requests)}
+      exchange.dump? -> %{state | dumps: Queue.delete(state.dumps, id)}
+      exchange.answer == nil -> %{state | requests: Queue.delete(state.requests, id)}
       true -> %{state | room: state.room + call.weight}
     end
   end
