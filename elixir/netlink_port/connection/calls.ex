@@ -363,8 +363,10 @@ defmodule NetlinkPort.Connection.Calls do
     state = without_probe(if dump_sent?(state), do: lost_of(state, dump, error), else: state)
 
     ids =
-      for {id, %{from: from, exchange: %{answer: answer}}} <- state.calls,
-          id != dump and from != nil and answer != nil,
+      for {_seq, id} <- state.seqs,
+          id != dump,
+          match?(%{^id => %{from: from}} when from != nil, state.calls),
+          uniq: true,
           do: id
 
     state =

@@ -28,11 +28,11 @@ defmodule NetlinkPort.Connection.CallsTest do
     end
   end
 
-  for {kind, question} <- [request: @request, dump: @dump] do
-    test "the end of calls that wait costs in proportion to their number: #{kind}" do
+  test "the end of calls that wait costs in proportion to their number" do
+    for {question, sent} <- [{@request, 16}, {@dump, 1}] do
       assert_in_proportion(fn count ->
         ids = Enum.to_list(1..count)
-        calls = sent(waiting(unquote(Macro.escape(question)), ids))
+        calls = sent(waiting(question, ids))
 
         reductions(fn ->
           # The last comes first, and each second one is the end of its caller, the other its deadline.
@@ -43,7 +43,7 @@ defmodule NetlinkPort.Connection.CallsTest do
             end
 
           # Those that were sent still wait for the answer of the kernel.
-          assert Calls.count(left) == if(unquote(kind) == :dump, do: 1, else: 16)
+          assert Calls.count(left) == sent
           refute Calls.under_way?(left)
         end)
       end)
@@ -55,6 +55,23 @@ defmodule NetlinkPort.Connection.CallsTest do
       calls = sent(waiting(@request, Enum.to_list(1..count)))
       calls = Enum.reduce(1..16, calls, &Calls.give_up(&2, &1))
       reductions(fn -> for _ <- 1..count, do: refute(Calls.under_way?(calls)) end)
+    end)
+  end
+
+  test "each loss costs the same however many calls wait" do
+    error = NetlinkPort.Error.new(:recv, :enobufs)
+
+    assert_in_proportion(fn count ->
+      calls = sent(waiting(@request, Enum.to_list(1..count)))
+
+      reductions(fn ->
+        for _ <- 1..count, reduce: calls do
+          calls ->
+            {unsure, calls} = Calls.lose(calls, error, [])
+            assert Enum.sort(unsure) == Enum.to_list(1..16)
+            calls
+        end
+      end)
     end)
   end
 
