@@ -24,6 +24,8 @@ defmodule NetlinkPort.Connection.Calls do
   @answer_timeout 5_000
   @drain_timeout 60_000
   @drain_bytes 268_435_456
+  # How many calls a connection looks at in a millisecond, at most, to find those that are due.
+  @looked_at_in_a_ms 1_000
 
   @type id :: reference()
   @type reply :: {id(), GenServer.from(), Exchange.outcome()}
@@ -228,6 +230,20 @@ defmodule NetlinkPort.Connection.Calls do
   def next_due(%{calls: calls}) do
     for {_id, call} <- calls, reduce: :infinity do
       first -> min(first, due_at(call))
+    end
+  end
+
+  @doc """
+  When to look for calls that are due again, after a look, which goes through all calls. With thousands of calls looks
+  are further apart, and calls end that much later.
+  """
+  @spec next_look(t()) :: integer() | :infinity
+  def next_look(%{calls: calls} = state) do
+    pause = div(map_size(calls), @looked_at_in_a_ms)
+
+    case next_due(state) do
+      :infinity -> :infinity
+      due_at -> max(due_at, System.monotonic_time(:millisecond) + pause)
     end
   end
 

@@ -58,6 +58,26 @@ defmodule NetlinkPort.Connection.CallsTest do
     end)
   end
 
+  test "with thousands of calls, the looks for those that are due are as many ms apart" do
+    due = fn count, left ->
+      {:ok, exchange} = Exchange.new(:route, @request)
+      add = &Calls.add(&2, &1, exchange, {self(), :tag}, {left, 60_000}, left)
+      Enum.reduce(1..count, Calls.new(), add)
+    end
+
+    for {count, pause} <- [{1, 0}, {999, 0}, {1_000, 1}, {4_000, 4}] do
+      calls = due.(count, 0)
+      before = System.monotonic_time(:millisecond)
+      look = Calls.next_look(calls)
+      assert look >= before + pause
+      assert look <= System.monotonic_time(:millisecond) + pause
+      later = due.(count, 60_000)
+      assert Calls.next_look(later) == Calls.next_due(later)
+    end
+
+    assert Calls.next_look(Calls.new()) == :infinity
+  end
+
   test "each loss costs the same however many calls wait" do
     error = NetlinkPort.Error.new(:recv, :enobufs)
 
