@@ -5,11 +5,32 @@ defmodule NetlinkPort.Cost do
 
   import ExUnit.Assertions
 
-  @doc "The reductions of the calling process in `fun`."
-  def reductions(fun), do: reductions(self(), fun)
+  # In words. A garbage collection costs reductions, as many as there are live words by then.
+  @heap 8_000_000
 
-  @doc "The reductions of a process while `fun` runs, after which the process must be idle."
+  @doc "The reductions of the calling process in `fun`."
+  def reductions(fun) do
+    without_collections()
+    counted(self(), fun)
+  end
+
+  @doc "The reductions of a process of a behaviour while `fun` runs, after which the process must be idle."
   def reductions(pid, fun) do
+    change = fn state ->
+      without_collections()
+      state
+    end
+
+    _state = :sys.replace_state(pid, change, :infinity)
+    counted(pid, fun)
+  end
+
+  defp without_collections do
+    Process.flag(:min_heap_size, @heap)
+    :erlang.garbage_collect()
+  end
+
+  defp counted(pid, fun) do
     {:reductions, before} = Process.info(pid, :reductions)
     fun.()
     {:reductions, since} = Process.info(pid, :reductions)
