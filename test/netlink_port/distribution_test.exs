@@ -5,6 +5,7 @@ defmodule NetlinkPort.DistributionTest do
   import NetlinkPort.Nodes
 
   alias NetlinkPort.{Attr, Connection, Message, Monitor, Pin, Remote}
+  alias NetlinkPort.Monitor.Subscribers
 
   @moduletag :root
 
@@ -432,11 +433,11 @@ defmodule NetlinkPort.DistributionTest do
       eventually!(fn -> match?({:netlink_event, ^monitor, _datagram}, last.()) end)
 
       Node.disconnect(context.node)
-      eventually!(fn -> :sys.get_state(monitor).subscribers == %{} end)
+      eventually!(fn -> Subscribers.count(:sys.get_state(monitor).subscribers) == 0 end)
       assert Remote.ask(there, Monitor, :subscribe, [monitor]) == {:ok, monitor}
       eventually!(fn -> last.() == {:netlink_snapshot, monitor, :end} end)
       Process.exit(there, :kill)
-      eventually!(fn -> :sys.get_state(monitor).subscribers == %{} end)
+      eventually!(fn -> Subscribers.count(:sys.get_state(monitor).subscribers) == 0 end)
       signal!(vm_pid(context.peer), "KILL")
       eventually!(fn -> relays(monitor) == [] end)
     end

@@ -670,6 +670,31 @@ defmodule NetlinkPort.DoctorTest do
       assert text =~ "--bogus; see `mix help netlink_port.doctor`"
     end
 
+    test "ends with 2 for values that no name or path can have, and says of which option" do
+      for place <- ["", ".", ".."] do
+        assert {text, 2} = task(["--netns", place])
+
+        assert text ==
+                 "netlink_port.doctor: --netns: expected the name of a namespace, a single file name in " <>
+                   "/run/netns, got: #{inspect(place)}\n"
+      end
+
+      assert {text, 2} = task(["--executable", ""])
+      assert text =~ "netlink_port.doctor: --executable: expected executable: a path, got: \"\""
+
+      before = Application.fetch_env(:netlink_port, :executable)
+      Application.put_env(:netlink_port, :executable, 5)
+
+      on_exit(fn ->
+        with {:ok, path} <- before,
+             do: Application.put_env(:netlink_port, :executable, path),
+             else: (:error -> Application.delete_env(:netlink_port, :executable))
+      end)
+
+      assert {text, 2} = task([])
+      assert text =~ "config :netlink_port: expected executable: a path, got: 5"
+    end
+
     test "ends with 0 for --help, and prints its documentation" do
       for help <- ["--help", "-h"] do
         assert {text, 0} = task([help])

@@ -39,7 +39,7 @@ defmodule NetlinkPort.MonitorTablesTest do
     for pid <- ended, do: Process.exit(pid, :kill)
     changes = Enum.reduce(1..10, changes, fn _n, changes -> Changes.make(changes, 100) end)
     assert_true(kept, changes)
-    assert map_size(:sys.get_state(monitor).subscribers) == 100
+    assert NetlinkPort.Monitor.Subscribers.count(:sys.get_state(monitor).subscribers) == 100
   end
 
   @changes 100_000

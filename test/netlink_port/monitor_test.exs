@@ -1,7 +1,10 @@
 defmodule NetlinkPort.MonitorTest do
   use NetlinkPort.Case, async: true
 
+  import NetlinkPort.Cost
+
   alias NetlinkPort.{Message, Mirror, Monitor}
+  alias NetlinkPort.Monitor.Subscribers
 
   doctest NetlinkPort.Monitor
   doctest NetlinkPort.Monitor.Snapshot
@@ -98,7 +101,9 @@ defmodule NetlinkPort.MonitorTest do
     pass_on(test)
   end
 
-  defp subscribers(monitor), do: map_size(:sys.get_state(monitor).subscribers)
+  defp subscribers(monitor),
+    do: Subscribers.count(:sys.get_state(monitor).subscribers)
+
   defp kill_helper!(server), do: server |> os_pid() |> signal!("KILL")
 
   describe "a subscription" do
@@ -154,6 +159,29 @@ defmodule NetlinkPort.MonitorTest do
       assert subscribers(monitor) == 0
       add_bridge!(context.netns, "br0")
       refute_receive {_tag, ^monitor, _any}, 50
+    end
+
+    test "of thousands of processes, and their end, cost the monitor in proportion to their number",
+         context do
+      test = self()
+
+      assert_in_proportion(fn count ->
+        monitor = monitor!(context, groups: [@links], dump: [@dump_links])
+
+        reductions(monitor, fn ->
+          followers = for _ <- 1..count, do: spawn(fn -> follow_snapshot(monitor, test) end)
+          on_exit(fn -> Enum.each(followers, &Process.exit(&1, :kill)) end)
+          for _ <- followers, do: assert_receive({:followed, _pid}, within(60_000))
+          Enum.each(followers, &Process.exit(&1, :kill))
+          eventually!(fn -> subscribers(monitor) == 0 end)
+        end)
+      end)
+    end
+
+    defp follow_snapshot(monitor, test) do
+      {:ok, ^monitor} = Monitor.subscribe(monitor)
+      receive(do: ({:netlink_snapshot, ^monitor, :end} -> send(test, {:followed, self()})))
+      pass_on(test)
     end
 
     test "to a monitor that does not run is ESRCH" do
@@ -464,7 +492,8 @@ defmodule NetlinkPort.MonitorTest do
     end
 
     defp owed(monitor) do
-      for {_ref, %{phase: {:owed, _, _}}} = one <- :sys.get_state(monitor).subscribers, do: one
+      for {_ref, %{phase: {:owed, _, _}}} = one <- :sys.get_state(monitor).subscribers.all,
+          do: one
     end
 
     defp follows(pid, monitor) do

@@ -24,7 +24,7 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
 
   use Mix.Task
 
-  alias NetlinkPort.{Doctor, FileName}
+  alias NetlinkPort.{Arguments, Doctor, FileName, Helper, Options}
   alias NetlinkPort.Operations.Attach
 
   @switches [executable: :string, netns: :keep, node: :string, cookie: :string]
@@ -54,9 +54,9 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
   defp look(options) do
     Mix.Task.run("app.config")
     {:ok, _started} = Application.ensure_all_started(:logger)
-    opts = for {:executable, path} <- options, do: {:executable, FileName.argument(path)}
     netns = for {:netns, place} <- options, do: netns(FileName.argument(place))
-    opts = if netns == [], do: opts, else: [netns: netns] ++ opts
+    opts = if netns == [], do: [], else: [netns: netns]
+    opts = executable(options[:executable]) ++ opts
 
     case report(options[:node], options[:cookie], opts) do
       {:ok, report} ->
@@ -74,8 +74,31 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
     with {:ok, node} <- Attach.node(node, cookie), do: Attach.call(node, Doctor, :report, [opts])
   end
 
-  defp netns(place),
-    do: if(String.contains?(place, "/"), do: {:path, place}, else: {:name, place})
+  defp netns(place) do
+    place = if String.contains?(place, "/"), do: {:path, place}, else: {:name, place}
+    _target = checked("--netns", fn -> Options.target(place) end)
+    place
+  end
+
+  defp executable(nil) do
+    path = Helper.Executable.path()
+
+    _path = checked("config :netlink_port", fn -> Arguments.executable!(path) end)
+
+    []
+  end
+
+  defp executable(path) do
+    path = FileName.argument(path)
+    [executable: checked("--executable", fn -> Arguments.executable!(path) end)]
+  end
+
+  # Only the form: what a path leads to is looked at by the checks of the doctor.
+  defp checked(name, check) do
+    check.()
+  rescue
+    error in ArgumentError -> refuse(name <> ": " <> Exception.message(error))
+  end
 
   @spec refuse(String.t()) :: no_return()
   defp refuse(sentence) do

@@ -44,9 +44,20 @@ defmodule NetlinkPort.Arguments do
     if Keyword.keyword?(opts) do
       :ok
     else
-      raise ArgumentError, "expected a keyword list, got: #{inspect(opts)}"
+      raise ArgumentError, "expected a keyword list, got: #{inspect(opts)}#{alone(opts)}"
     end
   end
+
+  # In a proplist of Erlang an atom may stand for {atom, true}.
+  defp alone(opts) when is_list(opts) do
+    with false <- List.improper?(opts), name when name != nil <- Enum.find(opts, &is_atom/1) do
+      "; an option is a pair, such as {#{inspect(name)}, true}"
+    else
+      _no_atom -> ""
+    end
+  end
+
+  defp alone(_other), do: ""
 
   @doc "Raises for an unknown option. `elsewhere` says of some options which function takes them."
   @spec known!(keyword(), [atom()], [{atom(), String.t()}]) :: :ok

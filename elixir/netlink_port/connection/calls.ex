@@ -9,7 +9,7 @@ defmodule NetlinkPort.Connection.Calls do
   # - A call that was sent keeps its place until it is answered, whether or not its caller still waits. A call without
   #   `from` was given up by its caller.
 
-  alias NetlinkPort.{Deadline, Error, Message}
+  alias NetlinkPort.{Deadline, Error, Message, Queue}
   alias NetlinkPort.Request.{Exchange, Reply}
 
   # How many requests may be under way. The helper sends all requests that it has read from its pipe before it receives
@@ -24,6 +24,8 @@ defmodule NetlinkPort.Connection.Calls do
   @answer_timeout 5_000
   @drain_timeout 60_000
   @drain_bytes 268_435_456
+  # How many calls a connection looks at in a millisecond, at most, to find those that are due.
+  @looked_at_in_a_ms 1_000
 
   @type id :: reference()
   @type reply :: {id(), GenServer.from(), Exchange.outcome()}
@@ -42,8 +44,8 @@ defmodule NetlinkPort.Connection.Calls do
           calls: %{id() => call()},
           seqs: %{Reply.sequence() => id()},
           dump: id() | nil,
-          dumps: :queue.queue(id()),
-          requests: :queue.queue(id()),
+          dumps: Queue.t(),
+          requests: Queue.t(),
           probe: id() | nil,
           before: [id()],
           unsure: [id()],
@@ -61,8 +63,8 @@ defmodule NetlinkPort.Connection.Calls do
     :probe,
     calls: %{},
     seqs: %{},
-    dumps: :queue.new(),
-    requests: :queue.new(),
+    dumps: Queue.new(),
+    requests: Queue.new(),
     before: [],
     unsure: [],
     room: @max_under_way,
@@ -95,8 +97,8 @@ defmodule NetlinkPort.Connection.Calls do
     calls = Map.put(state.calls, id, call)
 
     if exchange.dump?,
-      do: %{state | calls: calls, dumps: :queue.in(id, state.dumps)},
-      else: %{state | calls: calls, requests: :queue.in(id, state.requests)}
+      do: %{state | calls: calls, dumps: Queue.add(state.dumps, id, [])},
+      else: %{state | calls: calls, requests: Queue.add(state.requests, id, [])}
   end
 
   defp weight(%{messages: messages}) do
@@ -130,9 +132,13 @@ defmodule NetlinkPort.Connection.Calls do
   end
 
   defp next_call(%{dump: nil} = state) do
-    case :queue.out(state.dumps) do
-      {{:value, id}, dumps} -> number(%{state | dump: id, dumps: dumps}, id, state.calls[id])
-      {:empty, _dumps} -> next_request(state)
+    case Queue.first(state.dumps) do
+      {:ok, id, []} ->
+        dumps = Queue.delete(state.dumps, id)
+        number(%{state | dump: id, dumps: dumps}, id, state.calls[id])
+
+      :empty ->
+        next_request(state)
     end
   end
 
@@ -148,8 +154,9 @@ defmodule NetlinkPort.Connection.Calls do
   defp next_request(%{room: 0}), do: nil
 
   defp next_request(%{room: room, calls: calls} = state) do
-    with {{:value, id}, requests} <- :queue.out(state.requests),
+    with {:ok, id, []} <- Queue.first(state.requests),
          %{^id => %{weight: weight} = call} when weight <= room <- calls do
+      requests = Queue.delete(state.requests, id)
       number(%{state | requests: requests, room: room - weight}, id, call)
     else
       _nothing_or_no_room -> nil
@@ -166,7 +173,7 @@ defmodule NetlinkPort.Connection.Calls do
   @doc "Whether `next/1` may have a call. If not, it has none."
   @spec more?(t()) :: boolean()
   def more?(%{room: room, requests: requests, dumps: dumps, dump: dump, unsure: unsure}) do
-    (room > 0 and not :queue.is_empty(requests)) or not :queue.is_empty(dumps) or dump != nil or
+    (room > 0 and not Queue.empty?(requests)) or not Queue.empty?(dumps) or dump != nil or
       unsure != []
   end
 
@@ -223,6 +230,20 @@ defmodule NetlinkPort.Connection.Calls do
   def next_due(%{calls: calls}) do
     for {_id, call} <- calls, reduce: :infinity do
       first -> min(first, due_at(call))
+    end
+  end
+
+  @doc """
+  When to look for calls that are due again, after a look, which goes through all calls. With thousands of calls looks
+  are further apart, and calls end that much later.
+  """
+  @spec next_look(t()) :: integer() | :infinity
+  def next_look(%{calls: calls} = state) do
+    pause = div(map_size(calls), @looked_at_in_a_ms)
+
+    case next_due(state) do
+      :infinity -> :infinity
+      due_at -> max(due_at, System.monotonic_time(:millisecond) + pause)
     end
   end
 
@@ -358,8 +379,10 @@ defmodule NetlinkPort.Connection.Calls do
     state = without_probe(if dump_sent?(state), do: lost_of(state, dump, error), else: state)
 
     ids =
-      for {id, %{from: from, exchange: %{answer: answer}}} <- state.calls,
-          id != dump and from != nil and answer != nil,
+      for {_seq, id} <- state.seqs,
+          id != dump,
+          match?(%{^id => %{from: from}} when from != nil, state.calls),
+          uniq: true,
           do: id
 
     state =
@@ -414,10 +437,8 @@ defmodule NetlinkPort.Connection.Calls do
 
   @doc "Whether a caller waits for the answer to a call that was sent."
   @spec under_way?(t()) :: boolean()
-  def under_way?(%{calls: calls}) do
-    Enum.any?(calls, fn {_id, %{from: from, exchange: %{answer: answer}}} ->
-      from != nil and answer != nil
-    end)
+  def under_way?(%{calls: calls, seqs: seqs}) do
+    Enum.any?(seqs, fn {_seq, id} -> match?(%{^id => %{from: from}} when from != nil, calls) end)
   end
 
   @doc "Keeps the calls that were not sent, for a new socket. No caller waits for the others."
@@ -486,8 +507,8 @@ defmodule NetlinkPort.Connection.Calls do
     cond do
       state.probe == id -> %{state | probe: nil, before: []}
       state.dump == id -> %{state | dump: nil}
-      exchange.dump? -> %{state | dumps: :queue.delete(id, state.dumps)}
-      exchange.answer == nil -> %{state | requests: :queue.delete(id, state.requests)}
+      exchange.dump? -> %{state | dumps: Queue.delete(state.dumps, id)}
+      exchange.answer == nil -> %{state | requests: Queue.delete(state.requests, id)}
       true -> %{state | room: state.room + call.weight}
     end
   end

@@ -400,7 +400,7 @@ defmodule NetlinkPort.Connection.Process do
     calls = Enum.reduce(quiet, calls, &Calls.unanswered(&2, &1))
     state = settle(%{state | timer: nil}, {[], calls})
     state = Enum.reduce(overdue, state, &expire(&2, &1))
-    noreply(arm_at(state, Calls.next_due(state.calls)))
+    noreply(arm_at(state, Calls.next_look(state.calls)))
   end
 
   # The calls on a socket that a dump has made unusable have had their time.

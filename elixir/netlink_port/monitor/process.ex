@@ -32,7 +32,7 @@ defmodule NetlinkPort.Monitor.Process do
     notices: [],
     place: :opening,
     known: [],
-    subscribers: %{}
+    subscribers: Subscribers.new()
   ]
 
   @impl true
@@ -117,7 +117,7 @@ defmodule NetlinkPort.Monitor.Process do
 
   def handle_info({ref, result}, %{dumping: %{ref: ref}} = state) do
     Process.demonitor(ref, [:flush])
-    {:noreply, %{state | dumping: nil} |> dumped(result) |> advance() |> dump()}
+    {:noreply, %{state | dumping: nil} |> dumped(result) |> dump()}
   end
 
   def handle_info({:DOWN, ref, :process, _pid, _killed}, %{opening: %{ref: ref}} = state),
@@ -146,7 +146,7 @@ defmodule NetlinkPort.Monitor.Process do
   end
 
   def handle_info({:DOWN, ref, :process, _pid, _reason}, state) do
-    {:noreply, %{state | subscribers: Map.delete(state.subscribers, ref)}}
+    {:noreply, %{state | subscribers: Subscribers.down(state.subscribers, ref)}}
   end
 
   def handle_info({:relay_idle, node, relay, handled}, state) do
@@ -289,8 +289,11 @@ defmodule NetlinkPort.Monitor.Process do
       dumps = for {type, payload} <- dumps, do: {Follow.number(state.follow, type), payload}
 
       case ProcessLimit.task(fn -> Snapshot.read(server, protocol, opts, known, dumps) end) do
-        {:ok, task} -> update(%{state | dumping: task}, &Subscriber.attach/1)
-        :system_limit -> dumped(state, {:error, ProcessLimit.error(:thread, "monitor")})
+        {:ok, task} ->
+          %{state | dumping: task, subscribers: Subscribers.attach(state.subscribers)}
+
+        :system_limit ->
+          dumped(state, {:error, ProcessLimit.error(:thread, "monitor")})
       end
     else
       state
@@ -301,7 +304,8 @@ defmodule NetlinkPort.Monitor.Process do
 
   defp dumped(state, {:ok, messages}) do
     pieces = Snapshot.pieces(messages)
-    update(%{state | dump_wait: @min_backoff}, &Subscriber.snapshot(&1, pieces))
+    subscribers = Subscribers.snapshot(state.subscribers, pieces, socket_state(state))
+    %{state | dump_wait: @min_backoff, subscribers: subscribers}
   end
 
   defp dumped(state, {:error, error}) do
@@ -309,7 +313,7 @@ defmodule NetlinkPort.Monitor.Process do
     notify? = state.dump_wait == @min_backoff and error.stage != :thread
     {wait, next} = back_off(state.dump_wait)
     timer = Process.send_after(self(), :dump, wait)
-    subscribers = Subscribers.failed(state.subscribers, error, notify?)
+    subscribers = Subscribers.failed(state.subscribers, error, socket_state(state), notify?)
     %{state | dump_timer: timer, dump_wait: next, subscribers: subscribers}
   end
 
@@ -340,8 +344,9 @@ defmodule NetlinkPort.Monitor.Process do
 
   defp event(state, message), do: advance(state, &Subscriber.event(&1, message))
   defp gap(state, reason), do: state |> note_gap(reason) |> advance() |> dump()
-  defp note_gap(state, reason), do: update(state, &Subscriber.gap(&1, reason))
-  defp update(state, fun), do: %{state | subscribers: Subscribers.update(state.subscribers, fun)}
+
+  defp note_gap(state, reason),
+    do: %{state | subscribers: Subscribers.gap(state.subscribers, reason)}
 
   # Applies `fun` to each subscriber, then sends it the messages that may be sent.
   defp advance(state, fun \\ & &1) do

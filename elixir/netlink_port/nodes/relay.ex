@@ -57,13 +57,17 @@ defmodule NetlinkPort.Nodes.Relay do
     reference
   end
 
-  @doc "As `Process.demonitor/2` with `:flush`."
+  @doc """
+  As `Process.demonitor/1`: a `:DOWN` message may still come, and the principal ignores it. To flush the message would
+  cost a search of the principal's mailbox, for each of thousands of processes that may end at once.
+  """
   @spec demonitor(reference(), pid()) :: :ok
-  def demonitor(reference, pid) do
-    # A relay may have sent a `:DOWN` message in place of a monitor. This flushes it, too.
-    Process.demonitor(reference, [:flush])
-    if node(pid) == node(), do: :ok, else: post(node(pid), {:forget, reference})
+  def demonitor(reference, pid) when node(pid) == node() do
+    Process.demonitor(reference)
+    :ok
   end
+
+  def demonitor(reference, pid), do: post(node(pid), {:forget, reference})
 
   @doc """
   As `send/2`, to a process that is monitored by `reference`. If `charge` is `{handle, cost}`, the principal is sent
@@ -342,7 +346,8 @@ defmodule NetlinkPort.Nodes.Relay do
   defp forget(state, reference) do
     case Map.pop(state.watches, reference) do
       {{_pid, monitor, _socket, _notifier}, watches} ->
-        Process.demonitor(monitor, [:flush])
+        # Without `:flush`: `down/3` ignores a monitor that is not known.
+        Process.demonitor(monitor)
         %{state | watches: watches, monitors: Map.delete(state.monitors, monitor)}
 
       {nil, _watches} ->

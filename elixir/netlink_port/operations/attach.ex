@@ -2,16 +2,19 @@ defmodule NetlinkPort.Operations.Attach do
   @moduledoc false
   # Connects the Mix tasks to a running application, by Erlang distribution.
 
+  # The longest atom, in characters.
+  @longest 255
+
   @doc """
   Connects to a node. This VM becomes a hidden node that accepts no connections, and whose name the other node
   chooses. An error is a sentence.
   """
   @spec node(String.t(), String.t() | nil) :: {:ok, node()} | {:error, String.t()}
   def node(name, cookie) do
-    with :ok <- named(name),
-         node = String.to_atom(name),
+    with {:ok, node} <- named(name),
+         {:ok, cookie} <- cookie(cookie),
          :ok <- start(name) do
-      if cookie, do: Node.set_cookie(node, String.to_atom(cookie))
+      if cookie, do: Node.set_cookie(node, cookie)
 
       if Node.connect(node) == true,
         do: {:ok, node},
@@ -22,9 +25,30 @@ defmodule NetlinkPort.Operations.Attach do
   end
 
   defp named(name) do
-    if name =~ ~r/^[^@]+@[^@]+$/,
-      do: :ok,
-      else: {:error, "expected --node NAME@HOST, got: #{inspect(name)}"}
+    with true <- name =~ ~r/\A[^@]+@[^@]+\z/, {:ok, node} <- atom(name) do
+      {:ok, node}
+    else
+      _no_name ->
+        {:error,
+         "expected --node NAME@HOST, of at most #{@longest} characters, got: #{inspect(name)}"}
+    end
+  end
+
+  # The sentence does not repeat the cookie, which is a secret.
+  defp cookie(nil), do: {:ok, nil}
+
+  defp cookie(cookie) do
+    with true <- cookie != "", {:ok, cookie} <- atom(cookie) do
+      {:ok, cookie}
+    else
+      _no_cookie -> {:error, "expected --cookie COOKIE, of 1 to #{@longest} characters"}
+    end
+  end
+
+  defp atom(text) do
+    if String.valid?(text) and String.length(text) <= @longest,
+      do: {:ok, String.to_atom(text)},
+      else: :error
   end
 
   defp start(name) do

@@ -167,8 +167,9 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
   @tsoffset 14
   @flags 2
 
+  # `interfaces` are those of the section by number. A capture has an interface for each socket, so there may be very many.
   defp pcapng(bytes) do
-    blocks(bytes, 0, %{order: nil, interfaces: [], packets: [], refused: nil, netlink?: false})
+    blocks(bytes, 0, %{order: nil, interfaces: %{}, packets: [], refused: nil, netlink?: false})
   end
 
   defp blocks(<<>>, _offset, state), do: done(state, false)
@@ -180,8 +181,8 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
          state
        ) do
     case magic do
-      <<0x1A2B3C4D::32>> -> block(bytes, offset, %{state | order: :big, interfaces: []})
-      <<0x4D3C2B1A::32>> -> block(bytes, offset, %{state | order: :little, interfaces: []})
+      <<0x1A2B3C4D::32>> -> block(bytes, offset, %{state | order: :big, interfaces: %{}})
+      <<0x4D3C2B1A::32>> -> block(bytes, offset, %{state | order: :little, interfaces: %{}})
       _other -> error(offset, "its byte order is unknown")
     end
   end
@@ -240,7 +241,8 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
 
     refused = if interface.netlink?, do: state.refused, else: state.refused || {offset, type}
     netlink? = state.netlink? or interface.netlink?
-    %{state | interfaces: state.interfaces ++ [interface], refused: refused, netlink?: netlink?}
+    interfaces = Map.put(state.interfaces, map_size(state.interfaces), interface)
+    %{state | interfaces: interfaces, refused: refused, netlink?: netlink?}
   end
 
   defp one(@enhanced_packet, <<head::binary-20, rest::binary>>, state, offset) do
@@ -263,7 +265,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
     length = u32(state.order, length)
 
     snaplen =
-      with %{snaplen: snaplen} when snaplen > 0 <- Enum.at(state.interfaces, 0),
+      with %{snaplen: snaplen} when snaplen > 0 <- state.interfaces[0],
            do: snaplen,
            else: (_ -> length)
 
@@ -275,7 +277,7 @@ defmodule NetlinkPort.Sandbox.CaptureFile do
   defp enhanced(number, time, captured, length, rest, state, offset) do
     padded = captured + Integer.mod(-captured, 4)
 
-    case {Enum.at(state.interfaces, number), rest} do
+    case {state.interfaces[number], rest} do
       {nil, _rest} ->
         error(offset, "a packet is of interface #{number}, which is not described")
 

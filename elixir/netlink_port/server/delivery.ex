@@ -15,6 +15,7 @@ defmodule NetlinkPort.Server.Delivery do
   # send costs nothing.
 
   alias NetlinkPort.Helper.Protocol
+  alias NetlinkPort.Server.Waiters
 
   # At most this many errors are kept for a passive owner. Later ones are dropped.
   @max_errors 64
@@ -23,7 +24,7 @@ defmodule NetlinkPort.Server.Delivery do
           {:data, binary(), map() | nil}
           | {:overrun, non_neg_integer()}
           | {:error, NetlinkPort.Error.t()}
-  @type waiter :: term()
+  @type waiter :: Waiters.waiter()
   @type credit :: non_neg_integer() | :infinity
   @type effect :: {:deliver, item()} | :passive | {:answer, waiter(), item()}
 
@@ -31,7 +32,7 @@ defmodule NetlinkPort.Server.Delivery do
           mode: NetlinkPort.active(),
           kept: :queue.queue(item()),
           errors: non_neg_integer(),
-          waiters: :queue.queue(waiter()),
+          waiters: Waiters.t(),
           window: pos_integer(),
           taken: non_neg_integer(),
           granted: non_neg_integer(),
@@ -46,7 +47,7 @@ defmodule NetlinkPort.Server.Delivery do
     :granted,
     kept: :queue.new(),
     errors: 0,
-    waiters: :queue.new(),
+    waiters: %Waiters{},
     taken: 0,
     credit: :infinity,
     relayed?: false
@@ -61,14 +62,15 @@ defmodule NetlinkPort.Server.Delivery do
   @doc "An item has arrived."
   @spec arrive(t(), item()) :: {[effect()], t()}
   def arrive(state, item) do
-    case {state.mode, :queue.out(state.waiters)} do
+    case {state.mode, Waiters.first(state.waiters)} do
       {true, _nobody} when state.credit == 0 ->
         {[], keep(state, item)}
 
-      {false, {{:value, waiter}, waiters}} ->
-        {[{:answer, waiter, item}], take(%{state | waiters: waiters}, item)}
+      {false, {:ok, key, waiter}} ->
+        {[^waiter], state} = withdraw(state, key)
+        {[{:answer, waiter, item}], take(state, item)}
 
-      {false, {:empty, _waiters}} ->
+      {false, :empty} ->
         {[], keep(state, item)}
 
       {_active, _waiters} ->
@@ -106,37 +108,53 @@ defmodule NetlinkPort.Server.Delivery do
     end
   end
 
-  @doc "Queues a `recv` behind those that wait. `demand/1` has returned `:empty`."
-  @spec wait(t(), waiter()) :: t()
-  def wait(state, waiter), do: %{state | waiters: :queue.in(waiter, state.waiters)}
+  @doc """
+  Queues a `recv` of `caller`, known by `key`, behind those that wait. `demand/1` has returned `:empty`.
+  """
+  @spec wait(t(), Waiters.key(), pid(), waiter()) :: t()
+  def wait(state, key, caller, waiter),
+    do: %{state | waiters: Waiters.add(state.waiters, key, caller, waiter)}
 
-  @doc "Removes the waiting `recv`s for which `which` is true, and returns them."
-  @spec withdraw(t(), (waiter() -> boolean())) :: {[waiter()], t()}
-  def withdraw(state, which) do
-    {gone, rest} = state.waiters |> :queue.to_list() |> Enum.split_with(which)
-    {gone, %{state | waiters: :queue.from_list(rest)}}
+  @doc "Removes the waiting `recv` with a key, and returns it."
+  @spec withdraw(t(), Waiters.key()) :: {[waiter()], t()}
+  def withdraw(state, key) do
+    case Waiters.remove(state.waiters, key) do
+      {:ok, waiter, waiters} -> {[waiter], %{state | waiters: waiters}}
+      :none -> {[], state}
+    end
   end
+
+  @doc "Removes the waiting `recv`s of a caller, and returns them."
+  @spec withdraw_of(t(), pid()) :: {[waiter()], t()}
+  def withdraw_of(state, caller) do
+    {gone, waiters} = Waiters.remove_of(state.waiters, caller)
+    {gone, %{state | waiters: waiters}}
+  end
+
+  @doc "Removes all waiting `recv`s, and returns them."
+  @spec withdraw_all(t()) :: {[waiter()], t()}
+  def withdraw_all(state), do: {waiters(state), %{state | waiters: Waiters.new()}}
 
   @doc "Removes waiting `recv`s from the head of the queue while `stale?` is true, and returns them."
   @spec skip(t(), (waiter() -> boolean())) :: {[waiter()], t()}
-  def skip(state, stale?) do
-    case :queue.out(state.waiters) do
-      {{:value, waiter}, waiters} ->
-        if stale?.(waiter) do
-          {gone, state} = skip(%{state | waiters: waiters}, stale?)
-          {[waiter | gone], state}
-        else
-          {[], state}
-        end
+  def skip(state, stale?), do: skip(state, stale?, [])
 
-      {:empty, _waiters} ->
-        {[], state}
+  defp skip(state, stale?, gone) do
+    with {:ok, key, waiter} <- Waiters.first(state.waiters), true <- stale?.(waiter) do
+      {[^waiter], state} = withdraw(state, key)
+      skip(state, stale?, [waiter | gone])
+    else
+      _none_or_not_stale -> {Enum.reverse(gone), state}
     end
   end
 
   @doc "The `recv`s that wait."
   @spec waiters(t()) :: [waiter()]
-  def waiters(state), do: :queue.to_list(state.waiters)
+  def waiters(state), do: Waiters.to_list(state.waiters)
+
+  @doc "Whether a `recv` of a caller waits."
+  @spec waits?(t(), pid()) :: boolean()
+  def waits?(state, caller), do: Waiters.waits?(state.waiters, caller)
 
   @doc """
   The mode after a list of changes, and how many of the changes ended a count. A count is added to the present count.

@@ -57,19 +57,15 @@ defmodule NetlinkPort.Server.Ownership do
       %{resume: resume, owner: owner} = entry when resume != nil and owner != caller ->
         set_active_later(sockets, entry, changes)
 
+      # An owner that waits has nothing in hand.
       %{held?: true, owner: owner} = entry when owner != caller ->
-        if waits?(entry),
+        if Delivery.waits?(entry.delivery, owner),
           do: set_active_now(sockets, entry, changes),
           else: set_active_later(sockets, %{entry | resume: false}, changes)
 
       entry ->
         set_active_now(sockets, %{entry | resume: nil, held?: false}, changes)
     end)
-  end
-
-  # An owner that waits has nothing in hand.
-  defp waits?(%{owner: owner, delivery: delivery}) do
-    Enum.any?(Delivery.waiters(delivery), &match?({_, _, {^owner, _}, _}, &1))
   end
 
   @doc """
@@ -118,7 +114,7 @@ defmodule NetlinkPort.Server.Ownership do
         {{:ok, nil}, sockets |> Sockets.perform(entry, effects) |> Sockets.put(entry)}
 
       {:ok, effects, delivery} ->
-        {waiters, delivery} = Delivery.withdraw(delivery, fn _waiter -> true end)
+        {waiters, delivery} = Delivery.withdraw_all(delivery)
         sockets = Enum.reduce(waiters, sockets, &Sockets.dismiss(&2, &1, Sockets.active()))
         entry = %{entry | delivery: delivery, held?: false}
         {{:ok, nil}, sockets |> Sockets.perform(entry, effects) |> Sockets.put(entry)}

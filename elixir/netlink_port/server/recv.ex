@@ -69,7 +69,8 @@ defmodule NetlinkPort.Server.Recv do
     message = {:recv_timeout, handle, monitor}
     timer = if left != :infinity, do: Process.send_after(self(), message, left)
     give_up_at = if timer, do: System.monotonic_time(:millisecond) + left, else: :never
-    delivery = Delivery.wait(entry.delivery, {monitor, timer, from, give_up_at})
+    waiter = {monitor, timer, from, give_up_at}
+    delivery = Delivery.wait(entry.delivery, monitor, pid, waiter)
     monitors = Map.put(sockets.monitors, monitor, {:waiter, handle})
     Sockets.put(%{sockets | monitors: monitors}, %{entry | delivery: delivery})
   end
@@ -79,7 +80,7 @@ defmodule NetlinkPort.Server.Recv do
   def withdraw(sockets, handle, monitor) do
     case sockets.entries do
       %{^handle => entry} ->
-        {gone, delivery} = Delivery.withdraw(entry.delivery, &match?({^monitor, _, _, _}, &1))
+        {gone, delivery} = Delivery.withdraw(entry.delivery, monitor)
         sockets = Sockets.put(sockets, %{entry | delivery: delivery})
         Enum.reduce(gone, sockets, &Sockets.dismiss(&2, &1, Sockets.timed_out()))
 
@@ -96,8 +97,7 @@ defmodule NetlinkPort.Server.Recv do
   @spec refuse(Sockets.t(), Socket.handle(), pid(), term()) :: {:ok, Sockets.t()} | :none
   def refuse(sockets, handle, pid, failure) do
     with %{^handle => entry} <- sockets.entries,
-         mine? = &match?({_monitor, _timer, {^pid, _tag}, _give_up_at}, &1),
-         {[_ | _] = waiters, delivery} <- Delivery.withdraw(entry.delivery, mine?) do
+         {[_ | _] = waiters, delivery} <- Delivery.withdraw_of(entry.delivery, pid) do
       sockets = Sockets.put(sockets, %{entry | delivery: delivery})
       {:ok, Enum.reduce(waiters, sockets, &Sockets.dismiss(&2, &1, unsent(failure)))}
     else

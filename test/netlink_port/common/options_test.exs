@@ -98,6 +98,17 @@ defmodule NetlinkPort.OptionsTest do
                Enum.sort(ours -- ["active"])
     end
 
+    test "takes an option only with its value, and says so of an atom alone, as in a proplist" do
+      for opts <- [[:pktinfo], [:pktinfo, {:active, false}], [{:active, false}, :pktinfo]] do
+        refused(opts, ["keyword list", "; an option is a pair, such as {:pktinfo, true}"])
+      end
+
+      for opts <- [[{:active, false} | :pktinfo], :pktinfo, ["pktinfo"], [{"pktinfo", true}]] do
+        error = assert_raise ArgumentError, fn -> Options.open(:route, opts) end
+        assert error.message == "expected a keyword list, got: #{inspect(opts)}"
+      end
+    end
+
     test "wants a keyword list" do
       for opts <- [:active, %{active: true}, [:active], [{"active", true}], [1 | 2], nil] do
         refused(opts, ["keyword list", inspect(opts)])

@@ -99,4 +99,26 @@ defmodule NetlinkPort.AttachTest do
       assert text =~ "netlink_port.top: "
     end
   end
+
+  test "a name or a cookie that no node can have is refused in a sentence", %{node: node} do
+    long = String.duplicate("a", 254) <> "@b"
+
+    for name <- [long, "", "a@", "@b", "a@b@c", <<255, "@b">>] do
+      assert {:error, sentence} = Attach.node(name, nil)
+      assert sentence =~ "expected --node NAME@HOST, of at most 255 characters, got: "
+    end
+
+    for cookie <- [String.duplicate("c", 256), "", <<255>>] do
+      assert {:error, sentence} = Attach.node("#{node}", cookie)
+      assert sentence == "expected --cookie COOKIE, of 1 to 255 characters"
+    end
+
+    for task <- [Mix.Tasks.NetlinkPort.Doctor, Mix.Tasks.NetlinkPort.Top],
+        arguments <- [["--node", long], ["--node", "#{node}", "--cookie", long]] do
+      text =
+        capture_io(:stderr, fn -> assert {:shutdown, 2} = catch_exit(task.run(arguments)) end)
+
+      assert text =~ ~r/^netlink_port\.(doctor|top): expected --(node|cookie) .*\n$/
+    end
+  end
 end

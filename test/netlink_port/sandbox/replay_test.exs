@@ -4,9 +4,11 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
   use NetlinkPort.Sandbox
 
   import NetlinkPort.Case, only: [eventually!: 1, tmp_path!: 1]
+  import NetlinkPort.Cost
 
   alias NetlinkPort.{DecodeError, Error, Message, Rtnl, Sandbox}
   alias NetlinkPort.Capture.Pcapng
+  alias NetlinkPort.Sandbox.CaptureFile
 
   @getlink 18
   @kernel 7
@@ -310,6 +312,25 @@ defmodule NetlinkPort.Sandbox.ReplayTest do
   end
 
   defp timeless(bytes), do: {3, [n(:little, 32, byte_size(bytes)), bytes]}
+
+  test "a capture of very many sockets, each an interface, costs in proportion to their number" do
+    assert_in_proportion(fn count ->
+      blocks =
+        for number <- 0..(count - 1),
+            block <- [
+              Pcapng.interface("route in host, handle #{number}"),
+              Pcapng.datagram(number, 1, :in, 0, {event(1), byte_size(event(1))})
+            ],
+            do: block
+
+      file = IO.iodata_to_binary([Pcapng.section_header() | blocks])
+
+      reductions(fn ->
+        assert {:ok, packets, false} = CaptureFile.read(file)
+        assert List.last(packets).interface == "route in host, handle #{count - 1}"
+      end)
+    end)
+  end
 
   test "packets without a time are played at once, in their place between others" do
     [first, second, third] = for n <- 1..3, do: cooked(@user, 0, event(n))

@@ -20,6 +20,8 @@ defmodule NetlinkPort.DeliveryTest do
 
   defp deliveries(items), do: Enum.map(items, &{:deliver, &1})
 
+  defp wait(state, name), do: Delivery.wait(state, name, name, name)
+
   # All items that are kept, as recv would take them.
   defp demand_all(state) do
     case Delivery.demand(state) do
@@ -41,7 +43,7 @@ defmodule NetlinkPort.DeliveryTest do
     end
 
     test "a datagram that answers a waiting caller counts as taken at once" do
-      state = Delivery.wait(Delivery.new(false, 1_000, :infinity, true), :someone)
+      state = wait(Delivery.new(false, 1_000, :infinity, true), :someone)
       {[{:answer, :someone, _item}], state} = arrive(state, [data(1, 400)])
       assert {1_700, _state} = Delivery.grant(state)
     end
@@ -254,7 +256,7 @@ defmodule NetlinkPort.DeliveryTest do
   end
 
   describe "waiting callers" do
-    defp waiting(state, names), do: Enum.reduce(names, state, &Delivery.wait(&2, &1))
+    defp waiting(state, names), do: Enum.reduce(names, state, &wait(&2, &1))
 
     test "are served in the order they came, one item each" do
       state = waiting(new(false), [:a, :b, :c])
@@ -279,11 +281,34 @@ defmodule NetlinkPort.DeliveryTest do
 
     test "can be removed; the others keep their order" do
       state = waiting(new(false), [:a, :b, :c, :d])
-      assert {[:b, :d], state} = Delivery.withdraw(state, &(&1 in [:b, :d]))
+      assert {[:b], state} = Delivery.withdraw(state, :b)
+      assert {[:d], state} = Delivery.withdraw(state, :d)
       assert Delivery.waiters(state) == [:a, :c]
-      assert {[], state} = Delivery.withdraw(state, &(&1 == :b))
+      assert {[], state} = Delivery.withdraw(state, :b)
       {effects, _state} = arrive(state, [data(1), data(2), data(3)])
       assert effects == [{:answer, :a, data(1)}, {:answer, :c, data(2)}]
+    end
+
+    test "can be removed by their process, and all together" do
+      state = Enum.reduce(1..6, new(false), &Delivery.wait(&2, &1, rem(&1, 2), &1))
+      assert Delivery.waits?(state, 0)
+      assert {[2, 4, 6], state} = Delivery.withdraw_of(state, 0)
+      refute Delivery.waits?(state, 0)
+      assert {[], state} = Delivery.withdraw_of(state, 0)
+      assert {[3], state} = Delivery.withdraw(state, 3)
+      assert Delivery.waits?(state, 1)
+      assert {[1, 5], state} = Delivery.withdraw_all(state)
+      refute Delivery.waits?(state, 1)
+      assert {[{:answer, 7, _item}], _state} = arrive(wait(state, 7), [data(1)])
+    end
+
+    test "are passed over while they are stale" do
+      state = waiting(new(false), 1..5)
+      assert {[1, 2], state} = Delivery.skip(state, &(&1 in [1, 2, 4]))
+      assert {[3], state} = Delivery.withdraw(state, 3)
+      assert {[4], state} = Delivery.skip(state, &(&1 in [1, 2, 4]))
+      assert {[5], state} = Delivery.skip(state, fn _waiter -> true end)
+      assert {[], _state} = Delivery.skip(state, fn _waiter -> true end)
     end
 
     test "are not served while the socket is active" do
@@ -364,7 +389,7 @@ defmodule NetlinkPort.DeliveryTest do
 
     test "count each datagram once, however it is taken" do
       item = costing(5_000)
-      {[{:answer, :a, ^item}], state} = arrive(Delivery.wait(new(false), :a), [item])
+      {[{:answer, :a, ^item}], state} = arrive(wait(new(false), :a), [item])
       assert {15_000, _state} = Delivery.grant(state)
 
       for mode <- [:once, 1, 2] do
@@ -471,7 +496,7 @@ defmodule NetlinkPort.DeliveryTest do
 
           :empty ->
             waiting = run.waiting ++ [number]
-            %{run | state: Delivery.wait(run.state, number), waiting: waiting}
+            %{run | state: wait(run.state, number), waiting: waiting}
 
           :active ->
             run
@@ -480,8 +505,9 @@ defmodule NetlinkPort.DeliveryTest do
 
       defp step(:withdraw, number, run) do
         gone = &(rem(&1 + number, 3) == 0)
-        {withdrawn, state} = Delivery.withdraw(run.state, gone)
-        {^withdrawn, waiting} = Enum.split_with(run.waiting, gone)
+        {expected, waiting} = Enum.split_with(run.waiting, gone)
+        {withdrawn, state} = Enum.flat_map_reduce(expected, run.state, &Delivery.withdraw(&2, &1))
+        ^withdrawn = expected
         %{run | state: state, waiting: waiting}
       end
 
@@ -500,7 +526,7 @@ defmodule NetlinkPort.DeliveryTest do
         if state.mode == false do
           run
         else
-          {_waiters, state} = Delivery.withdraw(state, fn _waiter -> true end)
+          {_waiters, state} = Delivery.withdraw_all(state)
           %{run | state: state, waiting: []}
         end
       end

@@ -29,7 +29,8 @@ defmodule NetlinkPort.Doctor.Pinned do
           do: unheld(Map.keys(spaces), helpers),
           else: {Map.keys(spaces), %{places: [], descriptors: []}}
 
-      unseen = Map.put(unseen, :why, Environment.unseen(environment))
+      why = Environment.unseen(environment)
+      unseen = Map.merge(unseen, %{why: why, look_from: look_from(environment)})
       verdict(spaces, left, unseen, length(OwnerNotifier.servers() -- [own]) - length(told))
     end
   end
@@ -165,7 +166,8 @@ defmodule NetlinkPort.Doctor.Pinned do
   end
 
   defp verdict(spaces, left, unseen, silent) do
-    for(inode <- left, do: alone(inode, users(spaces[inode]), unseen)) ++ silent(silent)
+    names = Redaction.names(for inode <- left, held <- spaces[inode], do: held.owner)
+    for(inode <- left, do: alone(inode, users(spaces[inode], names), unseen)) ++ silent(silent)
   end
 
   # Other holders of the namespace would not be visible.
@@ -175,10 +177,10 @@ defmodule NetlinkPort.Doctor.Pinned do
      "look from the first pid namespace of the machine, as root: there all who may hold it are seen"}
   end
 
-  defp alone(inode, {_kinds, users}, %{places: [_ | _] = pids}) do
+  defp alone(inode, {_kinds, users}, %{places: [_ | _] = pids, look_from: look_from}) do
     {:warn,
      "#{inode}, where #{users} is open: #{processes(pids)} may be there, which this VM may not look at; " <>
-       "so it cannot tell whether anything else keeps it alive", look_from(Environment.look())}
+       "so it cannot tell whether anything else keeps it alive", look_from}
   end
 
   defp alone(inode, {kinds, users}, %{descriptors: pids}) do
@@ -213,9 +215,7 @@ defmodule NetlinkPort.Doctor.Pinned do
 
   @shown 4
 
-  defp users(all) do
-    names = Redaction.names(for held <- all, do: held.owner)
-
+  defp users(all, names) do
     shown =
       for held <- Enum.take(all, @shown), do: "#{inspect(what(held))} of #{names[held.owner]}"
 
