@@ -6,6 +6,8 @@ set -eu
 work=$(mktemp -d)
 cp "$1" "$work/netlink_port"
 chmod 755 "$work" "$work/netlink_port"
+sleeper=
+trap '[ -z "$sleeper" ] || kill "$sleeper"; umount /run/held; ip netns del there; rm -r "$work"' EXIT
 
 talk() { # FRAMES LINK COMMAND...
   frames=$1 link=$2
@@ -39,4 +41,3 @@ touch /run/held
 mount --bind "/proc/$sleeper/ns/net" /run/held
 nsenter --user --net --target "$sleeper" ip link add held0 type bridge
 talk /guest/frames/held held0 setpriv --reuid 65534 --regid 65534 --clear-groups "$work/netlink_port" --user-namespaces
-kill "$sleeper"
