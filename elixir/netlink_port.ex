@@ -500,16 +500,20 @@ defmodule NetlinkPort do
 
   Errors that are known at once are returned: `EBADF` for a closed socket, `EMSGSIZE` for a datagram of more than
   16 MiB, `EPIPE` for a helper that has ended, and `EAGAIN` when the helper is so far behind that the datagram could
-  not be handed over within `:timeout`.
+  not be handed over within `:timeout`. With `:to`, see below, `EAGAIN` can also mean that the receive queue of the peer
+  is full; the sentence says which of the two it is.
 
   Options:
 
     * `:wait` - `true` waits until sendmsg(2) is done, and returns its error. Defaults to `false`.
     * `:timeout` - ms. Defaults to 5_000.
-    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`. `groups` is a mask:
-      bit 0 is group 1. The call then waits as with `:wait`. The kernel sends the datagram to the members of the groups,
-      then to the port id. `{0, groups}` is for the groups, and the kernel gets it, too. Where no part of the kernel
-      listens, as with `:usersock`, the result is `ECONNREFUSED`, and the members have got the datagram all the same.
+    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`. Without that option it is
+      `EISCONN`. `groups` is a mask with one bit: bit 0 is group 1. Of several bits the kernel takes the lowest. The call
+      then waits as with `:wait`. The kernel sends the datagram to the members of the group, then to the port id. If the
+      receive queue of that port id is full, the result is `EAGAIN`: send it again when the peer has read. A member whose
+      queue is full misses the datagram, and has an overrun. `{0, groups}` is for the group, and the kernel gets it, too.
+      Where no part of the kernel listens, as with `:usersock`, the result is `ECONNREFUSED`, and the members have got the
+      datagram all the same.
   """
   @spec send(Socket.t(), Pin.payload(),
           wait: boolean(),
@@ -547,24 +551,33 @@ defmodule NetlinkPort do
     end
   end
 
-  defp refused({:error, %{stage: :send, reason: :econnrefused} = error}, 0, groups)
-       when groups != 0 do
-    hint =
-      "members of the groups have got it; the kernel itself has not, since it does not listen to this protocol here"
-
-    {:error, %{error | hint: hint}}
-  end
-
-  defp refused({:error, %{stage: :send, reason: :econnrefused} = error}, port_id, _groups)
-       when port_id != 0 do
-    hint =
-      "no socket in this namespace has port id #{port_id}, or it receives from the kernel alone: one of this library " <>
-        "needs user_peers: true"
-
-    {:error, %{error | hint: hint}}
+  defp refused({:error, %{stage: :send} = error}, port_id, groups) do
+    case refusal(error, port_id, groups) do
+      nil -> {:error, error}
+      hint when groups == 0 -> {:error, %{error | hint: hint}}
+      hint -> {:error, %{error | hint: "members of group #{lowest(groups)} have got it; #{hint}"}}
+    end
   end
 
   defp refused(outcome, _port_id, _groups), do: outcome
+
+  # The kernel itself has refused the datagram.
+  defp refusal(%{reason: :econnrefused}, 0, groups) when groups != 0,
+    do: "the kernel itself has not, since it does not listen to this protocol here"
+
+  defp refusal(%{reason: :econnrefused}, port_id, _groups) when port_id != 0 do
+    "no socket in this namespace has port id #{port_id}, or it receives from the kernel alone: one of this library " <>
+      "needs user_peers: true"
+  end
+
+  # Without a hint the helper has not got the datagram.
+  defp refusal(%{reason: :eagain, hint: hint}, port_id, _groups) when hint != nil,
+    do: "port id #{port_id} has not got it: #{hint}"
+
+  defp refusal(_error, _port_id, _groups), do: nil
+
+  # The kernel sends to this group alone: netlink_sendmsg(), net/netlink/af_netlink.c.
+  defp lowest(groups), do: Enum.find(1..32, &(Bitwise.band(groups, Bitwise.bsl(1, &1 - 1)) != 0))
 
   @doc """
   Receives one datagram from a passive socket, within `timeout` ms.

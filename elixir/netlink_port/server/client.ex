@@ -345,8 +345,9 @@ defmodule NetlinkPort.Server.Client do
   defp local(name), do: name
 
   @doc "Turns a raw failure into an error with the socket's protocol and namespace in its sentence."
-  @spec explain(raw(), Socket.t()) :: {:ok, term()} | {:error, Error.t()}
+  @spec explain(raw() | {:error, Error.t()}, Socket.t()) :: {:ok, term()} | {:error, Error.t()}
   def explain({:ok, value}, _socket), do: {:ok, value}
+  def explain({:error, %Error{} = error}, _socket), do: {:error, error}
 
   def explain({:error, failure}, %Socket{} = socket) do
     place = {socket.protocol, socket.netns}
@@ -367,7 +368,8 @@ defmodule NetlinkPort.Server.Client do
 
       case write(helper, frame.(reference), timeout) do
         :ok -> await(helper, reference, monitor, timeout)
-        {:error, reason} -> forget(helper, reference, monitor, stage(reason), reason)
+        # Not raw: an EAGAIN of the helper is that of sendmsg(2), which Refusal explains.
+        {:error, reason} -> forget(helper, reference, monitor, Error.new(stage(reason), reason))
       end
     rescue
       ArgumentError ->
@@ -379,7 +381,7 @@ defmodule NetlinkPort.Server.Client do
   defp await(helper, reference, monitor, timeout) do
     with :timeout <- answer(monitor, timeout) do
       report_overdue(helper, timeout)
-      forget(helper, reference, monitor, :thread, :etimedout)
+      forget(helper, reference, monitor, {:thread, Errno.number(:etimedout), ""})
     end
   end
 
@@ -400,14 +402,14 @@ defmodule NetlinkPort.Server.Client do
     end
   end
 
-  defp forget(helper, reference, monitor, stage, reason) do
+  defp forget(helper, reference, monitor, failure) do
     Process.demonitor(monitor, [:flush])
     _settled = Reference.settle(helper, reference)
 
     receive do
       {^monitor, answer} -> answer
     after
-      0 -> {:error, {stage, Errno.number(reason), ""}}
+      0 -> {:error, failure}
     end
   end
 
