@@ -31,9 +31,9 @@ defmodule NetlinkPort do
       everything that is older than the gap.
     * `{:netlink_error, socket, error}` when a `send/3` has failed after it returned, or when the kernel has reported
       an error on the socket.
-    * `{:netlink_closed, socket, reason}` when the socket has ended and the owner did not close it: the helper or its
-      server has ended, the connection to the server's node is lost, the socket's namespace is gone (see below), or
-      an abandoned dump did not end (see `dump/4`). It is sent once, to the owner of a passive socket too. The option
+    * `{:netlink_closed, socket, reason}` when the socket has ended without `close/1`: the helper or its server has
+      ended, the connection to the server's node is lost, the socket's namespace is gone (see below), or an abandoned
+      dump did not end (see `dump/4`). It is sent once, to the owner of a passive socket too. The option
       `closed_message: false` turns it off. See `t:closed_reason/0`.
 
   Only datagrams use up `:once` or a count: errors and overruns do not. On a passive socket `recv/2` returns errors
@@ -181,6 +181,8 @@ defmodule NetlinkPort do
     * `:namespace_gone` - the namespace of a socket with `close_on: :namespace_gone` is gone.
     * `:noconnection` - the connection to the server's node, or that node, was lost.
     * `:endless_dump` - a dump that was abandoned did not end, see `dump/4`.
+    * `:closed` - another process has called `close/1`. Of this only `NetlinkPort.Monitor` and `NetlinkPort.Connection`
+      are told, which own sockets for others.
     * any other term - the exit reason of the server.
   """
   @type closed_reason ::
@@ -189,6 +191,7 @@ defmodule NetlinkPort do
           | :namespace_gone
           | :noconnection
           | :endless_dump
+          | :closed
           | term()
 
   @typedoc "The options of `setopts/2` and `getopts/2`."
@@ -476,8 +479,12 @@ defmodule NetlinkPort do
   end
 
   @doc """
-  Closes a socket. Returns `:ok`, also for a socket that is closed already. The owner is sent no message. When the
-  function returns, the helper has closed the descriptor and no longer holds the namespace.
+  Closes a socket. Returns `:ok`, also for a socket that is closed already. When the function returns, the helper has
+  closed the descriptor and no longer holds the namespace.
+
+  Any process may close a socket. The owner is sent no message, and its next use of the socket is `EBADF`. If the socket
+  is that of a `NetlinkPort.Monitor` or a `NetlinkPort.Connection`, as `stats/1` shows them, the monitor or connection
+  opens another: end the process instead, and its socket closes with it.
 
       :ok = NetlinkPort.close(socket)
       :ok = NetlinkPort.close(socket)

@@ -345,6 +345,8 @@ defmodule NetlinkPort.Request.Reader do
   defp closed(:namespace_gone),
     do: Error.new(:info, :ebadf, hint: "the socket is closed, since its namespace is gone")
 
+  defp closed(:closed), do: Error.new(:info, :ebadf)
+
   defp closed(:noconnection) do
     Error.new(:thread, :epipe,
       hint: "the node of the server, or the connection to it, was lost, and with it the socket"

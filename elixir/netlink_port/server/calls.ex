@@ -26,8 +26,9 @@ defmodule NetlinkPort.Server.Calls do
     end
   end
 
-  def handle({:close, handle}, from, state) do
+  def handle({:close, handle}, {closer, _tag} = from, state) do
     if Sockets.known?(state.sockets, handle) do
+      :ok = Sockets.tell_close(state.sockets, handle, closer)
       State.await_reply(Commands.close(state, handle, {:server, from}, :closed))
     else
       State.reply(state, from, {:ok, nil})
