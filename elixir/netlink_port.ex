@@ -359,6 +359,8 @@ defmodule NetlinkPort do
       namespace is mounted on it.
     * `:setns`, `EPERM` - the helper may not enter the namespace.
     * `:socket`, `EPROTONOSUPPORT` - the kernel does not have the protocol.
+    * `:socket`, `EOVERFLOW` - the VM has opened 2^31 sockets and pins since its start, and has no handle left. Restart
+      the VM.
     * `:watch` - the namespace cannot be watched for `close_on:`.
     * `:thread`, `ESRCH`, `EPIPE` or `ETIMEDOUT` - there is no server, its helper has ended, or it does not answer.
     * those of each option, as with `setopts/2`.
@@ -391,7 +393,8 @@ defmodule NetlinkPort do
     * `:timeout` - how long to wait for server and helper, in ms. Defaults to 15_000.
 
   Errors of the stages `:open`, `:setns` (`EINVAL`, for a file that is no network namespace) and `:thread` are those of
-  `open/3`. A pin takes one descriptor of the helper: `EMFILE` of `:open` means that none is left.
+  `open/3`. A pin takes one descriptor of the helper: `EMFILE` of `:open` means that none is left. `EOVERFLOW` of `:open`
+  is `EOVERFLOW` of `:socket` there.
   """
   @spec pin(GenServer.server(), netns(), owner: pid(), timeout: timeout()) ::
           {:ok, Pin.t()} | error()

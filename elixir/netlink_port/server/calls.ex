@@ -22,7 +22,7 @@ defmodule NetlinkPort.Server.Calls do
         )
 
       :exhausted ->
-        State.reply(state, from, {:error, {:socket, Errno.number(:eoverflow), ""}})
+        State.reply(state, from, {:error, exhausted(options.kind)})
     end
   end
 
@@ -131,6 +131,16 @@ defmodule NetlinkPort.Server.Calls do
 
   def handle(_unknown, from, state) do
     State.reply(state, from, {:error, {:protocol, Errno.number(:einval), ""}})
+  end
+
+  # The counter is the VM's, so another server does not help.
+  defp exhausted(kind) do
+    stage = if kind == :pin, do: :open, else: :socket
+
+    Error.new(stage, :eoverflow,
+      hint:
+        "this VM has used up its 2^31 handles, one for each socket and pin that it ever opened; restart the VM"
+    )
   end
 
   defp opening(%{kind: :pin, target: target}, handle), do: {:pin, handle, target}
