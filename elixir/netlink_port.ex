@@ -633,8 +633,8 @@ defmodule NetlinkPort do
   echo is the answer; only conntrack's echo has no number and goes to the owner. Some families of `:generic` (openvswitch, l2tp) send events with the number of the request: a
   socket that is in their groups needs `pktinfo: true` to tell such events from answers.
 
-  Answers that come after their request has timed out are dropped. docs/concepts.md, "What ends an answer", has the
-  rules for each family.
+  Answers that come after their request has timed out are dropped: the owner is not sent them, and `recv/2` does not
+  return them. `dump/4` says what holds for dumps. docs/concepts.md, "What ends an answer", has the rules for each family.
 
   Options:
 
@@ -742,6 +742,11 @@ defmodule NetlinkPort do
   The kernel runs one dump for each socket. The function first reads what an earlier dump has left, so the kernel
   never answers `EBUSY`. If that rest does not end within `:max_bytes` and `:total_timeout`, the socket is closed, and
   its owner is sent `{:netlink_closed, socket, :endless_dump}`.
+
+  The rest of a dump that has ended with `ETIMEDOUT` or `EMSGSIZE` is not dropped by itself, since the next dump has to
+  see its end. Until the owner makes its next request, that rest comes like any other datagram of the socket: as messages,
+  or from `recv/2`. To read events on the same socket, close it after such an error and open another, or use a
+  `NetlinkPort.Connection` for the dumps.
 
   Options, besides `:flags` and `:ext_ack` of `request/4`:
 
@@ -989,7 +994,7 @@ defmodule NetlinkPort do
 
   The socket's messages that are in the caller's mailbox already go to the new owner, before any that arrive later. The
   rest of a dump that was not read to its end is read first, as the next dump would do, and a stream that is not done
-  ends. An answer that comes after its request has timed out is not waited for: it goes to the new owner as a datagram.
+  ends. An answer to a request that has timed out is not waited for: it is dropped, whether it has come or comes later.
 
       task = Task.async(fn -> receive do: ({:netlink, _socket, datagram} -> datagram) end)
       :ok = NetlinkPort.controlling_process(socket, task.pid)

@@ -8,7 +8,7 @@ defmodule NetlinkPort.Server.Client do
   alias NetlinkPort.{Arguments, Deadline, Errno, Error, Payload, Pin, ProcessLimit, Socket}
   alias NetlinkPort.Capture.Tap
   alias NetlinkPort.Helper.{Protocol, Reference}
-  alias NetlinkPort.Server.{PinNumbers, Refusal}
+  alias NetlinkPort.Server.{LateAnswers, PinNumbers, Refusal}
 
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
 
@@ -226,6 +226,17 @@ defmodule NetlinkPort.Server.Client do
   @spec let_go(Socket.t()) :: :ok
   def let_go(%Socket{handle: handle, helper: helper}) do
     Kernel.send(helper.server, {:let_go, handle, self()})
+    :ok
+  end
+
+  @doc """
+  From now on the server drops the answers to exchanges with these numbers, and those that it keeps. With `wait?`, returns
+  when it does: what it has sent the owner before is in the mailbox.
+  """
+  @spec drop_answers(Socket.t(), LateAnswers.classes(), wait? :: boolean()) :: :ok
+  def drop_answers(%Socket{handle: handle, helper: helper}, classes, wait?) do
+    Kernel.send(helper.server, {:drop_answers, handle, classes})
+    _known = if wait?, do: ask(helper, {:vm_info, handle}, 0)
     :ok
   end
 

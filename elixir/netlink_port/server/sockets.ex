@@ -21,7 +21,7 @@ defmodule NetlinkPort.Server.Sockets do
     # `notify?`: the owner is sent `:netlink_closed` when the socket ends. `tell_close?`: also when another process has
     # closed it.
     # `recipient`: as on the board.
-    # `late` are the numbers of former owners' exchanges: their answers are dropped.
+    # `late` are the numbers of exchanges that were given up, also those of former owners: their answers are dropped.
     defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, :recipient] ++
                 [held?: false, gone?: false, notify?: true, tell_close?: false, late: %{}]
   end
@@ -255,7 +255,23 @@ defmodule NetlinkPort.Server.Sockets do
       (give_up_at != :never and System.monotonic_time(:millisecond) > give_up_at)
   end
 
-  @doc "Whether an item is nothing but late answers to former owners."
+  @doc "Drops the answers to exchanges that were given up, from now on, and those that are kept."
+  @spec drop_answers(t(), Socket.handle(), LateAnswers.classes()) :: t()
+  def drop_answers(sockets, handle, late) do
+    case sockets.entries do
+      %{^handle => entry} -> put(sockets, without_answers(entry, late))
+      _closed -> sockets
+    end
+  end
+
+  @doc "The entry of a socket without the kept answers to exchanges that were given up. Later ones are dropped."
+  @spec without_answers(%Entry{}, LateAnswers.classes()) :: %Entry{}
+  def without_answers(entry, late) do
+    late = LateAnswers.merge(entry.late, late)
+    %{entry | delivery: Delivery.discard(entry.delivery, &late?(late, &1)), late: late}
+  end
+
+  @doc "Whether an item is nothing but late answers."
   @spec late?(LateAnswers.classes(), Delivery.item()) :: boolean()
   def late?(late, {:data, datagram, metadata}), do: LateAnswers.only?(late, datagram, metadata)
   def late?(_late, _loss_or_error), do: false
