@@ -393,8 +393,8 @@ defmodule NetlinkPort do
     * `:timeout` - how long to wait for server and helper, in ms. Defaults to 15_000.
 
   Errors of the stages `:open`, `:setns` (`EINVAL`, for a file that is no network namespace) and `:thread` are those of
-  `open/3`. A pin takes one descriptor of the helper: `EMFILE` of `:open` means that none is left. `EOVERFLOW` of `:open`
-  is `EOVERFLOW` of `:socket` there.
+  `open/3`. A pin takes one descriptor of the helper: `EMFILE` of `:open` means that none is left. `EOVERFLOW` of
+  `:open` means that the VM has no handle left, as `EOVERFLOW` of `:socket` does there.
   """
   @spec pin(GenServer.server(), netns(), owner: pid(), timeout: timeout()) ::
           {:ok, Pin.t()} | error()
@@ -517,13 +517,13 @@ defmodule NetlinkPort do
 
     * `:wait` - `true` waits until sendmsg(2) is done, and returns its error. Defaults to `false`.
     * `:timeout` - ms. Defaults to 5_000.
-    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`. Without that option it is
-      `EISCONN`. `groups` is a mask with one bit: bit 0 is group 1. Of several bits the kernel takes the lowest. The call
-      then waits as with `:wait`. The kernel sends the datagram to the members of the group, then to the port id. If the
-      receive queue of that port id is full, the result is `EAGAIN`: send it again when the peer has read. A member whose
-      queue is full misses the datagram, and has an overrun. `{0, groups}` is for the group, and the kernel gets it, too.
-      Where no part of the kernel listens, as with `:usersock`, the result is `ECONNREFUSED`, and the members have got the
-      datagram all the same.
+    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`. Without that option
+      the result is `EISCONN`. `groups` is a mask with one bit: bit 0 is group 1. Of several bits the kernel takes the
+      lowest. The call then waits as with `:wait`. The kernel sends the datagram to the members of the group, then to
+      the port id. If the receive queue of that port id is full, the result is `EAGAIN`: send the datagram again when
+      the peer has read. A member whose queue is full misses the datagram, and has an overrun. `{0, groups}` is for the
+      group, and the kernel gets it, too. Where no part of the kernel listens, as with `:usersock`, the result is
+      `ECONNREFUSED`, and the members have got the datagram all the same.
   """
   @spec send(Socket.t(), Pin.payload(),
           wait: boolean(),
@@ -634,7 +634,8 @@ defmodule NetlinkPort do
   socket that is in their groups needs `pktinfo: true` to tell such events from answers.
 
   Answers that come after their request has timed out are dropped: the owner is not sent them, and `recv/2` does not
-  return them. `dump/4` says what holds for dumps. docs/concepts.md, "What ends an answer", has the rules for each family.
+  return them. `dump/4` says what holds for dumps. docs/concepts.md, "What ends an answer", has the rules for each
+  family.
 
   Options:
 
@@ -743,10 +744,10 @@ defmodule NetlinkPort do
   never answers `EBUSY`. If that rest does not end within `:max_bytes` and `:total_timeout`, the socket is closed, and
   its owner is sent `{:netlink_closed, socket, :endless_dump}`.
 
-  The rest of a dump that has ended with `ETIMEDOUT` or `EMSGSIZE` is not dropped by itself, since the next dump has to
-  see its end. Until the owner makes its next request, that rest comes like any other datagram of the socket: as messages,
-  or from `recv/2`. To read events on the same socket, close it after such an error and open another, or use a
-  `NetlinkPort.Connection` for the dumps.
+  The rest of a dump that has ended with `ETIMEDOUT` or `EMSGSIZE` is not dropped, since the next dump has to see its
+  end. Until the owner makes its next request, that rest comes like any other datagram of the socket: as messages, or
+  from `recv/2`. An owner that reads events on the same socket closes it after such an error and opens another, or
+  leaves the dumps to a `NetlinkPort.Connection`.
 
   Options, besides `:flags` and `:ext_ack` of `request/4`:
 

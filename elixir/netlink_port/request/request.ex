@@ -341,10 +341,9 @@ defmodule NetlinkPort.Request do
   defp settle(%{exchange: %{answer: answer} = exchange, socket: socket} = reader) do
     if exchange.dump?, do: SocketState.over(socket, answer.last)
     if Exchange.more?(exchange), do: SocketState.late(socket, answer.classes)
-    active? = reader.active? or Reader.active?(socket)
 
     if answer.ended == :done and not exchange.dump?,
-      do: drop_answers(socket, answer.classes, active?)
+      do: drop_answers(socket, answer.classes, reader.active? or Reader.active?(socket))
 
     # EBUSY: the dump that was skipped is still under way.
     case {reader.skipped, Reply.error(exchange.answer)} do

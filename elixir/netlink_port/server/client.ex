@@ -230,8 +230,8 @@ defmodule NetlinkPort.Server.Client do
   end
 
   @doc """
-  From now on the server drops the answers to exchanges with these numbers, and those that it keeps. With `wait?`, returns
-  when it does: what it has sent the owner before is in the mailbox.
+  From now on the server drops the answers to exchanges with these numbers, and those that it keeps. With `wait?`,
+  returns when it does: what it has sent the owner before is in the mailbox.
   """
   @spec drop_answers(Socket.t(), LateAnswers.classes(), wait? :: boolean()) :: :ok
   def drop_answers(%Socket{handle: handle, helper: helper}, classes, wait?) do
