@@ -31,9 +31,9 @@ defmodule NetlinkPort do
       everything that is older than the gap.
     * `{:netlink_error, socket, error}` when a `send/3` has failed after it returned, or when the kernel has reported
       an error on the socket.
-    * `{:netlink_closed, socket, reason}` when the socket has ended and the owner did not close it: the helper or its
-      server has ended, the connection to the server's node is lost, the socket's namespace is gone (see below), or
-      an abandoned dump did not end (see `dump/4`). It is sent once, to the owner of a passive socket too. The option
+    * `{:netlink_closed, socket, reason}` when the socket has ended without `close/1`: the helper or its server has
+      ended, the connection to the server's node is lost, the socket's namespace is gone (see below), or an abandoned
+      dump did not end (see `dump/4`). It is sent once, to the owner of a passive socket too. The option
       `closed_message: false` turns it off. See `t:closed_reason/0`.
 
   Only datagrams use up `:once` or a count: errors and overruns do not. On a passive socket `recv/2` returns errors
@@ -181,6 +181,8 @@ defmodule NetlinkPort do
     * `:namespace_gone` - the namespace of a socket with `close_on: :namespace_gone` is gone.
     * `:noconnection` - the connection to the server's node, or that node, was lost.
     * `:endless_dump` - a dump that was abandoned did not end, see `dump/4`.
+    * `:closed` - another process has called `close/1`. Of this only `NetlinkPort.Monitor` and `NetlinkPort.Connection`
+      are told, which own sockets for others.
     * any other term - the exit reason of the server.
   """
   @type closed_reason ::
@@ -189,6 +191,7 @@ defmodule NetlinkPort do
           | :namespace_gone
           | :noconnection
           | :endless_dump
+          | :closed
           | term()
 
   @typedoc "The options of `setopts/2` and `getopts/2`."
@@ -356,6 +359,8 @@ defmodule NetlinkPort do
       namespace is mounted on it.
     * `:setns`, `EPERM` - the helper may not enter the namespace.
     * `:socket`, `EPROTONOSUPPORT` - the kernel does not have the protocol.
+    * `:socket`, `EOVERFLOW` - the VM has opened 2^31 sockets and pins since its start, and has no handle left. Restart
+      the VM.
     * `:watch` - the namespace cannot be watched for `close_on:`.
     * `:thread`, `ESRCH`, `EPIPE` or `ETIMEDOUT` - there is no server, its helper has ended, or it does not answer.
     * those of each option, as with `setopts/2`.
@@ -388,7 +393,8 @@ defmodule NetlinkPort do
     * `:timeout` - how long to wait for server and helper, in ms. Defaults to 15_000.
 
   Errors of the stages `:open`, `:setns` (`EINVAL`, for a file that is no network namespace) and `:thread` are those of
-  `open/3`. A pin takes one descriptor of the helper: `EMFILE` of `:open` means that none is left.
+  `open/3`. A pin takes one descriptor of the helper: `EMFILE` of `:open` means that none is left. `EOVERFLOW` of
+  `:open` means that the VM has no handle left, as `EOVERFLOW` of `:socket` does there.
   """
   @spec pin(GenServer.server(), netns(), owner: pid(), timeout: timeout()) ::
           {:ok, Pin.t()} | error()
@@ -476,8 +482,12 @@ defmodule NetlinkPort do
   end
 
   @doc """
-  Closes a socket. Returns `:ok`, also for a socket that is closed already. The owner is sent no message. When the
-  function returns, the helper has closed the descriptor and no longer holds the namespace.
+  Closes a socket. Returns `:ok`, also for a socket that is closed already. When the function returns, the helper has
+  closed the descriptor and no longer holds the namespace.
+
+  Any process may close a socket. The owner is sent no message, and its next use of the socket is `EBADF`. If the socket
+  is that of a `NetlinkPort.Monitor` or a `NetlinkPort.Connection`, as `stats/1` shows them, the monitor or connection
+  opens another: end the process instead, and its socket closes with it.
 
       :ok = NetlinkPort.close(socket)
       :ok = NetlinkPort.close(socket)
@@ -500,16 +510,20 @@ defmodule NetlinkPort do
 
   Errors that are known at once are returned: `EBADF` for a closed socket, `EMSGSIZE` for a datagram of more than
   16 MiB, `EPIPE` for a helper that has ended, and `EAGAIN` when the helper is so far behind that the datagram could
-  not be handed over within `:timeout`.
+  not be handed over within `:timeout`. With `:to`, see below, `EAGAIN` can also mean that the receive queue of the peer
+  is full; the sentence says which of the two it is.
 
   Options:
 
     * `:wait` - `true` waits until sendmsg(2) is done, and returns its error. Defaults to `false`.
     * `:timeout` - ms. Defaults to 5_000.
-    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`. `groups` is a mask:
-      bit 0 is group 1. The call then waits as with `:wait`. The kernel sends the datagram to the members of the groups,
-      then to the port id. `{0, groups}` is for the groups, and the kernel gets it, too. Where no part of the kernel
-      listens, as with `:usersock`, the result is `ECONNREFUSED`, and the members have got the datagram all the same.
+    * `:to` - `{port_id, groups}` of a peer in user space, for a socket with `user_peers: true`. Without that option
+      the result is `EISCONN`. `groups` is a mask with one bit: bit 0 is group 1. Of several bits the kernel takes the
+      lowest. The call then waits as with `:wait`. The kernel sends the datagram to the members of the group, then to
+      the port id. If the receive queue of that port id is full, the result is `EAGAIN`: send the datagram again when
+      the peer has read. A member whose queue is full misses the datagram, and has an overrun. `{0, groups}` is for the
+      group, and the kernel gets it, too. Where no part of the kernel listens, as with `:usersock`, the result is
+      `ECONNREFUSED`, and the members have got the datagram all the same.
   """
   @spec send(Socket.t(), Pin.payload(),
           wait: boolean(),
@@ -547,24 +561,33 @@ defmodule NetlinkPort do
     end
   end
 
-  defp refused({:error, %{stage: :send, reason: :econnrefused} = error}, 0, groups)
-       when groups != 0 do
-    hint =
-      "members of the groups have got it; the kernel itself has not, since it does not listen to this protocol here"
-
-    {:error, %{error | hint: hint}}
-  end
-
-  defp refused({:error, %{stage: :send, reason: :econnrefused} = error}, port_id, _groups)
-       when port_id != 0 do
-    hint =
-      "no socket in this namespace has port id #{port_id}, or it receives from the kernel alone: one of this library " <>
-        "needs user_peers: true"
-
-    {:error, %{error | hint: hint}}
+  defp refused({:error, %{stage: :send} = error}, port_id, groups) do
+    case refusal(error, port_id, groups) do
+      nil -> {:error, error}
+      hint when groups == 0 -> {:error, %{error | hint: hint}}
+      hint -> {:error, %{error | hint: "members of group #{lowest(groups)} have got it; #{hint}"}}
+    end
   end
 
   defp refused(outcome, _port_id, _groups), do: outcome
+
+  # The kernel itself has refused the datagram.
+  defp refusal(%{reason: :econnrefused}, 0, groups) when groups != 0,
+    do: "the kernel itself has not, since it does not listen to this protocol here"
+
+  defp refusal(%{reason: :econnrefused}, port_id, _groups) when port_id != 0 do
+    "no socket in this namespace has port id #{port_id}, or it receives from the kernel alone: one of this library " <>
+      "needs user_peers: true"
+  end
+
+  # Without a hint the helper has not got the datagram.
+  defp refusal(%{reason: :eagain, hint: hint}, port_id, _groups) when hint != nil,
+    do: "port id #{port_id} has not got it: #{hint}"
+
+  defp refusal(_error, _port_id, _groups), do: nil
+
+  # The kernel sends to this group alone: netlink_sendmsg(), net/netlink/af_netlink.c.
+  defp lowest(groups), do: Enum.find(1..32, &(Bitwise.band(groups, Bitwise.bsl(1, &1 - 1)) != 0))
 
   @doc """
   Receives one datagram from a passive socket, within `timeout` ms.
@@ -610,8 +633,9 @@ defmodule NetlinkPort do
   echo is the answer; only conntrack's echo has no number and goes to the owner. Some families of `:generic` (openvswitch, l2tp) send events with the number of the request: a
   socket that is in their groups needs `pktinfo: true` to tell such events from answers.
 
-  Answers that come after their request has timed out are dropped. docs/concepts.md, "What ends an answer", has the
-  rules for each family.
+  Answers that come after their request has timed out are dropped: the owner is not sent them, and `recv/2` does not
+  return them. `dump/4` says what holds for dumps. docs/concepts.md, "What ends an answer", has the rules for each
+  family.
 
   Options:
 
@@ -719,6 +743,11 @@ defmodule NetlinkPort do
   The kernel runs one dump for each socket. The function first reads what an earlier dump has left, so the kernel
   never answers `EBUSY`. If that rest does not end within `:max_bytes` and `:total_timeout`, the socket is closed, and
   its owner is sent `{:netlink_closed, socket, :endless_dump}`.
+
+  The rest of a dump that has ended with `ETIMEDOUT` or `EMSGSIZE` is not dropped, since the next dump has to see its
+  end. Until the owner makes its next request, that rest comes like any other datagram of the socket: as messages, or
+  from `recv/2`. An owner that reads events on the same socket closes it after such an error and opens another, or
+  leaves the dumps to a `NetlinkPort.Connection`.
 
   Options, besides `:flags` and `:ext_ack` of `request/4`:
 
@@ -966,7 +995,7 @@ defmodule NetlinkPort do
 
   The socket's messages that are in the caller's mailbox already go to the new owner, before any that arrive later. The
   rest of a dump that was not read to its end is read first, as the next dump would do, and a stream that is not done
-  ends. An answer that comes after its request has timed out is not waited for: it goes to the new owner as a datagram.
+  ends. An answer to a request that has timed out is not waited for: it is dropped, whether it has come or comes later.
 
       task = Task.async(fn -> receive do: ({:netlink, _socket, datagram} -> datagram) end)
       :ok = NetlinkPort.controlling_process(socket, task.pid)

@@ -64,9 +64,9 @@ defmodule NetlinkPort.Connection do
   again after 10 ms, and then at growing intervals of up to 1 s.
 
   When the socket is closed, all callers get `EPIPE` of the stage `:thread` at once, and the connection opens another
-  socket as above. A socket is closed when its helper or its server ends, or, with `close_on: :namespace_gone`, when
-  its namespace is gone. The connection also replaces its socket when the helper reports an error that belongs to no
-  request. Callers then get that error.
+  socket as above. A socket is closed when its helper or its server ends, when another process closes it
+  (`NetlinkPort.close/1`), or, with `close_on: :namespace_gone`, when its namespace is gone. The connection also
+  replaces its socket when the helper reports an error that belongs to no request. Callers then get that error.
 
   So one connection outlives any number of helpers. It needs no restart when its server restarts: do not put the two
   under a `:rest_for_one` supervisor.

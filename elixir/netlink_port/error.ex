@@ -289,12 +289,17 @@ defmodule NetlinkPort.Error do
     "the kernel dropped #{dropped} datagrams; read faster, or raise rcvbuf"
   end
 
+  # The datagram was not handed over. An EAGAIN of sendmsg(2) has a hint.
   defp explanation(%{stage: :send, reason: :eagain}) do
     "the helper is not keeping up; try again later"
   end
 
   defp explanation(%{stage: :send, reason: :emsgsize}) do
     "longer than the socket's sndbuf or the helper's frame limit"
+  end
+
+  defp explanation(%{stage: :send, reason: :eisconn}) do
+    "the socket is connected to the kernel, and sends to no peer; open it with user_peers: true"
   end
 
   defp explanation(%{stage: :send, reason: :econnrefused}) do

@@ -195,12 +195,12 @@ defmodule NetlinkPort.Monitor do
 
   ## When something is lost
 
-  When the helper, its server or the namespace goes, the socket is lost, and subscribers are sent `:netlink_down`. The
-  monitor opens another socket after 20 ms, and subscribers are sent `:netlink_resync`. While it cannot open a socket,
-  the monitor tries again at growing intervals of up to 1 s, so that it finds its namespace, its server or its helper
-  soon after they are back. No supervisor has to restart the monitor. It opens its socket with
-  `close_on: :namespace_gone` (see "When a namespace goes" of `NetlinkPort`), so that it never follows a namespace
-  that was deleted.
+  When the helper, its server or the namespace goes, or another process closes the socket (`NetlinkPort.close/1`), the
+  socket is lost, and subscribers are sent `:netlink_down`. The monitor opens another socket after 20 ms, and
+  subscribers are sent `:netlink_resync`. While it cannot open a socket, the monitor tries again at growing intervals of
+  up to 1 s, so that it finds its namespace, its server or its helper soon after they are back. No supervisor has to
+  restart the monitor. It opens its socket with `close_on: :namespace_gone` (see "When a namespace goes" of
+  `NetlinkPort`), so that it never follows a namespace that was deleted.
 
   A monitor that found its namespace through a process, as with `netns: {:pid, pid}`, remembers that process. When
   the process has ended and another one has its number, the monitor stays down: each attempt to open the socket is

@@ -602,6 +602,28 @@ defmodule NetlinkPort.ConnectionTest do
       eventually_ok!(connection)
     end
 
+    test "another process closes the socket: callers get an error at once, and later callers are served",
+         context do
+      connection = connect!(context)
+      helper = stopped!(context)
+
+      # Without the message from the server this caller would wait for ever: no other call is made.
+      caller = spawn_reporting(fn -> getlink(connection, 1, timeout: :infinity) end)
+      in_flight!(connection, 1)
+      socket = state(connection).socket
+      closer = spawn_reporting(fn -> NetlinkPort.close(socket) end)
+      assert [{:error, error}] = results([caller])
+
+      assert Exception.message(error) ==
+               "connection: EPIPE: its socket was closed by another process; " <>
+                 "the connection opens another: call again"
+
+      signal!(helper, :CONT)
+      assert results([closer]) == [:ok]
+      eventually_ok!(connection)
+      assert state(connection).socket != socket
+    end
+
     test "the socket is closed when the connection ends", context do
       connection = connect!(context)
       {:ok, %{sockets: before}} = NetlinkPort.info(context.name)

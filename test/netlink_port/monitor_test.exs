@@ -35,6 +35,12 @@ defmodule NetlinkPort.MonitorTest do
     monitor
   end
 
+  defp close_socket!(server, monitor) do
+    {:ok, %{sockets: sockets}} = NetlinkPort.stats(server)
+    [socket] = for %{owner: ^monitor, socket: socket} <- sockets, do: socket
+    :ok = NetlinkPort.close(socket)
+  end
+
   # The next message of any kind: the order counts.
   defp next(monitor, timeout \\ 5_000) do
     assert_receive message when elem(message, 1) == monitor, within(timeout)
@@ -237,6 +243,26 @@ defmodule NetlinkPort.MonitorTest do
       end
     end
 
+    test "by another process that closes the socket is one down and one resync", context do
+      # The task that opens the socket gives this monitor its socket, and closes it again when the families change.
+      by_name = [protocol: :generic, groups: [{"nlctrl", "notify"}]]
+
+      for opts <- [[groups: [@links]], by_name] do
+        monitor = subscribed!(monitor!(context, opts))
+
+        for _ <- 1..2 do
+          close_socket!(context.server, monitor)
+          assert {:netlink_down, ^monitor, {:closed, :closed}} = next(monitor)
+          assert {:netlink_resync, ^monitor, {:closed, :closed}} = next(monitor)
+        end
+
+        if opts != by_name do
+          add_bridge!(context.netns, "br0")
+          assert event(monitor) == "br0"
+        end
+      end
+    end
+
     test "by the end of the namespace lasts until the namespace is back", context do
       monitor = subscribed!(monitor!(context, groups: [@links], dump: [@dump_links]))
       assert snapshot(monitor) == ["lo"]
@@ -316,6 +342,15 @@ defmodule NetlinkPort.MonitorTest do
     end
 
     test "whose socket is closed before the reply of the open opens another", context do
+      closed_while_opening(context, fn server, _monitor -> kill_helper!(server) end)
+    end
+
+    test "whose socket another process closes before the reply of the open opens another",
+         context do
+      closed_while_opening(context, &close_socket!/2)
+    end
+
+    defp closed_while_opening(context, close) do
       hold = tmp_path!("hold")
       on_exit(fn -> File.rm(hold <> ".held") end)
       script = script!("exec #{fixture!("inject")} setns EPERM hold:#{hold} #{helper()} \"$@\"")
@@ -328,8 +363,8 @@ defmodule NetlinkPort.MonitorTest do
       :erlang.suspend_process(opening)
       File.rm!(hold <> ".held")
       eventually!(fn -> match?({:ok, %{sockets: 1}}, NetlinkPort.info(server)) end)
-      kill_helper!(server)
-      eventually!(fn -> :sys.get_state(monitor).closed != nil end)
+      close.(server, monitor)
+      eventually!(fn -> :sys.get_state(monitor).closed != [] end)
       :erlang.resume_process(opening)
       assert Monitor.subscribe(monitor) == {:ok, monitor}
       await_resync(monitor)

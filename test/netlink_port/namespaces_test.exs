@@ -519,7 +519,7 @@ defmodule NetlinkPort.NamespacesTest do
       assert {:error, %{reason: :econnrefused} = error} =
                NetlinkPort.send(peer, "to the group", to: {0, 0b100})
 
-      assert Exception.message(error) =~ "send: ECONNREFUSED: members of the groups have got it"
+      assert Exception.message(error) =~ "send: ECONNREFUSED: members of group 3 have got it"
       assert_receive {:netlink, ^member, "to the group", _metadata}, within(5_000)
 
       # To the kernel alone, in all ways of sending.
@@ -533,6 +533,91 @@ defmodule NetlinkPort.NamespacesTest do
         assert {:error, %{reason: :econnrefused} = error} = refused
         assert Exception.message(error) =~ "no part of the kernel listens to this protocol"
       end
+    end
+
+    test "get a datagram to several groups only if they are in the lowest, which the error names",
+         %{server: server, netns: netns} do
+      opts = [netns: {:name, netns}, user_peers: true]
+      {:ok, two} = NetlinkPort.open(server, :usersock, [groups: [2]] ++ opts)
+      {:ok, three} = NetlinkPort.open(server, :usersock, [groups: [3]] ++ opts)
+      {:ok, peer} = NetlinkPort.open(server, :usersock, [active: false] ++ opts)
+
+      # The second shows that nothing more of the first was to come.
+      for {groups, lowest} <- [{0b110, 2}, {0b100, 3}] do
+        assert {:error, error} = NetlinkPort.send(peer, "to #{groups}", to: {0, groups})
+        assert Exception.message(error) =~ "ECONNREFUSED: members of group #{lowest} have got it"
+      end
+
+      assert_receive {:netlink, ^two, "to 6", _metadata}, within(5_000)
+      assert_receive {:netlink, ^three, datagram, _metadata}, within(5_000)
+      assert datagram == "to 4"
+    end
+
+    test "whose receive queue is full are named by EAGAIN, and not the helper, which is idle",
+         %{server: server, netns: netns} do
+      opts = [netns: {:name, netns}, user_peers: true, active: false]
+      slow = open_usersock!(server, [groups: [1], window: 1, rcvbuf: 0] ++ opts)
+      peer = open_usersock!(server, opts)
+      {:ok, %{port_id: port_id}} = NetlinkPort.info(slow)
+      assert {:error, error} = fill(peer, {port_id, 0}, 5_000)
+      assert {error.stage, error.reason} == {:send, :eagain}
+
+      assert Exception.message(error) ==
+               "send: EAGAIN: port id #{port_id} has not got it: the receive queue of the peer is full; " <>
+                 "send it again when the peer has read, or raise the peer's rcvbuf"
+
+      # It goes to the group, too, and another member gets it.
+      member = open_usersock!(server, [groups: [1]] ++ opts)
+      assert {:error, error} = NetlinkPort.send(peer, "to both", to: {port_id, 1})
+      assert error.reason == :eagain
+
+      assert Exception.message(error) =~
+               "EAGAIN: members of group 1 have got it; port id #{port_id}"
+
+      assert {:ok, "to both", _metadata} = NetlinkPort.recv(member, within(5_000))
+
+      assert {:ok, _datagram, _metadata} = NetlinkPort.recv(slow, within(5_000))
+      eventually!(fn -> NetlinkPort.send(peer, "x", to: {port_id, 0}) == :ok end)
+    end
+
+    test "are sent nothing by a helper that does not read, and EAGAIN blames the helper",
+         %{server: server, netns: netns} do
+      opts = [netns: {:name, netns}, user_peers: true, active: false]
+      peer = open_usersock!(server, opts)
+      helper = os_pid(server)
+      signal!(helper, :STOP)
+      longest = :binary.copy(<<0>>, 1_000_000)
+      refused = fn -> NetlinkPort.send(peer, longest, timeout: 0) end
+      eventually!(fn -> match?({:error, %{reason: :eagain}}, refused.()) end)
+      assert {:error, error} = NetlinkPort.send(peer, longest, to: {1, 1}, timeout: 0)
+      signal!(helper, :CONT)
+
+      assert Exception.message(error) ==
+               "send: EAGAIN: the helper is not keeping up; try again later"
+    end
+
+    test "are not sent to by a socket without user_peers:, and EISCONN names that option",
+         %{server: server, netns: netns} do
+      socket = open!(server, netns)
+
+      for peer <- [{5, 0}, {0, 1}, {5, 1}] do
+        assert {:error, error} = NetlinkPort.send(socket, Rtnl.noop(1), to: peer)
+
+        assert Exception.message(error) ==
+                 "send: EISCONN: the socket is connected to the kernel, and sends to no peer; " <>
+                   "open it with user_peers: true"
+      end
+    end
+
+    defp open_usersock!(server, opts) do
+      {:ok, socket} = NetlinkPort.open(server, :usersock, opts)
+      socket
+    end
+
+    # The queue has room for a few datagrams of this size.
+    defp fill(peer, to, left) when left > 0 do
+      with :ok <- NetlinkPort.send(peer, :binary.copy(<<0>>, 1_000), to: to),
+           do: fill(peer, to, left - 1)
     end
 
     test "are received, with their port id, with user_peers: true", %{

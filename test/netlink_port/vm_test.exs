@@ -272,6 +272,44 @@ defmodule NetlinkPort.VMTest do
     assert output =~ ~r/^open$/m
   end
 
+  # In a VM of its own: the counter of the handles is the VM's.
+  test "the VM has used up its handles: an open says to restart the VM, and open sockets go on" do
+    {port, _vm} =
+      vm!("""
+      {:ok, server} = NetlinkPort.start_link(name: nil)
+      # The first open makes the counter.
+      {:ok, _first} = NetlinkPort.open(server, :route, [])
+      counter = :persistent_term.get(NetlinkPort.Helper.Handle)
+      :ok = :atomics.put(counter, 1, 0x7FFFFFFE)
+      {:ok, %{handle: 0x7FFFFFFF} = last} = NetlinkPort.open(server, :route, active: false)
+      {:ok, other} = NetlinkPort.start_link(name: nil)
+
+      for server <- [server, other] do
+        for failed <- [NetlinkPort.open(server, :route, []), NetlinkPort.pin(server, :host)] do
+          {:error, error} = failed
+          IO.puts(Exception.message(error))
+        end
+
+        IO.puts(inspect(NetlinkPort.Native.open_in_netns(server, "/proc/self/ns/net", 0)))
+      end
+
+      # RTM_GETLINK of interface 1
+      {:ok, [_lo]} = NetlinkPort.request(last, 18, <<0::32, 1::32-native, 0::64>>)
+      IO.puts("open sockets go on")
+      """)
+
+    hint =
+      "EOVERFLOW: this VM has used up its 2^31 handles, one for each socket and pin that it ever opened; restart the VM"
+
+    for _server <- 1..2 do
+      assert line!(port) == "socket: " <> hint
+      assert line!(port) == "open: " <> hint
+      assert line!(port) == "{:error, {:socket, 75}}"
+    end
+
+    assert line!(port) == "open sockets go on"
+  end
+
   test "the VM has no port left: no server starts, and running servers go on" do
     {port, _vm} =
       vm!(

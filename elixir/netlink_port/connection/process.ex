@@ -177,6 +177,7 @@ defmodule NetlinkPort.Connection.Process do
   end
 
   defp because(nil), do: ""
+  defp because(:closed), do: " by another process"
   defp because(:namespace_gone), do: ", since its namespace is gone"
   defp because(:noconnection), do: ", since the node of its server, or the way to it, was lost"
   defp because(:stuck), do: ", since the helper did not answer, and was killed"

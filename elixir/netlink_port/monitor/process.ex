@@ -15,7 +15,7 @@ defmodule NetlinkPort.Monitor.Process do
   @max_backoff 1_000
 
   # `opening` and `dumping` are the tasks that open the socket and read the dumps. `closed`, `refusal` and `notices` keep
-  # a close, a refusal and notices of nlctrl that arrive before the result of the task `opening`. `known` are the
+  # closes, a refusal and notices of nlctrl that arrive before the result of the task `opening`. `known` are the
   # processes that led to the namespace. `open_wait` and `dump_wait` are the pauses before the next attempt, in ms.
   # `follow` are the generic families that the socket follows by name.
   @enforce_keys [:config, :open_wait, :dump_wait]
@@ -26,9 +26,9 @@ defmodule NetlinkPort.Monitor.Process do
     :opening,
     :dumping,
     :dump_timer,
-    :closed,
     :refusal,
     :follow,
+    closed: [],
     notices: [],
     place: :opening,
     known: [],
@@ -88,9 +88,10 @@ defmodule NetlinkPort.Monitor.Process do
     {:noreply, socket_closed(state, reason)}
   end
 
-  # The close has overtaken the result of the task that opened the socket.
-  def handle_info({:netlink_closed, socket, reason}, state) do
-    {:noreply, %{state | closed: {socket, reason}}}
+  # The close has overtaken the result of the task that opened the socket, or is that of an earlier socket, which a task
+  # of the monitor has closed.
+  def handle_info({:netlink_closed, socket, reason}, %{opening: %{}} = state) do
+    {:noreply, %{state | closed: [{socket, reason} | state.closed]}}
   end
 
   # A datagram, too, can overtake the result. An event may be dropped, since a resync follows. A refusal may not, nor a
@@ -175,7 +176,7 @@ defmodule NetlinkPort.Monitor.Process do
     monitor = self()
     known = state.known
     report = &send(monitor, {:enoent, self(), &1})
-    state = %{state | closed: nil, refusal: nil, notices: []}
+    state = %{state | closed: [], refusal: nil, notices: []}
 
     case ProcessLimit.task(fn -> Opening.run(config, monitor, old, known, report) end) do
       {:ok, task} ->
@@ -223,12 +224,25 @@ defmodule NetlinkPort.Monitor.Process do
     |> elem(0)
   end
 
-  defp opened(%{closed: {socket, reason}} = state, {:ok, socket, known, _follow}),
-    do: socket_closed(%{state | known: known}, reason)
-
-  # Every datagram older than this has been dropped, so that the owed resyncs may be sent now.
   defp opened(state, {:ok, socket, known, follow}) do
     state = %{state | known: known}
+
+    case List.keyfind(state.closed, socket, 0) do
+      {^socket, reason} -> socket_closed(state, reason)
+      nil -> joined(state, socket, follow)
+    end
+  end
+
+  # The socket already belonged to the monitor, and ended before the task was done.
+  defp opened(state, {:error, error}) do
+    case Enum.find(state.closed, fn {_socket, reason} -> reason != :closed end) do
+      {_socket, reason} -> socket_closed(state, reason)
+      nil -> go_down(state, {:error, error})
+    end
+  end
+
+  # Every datagram older than this has been dropped, so that the owed resyncs may be sent now.
+  defp joined(state, socket, follow) do
     Telemetry.execute([:monitor, :up], %{count: 1}, %{monitor: self(), socket: socket})
     state = %{state | place: {:joined, socket}, follow: follow, open_wait: @min_backoff}
 
@@ -238,12 +252,6 @@ defmodule NetlinkPort.Monitor.Process do
       {_none, reason} -> reopen(state, reason)
     end
   end
-
-  # The socket already belonged to the monitor, and was closed before the task was done.
-  defp opened(%{closed: {_socket, reason}} = state, {:error, _error}),
-    do: socket_closed(state, reason)
-
-  defp opened(state, {:error, error}), do: go_down(state, {:error, error})
 
   # Events are missing, and the groups may have other numbers by now: the next socket joins those.
   defp reopen(%{place: {:joined, socket}} = state, reason) do

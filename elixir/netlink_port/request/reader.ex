@@ -129,6 +129,31 @@ defmodule NetlinkPort.Request.Reader do
     end
   end
 
+  @doc "Removes the datagrams from the mailbox that hold nothing but answers to these exchanges."
+  @spec drop_answers(Socket.t(), LateAnswers.classes()) :: :ok
+  def drop_answers(socket, classes), do: drop_answers(socket, classes, [])
+
+  defp drop_answers(socket, classes, mixed) do
+    receive do
+      {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram} =
+          message
+      when is_answer(classes, seq, type, nil) ->
+        drop_answers(socket, classes, mixed(mixed, classes, message, datagram, nil))
+
+      {:netlink, ^socket, <<_::32, type::16-native, _::16, seq::32-native, _::binary>> = datagram,
+       %{group: group} = metadata} = message
+      when is_answer(classes, seq, type, group) ->
+        drop_answers(socket, classes, mixed(mixed, classes, message, datagram, metadata))
+    after
+      0 -> mixed |> Enum.reverse() |> Enum.each(&send(self(), &1))
+    end
+  end
+
+  # Only a peer in user space mixes answers with other messages.
+  defp mixed(mixed, classes, message, datagram, metadata) do
+    if LateAnswers.only?(classes, datagram, metadata), do: mixed, else: [message | mixed]
+  end
+
   @doc "The message of a datagram on an active socket."
   @spec message(Socket.t(), binary(), NetlinkPort.metadata() | nil) :: tuple()
   def message(socket, datagram, nil), do: {:netlink, socket, datagram}
@@ -344,6 +369,8 @@ defmodule NetlinkPort.Request.Reader do
   # As a call on a passive socket fails. The helper has not ended.
   defp closed(:namespace_gone),
     do: Error.new(:info, :ebadf, hint: "the socket is closed, since its namespace is gone")
+
+  defp closed(:closed), do: Error.new(:info, :ebadf)
 
   defp closed(:noconnection) do
     Error.new(:thread, :epipe,

@@ -137,10 +137,24 @@ defmodule NetlinkPort.Request do
 
         # The kernel may have got an earlier datagram of the same exchange.
         {:error, error} ->
-          SocketState.late(socket, exchange.answer.classes)
+          give_up(socket, exchange, error)
           Exchange.cut(exchange, error)
       end
     end
+  end
+
+  # An owner that only receives from now on would take late answers for events. The rest of a dump is not dropped, since
+  # the next dump has to see its end.
+  defp give_up(socket, %{answer: %{classes: classes}, dump?: dump?}, error) do
+    SocketState.late(socket, classes)
+
+    # A server that did not answer a moment ago is not waited for.
+    if not dump?, do: drop_answers(socket, classes, error.stage != :thread)
+  end
+
+  defp drop_answers(socket, classes, wait?) do
+    Client.drop_answers(socket, classes, wait?)
+    Reader.drop_answers(socket, classes)
   end
 
   # What the server keeps of a passive socket came before the request. A loss among it is none of the answer. Only a dump
@@ -275,9 +289,9 @@ defmodule NetlinkPort.Request do
   end
 
   defp abandon(%{socket: socket, exchange: exchange}, error) do
-    Client.let_go(socket)
     SocketState.leave(socket)
-    SocketState.late(socket, exchange.answer.classes)
+    give_up(socket, exchange, error)
+    Client.let_go(socket)
     Exchange.cut(exchange, error)
   end
 
@@ -322,10 +336,14 @@ defmodule NetlinkPort.Request do
     if exchange.kind == :dump, do: Reader.extend(reader), else: reader
   end
 
-  # A message of a complete answer may still come. SocketState.late/2 has it dropped.
-  defp settle(%{exchange: exchange, socket: socket} = reader) do
-    if exchange.dump?, do: SocketState.over(socket, exchange.answer.last)
-    if Exchange.more?(exchange), do: SocketState.late(socket, exchange.answer.classes)
+  # A message of a complete answer may still come. SocketState.late/2 has it dropped, and the server an ack behind
+  # NLMSG_DONE, which does come.
+  defp settle(%{exchange: %{answer: answer} = exchange, socket: socket} = reader) do
+    if exchange.dump?, do: SocketState.over(socket, answer.last)
+    if Exchange.more?(exchange), do: SocketState.late(socket, answer.classes)
+
+    if answer.ended == :done and not exchange.dump?,
+      do: drop_answers(socket, answer.classes, reader.active? or Reader.active?(socket))
 
     # EBUSY: the dump that was skipped is still under way.
     case {reader.skipped, Reply.error(exchange.answer)} do

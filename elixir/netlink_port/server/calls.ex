@@ -22,12 +22,13 @@ defmodule NetlinkPort.Server.Calls do
         )
 
       :exhausted ->
-        State.reply(state, from, {:error, {:socket, Errno.number(:eoverflow), ""}})
+        State.reply(state, from, {:error, exhausted(options.kind)})
     end
   end
 
-  def handle({:close, handle}, from, state) do
+  def handle({:close, handle}, {closer, _tag} = from, state) do
     if Sockets.known?(state.sockets, handle) do
+      :ok = Sockets.tell_close(state.sockets, handle, closer)
       State.await_reply(Commands.close(state, handle, {:server, from}, :closed))
     else
       State.reply(state, from, {:ok, nil})
@@ -130,6 +131,16 @@ defmodule NetlinkPort.Server.Calls do
 
   def handle(_unknown, from, state) do
     State.reply(state, from, {:error, {:protocol, Errno.number(:einval), ""}})
+  end
+
+  # The counter is the VM's, so another server does not help.
+  defp exhausted(kind) do
+    stage = if kind == :pin, do: :open, else: :socket
+
+    Error.new(stage, :eoverflow,
+      hint:
+        "this VM has used up its 2^31 handles, one for each socket and pin that it ever opened; restart the VM"
+    )
   end
 
   defp opening(%{kind: :pin, target: target}, handle), do: {:pin, handle, target}

@@ -8,7 +8,7 @@ defmodule NetlinkPort.Server.Client do
   alias NetlinkPort.{Arguments, Deadline, Errno, Error, Payload, Pin, ProcessLimit, Socket}
   alias NetlinkPort.Capture.Tap
   alias NetlinkPort.Helper.{Protocol, Reference}
-  alias NetlinkPort.Server.{PinNumbers, Refusal}
+  alias NetlinkPort.Server.{LateAnswers, PinNumbers, Refusal}
 
   @type raw :: {:ok, term()} | {:error, {Error.stage(), integer(), binary()}}
 
@@ -229,6 +229,17 @@ defmodule NetlinkPort.Server.Client do
     :ok
   end
 
+  @doc """
+  From now on the server drops the answers to exchanges with these numbers, and those that it keeps. With `wait?`,
+  returns when it does: what it has sent the owner before is in the mailbox.
+  """
+  @spec drop_answers(Socket.t(), LateAnswers.classes(), wait? :: boolean()) :: :ok
+  def drop_answers(%Socket{handle: handle, helper: helper}, classes, wait?) do
+    Kernel.send(helper.server, {:drop_answers, handle, classes})
+    _known = if wait?, do: ask(helper, {:vm_info, handle}, 0)
+    :ok
+  end
+
   defp recv(%Socket{handle: handle, helper: helper} = socket, timeout, way, reference) do
     case ask(helper, {way, handle, timeout, Deadline.new(timeout), reference}, timeout) do
       {:ok, {datagram, nil}} -> {:ok, datagram}
@@ -345,8 +356,9 @@ defmodule NetlinkPort.Server.Client do
   defp local(name), do: name
 
   @doc "Turns a raw failure into an error with the socket's protocol and namespace in its sentence."
-  @spec explain(raw(), Socket.t()) :: {:ok, term()} | {:error, Error.t()}
+  @spec explain(raw() | {:error, Error.t()}, Socket.t()) :: {:ok, term()} | {:error, Error.t()}
   def explain({:ok, value}, _socket), do: {:ok, value}
+  def explain({:error, %Error{} = error}, _socket), do: {:error, error}
 
   def explain({:error, failure}, %Socket{} = socket) do
     place = {socket.protocol, socket.netns}
@@ -367,7 +379,8 @@ defmodule NetlinkPort.Server.Client do
 
       case write(helper, frame.(reference), timeout) do
         :ok -> await(helper, reference, monitor, timeout)
-        {:error, reason} -> forget(helper, reference, monitor, stage(reason), reason)
+        # Not raw: an EAGAIN of the helper is that of sendmsg(2), which Refusal explains.
+        {:error, reason} -> forget(helper, reference, monitor, Error.new(stage(reason), reason))
       end
     rescue
       ArgumentError ->
@@ -379,7 +392,7 @@ defmodule NetlinkPort.Server.Client do
   defp await(helper, reference, monitor, timeout) do
     with :timeout <- answer(monitor, timeout) do
       report_overdue(helper, timeout)
-      forget(helper, reference, monitor, :thread, :etimedout)
+      forget(helper, reference, monitor, {:thread, Errno.number(:etimedout), ""})
     end
   end
 
@@ -400,14 +413,14 @@ defmodule NetlinkPort.Server.Client do
     end
   end
 
-  defp forget(helper, reference, monitor, stage, reason) do
+  defp forget(helper, reference, monitor, failure) do
     Process.demonitor(monitor, [:flush])
     _settled = Reference.settle(helper, reference)
 
     receive do
       {^monitor, answer} -> answer
     after
-      0 -> {:error, {stage, Errno.number(reason), ""}}
+      0 -> {:error, failure}
     end
   end
 

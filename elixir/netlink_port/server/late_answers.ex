@@ -1,7 +1,8 @@
 defmodule NetlinkPort.Server.LateAnswers do
   @moduledoc false
-  # Which messages answer an exchange that its process no longer reads. The process drops them while it owns the socket
-  # (NetlinkPort.Request). When it gives the socket away, the server drops them: the new owner has not asked.
+  # Which messages answer an exchange that its process no longer reads. The server drops the answers to a request or a
+  # batch that was given up, and when the owner gives the socket away, to all of its exchanges: the new owner has not
+  # asked. The process itself drops the rest of a dump when it reads the next one (NetlinkPort.Request).
 
   alias NetlinkPort.Message
 
@@ -17,7 +18,7 @@ defmodule NetlinkPort.Server.LateAnswers do
   @type class :: :answers | :changes | :echoes
   @type classes :: %{(sequence :: 1..0xFFFFFFFF) => class()}
 
-  # A socket that is given away again and again forgets the numbers of earlier owners beyond this.
+  # Beyond this the server forgets the earlier numbers.
   @most 4_096
 
   @doc """
@@ -53,7 +54,7 @@ defmodule NetlinkPort.Server.LateAnswers do
 
   def only?(_classes, _datagram, _metadata), do: false
 
-  @doc "Adds the numbers of another owner."
+  @doc "Adds numbers."
   @spec merge(classes(), classes()) :: classes()
   def merge(earlier, late) when map_size(earlier) + map_size(late) > @most, do: late
   def merge(earlier, late), do: Map.merge(earlier, late)

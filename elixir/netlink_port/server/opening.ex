@@ -1,7 +1,8 @@
 defmodule NetlinkPort.Server.Opening do
   @moduledoc false
   # How a server is asked for a socket. `once/3` opens one. `again/4` opens one for `NetlinkPort.Connection` and
-  # `NetlinkPort.Monitor`, which open again and again.
+  # `NetlinkPort.Monitor`, which open again and again. They serve others, and `stats/1` shows their sockets to
+  # everybody. So they are sent `:netlink_closed` also when another process closes the socket.
   #
   # Danger: a process id passes to another process when its process has ended. So the helper reports which processes
   # the target led through (process id, start time, pidfd inode), and `again/4` passes them to the next open. An id
@@ -28,7 +29,7 @@ defmodule NetlinkPort.Server.Opening do
           {:ok, Socket.t(), known()} | {:error, Error.t()}
   def again(server, protocol, opts, known) do
     with {:ok, options} <- Options.open(protocol, opts),
-         do: ask(server, Map.put(options, :known, known))
+         do: ask(server, Map.merge(options, %{known: known, tell_close?: true}))
   end
 
   defp ask(server, options) do

@@ -34,9 +34,7 @@ defmodule NetlinkPort.Server.Ownership do
   def give(sockets, handle, owner, late) do
     Sockets.with_entry(sockets, handle, fn %{resume: resume} = entry ->
       {sockets, entry} = Sockets.owned_by(sockets, entry, owner)
-      late = LateAnswers.merge(entry.late, late)
-      delivery = Delivery.discard(entry.delivery, &Sockets.late?(late, &1))
-      entry = %{entry | delivery: delivery, late: late, resume: nil}
+      entry = %{Sockets.without_answers(entry, late) | resume: nil}
       set_active_now(sockets, entry, [resume || false])
     end)
   end

@@ -246,6 +246,11 @@ defmodule NetlinkPort.Server.Refusal do
       "; podman's profile refuses NETLINK_AUDIT without --cap-add AUDIT_WRITE"
   end
 
+  # `netlink_attachskb`, net/netlink/af_netlink.c. To the kernel itself sendmsg(2) is never EAGAIN.
+  defp hint(:send, :eagain, _found, _c) do
+    "the receive queue of the peer is full; send it again when the peer has read, or raise the peer's rcvbuf"
+  end
+
   defp hint(stage, :eperm, _found, %{lacks: nil, wanted: wanted} = c)
        when stage in [:bind, :setsockopt, :send] and wanted != nil do
     if c.privileges.user_namespace == :initial do

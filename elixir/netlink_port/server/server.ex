@@ -246,6 +246,10 @@ defmodule NetlinkPort.Server do
     {:noreply, State.update(state, Ownership.let_go(state.sockets, handle, caller))}
   end
 
+  def handle_info({:drop_answers, handle, late}, state) do
+    {:noreply, State.update(state, Sockets.drop_answers(state.sockets, handle, late))}
+  end
+
   def handle_info({:recv_timeout, handle, monitor}, state) do
     {:noreply, State.update(state, Recv.withdraw(state.sockets, handle, monitor))}
   end

@@ -18,11 +18,12 @@ defmodule NetlinkPort.Server.Sockets do
     # `held?`: the owner has a datagram in hand, and hands it on to its own mailbox. Until it lets go, it is sent nothing.
     # `gauge` measures the mailbox of an owner with `max_queue:`.
     # `gone?`: the helper has closed the socket, and only the kept items are left to take.
-    # `notify?`: the owner is sent `:netlink_closed` when the socket is closed.
+    # `notify?`: the owner is sent `:netlink_closed` when the socket ends. `tell_close?`: also when another process has
+    # closed it.
     # `recipient`: as on the board.
-    # `late` are the numbers of former owners' exchanges: their answers are dropped.
+    # `late` are the numbers of exchanges that were given up, also those of former owners: their answers are dropped.
     defstruct [:socket, :owner, :monitor, :delivery, :resume, :gauge, :recipient] ++
-                [held?: false, gone?: false, notify?: true, late: %{}]
+                [held?: false, gone?: false, notify?: true, tell_close?: false, late: %{}]
   end
 
   @type t :: %__MODULE__{
@@ -78,7 +79,9 @@ defmodule NetlinkPort.Server.Sockets do
     gauge = MailboxGauge.new(bound)
     delivery = Delivery.new(active, window, credit(gauge), elsewhere?(owner))
     fields = [socket: socket, owner: owner, monitor: monitor, delivery: delivery, gauge: gauge]
-    entry = struct!(Entry, [notify?: notify?, recipient: recipient] ++ fields)
+    tell_close? = Map.get(options, :tell_close?, false)
+    told = [notify?: notify?, tell_close?: tell_close?]
+    entry = struct!(Entry, [recipient: recipient] ++ told ++ fields)
     monitors = Map.put(sockets.monitors, monitor, {:owner, Socket.handle(socket)})
     put(%{sockets | monitors: monitors}, entry)
   end
@@ -87,6 +90,18 @@ defmodule NetlinkPort.Server.Sockets do
 
   defp credit(nil), do: :infinity
   defp credit(_gauge), do: 0
+
+  @doc "A process closes a socket. An owner that wants to know is told, unless it is that process."
+  @spec tell_close(t(), Socket.handle(), pid()) :: :ok
+  def tell_close(sockets, handle, closer) do
+    case sockets.entries do
+      %{^handle => %{tell_close?: true, owner: owner} = entry} when owner != closer ->
+        Relay.deliver(owner, entry.monitor, {:netlink_closed, entry.socket, :closed})
+
+      _not_told ->
+        :ok
+    end
+  end
 
   @doc "Forgets a socket. Waiting `recv`s are answered with EBADF."
   @spec remove(t(), Socket.handle(), :closed | :owner_down | :namespace_gone) :: t()
@@ -240,7 +255,23 @@ defmodule NetlinkPort.Server.Sockets do
       (give_up_at != :never and System.monotonic_time(:millisecond) > give_up_at)
   end
 
-  @doc "Whether an item is nothing but late answers to former owners."
+  @doc "Drops the answers to exchanges that were given up, from now on, and those that are kept."
+  @spec drop_answers(t(), Socket.handle(), LateAnswers.classes()) :: t()
+  def drop_answers(sockets, handle, late) do
+    case sockets.entries do
+      %{^handle => entry} -> put(sockets, without_answers(entry, late))
+      _closed -> sockets
+    end
+  end
+
+  @doc "The entry of a socket without the kept answers to exchanges that were given up. Later ones are dropped."
+  @spec without_answers(%Entry{}, LateAnswers.classes()) :: %Entry{}
+  def without_answers(entry, late) do
+    late = LateAnswers.merge(entry.late, late)
+    %{entry | delivery: Delivery.discard(entry.delivery, &late?(late, &1)), late: late}
+  end
+
+  @doc "Whether an item is nothing but late answers."
   @spec late?(LateAnswers.classes(), Delivery.item()) :: boolean()
   def late?(late, {:data, datagram, metadata}), do: LateAnswers.only?(late, datagram, metadata)
   def late?(_late, _loss_or_error), do: false

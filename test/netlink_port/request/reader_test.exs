@@ -50,6 +50,23 @@ defmodule NetlinkPort.Request.ReaderTest do
     end
   end
 
+  test "late answers are taken from the mailbox, and nothing else", context do
+    socket = socket!(context, active: true)
+    link = &Rtnl.message(16, 0, &1, @link)
+    ack = &Rtnl.message(2, 0, &1, <<0::160>>)
+    item = &{:netlink, socket, &1}
+    to_group = &{:netlink, socket, &1, %{group: &2, nsid: nil}}
+    # 5 was a query, and 6 a change.
+    classes = %{5 => :answers, 6 => :changes}
+    event = item.(link.(6))
+    strange = [item.(link.(7)), to_group.(link.(5), 1), {:netlink, :another, link.(5)}, :other]
+    mixed = item.(link.(5) <> link.(0))
+    late = [item.(link.(5)), item.(ack.(5)), to_group.(link.(5), 0), item.(ack.(6))]
+    for message <- [mixed, event | late] ++ strange ++ late, do: send(self(), message)
+    assert Reader.drop_answers(socket, classes) == :ok
+    assert Process.info(self(), :messages) == {:messages, [event | strange] ++ [mixed]}
+  end
+
   test "a request that times out leaves nothing behind", context do
     for active <- [true, false] do
       socket = socket!(context, active: active)
