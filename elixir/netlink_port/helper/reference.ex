@@ -3,10 +3,11 @@ defmodule NetlinkPort.Helper.Reference do
   # What a process needs to command a helper without asking its server. It is part of every socket, and so of every
   # message about a socket: keep it small.
   #
-  # The board is a public table of the server, with six kinds of rows:
+  # The board is a public table of the server, with seven kinds of rows:
   #
   #     {:reference, last, privileges, spin}     the last reference given to a command; what the helper may do; for how
   #                                              long to spin, in microseconds
+  #     {:look, pid, until}                      who looks at the helper's file, or has (NetlinkPort.Helper.Look)
   #     {reference, waiter}                      commands without an answer yet
   #     {{:socket, handle}, owner, socket, {tap, recipient, turn}}
   #                                              open sockets; only the server writes these. The owner is `nil`
@@ -69,29 +70,37 @@ defmodule NetlinkPort.Helper.Reference do
 
   @doc "Puts what the helper may do on the board."
   @spec put_privileges(t(), Privileges.t()) :: true
-  def put_privileges(%__MODULE__{board: board}, privileges),
-    do: :ets.update_element(board, :reference, {3, privileges})
+  def put_privileges(%__MODULE__{board: board}, privileges) do
+    :ets.update_element(board, :reference, {3, privileges})
+  rescue
+    # The board went with its server.
+    ArgumentError -> true
+  end
 
   @doc """
-  What the helper may do, for the sentence of a refusal. If the board cannot be read, only its capabilities are known.
+  What the helper may do, as far as it is known, for the sentence of a refusal. If the board cannot be read, only its
+  capabilities are known.
   """
   @spec privileges(t()) :: Privileges.t()
-  def privileges(%__MODULE__{board: board, capabilities: capabilities} = helper) do
-    case :ets.lookup_element(board, :reference, 3) do
-      nil ->
-        %Privileges{capabilities: capabilities}
-
-      %Privileges{nosuid: nil} = privileges ->
-        privileges = Privileges.with_mount(privileges)
-        put_privileges(helper, privileges)
-        privileges
-
-      privileges ->
-        privileges
-    end
+  def privileges(%__MODULE__{board: board, capabilities: capabilities}) do
+    :ets.lookup_element(board, :reference, 3) || %Privileges{capabilities: capabilities}
   rescue
     # The board went with its server, or is another node's.
     ArgumentError -> %Privileges{capabilities: capabilities}
+  end
+
+  @doc """
+  The process that looks at the helper's file, or has looked, and until when others wait for it, in monotonic time. The
+  first caller is that process.
+  """
+  @spec looker(t(), integer()) :: {pid(), integer()}
+  def looker(%__MODULE__{board: board}, until) do
+    _first? = :ets.insert_new(board, {:look, self(), until})
+    [{:look, looker, until}] = :ets.lookup(board, :look)
+    {looker, until}
+  rescue
+    # The board went with its server.
+    ArgumentError -> {self(), until}
   end
 
   @doc "For how many microseconds processes spin for an answer of this helper."
