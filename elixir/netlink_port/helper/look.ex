@@ -29,7 +29,10 @@ defmodule NetlinkPort.Helper.Look do
 
   # A process that looks when the time is up goes on alone.
   defp await(look) do
-    with {:ok, {_pid, monitor}} <- ProcessLimit.spawn_monitor(look), do: ended(monitor, @patience)
+    _whether =
+      with {:ok, {_pid, monitor}} <- ProcessLimit.spawn_monitor(look),
+           do: ended(monitor, @patience)
+
     :ok
   end
 
