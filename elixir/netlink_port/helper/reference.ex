@@ -8,15 +8,17 @@ defmodule NetlinkPort.Helper.Reference do
   #     {:reference, last, privileges, spin}     the last reference given to a command; what the helper may do; for how
   #                                              long to spin, in microseconds
   #     {:look, pid, until}                      who looks at the helper's file, or has (NetlinkPort.Helper.Look)
-  #     {reference, waiter}                      commands without an answer yet
+  #     {reference, waiter, pid}                 commands without an answer yet; without `pid` those of the server
   #     {{:socket, handle}, owner, socket, {tap, recipient, turn}}
   #                                              open sockets; only the server writes these. The owner is `nil`
   #                                              if it gets no `:netlink_closed`, the recipient on a passive socket
-  #     {{:asked, handle}, reference}            the last request of the owner of an active socket: its success is not
+  #     {{:asked, handle}, reference, pid}       the last request of the owner of an active socket: its success is not
   #                                              told, so that the row above would stay when the owner is killed
   #     {{:gone, handle}, owner, socket, nil}    sockets that the helper has closed by itself, and whose owner the
   #                                              server has not notified yet
   #     {{:pin, handle}, owner, pin, nil}        pins
+  #
+  # A process can be killed at any moment, and then no longer takes its rows off the board: `forget_dead/1` does.
   #
   # A reference works only on the node of its server. On other nodes the server does the work.
 
@@ -120,7 +122,7 @@ defmodule NetlinkPort.Helper.Reference do
   @spec expect(t(), term()) :: pos_integer()
   def expect(%__MODULE__{board: board}, waiter) do
     reference = next(board)
-    :ets.insert(board, {reference, waiter})
+    :ets.insert(board, {reference, waiter, self()})
     reference
   end
 
@@ -130,7 +132,7 @@ defmodule NetlinkPort.Helper.Reference do
   @spec settle(t(), pos_integer()) :: {:ok, term()} | :error
   def settle(%__MODULE__{board: board}, reference) do
     case :ets.take(board, reference) do
-      [{^reference, waiter}] -> {:ok, waiter}
+      [row] -> {:ok, elem(row, 1)}
       [] -> :error
     end
   end
@@ -180,7 +182,7 @@ defmodule NetlinkPort.Helper.Reference do
   @spec expect_failure(t(), NetlinkPort.Socket.handle(), term()) :: pos_integer()
   def expect_failure(%__MODULE__{board: board}, handle, waiter) do
     reference = next(board)
-    :ets.insert(board, [{reference, waiter}, {{:asked, handle}, reference}])
+    :ets.insert(board, [{reference, waiter, self()}, {{:asked, handle}, reference, self()}])
     reference
   end
 
@@ -188,7 +190,7 @@ defmodule NetlinkPort.Helper.Reference do
   @spec forget_request(t(), NetlinkPort.Socket.handle(), pos_integer()) :: true
   def forget_request(%__MODULE__{board: board}, handle, reference) do
     :ets.delete(board, reference)
-    :ets.delete_object(board, {{:asked, handle}, reference})
+    :ets.delete_object(board, {{:asked, handle}, reference, self()})
   rescue
     # The board went with its server.
     ArgumentError -> true
@@ -198,7 +200,7 @@ defmodule NetlinkPort.Helper.Reference do
   @spec waiter(t(), pos_integer()) :: term() | nil
   def waiter(%__MODULE__{board: board}, reference) do
     case :ets.lookup(board, reference) do
-      [{^reference, waiter}] -> waiter
+      [row] -> elem(row, 1)
       [] -> nil
     end
   end
@@ -207,6 +209,15 @@ defmodule NetlinkPort.Helper.Reference do
   @spec put_failure(t(), pos_integer(), term()) :: boolean()
   def put_failure(%__MODULE__{board: board}, reference, failure),
     do: :ets.update_element(board, reference, {2, {:failed, failure}})
+
+  @doc "Takes the rows of processes that have ended off the board."
+  @spec forget_dead(t()) :: :ok
+  def forget_dead(%__MODULE__{board: board}) do
+    rows = :ets.select(board, [{{:"$1", :_, :"$2"}, [{:is_pid, :"$2"}], [{{:"$1", :"$2"}}]}])
+
+    for {key, pid} <- rows, not Process.alive?(pid), do: :ets.match_delete(board, {key, :_, pid})
+    :ok
+  end
 
   @doc "The failure that a command has left on the board, or `nil`."
   @spec failure(t(), pos_integer() | nil) :: term() | nil
@@ -249,7 +260,7 @@ defmodule NetlinkPort.Helper.Reference do
     :ets.delete(board, {:gone, handle})
 
     case :ets.take(board, {:asked, handle}) do
-      [{_key, reference}] -> :ets.delete(board, reference)
+      [{_key, reference, _pid}] -> :ets.delete(board, reference)
       [] -> true
     end
   end
