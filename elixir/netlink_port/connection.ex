@@ -269,6 +269,7 @@ defmodule NetlinkPort.Connection do
 
     case Client.call(connection, message, patience) do
       {:error, {:wrong, sentence}} -> raise ArgumentError, sentence
+      {:refused, outcome, helper} -> Exchange.in_caller(outcome, helper)
       {:error, reason} -> Client.failed(reason, {:connection, connection})
       outcome -> outcome
     end

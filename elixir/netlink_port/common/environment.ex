@@ -9,7 +9,7 @@ defmodule NetlinkPort.Environment do
   #
   # proc(5), capabilities(7), pid_namespaces(7), user_namespaces(7).
 
-  alias NetlinkPort.{Capability, FileName}
+  alias NetlinkPort.{Capability, FileName, RawFile}
 
   defmodule Mount do
     @moduledoc false
@@ -112,7 +112,7 @@ defmodule NetlinkPort.Environment do
 
   # OTP's open_port/2 is ENOENT then, whatever the program.
   def no_program(:enoent) do
-    if match?({:error, _reason}, :file.get_cwd()) do
+    if match?({:error, _reason}, FileName.cwd()) do
       "the VM's working directory is not there any more, and without one the VM starts no program; " <>
         "`File.cd!(\"/\")` in the VM, or start the VM in a directory that stays"
     end
@@ -152,9 +152,9 @@ defmodule NetlinkPort.Environment do
   defp walk([name | rest], path, links) do
     next = Path.join(path, name)
 
-    case :file.read_link_all(next) do
+    case RawFile.read_link(next) do
       {:ok, _target} when links == @links -> {:error, :eloop}
-      {:ok, target} -> follow(FileName.bytes(target), rest, path, links + 1)
+      {:ok, target} -> follow(target, rest, path, links + 1)
       # The file is not a link.
       {:error, :einval} -> walk(rest, next, links)
       {:error, reason} -> {:error, reason}
@@ -182,16 +182,21 @@ defmodule NetlinkPort.Environment do
   end
 
   # Every procfs has it, except one mounted with subset=pid, which has /proc/self.
-  defp procfs?, do: File.exists?("/proc/filesystems")
+  defp procfs?, do: RawFile.exists?("/proc/filesystems")
 
-  defp read(path), do: with({:ok, text} <- File.read(path), do: text, else: (_ -> nil))
-  defp link(path), do: with({:ok, link} <- File.read_link(path), do: link, else: (_ -> nil))
+  defp read(path), do: with({:ok, text} <- RawFile.read(path), do: text, else: (_ -> nil))
+
+  defp link(path),
+    do: with({:ok, link} <- RawFile.read_link(path), do: link, else: (_ -> nil))
 
   # The marks that Docker, podman, systemd-nspawn, LXC and Kubernetes leave. An unpacked image may hold the first
   # file, so a mark alone does not prove a container.
   defp marked? do
     System.get_env("container", "") != "" or System.get_env("KUBERNETES_SERVICE_HOST") != nil or
-      Enum.any?(["/.dockerenv", "/run/.containerenv", "/run/systemd/container"], &File.exists?/1)
+      Enum.any?(
+        ["/.dockerenv", "/run/.containerenv", "/run/systemd/container"],
+        &RawFile.exists?/1
+      )
   end
 
   ## Reading
@@ -287,8 +292,12 @@ defmodule NetlinkPort.Environment do
     end
   end
 
-  defp unescape(point),
-    do: Regex.replace(~r/\\([0-7]{3})/, point, fn _, octal -> <<String.to_integer(octal, 8)>> end)
+  defp unescape(point) do
+    if String.contains?(point, "\\"),
+      do:
+        Regex.replace(~r/\\([0-7]{3})/, point, fn _, octal -> <<String.to_integer(octal, 8)>> end),
+      else: point
+  end
 
   # Since Linux 5.8 the option is shown as a word.
   @hidepid %{

@@ -24,26 +24,42 @@ defmodule NetlinkPort.FileName do
   def chardata(_other), do: :error
 
   @doc """
-  An absolute path. A relative one is taken from the working directory. If that cannot be told, as when it was deleted,
-  the path stays as it is.
+  The working directory. It is an error if it cannot be told, as when it was deleted. As `File.cwd/0`, without a call of
+  OTP's file server (`NetlinkPort.RawFile`).
+  """
+  @spec cwd() :: {:ok, Path.t()} | {:error, File.posix()}
+  def cwd do
+    with {:ok, folder} <- :prim_file.get_cwd(), do: {:ok, bytes(folder)}
+  end
+
+  @doc """
+  As `Path.expand/1`, which calls OTP's file server: an absolute path. A relative one is taken from the working directory.
+  If that cannot be told, the path stays as it is.
   """
   @spec expand(Path.t()) :: Path.t()
-  def expand(path), do: if(expanded?(path), do: path, else: from_here(path, &Path.expand/2))
+  def expand(path) do
+    case path |> IO.chardata_to_string() |> at_home() |> absolute() do
+      "/" <> _ = path -> path |> Path.split() |> Enum.reduce([], &dots/2) |> joined()
+      path -> path
+    end
+  end
 
-  # Each start of a server asks, and the working directory costs it a call of OTP's file server.
-  defp expanded?("/" <> _ = path),
-    do: :binary.match(path <> "/", ["//", "/./", "/../"]) == :nomatch
+  defp at_home("~"), do: System.user_home!()
+  defp at_home("~/" <> path), do: Path.join(System.user_home!(), path)
+  defp at_home(path), do: path
 
-  defp expanded?(_path), do: false
+  defp dots(".", names), do: names
+  defp dots("..", ["/"]), do: ["/"]
+  defp dots("..", [_name | names]), do: names
+  defp dots(name, names), do: [name | names]
 
-  @doc "As `expand/1`, but `..` stays."
+  defp joined(names), do: names |> Enum.reverse() |> Path.join()
+
+  @doc "As `expand/1`, but `~` and `..` stay."
   @spec absolute(Path.t()) :: Path.t()
-  def absolute(path), do: from_here(path, &Path.absname/2)
-
-  # Danger: without a working directory Path.expand/1 and Path.absname/1 raise, for absolute paths too.
-  defp from_here(path, make) do
-    case :file.get_cwd() do
-      {:ok, directory} -> make.(path, bytes(directory))
+  def absolute(path) do
+    case cwd() do
+      {:ok, folder} -> Path.absname(path, folder)
       {:error, _reason} -> path
     end
   end

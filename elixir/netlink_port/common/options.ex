@@ -132,7 +132,7 @@ defmodule NetlinkPort.Options do
   """
   @spec from_here(NetlinkPort.netns()) :: {:ok, NetlinkPort.netns()} | {:error, Error.t()}
   def from_here({:path, <<first, _rest::binary>> = path}) when first != ?/ do
-    case File.cwd() do
+    case FileName.cwd() do
       {:ok, folder} -> {:ok, {:path, folder <> "/" <> path}}
       {:error, reason} -> {:error, homeless(path, reason)}
     end

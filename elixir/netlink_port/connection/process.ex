@@ -252,13 +252,20 @@ defmodule NetlinkPort.Connection.Process do
       for {id, {caller, _tag} = from, outcome} <- replies, reduce: %{state | calls: calls} do
         state ->
           Relay.demonitor(id, caller)
-          Relay.reply(from, outcome)
+          Relay.reply(from, outcome(outcome, state))
           # A dump that was given up is still read, with a deadline of its own.
           arm(state, id)
       end
 
     replace(send_soon(state))
   end
+
+  # The caller makes the sentence: the connection must not wait for a file.
+  defp outcome(outcome, %{socket: %Socket{helper: helper}}) do
+    if Exchange.lacking?(outcome), do: {:refused, outcome, helper}, else: outcome
+  end
+
+  defp outcome(outcome, _closed), do: outcome
 
   # While others are under way, calls that may be sent wait until the mailbox is empty. What has come together then shares
   # a datagram, a command to the helper, and a sendmsg(2).

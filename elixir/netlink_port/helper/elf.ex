@@ -2,6 +2,8 @@ defmodule NetlinkPort.Helper.Elf do
   @moduledoc false
   # Reads as much of an ELF header as explains why a machine does not run the file. elf(5).
 
+  alias NetlinkPort.RawFile
+
   @typedoc "The machine that the file is built for, and its dynamic loader, `nil` for a static executable."
   @type t :: %{machine: String.t(), loader: Path.t() | nil}
 
@@ -33,17 +35,10 @@ defmodule NetlinkPort.Helper.Elf do
   @spec beginning(Path.t(), pos_integer()) :: {:ok, binary()} | :error
   def beginning(path, size) do
     # Danger: the open of a FIFO waits for a writer.
-    with {:ok, %{type: :regular}} <- File.stat(path),
-         {:ok, file} <- :file.open(path, [:raw, :read, :binary]) do
-      head = :file.read(file, size)
-      _closed = :file.close(file)
-      head
-    end
-    |> case do
-      # And not what stat(2) says of another kind of file.
-      {:ok, head} when is_binary(head) -> {:ok, head}
-      _not_read -> :error
-    end
+    with {:ok, %{type: :regular}} <- RawFile.stat(path),
+         {:ok, head} <- RawFile.beginning(path, size),
+         do: {:ok, head},
+         else: (_not_read -> :error)
   end
 
   @doc "As `read/1`, for the first bytes of a file."

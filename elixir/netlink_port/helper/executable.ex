@@ -2,7 +2,7 @@ defmodule NetlinkPort.Helper.Executable do
   @moduledoc false
   # Finds the helper's executable, and makes the environment that it is started with.
 
-  alias NetlinkPort.FileName
+  alias NetlinkPort.{FileName, RawFile}
 
   @doc """
   The executable for a server without the option `:executable`, see `NetlinkPort.start_link/1`. A path in the
@@ -31,7 +31,7 @@ defmodule NetlinkPort.Helper.Executable do
   def built do
     with folder when is_list(folder) <- :code.lib_dir(:netlink_port),
          library = FileName.bytes(folder),
-         true <- File.dir?(library, [:raw]) do
+         true <- RawFile.dir?(library) do
       library |> Path.join("priv/netlink_port") |> FileName.expand()
     else
       _none -> nil

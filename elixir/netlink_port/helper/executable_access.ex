@@ -8,14 +8,14 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
 
   import Bitwise, only: [&&&: 2]
 
-  alias NetlinkPort.Environment
+  alias NetlinkPort.{Environment, RawFile}
 
   @install "mix netlink_port.install --to"
 
   @doc "Whether the mode of a file and its mount let this user run it."
   @spec granted?(Path.t()) :: boolean()
   def granted?(path) do
-    case File.stat(path) do
+    case RawFile.stat(path) do
       {:ok, %{type: :regular} = stat} ->
         may?(stat.mode, stat.uid, stat.gid, user()) and
           not Environment.mounted?(Environment.mount(Environment.look(), path), "noexec")
@@ -28,7 +28,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
   @doc "Why execve(2) refuses a file with EACCES, and the remedy."
   @spec refused(Path.t()) :: {found :: String.t(), remedy :: String.t()}
   def refused(path) do
-    case File.stat(path) do
+    case RawFile.stat(path) do
       {:ok, %{type: :regular} = stat} ->
         {found, remedy} = refused(path, stat, user())
         {"it is #{owner(stat)} #{octal(stat.mode)}#{found}", remedy}
@@ -59,7 +59,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
   defp ways(path), do: path |> Path.split() |> Enum.scan(&Path.join(&2, &1))
 
   defp dangling?(path),
-    do: match?({:ok, _target}, :file.read_link_all(path)) and not File.exists?(path)
+    do: match?({:ok, _target}, RawFile.read_link(path)) and not RawFile.exists?(path)
 
   @doc "What a file that is no regular file is, by its type in `File.Stat`."
   @spec kind(atom()) :: String.t()
@@ -190,7 +190,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
 
   # The ids of this process, which may have fewer groups than its user has by now. proc(5).
   defp user do
-    status = with {:ok, status} <- File.read("/proc/self/status"), do: status, else: (_ -> "")
+    status = with {:ok, status} <- RawFile.read("/proc/self/status"), do: status, else: (_ -> "")
     [uid | _] = numbers(status, "Uid") ++ [-1]
     [gid | _] = numbers(status, "Gid") ++ [-1]
     %{uid: uid, gids: [gid | numbers(status, "Groups")], name: name("/etc/passwd", uid)}
@@ -220,7 +220,7 @@ defmodule NetlinkPort.Helper.ExecutableAccess do
 
   # passwd(5) and group(5): the number is the third field. Without the file every id is shown as a number.
   defp line(file, id) do
-    with {:ok, text} <- File.read(file) do
+    with {:ok, text} <- RawFile.read(file) do
       text
       |> String.split("\n")
       |> Enum.map(&String.split(&1, ":"))

@@ -6,7 +6,7 @@ defmodule NetlinkPort.Helper.Execve do
   # The VM reports a failed execve(2) as an exit status that equals the errno. A program that did run can end with the
   # same status. So the file itself is examined to tell the two apart.
 
-  alias NetlinkPort.{Capability, Deadline, Environment, Errno, Helper, ProcessLimit}
+  alias NetlinkPort.{Capability, Deadline, Environment, Errno, Helper, ProcessLimit, RawFile}
   alias NetlinkPort.Helper.{Elf, ExecutableAccess, OsProcess}
 
   @version Mix.Project.config()[:version]
@@ -208,7 +208,7 @@ defmodule NetlinkPort.Helper.Execve do
 
   defp missing_loader(path) do
     with {:ok, %{loader: "/" <> _ = loader}} <- Elf.read(path),
-         false <- File.exists?(loader) do
+         false <- RawFile.exists?(loader) do
       {"was not run, execve(2) says ENOENT: its dynamic loader #{loader} is not on this machine: it is built " <>
          "for another C library, or machine", built_elsewhere()}
     else
@@ -218,7 +218,7 @@ defmodule NetlinkPort.Helper.Execve do
 
   defp missing_interpreter(path) do
     with interpreter when interpreter != nil <- interpreter(path),
-         false <- File.exists?(interpreter) do
+         false <- RawFile.exists?(interpreter) do
       if String.ends_with?(interpreter, "\r"),
         do: carriage_return(path),
         else:
@@ -353,8 +353,8 @@ defmodule NetlinkPort.Helper.Execve do
   def file_capabilities(path) do
     # getcap(8) is in a directory that is often not in a user's PATH.
     getcap =
-      System.find_executable("getcap") ||
-        Enum.find(["/usr/sbin/getcap", "/sbin/getcap"], &File.exists?/1)
+      RawFile.find_executable("getcap") ||
+        Enum.find(["/usr/sbin/getcap", "/sbin/getcap"], &RawFile.exists?/1)
 
     with true <- getcap != nil,
          # An older getcap(8) does not know -n.

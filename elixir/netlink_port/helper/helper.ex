@@ -2,7 +2,7 @@ defmodule NetlinkPort.Helper do
   @moduledoc false
   # Starts the helper, and waits for its first frame.
 
-  alias NetlinkPort.{Capability, Environment, Error, FileName}
+  alias NetlinkPort.{Capability, Environment, Error, FileName, RawFile}
   alias NetlinkPort.Helper.{Executable, ExecutableAccess, Execve, OsProcess, Protocol}
 
   # By default 73 kB in its queue make a port busy. A batch of routes is larger.
@@ -46,7 +46,7 @@ defmodule NetlinkPort.Helper do
 
   def start(executable, arguments, _linux) do
     # execve(2) of a directory would fail in the child, where the reason is lost.
-    if File.dir?(executable, [:raw]) do
+    if RawFile.dir?(executable) do
       {:error, refused(:eacces, executable)}
     else
       spawn_executable(executable, arguments)

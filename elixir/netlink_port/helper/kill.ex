@@ -4,7 +4,7 @@ defmodule NetlinkPort.Helper.Kill do
   # even in an image without the others. They are tried in this order until one runs. Danger: any program may lie in
   # the place of a shell, so only output that reports success counts.
 
-  alias NetlinkPort.{Environment, Helper, ProcessLimit}
+  alias NetlinkPort.{Environment, Helper, ProcessLimit, RawFile}
   alias NetlinkPort.Helper.OsProcess
 
   # How long such a program may take, in ms.
@@ -52,7 +52,7 @@ defmodule NetlinkPort.Helper.Kill do
   end
 
   defp kill(os_pid, signal) do
-    program = System.find_executable("kill")
+    program = RawFile.find_executable("kill")
 
     case program && run(program, ["-#{number(signal)}", "#{os_pid}"]) do
       {"", 0} -> :sent

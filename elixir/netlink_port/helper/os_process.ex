@@ -5,7 +5,7 @@ defmodule NetlinkPort.Helper.OsProcess do
   # Danger: a process id passes to another process as soon as the parent has waited for the first. docs/decisions.md
   # has the table of what keeps another process from being killed, with /proc and without.
 
-  alias NetlinkPort.Environment
+  alias NetlinkPort.{Environment, RawFile}
   alias NetlinkPort.Helper.Kill
 
   @enforce_keys [:os_pid]
@@ -63,7 +63,7 @@ defmodule NetlinkPort.Helper.OsProcess do
   # Field 3 of /proc/<pid>/stat is the state, field 22 the start time. In a foreign /proc the id names another
   # process.
   defp start_time(os_pid) do
-    case File.read("/proc/#{os_pid}/stat") do
+    case RawFile.read("/proc/#{os_pid}/stat") do
       {:ok, stat} -> if own_proc?(), do: started(fields(stat)), else: :hidden
       {:error, reason} when reason in [:emfile, :enfile, :enomem] -> :unknown
       {:error, _not_shown} -> if sees_all?(), do: :ended, else: :hidden
@@ -149,7 +149,7 @@ defmodule NetlinkPort.Helper.OsProcess do
   end
 
   defp proc(os_pid, file, read) do
-    with {:ok, text} <- File.read("/proc/#{os_pid}/#{file}"), do: read.(text), else: (_ -> nil)
+    with {:ok, text} <- RawFile.read("/proc/#{os_pid}/#{file}"), do: read.(text), else: (_ -> nil)
   end
 
   defp rss(status) do

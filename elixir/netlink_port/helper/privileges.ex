@@ -50,20 +50,24 @@ defmodule NetlinkPort.Helper.Privileges do
     }
   end
 
-  @doc """
-  With the mount of its file, for a sentence. A start does without: to look at the machine takes longer than the rest of
-  what a server does at its start.
-  """
+  @doc "With the mount of its file, and the capabilities of a VM that runs as root. It reads files: see `NetlinkPort.Helper.Look`."
   @spec with_mount(t()) :: t()
-  def with_mount(%__MODULE__{executable: executable, nosuid: nil} = privileges)
-      when executable != nil do
+  def with_mount(%__MODULE__{executable: executable} = privileges) do
     environment = Environment.look()
     mount = Environment.mount(environment, executable)
     root = if environment.uid == 0, do: environment.effective
     %{privileges | nosuid: Environment.mounted?(mount, "nosuid"), root: root}
   end
 
-  def with_mount(privileges), do: privileges
+  @doc "Whether `remedy/2` depends on what `with_mount/1` finds, and that is not known yet."
+  @spec mount_counts?(t(), atom()) :: boolean()
+  def mount_counts?(%{executable: executable, nosuid: nil} = privileges, name)
+      when executable != nil do
+    not (outside?(privileges, name) or unkept?(privileges, name) or
+           privileges.no_new_privs == true)
+  end
+
+  def mount_counts?(_known, _name), do: false
 
   @doc "Whether the helper has a capability."
   @spec capable?(t(), atom()) :: boolean()
@@ -71,14 +75,14 @@ defmodule NetlinkPort.Helper.Privileges do
 
   @doc "How the helper can get a capability that it lacks."
   @spec remedy(t(), atom()) :: String.t()
-  def remedy(%{bounding: bounding} = privileges, name) do
+  def remedy(privileges, name) do
     cond do
-      bounding != nil and not Capability.in?(bounding, name) ->
+      outside?(privileges, name) ->
         "its bounding set does not hold it, so that neither root nor the capabilities of a file give " <>
           "it: the container (--cap-add #{bare(name)}) or the systemd unit (CapabilityBoundingSet=) has " <>
           "to allow it" <> also_keep(privileges, name) <> without(name)
 
-      keepable?(name) and name not in privileges.keep ->
+      unkept?(privileges, name) ->
         "start its server with keep: [#{inspect(name)}], and the helper with that capability"
 
       privileges.no_new_privs ->
@@ -102,10 +106,14 @@ defmodule NetlinkPort.Helper.Privileges do
 
   defp bare(name), do: name |> Atom.to_string() |> String.upcase()
 
-  defp keepable?(name), do: name not in [:sys_admin, :net_admin, :sys_ptrace]
+  defp outside?(%{bounding: bounding}, name),
+    do: bounding != nil and not Capability.in?(bounding, name)
+
+  defp unkept?(privileges, name),
+    do: name not in [:sys_admin, :net_admin, :sys_ptrace] and name not in privileges.keep
 
   defp also_keep(privileges, name) do
-    if keepable?(name) and name not in privileges.keep,
+    if unkept?(privileges, name),
       do: ", and its server is started with keep: [#{inspect(name)}]",
       else: ""
   end

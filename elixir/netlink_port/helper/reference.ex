@@ -3,19 +3,22 @@ defmodule NetlinkPort.Helper.Reference do
   # What a process needs to command a helper without asking its server. It is part of every socket, and so of every
   # message about a socket: keep it small.
   #
-  # The board is a public table of the server, with six kinds of rows:
+  # The board is a public table of the server, with seven kinds of rows:
   #
   #     {:reference, last, privileges, spin}     the last reference given to a command; what the helper may do; for how
   #                                              long to spin, in microseconds
-  #     {reference, waiter}                      commands without an answer yet
+  #     {:look, pid, until}                      who looks at the helper's file, or has (NetlinkPort.Helper.Look)
+  #     {reference, waiter, pid}                 commands without an answer yet; without `pid` those of the server
   #     {{:socket, handle}, owner, socket, {tap, recipient, turn}}
   #                                              open sockets; only the server writes these. The owner is `nil`
   #                                              if it gets no `:netlink_closed`, the recipient on a passive socket
-  #     {{:asked, handle}, reference}            the last request of the owner of an active socket: its success is not
+  #     {{:asked, handle}, reference, pid}       the last request of the owner of an active socket: its success is not
   #                                              told, so that the row above would stay when the owner is killed
   #     {{:gone, handle}, owner, socket, nil}    sockets that the helper has closed by itself, and whose owner the
   #                                              server has not notified yet
   #     {{:pin, handle}, owner, pin, nil}        pins
+  #
+  # A process can be killed at any moment, and then no longer takes its rows off the board: `forget_dead/1` does.
   #
   # A reference works only on the node of its server. On other nodes the server does the work.
 
@@ -69,29 +72,37 @@ defmodule NetlinkPort.Helper.Reference do
 
   @doc "Puts what the helper may do on the board."
   @spec put_privileges(t(), Privileges.t()) :: true
-  def put_privileges(%__MODULE__{board: board}, privileges),
-    do: :ets.update_element(board, :reference, {3, privileges})
+  def put_privileges(%__MODULE__{board: board}, privileges) do
+    :ets.update_element(board, :reference, {3, privileges})
+  rescue
+    # The board went with its server.
+    ArgumentError -> true
+  end
 
   @doc """
-  What the helper may do, for the sentence of a refusal. If the board cannot be read, only its capabilities are known.
+  What the helper may do, as far as it is known, for the sentence of a refusal. If the board cannot be read, only its
+  capabilities are known.
   """
   @spec privileges(t()) :: Privileges.t()
-  def privileges(%__MODULE__{board: board, capabilities: capabilities} = helper) do
-    case :ets.lookup_element(board, :reference, 3) do
-      nil ->
-        %Privileges{capabilities: capabilities}
-
-      %Privileges{nosuid: nil} = privileges ->
-        privileges = Privileges.with_mount(privileges)
-        put_privileges(helper, privileges)
-        privileges
-
-      privileges ->
-        privileges
-    end
+  def privileges(%__MODULE__{board: board, capabilities: capabilities}) do
+    :ets.lookup_element(board, :reference, 3) || %Privileges{capabilities: capabilities}
   rescue
     # The board went with its server, or is another node's.
     ArgumentError -> %Privileges{capabilities: capabilities}
+  end
+
+  @doc """
+  The process that looks at the helper's file, or has looked, and until when others wait for it, in monotonic time. The
+  first caller is that process.
+  """
+  @spec looker(t(), integer()) :: {pid(), integer()}
+  def looker(%__MODULE__{board: board}, until) do
+    _first? = :ets.insert_new(board, {:look, self(), until})
+    [{:look, looker, until}] = :ets.lookup(board, :look)
+    {looker, until}
+  rescue
+    # The board went with its server.
+    ArgumentError -> {self(), until}
   end
 
   @doc "For how many microseconds processes spin for an answer of this helper."
@@ -111,7 +122,7 @@ defmodule NetlinkPort.Helper.Reference do
   @spec expect(t(), term()) :: pos_integer()
   def expect(%__MODULE__{board: board}, waiter) do
     reference = next(board)
-    :ets.insert(board, {reference, waiter})
+    :ets.insert(board, {reference, waiter, self()})
     reference
   end
 
@@ -121,7 +132,7 @@ defmodule NetlinkPort.Helper.Reference do
   @spec settle(t(), pos_integer()) :: {:ok, term()} | :error
   def settle(%__MODULE__{board: board}, reference) do
     case :ets.take(board, reference) do
-      [{^reference, waiter}] -> {:ok, waiter}
+      [row] -> {:ok, elem(row, 1)}
       [] -> :error
     end
   end
@@ -171,7 +182,7 @@ defmodule NetlinkPort.Helper.Reference do
   @spec expect_failure(t(), NetlinkPort.Socket.handle(), term()) :: pos_integer()
   def expect_failure(%__MODULE__{board: board}, handle, waiter) do
     reference = next(board)
-    :ets.insert(board, [{reference, waiter}, {{:asked, handle}, reference}])
+    :ets.insert(board, [{reference, waiter, self()}, {{:asked, handle}, reference, self()}])
     reference
   end
 
@@ -179,7 +190,7 @@ defmodule NetlinkPort.Helper.Reference do
   @spec forget_request(t(), NetlinkPort.Socket.handle(), pos_integer()) :: true
   def forget_request(%__MODULE__{board: board}, handle, reference) do
     :ets.delete(board, reference)
-    :ets.delete_object(board, {{:asked, handle}, reference})
+    :ets.delete_object(board, {{:asked, handle}, reference, self()})
   rescue
     # The board went with its server.
     ArgumentError -> true
@@ -189,7 +200,7 @@ defmodule NetlinkPort.Helper.Reference do
   @spec waiter(t(), pos_integer()) :: term() | nil
   def waiter(%__MODULE__{board: board}, reference) do
     case :ets.lookup(board, reference) do
-      [{^reference, waiter}] -> waiter
+      [row] -> elem(row, 1)
       [] -> nil
     end
   end
@@ -198,6 +209,15 @@ defmodule NetlinkPort.Helper.Reference do
   @spec put_failure(t(), pos_integer(), term()) :: boolean()
   def put_failure(%__MODULE__{board: board}, reference, failure),
     do: :ets.update_element(board, reference, {2, {:failed, failure}})
+
+  @doc "Takes the rows of processes that have ended off the board."
+  @spec forget_dead(t()) :: :ok
+  def forget_dead(%__MODULE__{board: board}) do
+    rows = :ets.select(board, [{{:"$1", :_, :"$2"}, [{:is_pid, :"$2"}], [{{:"$1", :"$2"}}]}])
+
+    for {key, pid} <- rows, not Process.alive?(pid), do: :ets.match_delete(board, {key, :_, pid})
+    :ok
+  end
 
   @doc "The failure that a command has left on the board, or `nil`."
   @spec failure(t(), pos_integer() | nil) :: term() | nil
@@ -240,7 +260,7 @@ defmodule NetlinkPort.Helper.Reference do
     :ets.delete(board, {:gone, handle})
 
     case :ets.take(board, {:asked, handle}) do
-      [{_key, reference}] -> :ets.delete(board, reference)
+      [{_key, reference, _pid}] -> :ets.delete(board, reference)
       [] -> true
     end
   end

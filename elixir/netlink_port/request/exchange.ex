@@ -1,10 +1,12 @@
 defmodule NetlinkPort.Request.Exchange do
   @moduledoc false
   # One request, batch or dump, for NetlinkPort.Request and NetlinkPort.Connection: its messages, the answer to them,
-  # what was lost meanwhile, and the outcome. Pure.
+  # what was lost meanwhile, and the outcome. Pure, except for `in_caller/2`.
 
   alias NetlinkPort.{Deadline, Error, ExtAck, Message, Socket}
+  alias NetlinkPort.Helper.Reference
   alias NetlinkPort.Request.{Batch, Family, Permission, Reply}
+  alias NetlinkPort.Server.Refusal
 
   import Bitwise
   import NetlinkPort.Message, only: [is_control: 1]
@@ -360,6 +362,21 @@ defmodule NetlinkPort.Request.Exchange do
   end
 
   def cut(_exchange, error), do: {:error, error}
+
+  @doc "Whether `in_caller/2` may change an outcome."
+  @spec lacking?(outcome()) :: boolean()
+  def lacking?({:ok, outcomes}), do: Enum.any?(outcomes, &lacking?/1)
+  def lacking?({:error, %{stage: :request, lacks: lacks}}), do: lacks != nil
+  def lacking?(_outcome), do: false
+
+  @doc "Returns an outcome with the sentences that only the caller may make, see `NetlinkPort.Server.Refusal`."
+  @spec in_caller(outcome(), Reference.t()) :: outcome()
+  def in_caller({:ok, outcomes}, helper), do: {:ok, Enum.map(outcomes, &in_caller(&1, helper))}
+
+  def in_caller({:error, error}, helper),
+    do: {:error, Refusal.request_in_caller(error, helper)}
+
+  def in_caller(success, _helper), do: success
 
   @doc """
   Returns an outcome as callers get it: successes have the extended acknowledgement only with `ext_ack: true`.

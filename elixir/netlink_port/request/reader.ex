@@ -65,9 +65,9 @@ defmodule NetlinkPort.Request.Reader do
 
   @doc "A datagram is under way: the calling process spins for its answer, where that pays."
   @spec begin(t(), Client.under_way()) :: t()
-  def begin(%{socket: %{helper: helper}} = reader, under_way) do
-    spin = Process.get({Spin, helper.server}) || Spin.new(Reference.spin(helper))
-    %{reader | under_way: under_way, spin: Spin.asked(spin, System.monotonic_time())}
+  def begin(reader, under_way) do
+    spin = Spin.asked(SocketState.spin(reader.socket), System.monotonic_time())
+    %{reader | under_way: under_way, spin: spin}
   end
 
   @doc "Moves the deadline for the next datagram, which never is later than that for all of them."
@@ -235,7 +235,7 @@ defmodule NetlinkPort.Request.Reader do
   # The process remembers whether spinning pays.
   defp spun(%{spin: %Spin{} = spin, socket: socket}, {:datagram, datagram, metadata, reader}) do
     spin = Spin.answered(spin, System.monotonic_time())
-    _before = Process.put({Spin, socket.helper.server}, spin)
+    SocketState.spin(socket, spin)
     {:datagram, datagram, metadata, %{reader | spin: nil}}
   end
 

@@ -8,7 +8,7 @@ defmodule NetlinkPort.Request do
 
   alias NetlinkPort.{Deadline, Error, Message, Options, Pin, Socket}
   alias NetlinkPort.Request.{Exchange, Reader, Reply, SocketState}
-  alias NetlinkPort.Server.{Client, LateAnswers, PinNumbers}
+  alias NetlinkPort.Server.{Client, LateAnswers, PinNumbers, Refusal}
 
   # How long the rest of an abandoned dump may be silent, in ms.
   @patience 5_000
@@ -23,7 +23,7 @@ defmodule NetlinkPort.Request do
       Reader.defer_losses(socket)
       outcome = outcome(socket, exchange, opts, Deadline.at(opts.total_timeout))
       SocketState.deliver_deferred(socket)
-      outcome
+      Exchange.in_caller(outcome, socket.helper)
     end
   end
 
@@ -79,7 +79,7 @@ defmodule NetlinkPort.Request do
   defp next!({%{exchange: %{answer: %{messages: []}} = exchange} = reader, opts}) do
     case Exchange.whole(exchange) do
       :ok -> {:halt, {reader, opts}}
-      {_again, error} -> raise error
+      {_again, error} -> raise Refusal.request_in_caller(error, reader.socket.helper)
     end
   end
 

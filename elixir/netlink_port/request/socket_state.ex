@@ -3,15 +3,22 @@ defmodule NetlinkPort.Request.SocketState do
   # What a process keeps of a socket between its requests, in the process dictionary: the next sequence number, the
   # numbers of finished exchanges whose messages may still come (`late`), the losses that a request has met until it
   # ends (`deferred`), and the dump under way. The dump is `{:live, seq}` while a stream or a call reads it, and
-  # `{:left, seq}` after that.
+  # `{:left, seq}` after that. Of the socket's server it keeps whether spinning pays.
+  #
+  # Nothing tells a process that a socket has ended which another process has closed, and whoever is told otherwise may
+  # never call this library again. So with each new entry the process may forget those of sockets and servers that have
+  # ended: whenever there are twice as many as after the last time.
   #
   # The kernel runs one dump on a socket, and refuses the next with EBUSY until that one is read to its end. So a dump
   # first reads the rest of an abandoned one, and any request ends a stream that is not done.
 
-  alias NetlinkPort.{Message, Socket}
+  alias NetlinkPort.{Message, Socket, Spin}
+  alias NetlinkPort.Helper.Reference
   alias NetlinkPort.Request.Reply
   alias NetlinkPort.Server.LateAnswers
 
+  # How many entries there may be before the first look for those of ended sockets.
+  @few 16
   # How many late numbers are remembered. Those of the last exchange are always kept.
   @late 1_024
   @last_sequence 0xFFFFFFFF
@@ -19,8 +26,10 @@ defmodule NetlinkPort.Request.SocketState do
   @no_room -105
 
   # `order` has the numbers of each exchange, the oldest first. `deferred` has messages for the owner, the newest first.
-  # `searched` is what the board said when the mailbox was last searched for answers, in vain.
-  defstruct [:next, :dump, :searched, late: %{}, order: :queue.new(), deferred: []]
+  # `searched` is what the board said when the mailbox was last searched for answers, in vain. `used?`: the entry has
+  # changed since the last look for those of ended sockets.
+  defstruct [:next, :helper, :dump, :searched] ++
+              [used?: true, late: %{}, order: :queue.new(), deferred: []]
 
   @type dump :: {:live | :left, Reply.sequence()} | nil
 
@@ -168,10 +177,52 @@ defmodule NetlinkPort.Request.SocketState do
     Process.get(key(socket)) || %__MODULE__{next: :rand.uniform(@last_sequence)}
   end
 
-  defp put(socket, state) do
-    _old = Process.put(key(socket), state)
+  defp put(socket, state), do: keep(key(socket), %{state | helper: socket.helper, used?: true})
+
+  defp key(%Socket{handle: handle, helper: helper}), do: {__MODULE__, helper.server, handle}
+
+  ## Of a server
+
+  @doc "Returns how the calling process spins for answers of the socket's server."
+  @spec spin(Socket.t()) :: Spin.t()
+  def spin(%Socket{helper: helper}),
+    do: Process.get({__MODULE__, helper.server, :spin}) || Spin.new(Reference.spin(helper))
+
+  @doc "Notes how the calling process spins for answers of the socket's server."
+  @spec spin(Socket.t(), Spin.t()) :: :ok
+  def spin(%Socket{helper: helper}, spin), do: keep({__MODULE__, helper.server, :spin}, spin)
+
+  ## Sockets and servers that have ended
+
+  defp keep(key, value) do
+    _room = if Process.put(key, value) == nil, do: added(Process.get(__MODULE__, @few))
     :ok
   end
 
-  defp key(%Socket{handle: handle, helper: helper}), do: {__MODULE__, helper.server, handle}
+  defp added(0), do: Process.put(__MODULE__, max(@few, forget_ended()))
+  defp added(room), do: Process.put(__MODULE__, room - 1)
+
+  # Returns how many entries are left.
+  defp forget_ended do
+    Enum.count(Process.get(), fn
+      {{__MODULE__, server, _handle} = key, value} ->
+        kept? = kept?(key, value, node(server) == node())
+        _before = if kept?, do: unused(key, value), else: Process.delete(key)
+        kept?
+
+      _not_of_this_module ->
+        false
+    end)
+  end
+
+  # A stream reads it, and is to see how it ends.
+  defp kept?(_key, %{dump: {:live, _seq}}, _local?), do: true
+  defp kept?(_key, %{deferred: [_ | _]}, _local?), do: true
+  defp kept?({_, server, :spin}, _spin, local?), do: local? and Process.alive?(server)
+  defp kept?({_, _, handle}, state, true), do: Reference.recipient(state.helper, handle) != nil
+  # Whether a socket of another node is open cannot be told here.
+  defp kept?(_key, state, false), do: state.used?
+
+  defp unused(key, %__MODULE__{} = state), do: Process.put(key, %{state | used?: false})
+  defp unused(_key, spin), do: spin
 end

@@ -313,13 +313,20 @@ defmodule NetlinkPort.Server.Client do
   @typedoc "What was called, and by which name or pid."
   @type callee :: {:server | :connection | :monitor | :capture, GenServer.server()}
 
+  @typedoc "An open that the helper could not carry out. The caller makes the sentence: the server must not wait for a file."
+  @type refused :: {:refused, Refusal.failure(), Refusal.place(), Reference.t()}
+
   @doc "The error of a call that failed, which belongs to no socket. `%Error{}`, the callee's own answer, passes."
-  @spec failed({Error.stage(), integer(), binary()} | Error.t(), callee()) :: {:error, Error.t()}
+  @spec failed({Error.stage(), integer(), binary()} | refused() | Error.t(), callee()) ::
+          {:error, Error.t()}
   # Without a subject, which the helper's own errors of this stage have.
   def failed(%Error{stage: :protocol, subject: nil, errno: errno}, callee),
     do: failed({:protocol, errno, ""}, callee)
 
   def failed(%Error{} = error, _callee), do: {:error, error}
+
+  def failed({:refused, failure, place, helper}, _server),
+    do: {:error, Refusal.in_caller(helper, &Refusal.of_open(failure, place, &1))}
 
   def failed({stage, errno, _detail}, {kind, process}) do
     subject = if stage == :thread and kind != :server, do: Atom.to_string(kind)
@@ -362,7 +369,7 @@ defmodule NetlinkPort.Server.Client do
 
   def explain({:error, failure}, %Socket{} = socket) do
     place = {socket.protocol, socket.netns}
-    {:error, Refusal.error(failure, place, Reference.privileges(socket.helper))}
+    {:error, Refusal.in_caller(socket.helper, &Refusal.error(failure, place, &1))}
   end
 
   # The server sends the answer to an alias that ends with the deadline, so the VM drops a late answer. The alias

@@ -119,10 +119,16 @@ defmodule NetlinkPort.Server.Commands do
     end
   end
 
-  defp replied_for(state, {:open, from, _handle, options}, {:error, failure}) do
+  defp replied_for(%{helper: helper} = state, {:open, from, _handle, options}, {:error, failure}) do
     place = {Map.get(options, :protocol), options.netns}
-    privileges = Reference.privileges(state.helper)
-    Relay.reply(from, {:error, Refusal.of_open(failure, place, privileges)})
+    {caller, _tag} = from
+
+    # On another node the board cannot be read.
+    if node(caller) == node(),
+      do: Relay.reply(from, {:error, {:refused, failure, place, helper}}),
+      else:
+        Relay.reply(from, {:error, Refusal.of_open(failure, place, Reference.privileges(helper))})
+
     state
   end
 

@@ -6,6 +6,7 @@ defmodule NetlinkPort.Server.Liveness do
   # A frame that has arrived by the deadline may still be in the mailbox, behind the message of the timer. So each
   # timer's message is sent again to the end of the mailbox, and only the second one counts.
 
+  alias NetlinkPort.Helper.Reference
   alias NetlinkPort.Server.{Commands, State}
 
   # How long a helper that seems stuck has to answer one last ping, in ms.
@@ -20,9 +21,10 @@ defmodule NetlinkPort.Server.Liveness do
     state
   end
 
-  @doc "Pings a helper that has sent nothing since the last time."
+  @doc "Pings a helper that has sent nothing since the last time. Also forgets what callers that were killed have left."
   @spec ping(State.t()) :: State.t()
   def ping(state) do
+    :ok = Reference.forget_dead(state.helper)
     quiet? = state.frames == state.frames_at_ping
     state = if quiet?, do: Commands.ask(state, {:ping}, :ping), else: state
     schedule_ping(%{state | frames_at_ping: state.frames})

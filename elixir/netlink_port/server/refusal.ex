@@ -4,9 +4,11 @@ defmodule NetlinkPort.Server.Refusal do
   # and the sentence that fits. Sentences that are the same everywhere are in `NetlinkPort.Error`.
   #
   # docs/protocol.md lists the details that the helper sends.
+  #
+  # Invariant: only `in_caller/2` and `request_in_caller/2` may wait for a file.
 
   alias NetlinkPort.{Errno, Error, Redaction}
-  alias NetlinkPort.Helper.Privileges
+  alias NetlinkPort.Helper.{Look, Privileges, Reference}
 
   # The detail of a bind(2) to a port id alone.
   @no_group "no group"
@@ -61,8 +63,30 @@ defmodule NetlinkPort.Server.Refusal do
 
     if elsewhere? or Privileges.capable?(privileges, wanted),
       do: error,
-      else: %{error | lacks: wanted, hint: lacks(%{lacks: wanted, privileges: privileges})}
+      else: lacking(error, wanted, privileges)
   end
+
+  defp lacking(error, wanted, privileges),
+    do: %{error | lacks: wanted, hint: lacks(%{lacks: wanted, privileges: privileges})}
+
+  @doc """
+  The error that `explain` makes of what the helper may do, in the process that gets the error. If a capability is
+  missing, this may look at the machine, for a second at most.
+  """
+  @spec in_caller(Reference.t(), (Privileges.t() -> Error.t())) :: Error.t()
+  def in_caller(helper, explain) do
+    case explain.(Reference.privileges(helper)) do
+      %{lacks: nil} = error -> error
+      %{lacks: lacks} -> explain.(Look.privileges(helper, lacks))
+    end
+  end
+
+  @doc "An error of `request/4` as `in_caller/2` makes it. Any other error passes."
+  @spec request_in_caller(Error.t(), Reference.t()) :: Error.t()
+  def request_in_caller(%Error{stage: :request, lacks: lacks} = error, helper) when lacks != nil,
+    do: lacking(error, lacks, Look.privileges(helper, lacks))
+
+  def request_in_caller(error, _helper), do: error
 
   # At these stages the detail says what the helper found: a word, or a word and a number. At others it is the
   # subject.

@@ -5,7 +5,7 @@ defmodule NetlinkPort.Request.ReaderTest do
 
   alias NetlinkPort.Helper.Reference
   alias NetlinkPort.Request.{Exchange, Reader}
-  alias NetlinkPort.Server.Commands
+  alias NetlinkPort.Server.{Client, Commands}
 
   @getlink 18
   @link <<0::32, 1::32-native, 0::64>>
@@ -202,6 +202,52 @@ defmodule NetlinkPort.Request.ReaderTest do
       signal!(context.helper, :CONT)
       eventually!(fn -> length(board(context.server)) == before end, 5_000)
     end
+  end
+
+  # At each moment between the row and its end.
+  test "what a process that is killed has left on the board goes with the next ping" do
+    server = start_server!(ping_interval: 20)
+    [passive, active] = for active <- [false, true], do: open!(server, active)
+    before = length(board(server))
+    for socket <- [passive, active], do: :ok = NetlinkPort.close(socket)
+    helper = passive.helper
+
+    for begin <- [
+          fn -> {:ok, _} = Client.begin(passive, "", :passive, 5_000) end,
+          fn -> {:ok, _} = Client.begin(active, "", :active, 5_000) end,
+          fn -> Reference.expect(helper, {:caller, make_ref()}) end,
+          fn -> Reference.expect(helper, {:asker, self(), 1}) end,
+          fn -> Reference.expect_failure(helper, 1, {:failure, make_ref()}) end
+        ] do
+      left = left_by(begin)
+      assert {left, length(board(server)) > before - 2} == {left, true}
+      # The helper has answered, and the row of a process that lives stays.
+      {:ok, _info} = NetlinkPort.info(server)
+      :ok = Reference.forget_dead(helper)
+      assert {left, length(board(server)) > before - 2} == {left, true}
+      Process.exit(left, :kill)
+      eventually!(fn -> length(board(server)) == before - 2 end)
+    end
+  end
+
+  defp open!(server, active) do
+    {:ok, socket} = NetlinkPort.open(server, :route, active: active)
+    socket
+  end
+
+  # The process that has begun, and does no more.
+  defp left_by(begin) do
+    test = self()
+
+    pid =
+      spawn(fn ->
+        begin.()
+        send(test, {:begun, self()})
+        Process.sleep(:infinity)
+      end)
+
+    assert_receive {:begun, ^pid}, within(5_000)
+    pid
   end
 
   test "a failure that comes after the request was given up is not kept", context do
