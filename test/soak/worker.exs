@@ -43,7 +43,7 @@ defmodule Soak.Worker do
   end
 
   defp loop(state) do
-    state |> hear(:rand.uniform(20) - 1) |> act(Enum.random(acts())) |> loop()
+    state |> quiesce() |> hear(:rand.uniform(20) - 1) |> act(Enum.random(acts())) |> loop()
   end
 
   defp acts do
@@ -67,9 +67,21 @@ defmodule Soak.Worker do
   # Takes the messages that are there. Waits at most `patience` ms for the first.
   defp hear(state, patience) do
     receive do
-      message -> state |> heard(message) |> hear(0)
+      message when elem(message, 0) != :quiesce -> state |> heard(message) |> hear(0)
     after
       patience -> state
+    end
+  end
+
+  # Only between two acts: the other owners would wait for the storm that this one holds during some.
+  defp quiesce(state) do
+    receive do
+      {:quiesce, from} ->
+        state = Enum.reduce(Map.values(state.subs), state, &close(&2, &1))
+        send(from, {:quiet, self()})
+        quiet(%{state | over: MapSet.new(), void: MapSet.new()})
+    after
+      0 -> state
     end
   end
 
@@ -107,12 +119,6 @@ defmodule Soak.Worker do
 
   defp heard(state, {:untake, handle}) do
     %{state | subs: Map.delete(state.subs, handle), void: MapSet.put(state.void, handle)}
-  end
-
-  defp heard(state, {:quiesce, from}) do
-    state = Enum.reduce(Map.values(state.subs), state, &close(&2, &1))
-    send(from, {:quiet, self()})
-    quiet(%{state | over: MapSet.new(), void: MapSet.new()})
   end
 
   defp heard(state, other), do: wrong(state, {:unknown_message, other})
