@@ -245,7 +245,10 @@ defmodule NetlinkPort.WrongArgumentsTest do
     end
 
     assert_raise ArgumentError, ~r/expected a keyword list/, fn -> Sandbox.child_spec(nil) end
-    assert_raise ArgumentError, ~r/the context of a test/, fn -> Sandbox.netlink_sandbox([]) end
+    # By a name that the compiler does not know, since newer ones warn of such an argument.
+    for setup <- [:netlink_sandbox] do
+      assert_raise ArgumentError, ~r/the context of a test/, fn -> apply(Sandbox, setup, [[]]) end
+    end
   end
 
   test "decoded attributes in {:ok, attrs}, or attributes to encode, are named by each getter" do

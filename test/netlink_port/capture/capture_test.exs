@@ -340,9 +340,10 @@ defmodule NetlinkPort.CaptureTest do
 
     # The size of all whole blocks: each has its type and its size at its beginning.
     defp whole(bytes, from \\ 0) do
-      case bytes do
-        <<_before::binary-size(from), _type::32, size::32-native, _rest::binary>>
-        when from + size <= byte_size(bytes) ->
+      left = byte_size(bytes) - from
+
+      case binary_part(bytes, from, left) do
+        <<_type::32, size::32-native, _rest::binary>> when size <= left ->
           whole(bytes, from + size)
 
         _part ->
