@@ -559,6 +559,9 @@ defmodule NetlinkPort.NamespacesTest do
       slow = open_usersock!(server, [groups: [1], window: 1, rcvbuf: 0] ++ opts)
       peer = open_usersock!(server, opts)
       {:ok, %{port_id: port_id}} = NetlinkPort.info(slow)
+      # The helper reads the first, and no more: that uses up the window.
+      :ok = NetlinkPort.send(peer, "first", to: {port_id, 0})
+      eventually!(fn -> match?({:ok, %{received: 1}}, NetlinkPort.stats(slow)) end)
       assert {:error, error} = fill(peer, {port_id, 0}, 5_000)
       assert {error.stage, error.reason} == {:send, :eagain}
 
