@@ -113,7 +113,7 @@ defmodule NetlinkPort do
   alias NetlinkPort.{Arguments, Deadline, Error, ExtAck, Message, Options, Pin, Request, Server}
   alias NetlinkPort.{Socket, Telemetry}
   alias NetlinkPort.Request.Exchange
-  alias NetlinkPort.Server.{Client, LateAnswers, Opening, PinNumbers, Stats}
+  alias NetlinkPort.Server.{Client, LateAnswers, Opening, PinNumbers, Refusal, Stats}
 
   @typedoc "A netlink protocol (family): a number of `include/uapi/linux/netlink.h`, or its name."
   @type protocol ::
@@ -557,37 +557,11 @@ defmodule NetlinkPort do
       {:error, Error.new(:send, :emsgsize)}
     else
       command = {:send_to, socket.handle, port_id, groups, datagram}
-      refused(done(Client.request(socket, command, timeout)), port_id, groups)
+
+      with {:error, error} <- done(Client.request(socket, command, timeout)),
+           do: {:error, Refusal.to_peer(error, port_id, groups)}
     end
   end
-
-  defp refused({:error, %{stage: :send} = error}, port_id, groups) do
-    case refusal(error, port_id, groups) do
-      nil -> {:error, error}
-      hint when groups == 0 -> {:error, %{error | hint: hint}}
-      hint -> {:error, %{error | hint: "members of group #{lowest(groups)} have got it; #{hint}"}}
-    end
-  end
-
-  defp refused(outcome, _port_id, _groups), do: outcome
-
-  # The kernel itself has refused the datagram.
-  defp refusal(%{reason: :econnrefused}, 0, groups) when groups != 0,
-    do: "the kernel itself has not, since it does not listen to this protocol here"
-
-  defp refusal(%{reason: :econnrefused}, port_id, _groups) when port_id != 0 do
-    "no socket in this namespace has port id #{port_id}, or it receives from the kernel alone: one of this library " <>
-      "needs user_peers: true"
-  end
-
-  # Without a hint the helper has not got the datagram.
-  defp refusal(%{reason: :eagain, hint: hint}, port_id, _groups) when hint != nil,
-    do: "port id #{port_id} has not got it: #{hint}"
-
-  defp refusal(_error, _port_id, _groups), do: nil
-
-  # The kernel sends to this group alone: netlink_sendmsg(), net/netlink/af_netlink.c.
-  defp lowest(groups), do: Enum.find(1..32, &(Bitwise.band(groups, Bitwise.bsl(1, &1 - 1)) != 0))
 
   @doc """
   Receives one datagram from a passive socket, within `timeout` ms.

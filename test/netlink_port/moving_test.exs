@@ -7,7 +7,7 @@ defmodule NetlinkPort.MovingTest do
 
   import Bitwise, only: [<<<: 2]
 
-  alias NetlinkPort.{Connection, Monitor, Native}
+  alias NetlinkPort.{Connection, Cost, Monitor, Native}
 
   # RTM_GETLINK of interface 1
   @getlink {18, <<0::32, 1::32-native, 0::64>>}
@@ -30,16 +30,7 @@ defmodule NetlinkPort.MovingTest do
 
   describe "a call that waits" do
     # The VM counts a reduction for each message that a receive skips.
-    defp reductions(fun) do
-      count = fn ->
-        {:reductions, before} = Process.info(self(), :reductions)
-        fun.()
-        {:reductions, now} = Process.info(self(), :reductions)
-        now - before
-      end
-
-      Enum.min(for _ <- 1..5, do: count.())
-    end
+    defp reductions(fun), do: Enum.min(for _ <- 1..5, do: Cost.reductions(fun))
 
     test "does not look through the caller's mailbox" do
       server = start_server!()

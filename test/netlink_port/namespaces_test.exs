@@ -536,11 +536,11 @@ defmodule NetlinkPort.NamespacesTest do
     end
 
     test "get a datagram to several groups only if they are in the lowest, which the error names",
-         %{server: server, netns: netns} do
-      opts = [netns: {:name, netns}, user_peers: true]
-      {:ok, two} = NetlinkPort.open(server, :usersock, [groups: [2]] ++ opts)
-      {:ok, three} = NetlinkPort.open(server, :usersock, [groups: [3]] ++ opts)
-      {:ok, peer} = NetlinkPort.open(server, :usersock, [active: false] ++ opts)
+         context do
+      [two, three] =
+        for n <- [2, 3], do: socket!(context, :usersock, groups: [n], user_peers: true)
+
+      peer = socket!(context, :usersock, user_peers: true, active: false)
 
       # The second shows that nothing more of the first was to come.
       for {groups, lowest} <- [{0b110, 2}, {0b100, 3}] do
@@ -554,10 +554,10 @@ defmodule NetlinkPort.NamespacesTest do
     end
 
     test "whose receive queue is full are named by EAGAIN, and not the helper, which is idle",
-         %{server: server, netns: netns} do
-      opts = [netns: {:name, netns}, user_peers: true, active: false]
-      slow = open_usersock!(server, [groups: [1], window: 1, rcvbuf: 0] ++ opts)
-      peer = open_usersock!(server, opts)
+         context do
+      opts = [user_peers: true, active: false]
+      slow = socket!(context, :usersock, [groups: [1], window: 1, rcvbuf: 0] ++ opts)
+      peer = socket!(context, :usersock, opts)
       {:ok, %{port_id: port_id}} = NetlinkPort.info(slow)
       # The helper reads the first, and no more: that uses up the window.
       :ok = NetlinkPort.send(peer, "first", to: {port_id, 0})
@@ -570,7 +570,7 @@ defmodule NetlinkPort.NamespacesTest do
                  "send it again when the peer has read, or raise the peer's rcvbuf"
 
       # It goes to the group, too, and another member gets it.
-      member = open_usersock!(server, [groups: [1]] ++ opts)
+      member = socket!(context, :usersock, [groups: [1]] ++ opts)
       assert {:error, error} = NetlinkPort.send(peer, "to both", to: {port_id, 1})
       assert error.reason == :eagain
 
@@ -584,9 +584,8 @@ defmodule NetlinkPort.NamespacesTest do
     end
 
     test "are sent nothing by a helper that does not read, and EAGAIN blames the helper",
-         %{server: server, netns: netns} do
-      opts = [netns: {:name, netns}, user_peers: true, active: false]
-      peer = open_usersock!(server, opts)
+         %{server: server} = context do
+      peer = socket!(context, :usersock, user_peers: true, active: false)
       helper = os_pid(server)
       signal!(helper, :STOP)
       longest = :binary.copy(<<0>>, 1_000_000)
@@ -610,11 +609,6 @@ defmodule NetlinkPort.NamespacesTest do
                  "send: EISCONN: the socket is connected to the kernel, and sends to no peer; " <>
                    "open it with user_peers: true"
       end
-    end
-
-    defp open_usersock!(server, opts) do
-      {:ok, socket} = NetlinkPort.open(server, :usersock, opts)
-      socket
     end
 
     # The queue has room for a few datagrams of this size.

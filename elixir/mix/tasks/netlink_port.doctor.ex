@@ -82,9 +82,7 @@ defmodule Mix.Tasks.NetlinkPort.Doctor do
 
   defp executable(nil) do
     path = Helper.Executable.path()
-
     _path = checked("config :netlink_port", fn -> Arguments.executable!(path) end)
-
     []
   end
 

@@ -88,6 +88,36 @@ defmodule NetlinkPort.Server.Refusal do
 
   def request_in_caller(error, _helper), do: error
 
+  @doc "The error of a `send/3` to a peer, with who has got the datagram all the same."
+  @spec to_peer(Error.t(), non_neg_integer(), non_neg_integer()) :: Error.t()
+  def to_peer(%Error{stage: :send} = error, port_id, groups) do
+    case peer(error, port_id, groups) do
+      nil -> error
+      hint when groups == 0 -> %{error | hint: hint}
+      hint -> %{error | hint: "members of group #{lowest(groups)} have got it; #{hint}"}
+    end
+  end
+
+  def to_peer(error, _port_id, _groups), do: error
+
+  # The kernel itself has refused the datagram.
+  defp peer(%{reason: :econnrefused}, 0, groups) when groups != 0,
+    do: "the kernel itself has not, since it does not listen to this protocol here"
+
+  defp peer(%{reason: :econnrefused}, port_id, _groups) when port_id != 0 do
+    "no socket in this namespace has port id #{port_id}, or it receives from the kernel alone: one of this library " <>
+      "needs user_peers: true"
+  end
+
+  # Without a hint the helper has not got the datagram.
+  defp peer(%{reason: :eagain, hint: hint}, port_id, _groups) when hint != nil,
+    do: "port id #{port_id} has not got it: #{hint}"
+
+  defp peer(_error, _port_id, _groups), do: nil
+
+  # The kernel sends to this group alone: netlink_sendmsg(), net/netlink/af_netlink.c.
+  defp lowest(groups), do: Enum.find(1..32, &(Bitwise.band(groups, Bitwise.bsl(1, &1 - 1)) != 0))
+
   # At these stages the detail says what the helper found: a word, or a word and a number. At others it is the
   # subject.
   defp found(stage, detail) when stage in [:open, :setns, :watch] do

@@ -8,7 +8,7 @@ defmodule NetlinkPort.Server.Waiters do
   @typedoc "Tells the waiters of one socket apart, such as the reference that monitors the caller."
   @type key :: Queue.key()
   @type waiter :: term()
-  # `keys` are the waiters of each process: one, since the process waits in a call.
+  # `keys` are the waiters of each process: one, or more if it has given up and asked again before the server noticed.
   @type t :: %__MODULE__{queue: Queue.t(), keys: %{pid() => [key()]}}
 
   defstruct queue: Queue.new(), keys: %{}
