@@ -5,7 +5,7 @@
 # A step that has passed is not run again while nothing has changed, so that an interrupted run goes on. FORCE=1 runs
 # all again. MINUTES (60) bounds the time of each place. The functions for scripts:
 #
-#   alone NAME FOLDER      fails if another `make NAME` runs in FOLDER, where everything is kept
+#   begin NAME FOLDER      fails if another `make NAME` runs in FOLDER, where everything is kept
 #   place NAME             begins a place, such as a chroot or a machine
 #   since WORDS [ROOT...]  from here on, a step is skipped if it has passed with this tree, kernel and Rust, these words,
 #                          and the packages of this machine and of these roots. The steps before always run
@@ -15,13 +15,14 @@
 # FOLDER has PLACE.STEP.log, and PLACE.took, the seconds of steps that have passed, the newest last. PLACE.passed is a
 # checksum of what `since` names, then the steps that have passed with it.
 
+. test/places.sh
 minutes=${MINUTES:-60}
 running=
 
 # timeout(1) passes the signal on to the processes of the step.
 stop() {
   trap '' INT TERM HUP
-  say ""
+  show ""
   if [ -n "$running" ]; then
     kill "$running" 2>/dev/null || true
     wait "$running" 2>/dev/null || true
@@ -31,11 +32,9 @@ stop() {
 }
 trap stop INT TERM HUP
 
-alone() {
+begin() {
   folder=$2
-  mkdir -p "$folder"
-  exec 9>"$folder/run"
-  flock -n 9 || { echo "another make $1 runs in $folder" >&2; exit 1; }
+  alone "$1" "$folder/run"
 }
 
 place() {
@@ -51,7 +50,7 @@ since() {
     echo "$words"
     uname -r
     rustc --version --verbose
-    git ls-files -co --exclude-standard -z | sort -z | xargs -0 sha256sum
+    tree
     for root in "" "$@"; do cat "$root/var/lib/dpkg/status"; done
   } 2>/dev/null | sha256sum)
   [ "${FORCE:-}" != 1 ] && [ "$(head -1 "$passed" 2>/dev/null)" = "$key" ] || echo "$key" >"$passed"
@@ -78,13 +77,13 @@ step() {
   while kill -0 "$running" 2>/dev/null; do
     now=$(date +%s)
     line="$place: $name$(progress), $((now - begin)) s${last:+ (last run: $last s)}"
-    say "$line"
+    show "$line"
     if [ ! -t 1 ] && [ $((now - said)) -ge 60 ]; then echo "$line"; said=$now; fi
     sleep 1
   done || true # Ctrl-C ends the programs above as well. `stop` runs after that.
   wait "$running" && status=0 || status=$?
   running=
-  say ""
+  show ""
   seconds=$(($(date +%s) - begin))
   took=$((took + seconds))
   [ -z "${no_warnings:-}" ] || warnings=$(grep -naE '^ *(└─ )?warning\b' "$log" | head -5)
@@ -109,10 +108,6 @@ verdict() {
 
 # The functions below are for those above.
 
-say() { # LINE: over the last, on a terminal.
-  if [ -t 1 ]; then printf '\r\033[K%s' "$1"; fi
-}
-
 log() { # STEP
   echo "$folder/$place.$(echo "$1" | tr / -).log"
 }
@@ -129,15 +124,4 @@ progress() {
   logs | awk '
     /^test .* \.\.\. / { n++ } /^[.*]+/ { match($0, /^[.*]+/); n += RLENGTH }
     END { if (n) printf ", %d test%s so far", n, (n == 1 ? "" : "s") }'
-}
-
-# Adds up lines such as "57 doctests, 1 test, 0 failures".
-sum() {
-  awk '
-    { while (match($0, /[0-9]+ [a-z]+/)) {
-        split(substr($0, RSTART, RLENGTH), part, " "); $0 = substr($0, RSTART + RLENGTH)
-        word = part[2]; if (word ~ /(test|failure)$/) word = word "s"
-        if (!(word in n)) order[++words] = word
-        n[word] += part[1] } }
-    END { for (i = 1; i <= words; i++) printf "%s%d %s", (i == 1 ? "" : ", "), n[order[i]], order[i] }'
 }

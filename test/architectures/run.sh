@@ -14,6 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 dir=${ARCHITECTURES_DIR:-$top/.architectures}
 export ARCHITECTURES_DIR=$dir MATRIX_DIR="${MATRIX_DIR:-$top/.matrix}"
+. "$top/test/places.sh"
 [ $# -gt 0 ] || set -- aarch64 riscv64 armhf s390x
 [ "$(id -u)" = 0 ] || { echo "make architectures makes file systems and machines: run it as root" >&2; exit 1; }
 # Namespaces, delivery and protocol.
@@ -25,10 +26,6 @@ for file in $FILES; do
 done
 # The most time for a machine, in seconds.
 LIMIT=${LIMIT:-3600}
-
-# A checksum of all files that are tested, without documents.
-tree() { git -C "$top" ls-files -co --exclude-standard -- Cargo.toml Cargo.lock build.exs mix.exs src elixir test |
-  (cd "$top" && xargs -d '\n' sha256sum 2>/dev/null) | sha256sum | cut -c1-16; }
 
 # The steps of the machine whose machine.sh was read.
 steps() {
@@ -47,7 +44,7 @@ rest() { for name in $(steps); do grep -q "^$name " "$state" || echo "$name"; do
 say() { echo "$arch: $*" && said=$SECONDS; }
 
 # Starts a program in a process group of its own, which stop() ends. If this shell is killed, the kernel ends it.
-start() { setsid setpriv --pdeathsig TERM "$@" 8>&- & child=$!; }
+start() { setsid setpriv --pdeathsig TERM "$@" 9>&- & child=$!; }
 child=
 
 stop() {
@@ -125,14 +122,13 @@ boot() {
   log=
 }
 
-mkdir -p "$dir"
-exec 8>"$dir/run"
-flock -n 8 || { echo "another make architectures runs in $dir" >&2; exit 1; }
+alone architectures "$dir/run"
 failed=
 for arch; do
   . "$here/machine.sh"
   state=$dir/$arch.passed log= where=": $dir/$arch.log"
-  this=$(tree)
+  # All that is tested, without documents.
+  this=$(cd "$top" && tree Cargo.toml Cargo.lock build.exs mix.exs src elixir test)
   [ "$(head -1 "$state" 2>/dev/null)" = "$this" ] || echo "$this" >"$state"
   last=$(cat "$dir/$arch.seconds" 2>/dev/null || echo "some 30 minutes, by guess")
   rest >"$dir/$arch.steps"

@@ -15,9 +15,8 @@ dir=${CONTAINERS_DIR:-$top/.containers}
 # The release has the ERTS of this machine, which needs its C library.
 suite=$(. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_CODENAME:-}")
 [ -n "$suite" ] || { echo "make containers makes an image of this machine's Debian suite: run it on Debian" >&2; exit 1; }
-mkdir -p "$dir"
-exec 9>"$dir/lock"
-flock -n 9 || { echo "another make containers runs in $dir" >&2; exit 1; }
+. "$top/test/places.sh"
+alone containers "$dir/lock"
 began=$(date +%s)
 
 name=nlc-$$
@@ -37,7 +36,7 @@ run() { # COMMAND...: its output goes to a file.
 # No command of podman takes longer than 10 minutes.
 bounded() { timeout --foreground --kill-after 10 600 "$@"; }
 # All that the command has started ends with it.
-alone=(unshare --mount --pid --fork --kill-child --mount-proc)
+apart=(unshare --mount --pid --fork --kill-child --mount-proc)
 runtime=runtime
 podman_() {
   bounded podman --root "$dir/storage" --runroot "$dir/run" --cgroup-manager cgroupfs --runtime "$here/$runtime.sh" "$@"
@@ -69,15 +68,14 @@ trap 'exit 143' TERM HUP
 
 ## The image
 
-sum() { (cd "$top" && git ls-files -co --exclude-standard -- "$@" | xargs -d '\n' sha256sum | sha256sum | cut -c1-16); }
-key="$suite $(sum src elixir build.exs mix.exs Cargo.lock examples/sample test/containers/look.exs test/containers/Containerfile)"
+key="$suite $(cd "$top" && tree src elixir build.exs mix.exs Cargo.lock examples/sample test/containers/look.exs test/containers/Containerfile)"
 base=$dir/base-$suite.tar
 make_image() {
   [ -e "$base" ] || {
     mmdebstrap --mode=root --variant=minbase --include=libncursesw6,libssl3,libstdc++6,iproute2,libcap2-bin,procps \
       "$suite" "$base.new.tar" http://deb.debian.org/debian && mv "$base.new.tar" "$base"
   } &&
-    (cd "$top/examples/sample" && export MIX_ENV=prod && mix deps.get && "${alone[@]}" mix release --overwrite --path "$dir/context/release") &&
+    (cd "$top/examples/sample" && export MIX_ENV=prod && mix deps.get && "${apart[@]}" mix release --overwrite --path "$dir/context/release") &&
     cp "$here/look.exs" "$here/Containerfile" "$dir/context/" &&
     podman_ import "$base" localhost/netlink_port/base &&
     podman_ build --network none --quiet --tag "$image" "$dir/context" &&
@@ -94,7 +92,7 @@ fi
 ## What is checked
 
 # The first line of `passed` is the tree and the engine. The others are the checks that have passed.
-mark="$key $(sum test/containers) $(podman --version) $(runc --version | head -1)"
+mark="$key $(cd "$top" && tree test/containers) $(podman --version) $(runc --version | head -1)"
 [ "${FORCE:-}" != 1 ] && [ "$(head -1 "$dir/passed" 2>/dev/null)" = "$mark" ] || echo "$mark" >"$dir/passed"
 passed() { tail -n +2 "$dir/passed" | grep -qxF -- "$1"; }
 
@@ -236,7 +234,7 @@ END
   podman_ run --rm --network none localhost/netlink_port/stages \
     sh -c 'for f in /copied /cp /cp-a /tmp/copied; do echo "$f: $(getcap $f | sed "s/.* //")"; done'
 }
-rootless() { bounded "${alone[@]}" "$here/rootless.sh" "$dir" "$here/$runtime.sh" "$image" "$@"; }
+rootless() { bounded "${apart[@]}" "$here/rootless.sh" "$dir" "$here/$runtime.sh" "$image" "$@"; }
 
 checks() {
   for runtime in runtime docker-like; do

@@ -6,7 +6,7 @@ set -eu
 
 cd "$(dirname "$0")/../.."
 . test/steps.sh
-alone dist dist/.steps
+begin dist dist/.steps
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 machine() { # ARCH

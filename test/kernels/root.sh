@@ -20,7 +20,8 @@ RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.rustup}
 
 image=$dir/root.img
 root=$("$top/test/matrix/chroot.sh" bookworm)
-tree=$(cd "$top" && git ls-files -co --exclude-standard -z | sort -z | xargs -0 sha256sum 2>/dev/null | sha256sum)
+. "$top/test/places.sh"
+tree=$(cd "$top" && tree)
 if [ -e "$image" ] && [ "$(cat "$image.tree" 2>/dev/null)" = "$tree $packages" ]; then
   echo "$image"
   exit

@@ -25,9 +25,8 @@ if [ $# = 0 ]; then
   fi
 fi
 [ "$(id -u)" = 0 ] || { echo "make kernels makes a chroot: run it as root" >&2; exit 1; }
-mkdir -p "$KERNELS_DIR"
-exec 9>"$KERNELS_DIR/run"
-flock -n 9 || { echo "another make kernels runs in $KERNELS_DIR" >&2; exit 1; }
+. "$top/test/places.sh"
+alone kernels "$KERNELS_DIR/run"
 
 accelerator="tcg,thread=multi" cpu=max
 [ "${KVM:-}" != 1 ] || accelerator=kvm cpu=host
@@ -38,10 +37,6 @@ if [ "$uml" = 1 ]; then
     exit 1
   }
 fi
-
-say() { # LINE: over the last, on a terminal.
-  if [ -t 1 ]; then printf '\r\033[K%s' "$1"; fi
-}
 
 # The suite runs in parts, each in a VM of its own. User-mode Linux needs it since 6.12: it maps each page of a process
 # by itself, and a VM that runs the whole suite has more pages than vm.max_map_count allows.
@@ -130,21 +125,14 @@ boot() { # KERNEL LOG: 0 when everything has been run.
     now=$(date +%s)
     set -- "$1" "$2" $(progress "$2")
     line="$name: $3, $4 tests passed, $((now - start)) s (last run: ${last:-none}${last:+ s})"
-    say "$line"
+    show "$line"
     if [ ! -t 1 ] && [ $((now - said)) -ge 60 ]; then echo "$line"; said=$now; fi
     [ $((now - start)) -lt $((minutes * 60)) ] || { kill "$machine"; echo "$name: not done after $minutes minutes; the next run goes on with the steps that have not passed" >>"$2"; }
   done
   trap - TERM INT HUP
   record "$2"
-  say ""
+  show ""
   grep -q '^== end' "$2"
-}
-
-# Adds up lines of ExUnit: "57 doctests, 1 test, 0 failures, 3 excluded".
-sum() {
-  awk -F', ' '
-    { for (i = 1; i <= NF; i++) { split($i, part, " "); word = part[2]; sub(/s$/, "", word); if (!(word in n)) order[++words] = word; n[word] += part[1] } }
-    END { for (i = 1; i <= words; i++) printf "%s%d %s%s", (i > 1 ? ", " : ""), n[order[i]], order[i], (n[order[i]] == 1 || order[i] !~ /t$|e$/ ? "" : "s") }'
 }
 
 # The result of one kernel in a line. Fails if a step has failed or has not run.

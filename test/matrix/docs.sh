@@ -7,9 +7,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 [ "$(id -u)" = 0 ] || { echo "make docs takes ExDoc from a chroot: run it as root" >&2; exit 1; }
 root=$("$here/chroot.sh" trixie)
-# That of make matrix, which uses the same copy.
-exec 9>"$(dirname "$root")/run"
-flock -n 9 || { echo "another make docs or make matrix runs in $(dirname "$root")" >&2; exit 1; }
+# The lock is that of make matrix, which uses the same copy.
+. "$top/test/places.sh"
+alone "docs or make matrix" "$(dirname "$root")/run"
 work=$("$here/copy.sh" trixie)
 version=$(sed -n 's/.*@version "\(.*\)"/\1/p' "$top/mix.exs")
 

@@ -26,7 +26,7 @@ case " $* " in *" bookworm "*) [ -d "$RUSTUP_HOME/toolchains" ] || {
 
 cd "$top"
 . test/steps.sh
-alone matrix "$MATRIX_DIR"
+begin matrix "$MATRIX_DIR"
 MATRIX_DIR=$(cd "$MATRIX_DIR" && pwd)
 export MATRIX_DIR
 no_warnings=yes parts=4

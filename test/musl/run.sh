@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 . test/steps.sh
 triple=$(uname -m)-unknown-linux-musl
 test/architectures/std.sh "$triple"
-alone musl target/musl
+begin musl target/musl
 place musl
 
 programs="target/release/examples/inject target/release/examples/attacker target/release/examples/decoder"
